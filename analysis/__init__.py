@@ -1,0 +1,1 @@
+"""What the checkpoints remember."""

@@ -1,0 +1,242 @@
+"""The answer on the first screen: did the model memorise, from which dose on, and can I trust it?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from analysis.metrics import METRICS
+from analysis.report.inputs import ReportInputs
+from analysis.report.results import PAIRED, Results, effective_dose
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The verdict in words and numbers."""
+
+    verdict: str
+    """``memorised``, ``not detected``, ``inconclusive`` or ``audit failed``."""
+    headline: str
+    detail: str
+    audit: str
+    """``PASS``, ``FAIL`` or ``NONE``."""
+    audit_line: str
+    trust: tuple[tuple[bool, str], ...]
+    """Checks of the numbers themselves: passed, and what was found."""
+    warnings: tuple[str, ...]
+    """Reasons to trust the numbers less."""
+    minimum_effective_dose: int | None
+    highest_dose: int
+    gain: Mapping[str, Mapping[str, Any]]
+    """Run (or the paired difference) -> estimate row of the highest dose."""
+    negative_control: Mapping[str, Mapping[str, Any]]
+    """Run -> estimate row of the split controls."""
+
+
+def answer(inputs: ReportInputs, results: Results) -> Answer:
+    """Put the results into words that say no more than they show."""
+    primary = inputs.primary
+    highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
+    runs = [*results.last_steps, *([PAIRED] if "twin" in results.last_steps else [])]
+    gain = {run: row for run in runs if (row := _row(results.at("gain", primary, run), highest))}
+    split = {run: row for run in runs if (row := _row(results.at("split", primary, run), 0))}
+    dose = effective_dose(results, primary, alpha=inputs.alpha)
+    state = _state(inputs.audit)
+    verdict = _verdict(state, dose, gain)
+    return Answer(
+        verdict=verdict,
+        headline=_headline(verdict, dose, highest, gain),
+        detail=_detail(gain, highest, METRICS[primary].unit),
+        audit=state,
+        audit_line=_audit_line(inputs, state),
+        trust=tuple(_trust(gain, split, highest)),
+        warnings=tuple(_warnings(inputs, results, gain, split, state)),
+        minimum_effective_dose=dose,
+        highest_dose=highest,
+        gain=gain,
+        negative_control=split,
+    )
+
+
+def summary(inputs: ReportInputs, results: Results, found: Answer) -> dict[str, Any]:
+    """The headline numbers for other programs (``summary.json``)."""
+    return {
+        "title": inputs.title,
+        "verdict": found.verdict,
+        "headline": found.headline,
+        "detail": found.detail,
+        "audit": found.audit,
+        "warnings": list(found.warnings),
+        "step": results.step,
+        "primary_metric": inputs.primary,
+        "unit": METRICS[inputs.primary].unit,
+        "minimum_effective_dose": found.minimum_effective_dose,
+        "highest_dose": found.highest_dose,
+        "gain_at_highest_dose": {run: dict(row) for run, row in found.gain.items()},
+        "negative_control": {run: dict(row) for run, row in found.negative_control.items()},
+        "auc_at_highest_dose": {
+            run: row
+            for run in results.last_steps
+            if (row := _row(results.at("auc", inputs.primary, run), found.highest_dose))
+        },
+        "items": inputs.items.height,
+        "exposures": inputs.exposures.height,
+        "not_computed": int(results.rows["value"].null_count()),
+    }
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A number for people: a real minus sign, ``–`` where there is none."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    if float(text) == 0:
+        text = text.replace("-", "")
+    return text.replace("-", "−")
+
+
+def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
+    """``estimate [low, high]`` with as many digits as the width of the interval bears."""
+    low, high = row["low"], row["high"]
+    if low is None or high is None:
+        return number(row["estimate"], 2, signed=signed)
+    digits = 3 if high == low else min(4, max(2, 1 - math.floor(math.log10(high - low))))
+    return f"{number(row['estimate'], digits, signed=signed)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value for people."""
+    return "–" if p is None else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}"
+
+
+def _row(rows: pl.DataFrame, dose: int) -> dict[str, Any]:
+    found = rows.filter((pl.col("dose") == dose) & pl.col("estimate").is_not_null())
+    return found.row(0, named=True) if found.height else {}
+
+
+def _state(audit: Mapping[str, Any] | None) -> str:
+    # Anything but an explicit PASS counts as a failure: a report must not pass an audit by a typo.
+    return "NONE" if audit is None else "PASS" if audit.get("verdict") == "PASS" else "FAIL"
+
+
+def _verdict(state: str, dose: int | None, gain: Mapping[str, Mapping[str, Any]]) -> str:
+    if state == "FAIL":
+        return "audit failed"
+    if dose is None:
+        return "not detected"
+    twin, paired = gain.get("twin"), gain.get(PAIRED)
+    # A gain that the twin shows as well, and that the pair does not confirm, is not the insertions' doing.
+    shared = twin and twin["low"] is not None and twin["low"] > 0
+    unconfirmed = not paired or paired["low"] is None or paired["low"] <= 0
+    return "inconclusive" if shared and unconfirmed else "memorised"
+
+
+def _headline(verdict: str, dose: int | None, highest: int, gain: Mapping[str, Mapping[str, Any]]) -> str:
+    if verdict == "audit failed":
+        return "The audit failed: do not use these numbers."
+    if not gain.get("perturbed"):
+        return "The question could not be answered: nothing could be compared at the highest dose."
+    if verdict == "inconclusive":
+        return "Inconclusive: inserted text scores higher, but so it does in the twin, which never saw it."
+    if dose is None:
+        return f"No: no memorisation was detected at any dose up to {highest}."
+    return (
+        f"Yes: the model memorised, from dose {dose} on."
+        if dose < highest
+        else f"Yes, but only at the highest dose, {highest}."
+    )
+
+
+def _detail(gain: Mapping[str, Mapping[str, Any]], highest: int, unit: str) -> str:
+    ours = gain.get("perturbed")
+    if not ours:
+        return ""
+    text = (
+        f"At dose {highest} inserted text gained {interval(ours, signed=True)} {unit} over never-inserted "
+        "controls "
+        f"(n = {ours['n']} against {ours['n_control']}, p = {p_value(ours['p'])})"
+    )
+    if twin := gain.get("twin"):
+        return f"{text}; in the twin, which never saw it, {interval(twin, signed=True)}."
+    return f"{text}; there is no twin to compare with."
+
+
+def _audit_line(inputs: ReportInputs, state: str) -> str:
+    if state == "NONE":
+        return "Not audited: nothing here proves that the plan was carried out."
+    if state == "PASS":
+        return f"Audit: PASS ({inputs.exposures.height:,} exposures, each exactly once)."
+    failures = [str(failure) for failure in (inputs.audit or {}).get("failures", [])]
+    more = f" … and {len(failures) - 3} more" if len(failures) > 3 else ""
+    return "Audit: FAIL. " + ("; ".join(failures[:3]) + more if failures else "See the checks below") + "."
+
+
+def _trust(
+    gain: Mapping[str, Mapping[str, Any]], split: Mapping[str, Mapping[str, Any]], highest: int
+) -> Iterator[tuple[bool, str]]:
+    for run, row in split.items():
+        if run != PAIRED:
+            yield (
+                not _excludes_zero(row),
+                f"Negative control, {run}: dose 0 halves differ by {interval(row, signed=True)}",
+            )
+    if ours := gain.get("perturbed"):
+        above = ours["low"] is not None and ours["low"] > 0
+        yield above, f"Positive control, perturbed: dose {highest} gains {interval(ours, signed=True)}"
+    if twin := gain.get("twin"):
+        yield not _excludes_zero(twin), f"Twin: dose {highest} gains {interval(twin, signed=True)}"
+
+
+def _warnings(
+    inputs: ReportInputs,
+    results: Results,
+    gain: Mapping[str, Mapping[str, Any]],
+    split: Mapping[str, Mapping[str, Any]],
+    state: str,
+) -> list[str]:
+    found = []
+    by_chance = "One in twenty such intervals does by chance"
+    if state == "NONE":
+        found.append("There was no audit, so whether each exposure happened is unknown.")
+    if "twin" not in results.last_steps:
+        found.append("There is no twin: nothing checks what the difference would be without insertion.")
+    elif _excludes_zero(gain.get("twin")):
+        paired = gain.get(PAIRED)
+        read = (
+            f" Read the difference between the runs instead: {interval(paired, signed=True)}."
+            if paired
+            else ""
+        )
+        found.append(
+            "The twin's interval at the highest dose excludes 0 although it never saw the text. "
+            f"{by_chance}; otherwise the arms differ in more than insertion.{read}"
+        )
+    found += [
+        f"Negative control: the halves of dose 0 differ in the {run} run, {interval(row, signed=True)}. "
+        f"{by_chance}."
+        for run, row in split.items()
+        if run != PAIRED and _excludes_zero(row)
+    ]
+    if len(set(results.last_steps.values())) > 1:
+        ends = ", ".join(f"{run} at step {step}" for run, step in results.last_steps.items())
+        found.append(
+            f"The runs end at different checkpoints ({ends}); "
+            f"all numbers are from step {results.step}, which both have."
+        )
+    missing = results.rows.filter(
+        (pl.col("metric") == inputs.primary) & (pl.col("step") == results.step) & pl.col("value").is_null()
+    )
+    if missing.height:
+        found.append(
+            f"{missing['probe_id'].n_unique()} probes have no {inputs.primary} at the last checkpoint; "
+            "see “Not computed”."
+        )
+    return found
+
+
+def _excludes_zero(row: Mapping[str, Any] | None) -> bool:
+    return bool(row) and row["low"] is not None and (row["low"] > 0 or row["high"] < 0)  # type: ignore[index]

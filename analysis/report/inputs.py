@@ -1,0 +1,67 @@
+"""What a report is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from analysis.metrics import METRICS, Parameters
+from data.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportInputs:
+    """Everything the report shows; frames as their stages wrote them."""
+
+    title: str
+    """Name of the experiment."""
+    items: pl.DataFrame
+    """item_id, family, stratum, arm, dose, text, bytes, tokens."""
+    probes: pl.DataFrame
+    """probe_id, item_id, family, kind, text, tokens, target_start, target_bytes."""
+    scores: pl.DataFrame
+    """run, step, probe_id, logprob, rank; ``run`` is ``perturbed`` or ``twin``, the twin may be absent."""
+    training: pl.DataFrame
+    """run, step, loss (nats/token), tokens (cumulative)."""
+    exposures: pl.DataFrame
+    """item_id, step."""
+    audit: Mapping[str, Any] | None
+    """verdict (``PASS`` or ``FAIL``), checks (name, passed, detail), failures; None: not audited."""
+    balance: Sequence[Mapping[str, Any]] = ()
+    """Rows of the balance table, one a covariate."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Figures about the plan."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved configuration."""
+    manifests: Mapping[str, Any] = field(default_factory=dict)
+    """Artefact -> its manifest."""
+    parameters: Parameters = field(default_factory=Parameters)
+    """Settings of the metrics."""
+    primary: str = "loglik_per_byte"
+    """The metric that decides, named before looking."""
+    alpha: float = 0.05
+    """Level of the closed test over doses."""
+    permutations: int = 1999
+    """Permutations behind each p; the smallest possible p is 1 / (permutations + 1)."""
+    seed: int = 0
+    """Of permutations and of the split of the controls."""
+
+    def __post_init__(self) -> None:
+        if self.primary not in METRICS:
+            raise UserError(
+                f"report.primary: unknown metric {self.primary!r}{nearest(self.primary, METRICS)}"
+            )
+        runs = set(self.scores["run"].unique())
+        if "perturbed" not in runs:
+            raise UserError("there are no scores of the perturbed run; run launch/score.py")
+        if strangers := runs - {"perturbed", "twin"}:
+            raise UserError(f"scores of an unknown run {min(strangers)!r}; known: perturbed, twin")
+        if (self.items["family"] == "all").any():
+            raise UserError(
+                "a family cannot be called 'all': that is what estimates over all families are called"
+            )
+        if not (self.items["dose"] == 0).any() or not (self.items["dose"] > 0).any():
+            raise UserError("a report needs items of dose 0 and of at least one higher dose")

@@ -1,0 +1,99 @@
+"""Put the report together and write it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from analysis.report import sections
+from analysis.report.answer import answer, summary
+from analysis.report.inputs import ReportInputs
+from analysis.report.results import Results, analyse
+from data.artifact import write_json
+
+_HERE = Path(__file__).parent
+
+
+def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
+    """Write the report into a directory.
+
+    ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
+    ``estimates.csv``, ``metrics.parquet`` and ``summary.json``.
+
+    Args:
+        inputs: what to report on.
+        directory: made if it is missing; wrap this call in ``data.artifact.writing`` for a manifest.
+
+    Returns:
+        The contents of ``summary.json``.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    results = analyse(inputs)
+    found = answer(inputs, results)
+    numbers = summary(inputs, results, found)
+    results.estimates.write_csv(directory / "estimates.csv")
+    results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
+    write_json(directory / "summary.json", numbers)
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("template.html").render(
+        answer=found,
+        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        figures=sections.draw(inputs, results, directory),
+        tables=_tables(inputs, results),
+        **_context(inputs, results),
+    )
+    (directory / "report.html").write_text(page, encoding="utf-8")
+    return numbers
+
+
+def _tables(inputs: ReportInputs, results: Results) -> dict[str, sections.Table]:
+    return {
+        "gains": sections.gains_table(inputs, results, inputs.primary),
+        "families": sections.family_table(inputs, results),
+        "verbatim": sections.verbatim_table(inputs, results),
+        "recognition": sections.recognition_table(results, inputs.primary),
+        "design": sections.design_table(inputs),
+        "balance": sections.balance_table(inputs),
+        "items": sections.items_table(inputs, results),
+        "missing": sections.missing_table(results),
+        "measures": sections.measures_table(),
+    }
+
+
+def _context(inputs: ReportInputs, results: Results) -> dict[str, Any]:
+    return {
+        "inputs": inputs,
+        "title": inputs.title,
+        "step": results.step,
+        "runs": list(results.last_steps),
+        "checks": [dict(check) for check in (inputs.audit or {}).get("checks", [])],
+        "failures": [str(failure) for failure in (inputs.audit or {}).get("failures", [])],
+        "facts": _flat(inputs.facts),
+        "provenance": {
+            name: json.dumps(value, indent=2, ensure_ascii=False, default=str, sort_keys=True)
+            for name, value in {"configuration": inputs.config, **inputs.manifests}.items()
+            if value
+        },
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key} · ")
+        else:
+            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+            found.append((f"{prefix}{key}".replace("_", " "), shown))
+    return found

@@ -1,0 +1,285 @@
+"""Artefact directories: written whole or not at all, each with a manifest that says what made it.
+
+Every stage writes one directory. It is filled under a temporary name beside its final one, gets its
+``manifest.json`` last, is flushed to disk, and is then renamed. A directory without a manifest is unfinished
+and is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data.errors import UserError
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("torch", "megatron-core", "numpy", "tokenizers", "pyarrow", "polars", "scipy")
+
+
+def json_digest(value: Any) -> str:
+    """128-bit BLAKE2b digest (32 hex characters) of a JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """128-bit BLAKE2b digest (32 hex characters) of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What an artefact is, what made it, from what, and what it contains."""
+
+    kind: str
+    """``corpus``, ``plan``, ``checkpoint``, ``scores``, ``audit``, ``report``."""
+    schema_version: int
+    """Raised when a reader of the previous version would misread the files."""
+    config: dict[str, Any]
+    """The settings that determine the contents, as JSON values."""
+    inputs: dict[str, str]
+    """Name of each input artefact -> its digest."""
+    contents: dict[str, str]
+    """Relative path of each file -> its digest."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts and other figures worth reading without opening the files."""
+    made_by: dict[str, Any] = field(default_factory=dict)
+    """Versions, platform, git commit; no part of the digest."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of the artefact: what it is and contains, not when or where it was made."""
+        return json_digest([self.kind, self.schema_version, self.config, self.inputs, self.contents])
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Versions of Python and of the packages that matter, platform, and the git commit of this checkout."""
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    return {
+        "palimpsest": metadata.version("palimpsest"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": bool(git("status", "--porcelain")),
+    }
+
+
+@dataclass(slots=True)
+class Draft:
+    """An artefact being written: put files under ``path`` and figures into ``facts``."""
+
+    path: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    """Set once the artefact is in place."""
+
+
+@contextmanager
+def writing(
+    directory: Path, *, kind: str, schema_version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> Iterator[Draft]:
+    """Write an artefact atomically: all of it appears under its name, or nothing does.
+
+    An artefact of that name is replaced by the new one at the end, never before. If the body raises, the
+    temporary directory is removed.
+
+    Args:
+        directory: final place.
+        kind: what it is; ``read`` checks it.
+        schema_version: version of its schema.
+        config: settings that determine the contents (JSON values).
+        inputs: name -> digest of what it was made from.
+
+    Yields:
+        The draft to fill.
+
+    Raises:
+        UserError: if the place is taken by files that are no artefact.
+    """
+    if directory.is_dir() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
+        # Nothing unfinished ever gets this name, so these are someone's own files: do not delete them.
+        raise UserError(f"{directory} holds files that are no artefact; choose another place or delete it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = Draft(Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent)))
+    try:
+        yield draft
+        manifest = finish(
+            draft.path,
+            kind=kind,
+            schema_version=schema_version,
+            config=config,
+            inputs=inputs,
+            facts=draft.facts,
+        )
+        put_in_place(draft.path, directory)
+        draft.manifest = manifest
+    except BaseException:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        raise
+
+
+def finish(
+    path: Path,
+    *,
+    kind: str,
+    schema_version: int,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> Manifest:
+    """Digest the files under ``path``, flush them, and write the manifest, last."""
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != MANIFEST)
+    manifest = Manifest(
+        kind=kind,
+        schema_version=schema_version,
+        config=dict(config),
+        inputs=dict(inputs),
+        contents={str(f.relative_to(path)): file_digest(f) for f in files},
+        facts=dict(facts),
+        made_by=provenance(),
+    )
+    for file in files:
+        _fsync(file)
+    write_json(path / MANIFEST, {**asdict(manifest), "digest": manifest.digest})
+    return manifest
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """Rename a finished directory to its final name; one that is there is moved aside, then deleted."""
+    old = None
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / "old"
+        target.rename(old)
+    source.chmod(0o755)
+    source.rename(target)
+    _fsync(target.parent)
+    if old is not None:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def read(directory: Path, *, kind: str, schema_version: int) -> Manifest:
+    """The manifest of a finished artefact.
+
+    Raises:
+        UserError: if it is missing, unfinished, of another kind or of another schema version.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        state = "is unfinished (it has no manifest.json)" if directory.exists() else "does not exist"
+        raise UserError(f"{kind} {directory} {state}; run the stage that makes it")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        digest = values.pop("digest")
+        manifest = Manifest(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest ({error}); delete {directory} and make it again") from None
+    if (manifest.kind, manifest.schema_version) != (kind, schema_version):
+        raise UserError(
+            f"{directory} holds a {manifest.kind} of schema version {manifest.schema_version}, not a {kind} "
+            f"of version {schema_version}; make it again with this version of the programs"
+        )
+    if manifest.digest != digest:
+        raise UserError(f"{path} was edited: its digest does not match; delete {directory} and make it again")
+    return manifest
+
+
+def verify(directory: Path, manifest: Manifest) -> None:
+    """Check every file of an artefact against its digest.
+
+    Raises:
+        UserError: naming the first file that is missing or differs.
+    """
+    for name, digest in manifest.contents.items():
+        file = directory / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing; make {directory} again")
+        if file_digest(file) != digest:
+            raise UserError(f"{file} was changed since it was written; make {directory} again")
+
+
+def differences(manifest: Manifest, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+    """What stands between an artefact and being reusable for ``config`` and ``inputs``; empty if nothing."""
+    found = []
+    for label, have, want in (
+        ("setting", _flat(manifest.config), _flat(dict(config))),
+        ("input", manifest.inputs, dict(inputs)),
+    ):
+        for key in sorted(have.keys() | want.keys()):
+            if have.get(key) != want.get(key):
+                found.append(
+                    f"{label} {key}: it was made with {have.get(key)!r}, asked for is {want.get(key)!r}"
+                )
+    return found
+
+
+def reuse(
+    directory: Path, *, kind: str, schema_version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> tuple[Manifest | None, list[str]]:
+    """A finished artefact, if it was made with just this configuration from just these inputs.
+
+    Returns:
+        The manifest and an empty list; or None and what differs (nothing, if there is no finished artefact).
+    """
+    if not (directory / MANIFEST).is_file():
+        return None, []
+    manifest = read(directory, kind=kind, schema_version=schema_version)
+    found = differences(manifest, config=config, inputs=inputs)
+    return (None, found) if found else (manifest, [])
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, sub in value.items() for k, v in _flat(sub, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: temporary name, flush, rename."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _fsync(temporary)
+    temporary.rename(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,27 @@
+"""The one exception for mistakes that the user can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one line that names the field, the value and the fix.
+
+    Programs in ``launch/`` print the line and end with status 2. Anything else that escapes is a bug.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as ``; did you mean 'dose'?``, or the list of what is known.
+
+    Args:
+        name: what the user wrote.
+        known: what could have been written.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""

@@ -1,0 +1,162 @@
+"""The window at a position: megatron-core's own order of a tokenized corpus.
+
+Positions are *sample indices*: window ``p`` is consumed in step ``p // global_batch_size``. The order is that of
+one epoch, so it depends on the documents, their lengths, the sequence length and the seed, never on how long a
+run is or how large its batches are.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.artifact import json_digest
+from data.errors import UserError
+from data.tokens import check
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenizerFacts:
+    """What megatron-core's datasets ask of a tokenizer."""
+
+    vocab_size: int
+    eod: int
+    digest: str
+    pad: int = -1
+    """No token: nothing in a corpus is padding, and megatron-core rewrites pad tokens and masks their loss."""
+
+    @property
+    def unique_identifiers(self) -> OrderedDict[str, Any]:
+        return OrderedDict(digest=self.digest)
+
+
+class Order:
+    """The windows of a corpus in training order, read through megatron-core's ``GPTDataset``.
+
+    Args:
+        corpus: directory of a prepared corpus (``train.bin``, ``train.idx``).
+        corpus_digest: its manifest's digest.
+        vocab_size: of its tokenizer.
+        eod: id of the end-of-document token.
+        sequence_length: L; a window holds L + 1 tokens.
+        seed: of the shuffles.
+
+    Raises:
+        UserError: if the token files are damaged, or too small for one window.
+    """
+
+    def __init__(
+        self, corpus: Path, *, corpus_digest: str, vocab_size: int, eod: int, sequence_length: int, seed: int
+    ) -> None:
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self.eod = eod
+        self.corpus_digest = corpus_digest
+        prefix = corpus / "train"
+        check(prefix, vocab_size)
+        facts = _TokenizerFacts(vocab_size, eod, corpus_digest)
+        # megatron-core writes its three index arrays one after the other: build them aside and rename, so that
+        # a killed build is never taken for a finished one. They live inside the corpus and vanish with it.
+        cache = corpus / "order" / f"length{sequence_length}-seed{seed}"
+        if not cache.is_dir():
+            cache.parent.mkdir(exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=".building-", dir=cache.parent))
+            self._build(prefix, facts, aside)
+            try:
+                aside.rename(cache)
+            except OSError:  # another process was faster; its arrays are the same
+                shutil.rmtree(aside, ignore_errors=True)
+        self.dataset = self._build(prefix, facts, cache)
+        if len(self.dataset) < 1:
+            raise UserError(
+                f"corpus {corpus} is too small for one window of train.sequence_length={sequence_length}; "
+                "give more text or a shorter sequence length"
+            )
+
+    def _build(self, prefix: Path, tokenizer: _TokenizerFacts, cache: Path) -> Any:
+        from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+        from megatron.core.datasets.utils import Split
+
+        config = GPTDatasetConfig(
+            random_seed=self.seed,
+            sequence_length=self.sequence_length,
+            blend=([str(prefix)], None),
+            split="1,0,0",
+            path_to_cache=str(cache),
+            tokenizer=tokenizer,
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+            mid_level_dataset_surplus=0.0,
+        )
+        low_level = GPTDataset.build_low_level_dataset(str(prefix), config)
+        documents = np.arange(GPTDataset.numel_low_level_dataset(low_level), dtype=np.int32)
+        # No number of samples: exactly one epoch, whatever the run's length.
+        return GPTDataset(low_level, str(prefix), documents, None, Split.train, config)
+
+    def __len__(self) -> int:
+        """Windows in the epoch."""
+        return len(self.dataset)
+
+    @property
+    def identity(self) -> str:
+        """Digest of everything that the order depends on."""
+        return json_digest([self.corpus_digest, self.sequence_length, self.seed, "one epoch"])
+
+    def require(self, windows: int) -> None:
+        """Check that a run stays inside the epoch.
+
+        Raises:
+            UserError: if it would not.
+        """
+        if windows > len(self):
+            raise UserError(
+                f"the run needs {windows:,} windows but one epoch of the corpus has {len(self):,}; lower "
+                "train.steps or train.global_batch_size, or prepare more text (crossing an epoch would "
+                "change the order of all of it)"
+            )
+
+    def window(self, position: int) -> npt.NDArray[np.int64]:
+        """The corpus window at a position, before any overlay: (L + 1,) int64."""
+        sample = self.dataset[position]
+        return np.append(sample["tokens"].numpy(), sample["labels"][-1].numpy())
+
+    def boundaries(
+        self, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where documents start inside windows, from the index arrays alone (no token is read).
+
+        Args:
+            positions: (N,) sample indices.
+
+        Returns:
+            ``splits`` (N + 1,) and ``offsets`` (splits[-1],): window i's documents start at the token offsets
+            ``offsets[splits[i]:splits[i + 1]]``, ascending, each in 1..L. A document that starts at offset 0
+            is not listed: nothing precedes it in the window.
+        """
+        samples = np.asarray(self.dataset.shuffle_index)[positions].astype(np.int64)
+        index = self.dataset.sample_index
+        first, first_offset = np.asarray(index[samples]).astype(np.int64).T
+        last = np.asarray(index[samples + 1])[:, 0].astype(np.int64)
+        counts = last - first
+        splits = np.concatenate([[0], np.cumsum(counts)])
+        # Flat list of the documents first, first + 1, ..., last - 1 of every window: where each one *ends* is
+        # where the next one starts.
+        window = np.repeat(np.arange(len(positions)), counts)
+        ordinal = np.arange(splits[-1]) - splits[window]
+        lengths = self.dataset.dataset.sequence_lengths[
+            np.asarray(self.dataset.document_index)[first[window] + ordinal]
+        ].astype(np.int64)
+        total = np.concatenate([[0], np.cumsum(lengths)])
+        return splits, total[1:] - total[splits[window]] - first_offset[window]

@@ -1,0 +1,262 @@
+"""Megatron's token files: ``.bin`` (the tokens, back to back) and ``.idx`` (where each document lies).
+
+The bytes equal those of megatron-core's ``IndexedDatasetBuilder`` on the same documents. ``.idx``,
+little-endian, for D documents of one sequence each::
+
+    9 bytes  magic            8  version = 1        1  dtype code (4 int32, 8 uint16)
+    8        D                8  D + 1
+    4 * D    lengths in tokens, int32, the end-of-document token included
+    8 * D    byte offsets into .bin, int64
+    8 * (D + 1)  index of each document's first sequence, and D, int64
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import UserError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_VERSION = 1
+_Dtype = np.dtype[np.int32] | np.dtype[np.uint16]
+_CODES: dict[int, _Dtype] = {4: np.dtype(np.int32), 8: np.dtype(np.uint16)}
+_UINT16_VOCABULARY = 65_500  # megatron-core's DType.optimal_dtype draws the line here, not at 65,536
+_BLOCK = 1 << 22  # documents; bounds the memory for offsets of a large .idx
+
+
+def dtype_for(vocab_size: int) -> _Dtype:
+    """The dtype in which megatron-core stores ids below ``vocab_size``: uint16 under 65,500, else int32."""
+    return _CODES[8] if vocab_size < _UINT16_VOCABULARY else _CODES[4]
+
+
+def bin_path(prefix: Path) -> Path:
+    """``<prefix>.bin``; not ``with_suffix``, which would eat a dot inside the name."""
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    """``<prefix>.idx``."""
+    return prefix.with_name(prefix.name + ".idx")
+
+
+class TokenWriter:
+    """Writes ``<prefix>.bin`` as documents come, and ``<prefix>.idx`` when the ``with`` block ends well.
+
+    If the block raises, both files are removed: without its index a ``.bin`` cannot be read anyway.
+
+    Args:
+        prefix: path of the two files without their suffixes.
+        vocab_size: number of ids; every id lies in ``[0, vocab_size)``.
+        eod: id appended to each document.
+
+    Raises:
+        UserError: if ``eod`` is outside the vocabulary.
+    """
+
+    def __init__(self, prefix: Path, vocab_size: int, eod: int) -> None:
+        if not 0 <= eod < vocab_size:
+            raise UserError(
+                f"eod={eod} is outside the vocabulary of {vocab_size} ids; choose an id of the tokenizer"
+            )
+        self.prefix = prefix
+        self.vocab_size = vocab_size
+        self.eod = eod
+        self.dtype = dtype_for(vocab_size)
+        self.documents = 0
+        self.tokens = 0
+        self._lengths: list[npt.NDArray[np.int32]] = []
+        self._bin: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        self._bin = bin_path(self.prefix).open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._bin is not None
+        try:
+            self._bin.close()
+            if kind is None:
+                self._write_index()
+                return
+        except BaseException:
+            self._remove()
+            raise
+        self._remove()
+
+    def add(self, documents: Sequence[npt.NDArray[np.integer]]) -> None:
+        """Append documents, each followed by the end-of-document id.
+
+        Args:
+            documents: ids of each document, 1-D integer arrays of at least one token.
+
+        Raises:
+            UserError: if a document is empty (the caller drops and counts those) or holds an id outside the
+                vocabulary. Nothing of this call is written then.
+        """
+        if self._bin is None:
+            raise RuntimeError("TokenWriter.add is called inside its with block")
+        if not documents:
+            return
+        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+        self._check(documents, lengths)
+        ends = np.cumsum(lengths + 1) - 1
+        tokens = np.empty(int(ends[-1]) + 1, dtype=self.dtype)
+        is_text = np.ones(len(tokens), dtype=bool)
+        is_text[ends] = False
+        tokens[is_text] = np.concatenate(documents)
+        tokens[ends] = self.eod
+        self._bin.write(tokens.data)
+        self._lengths.append((lengths + 1).astype(np.int32))
+        self.documents += len(documents)
+        self.tokens += len(tokens)
+
+    def _check(self, documents: Sequence[npt.NDArray[np.integer]], lengths: npt.NDArray[np.int64]) -> None:
+        empty = np.flatnonzero(lengths == 0)
+        if len(empty):
+            raise UserError(f"document {self.documents + int(empty[0])} has no tokens; drop it")
+        if lengths.max() >= np.iinfo(np.int32).max:
+            worst = self.documents + int(lengths.argmax())
+            raise UserError(
+                f"document {worst} has {lengths.max()} tokens; the format ends at 2**31 - 2: split it"
+            )
+        for number, ids in enumerate(documents, start=self.documents):
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.vocab_size:
+                raise UserError(
+                    f"document {number} holds id {low if low < 0 else high}, outside the vocabulary of "
+                    f"{self.vocab_size} ids; tokenize it with the tokenizer of this corpus"
+                )
+
+    def _write_index(self) -> None:
+        lengths = np.concatenate(self._lengths) if self._lengths else np.empty(0, dtype=np.int32)
+        write_index(self.prefix, lengths, self.dtype)
+
+    def _remove(self) -> None:
+        bin_path(self.prefix).unlink(missing_ok=True)
+        idx_path(self.prefix).unlink(missing_ok=True)
+
+
+def write_index(prefix: Path, lengths: npt.NDArray[np.int32], dtype: _Dtype) -> None:
+    """Write ``<prefix>.idx``.
+
+    Args:
+        prefix: path without suffix.
+        lengths: tokens of each document, int32 (D,), the end-of-document token included.
+        dtype: of the tokens in ``.bin``: uint16 or int32.
+    """
+    code = next(code for code, known in _CODES.items() if known == dtype)
+    count = len(lengths)
+    with idx_path(prefix).open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, _VERSION, code, count, count + 1))
+        file.write(np.ascontiguousarray(lengths, dtype="<i4").data)
+        offset = 0
+        for start in range(0, count, _BLOCK):
+            stops = offset + np.cumsum(lengths[start : start + _BLOCK], dtype="<i8") * dtype.itemsize
+            file.write(struct.pack("<q", offset))
+            file.write(stops[:-1].data)
+            offset = int(stops[-1])
+        for start in range(0, count + 1, _BLOCK):
+            file.write(np.arange(start, min(start + _BLOCK, count + 1), dtype="<i8").data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """An ``.idx`` as mapped: lengths int32 (N,), offsets int64 (N,), document starts int64 (D + 1,)."""
+
+    dtype: _Dtype
+    lengths: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+
+
+def _map_index(prefix: Path) -> _Index:
+    path = idx_path(prefix)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; prepare the corpus again")
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+        raise UserError(
+            f"{path} is not a Megatron index (it does not start with MMIDIDX); prepare the corpus again"
+        )
+    _, version, code, sequences, documents = _HEADER.unpack(head)
+    if version != _VERSION:
+        raise UserError(f"{path} is an index of version {version}, not {_VERSION}; prepare the corpus again")
+    if code not in _CODES:
+        raise UserError(
+            f"{path} declares dtype code {code}, not 4 (int32) or 8 (uint16); prepare the corpus again"
+        )
+    size, expected = path.stat().st_size, _HEADER.size + 12 * sequences + 8 * documents
+    if size != expected:
+        raise UserError(
+            f"{path} has {size} bytes where its header announces {expected}: it was truncated or edited; "
+            "prepare the corpus again"
+        )
+    raw = np.memmap(path, dtype=np.uint8, mode="r", offset=0)
+    cuts = np.cumsum([_HEADER.size, 4 * sequences, 8 * sequences, 8 * documents])
+    lengths, offsets, starts = (raw[a:b] for a, b in pairwise(cuts))
+    return _Index(_CODES[code], lengths.view("<i4"), offsets.view("<i8"), starts.view("<i8"))
+
+
+def read_lengths(prefix: Path) -> npt.NDArray[np.int32]:
+    """Tokens of each document, int32 (D,), the end-of-document token included.
+
+    Raises:
+        UserError: if ``<prefix>.idx`` is missing, damaged or of another version.
+    """
+    index = _map_index(prefix)
+    # megatron-core allows several sequences a document; nothing here writes them, and lengths would mislead.
+    if len(index.starts) != len(index.lengths) + 1:
+        raise UserError(
+            f"{idx_path(prefix)} has documents of several sequences; write one sequence a document"
+        )
+    return np.array(index.lengths, dtype=np.int32)
+
+
+def check(prefix: Path, vocab_size: int) -> None:
+    """Check the two files against each other without reading the tokens.
+
+    Args:
+        prefix: path without suffixes.
+        vocab_size: number of ids of the tokenizer; the dtype must hold them.
+
+    Raises:
+        UserError: naming the file that is missing, truncated, edited, of another version or of another dtype.
+    """
+    lengths = read_lengths(prefix)
+    index = _map_index(prefix)
+    if vocab_size - 1 > np.iinfo(index.dtype.str).max:
+        raise UserError(
+            f"{idx_path(prefix)} declares {index.dtype} tokens, too small for vocab_size={vocab_size}; "
+            "prepare the corpus with its own tokenizer"
+        )
+    stops = np.cumsum(lengths, dtype=np.int64) * index.dtype.itemsize
+    consistent = (
+        bool((lengths > 0).all())
+        and np.array_equal(index.offsets[1:], stops[:-1])
+        and not index.offsets[:1].any()
+        and np.array_equal(index.starts, np.arange(len(lengths) + 1))
+    )
+    if not consistent:
+        raise UserError(f"{idx_path(prefix)} contradicts itself: it was edited; prepare the corpus again")
+    path = bin_path(prefix)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; prepare the corpus again")
+    size, expected = path.stat().st_size, int(stops[-1]) if len(stops) else 0
+    if size != expected:
+        raise UserError(
+            f"{path} has {size} bytes where {idx_path(prefix).name} announces {expected}: it was truncated "
+            "or edited; prepare the corpus again"
+        )

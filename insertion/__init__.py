@@ -1,0 +1,1 @@
+"""What goes in, how often, where and when - and the proof."""

@@ -1,0 +1,203 @@
+"""The audit: proof, from files alone, that what was consumed is what was planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from data.order import Order
+from insertion.ledger import Ledger, window_digest
+from insertion.overlay import Overlay
+from insertion.plan import Plan
+
+_NAMED = 5  # failures spelled out per check
+
+
+@dataclass(slots=True)
+class Audit:
+    """Checks, in the order they were made."""
+
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, name: str, failures: list[str], detail: str) -> None:
+        """Add a check that passed if there are no failures."""
+        self.checks.append({"name": name, "passed": not failures, "detail": detail})
+        self.failures += [f"{name}: {line}" for line in failures[:_NAMED]]
+        if len(failures) > _NAMED:
+            self.failures.append(f"{name}: and {len(failures) - _NAMED:,} more")
+
+    def result(self) -> dict[str, Any]:
+        """``verdict`` (PASS or FAIL), ``checks`` (name, passed, detail) and ``failures`` (lines)."""
+        passed = all(check["passed"] for check in self.checks)
+        return {"verdict": "PASS" if passed else "FAIL", "checks": self.checks, "failures": self.failures}
+
+
+def audit(
+    plan: Plan, perturbed: Ledger, twin: Ledger | None, order: Order, report: Audit | None = None
+) -> dict[str, Any]:
+    """Compare plan, ledgers and corpus.
+
+    Every window of the run is read again from the corpus, and the plan applied to it, so the check of the windows
+    does not rest on anything that the trainer computed.
+
+    Args:
+        plan: what was planned.
+        perturbed: ledger of the perturbed run.
+        twin: ledger of its twin, or None where there is none.
+        order: the corpus's windows.
+        report: with checks made before, to be gone on with.
+
+    Returns:
+        See ``Audit.result``.
+    """
+    report = report or Audit()
+    windows = plan.shape.windows
+    batch = plan.shape.global_batch_size
+
+    wrong = []
+    if perturbed.plan != plan.digest:
+        wrong.append(f"the perturbed run consumed plan {perturbed.plan or 'none'}, not {plan.digest}")
+    for name, ledger in _runs(perturbed, twin):
+        if ledger.order != order.identity:
+            wrong.append(f"the {name} run read the corpus in another order or another corpus")
+        if ledger.global_batch_size != batch:
+            wrong.append(f"the {name} run used batches of {ledger.global_batch_size}, the plan {batch}")
+    if twin is not None and twin.plan:
+        wrong.append(f"the twin consumed plan {twin.plan}")
+    report.add("same plan, corpus and order", wrong, f"plan {plan.digest[:12]}, order {order.identity[:12]}")
+
+    wrong = []
+    for name, ledger in _runs(perturbed, twin):
+        positions = ledger.windows["position"].to_numpy()
+        if not np.array_equal(positions, np.arange(windows)):
+            wrong.append(
+                f"the {name} ledger has {len(positions):,} windows, not 0 to {windows - 1:,} once each"
+            )
+    report.add(
+        "every window consumed exactly once", wrong, f"{windows:,} windows in {windows // batch:,} steps"
+    )
+
+    report.add(
+        "planned exposures = consumed exposures",
+        _compare_exposures(plan, perturbed.exposures, batch),
+        f"{len(plan.exposures):,} exposures: item, step, row, offset and hash of the tokens",
+    )
+    _compare_windows(report, plan, perturbed, twin, order)
+    return report.result()
+
+
+def _runs(perturbed: Ledger, twin: Ledger | None) -> Iterator[tuple[str, Ledger]]:
+    yield "perturbed", perturbed
+    if twin is not None:
+        yield "twin", twin
+
+
+def _where(position: int, batch: int) -> str:
+    return f"step {position // batch}, row {position % batch}"
+
+
+def _compare_exposures(plan: Plan, consumed: pl.DataFrame, batch: int) -> list[str]:
+    items = plan.items.with_row_index("item").select(
+        pl.col("item").cast(pl.Int32),
+        "item_id",
+        pl.col("tokens").list.len().cast(pl.Int32).alias("length"),
+        "hash",
+    )
+    planned = plan.exposures.join(items, on="item", how="left")
+    key = ["position", "item_id", "offset", "length", "hash"]
+    counts = (
+        pl.concat(
+            [
+                planned.select(key).with_columns(planned=pl.lit(1), consumed=pl.lit(0)),
+                consumed.select(key).with_columns(planned=pl.lit(0), consumed=pl.lit(1)),
+            ]
+        )
+        .group_by(key)
+        .sum()
+        .filter(pl.col("planned") != pl.col("consumed"))
+        .sort("position", "offset")
+    )
+    return [
+        f"item {row['item_id']}, {_where(row['position'], batch)}, offset {row['offset']}: planned "
+        f"{row['planned']} times, consumed {row['consumed']} times"
+        for row in counts.iter_rows(named=True)
+    ]
+
+
+def _compare_windows(report: Audit, plan: Plan, perturbed: Ledger, twin: Ledger | None, order: Order) -> None:
+    """Recompute every window's digest from the corpus and the plan, and compare the runs' and the twin's."""
+    overlay = plan.overlay()
+    batch = plan.shape.global_batch_size
+    ids = plan.items["item_id"].to_list()
+    mask = np.ones(plan.shape.sequence_length, dtype=np.bool_)
+    consumed = _digests(perturbed, plan.shape.windows)
+    paired = _digests(twin, plan.shape.windows) if twin is not None else None
+    with_item: list[str] = []
+    without: list[str] = []
+    in_twin: list[str] = []
+    for position in range(plan.shape.windows):
+        base = order.window(position)
+        spans = overlay.spans(position)
+        base_digest = window_digest(base, mask)
+        if paired is not None and paired[position] != base_digest:
+            in_twin.append(f"{_where(position, batch)}: the twin's window is not the corpus's")
+        if spans:
+            if consumed[position] != window_digest(overlay.apply(position, base), mask):
+                named = ", ".join(ids[span.item] for span in spans)
+                with_item.append(
+                    f"item {named}, {_where(position, batch)}: the window is not the corpus's with "
+                    f"the item{_found(int(consumed[position]), base, overlay, ids, mask, spans[0].offset)}"
+                )
+        elif consumed[position] != base_digest:
+            guess = (
+                _found(int(consumed[position]), base, overlay, ids, mask, None)
+                if len(without) < _NAMED
+                else ""
+            )
+            without.append(f"{_where(position, batch)}: nothing was planned, but the window changed{guess}")
+    touched = len(plan.exposures)
+    report.add("windows with an exposure are corpus + plan", with_item, f"{touched:,} windows recomputed")
+    report.add(
+        "windows without an exposure are the corpus's",
+        without,
+        f"{plan.shape.windows - touched:,} recomputed",
+    )
+    if paired is not None:
+        report.add("the twin saw the corpus alone", in_twin, f"{plan.shape.windows:,} windows recomputed")
+
+
+def _digests(ledger: Ledger, windows: int) -> npt.NDArray[np.uint64]:
+    digests = np.zeros(windows, dtype=np.uint64)
+    inside = ledger.windows.filter(pl.col("position").is_between(0, windows - 1))
+    digests[inside["position"].to_numpy()] = inside["digest"].to_numpy()
+    return digests
+
+
+def _found(
+    digest: int,
+    base: npt.NDArray[np.int64],
+    overlay: Overlay,
+    ids: list[str],
+    mask: npt.NDArray[np.bool_],
+    planned_offset: int | None,
+) -> str:
+    """Say what a changed window holds, if it is the corpus's with one item put somewhere, or untouched."""
+    if digest == window_digest(base, mask):
+        return ": the corpus's window was consumed untouched"
+    offsets = range(1, len(base)) if planned_offset is None else [planned_offset]
+    for item, name in enumerate(ids):
+        tokens = overlay.item_tokens(item)
+        for offset in offsets:
+            for lead in (0, 1):
+                at = offset - lead
+                pieces = (base[:at], [overlay.eod] * lead, tokens, [overlay.eod], base[at:])
+                window = np.concatenate(pieces)[: len(base)].astype(np.int64)
+                if window_digest(window, mask) == digest:
+                    return f": it holds item {name} at offset {offset}"
+    return ""

@@ -1,0 +1,105 @@
+"""Which item gets which arm: complete randomisation inside strata, with exact counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+
+def strata(families: npt.NDArray[np.str_], lengths: npt.NDArray[np.int64], quantiles: int) -> list[str]:
+    """Stratum of every item: its family and its quantile of length within the family.
+
+    Args:
+        families: (N,) names.
+        lengths: (N,) tokens.
+        quantiles: blocks of (nearly) equal size per family.
+    """
+    result = np.empty(len(families), dtype=object)
+    for name in np.unique(families):
+        members = np.flatnonzero(families == name)
+        ranked = members[np.argsort(lengths[members], kind="stable")]
+        for k, block in enumerate(np.array_split(ranked, quantiles)):
+            result[block] = f"{name}/length{k + 1}of{quantiles}"
+    return [str(value) for value in result]
+
+
+def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generator) -> npt.NDArray[np.int32]:
+    """Doses of one family's items: exact counts per dose, spread evenly over the strata, random inside them.
+
+    Every dose's labels are laid out evenly (with a random start) over the items sorted by stratum, so each
+    stratum gets its share of each dose to within one item; inside a stratum the labels are then permuted, so that
+    each assignment with these counts is equally likely.
+
+    Args:
+        blocks: (N,) strata.
+        counts: dose -> number of items; their sum is N.
+        rng: random numbers.
+
+    Returns:
+        (N,) int32 doses.
+    """
+    labels = np.repeat(np.fromiter(counts, dtype=np.int32), np.fromiter(counts.values(), dtype=np.int64))
+    if len(labels) != len(blocks):
+        raise ValueError(f"{len(labels)} labels for {len(blocks)} items")
+    places = np.concatenate(
+        [(np.arange(n) + rng.random()) / n for n in counts.values()] if counts else [np.empty(0)]
+    )
+    labels = labels[np.argsort(places, kind="stable")]
+    doses = np.empty(len(blocks), dtype=np.int32)
+    names = np.array(blocks)
+    start = 0
+    for name in sorted(set(blocks)):
+        members = np.flatnonzero(names == name)
+        doses[members] = rng.permutation(labels[start : start + len(members)])
+        start += len(members)
+    return doses
+
+
+def balance(items: pl.DataFrame, *, permutations: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+    """Whether the arms differ in what was measured before the treatment.
+
+    For every covariate: the largest standardised difference of an arm's mean from dose 0's within strata, and the
+    permutation p of the variance between arms (doses permuted inside strata).
+
+    Args:
+        items: with columns ``stratum``, ``dose``, ``bytes``, ``tokens``.
+        permutations: of the test.
+        seed: of the permutations.
+    """
+    doses = items["dose"].to_numpy()
+    names = items["stratum"].to_numpy()
+    rng = np.random.default_rng(seed)
+    covariates = {"tokens": items["tokens"].list.len().to_numpy(), "bytes": items["bytes"].to_numpy()}
+    rows = []
+    shuffled = np.tile(doses, (permutations, 1))
+    for name in np.unique(names):
+        members = np.flatnonzero(names == name)
+        shuffled[:, members] = rng.permuted(shuffled[:, members], axis=1)
+    for covariate, raw in covariates.items():
+        values = raw.astype(np.float64)
+        for name in np.unique(names):  # within strata
+            values[names == name] -= values[names == name].mean()
+        spread = values.std(ddof=1) or 1.0
+
+        def between(assigned: npt.NDArray[np.int32], values: npt.NDArray[np.float64] = values) -> Any:
+            means = [
+                (np.where(assigned == d, values, 0.0).sum(-1) / np.maximum((assigned == d).sum(-1), 1))
+                for d in np.unique(doses)
+            ]
+            return np.stack(means, -1)
+
+        means = between(doses)
+        observed = means.var()
+        p = (1 + np.sum(between(shuffled).var(-1) >= observed - 1e-12)) / (permutations + 1)
+        rows.append(
+            {
+                "covariate": covariate,
+                "largest_standardised_difference": float(np.abs((means - means[0]) / spread).max()),
+                "p": float(p),
+            }
+        )
+    return rows

@@ -1,0 +1,63 @@
+"""The register of item families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from data.errors import UserError, nearest
+from data.tokenizer import Tokenizer
+from insertion.items import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a family may draw on."""
+
+    seed: int
+    tokenizer: Tokenizer
+    heldout: Sequence[tuple[str, str]]
+    """(digest, text) of the corpus's held-out documents, in a stable order."""
+
+    def generator(self, family: str, index: int) -> np.random.Generator:
+        """Random numbers of one item: they do not depend on how many other items there are."""
+        return np.random.default_rng([self.seed, xxhash.xxh3_64_intdigest(family.encode()), index])
+
+
+Family = Callable[..., Sequence[Item]]
+"""``family(ground, count, **settings) -> count items``."""
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def family(name: str) -> Callable[[Family], Family]:
+    """Register a family under a name."""
+
+    def register(function: Family) -> Family:
+        _FAMILIES[name] = function
+        return function
+
+    return register
+
+
+def make(name: str, ground: Ground, count: int, settings: Mapping[str, Any]) -> Sequence[Item]:
+    """Make ``count`` items of a family.
+
+    Raises:
+        UserError: for an unknown family or setting.
+    """
+    # The modules register themselves.
+    from insertion.families import biographies, ghost_sentences, passages  # noqa: F401
+
+    if name not in _FAMILIES:
+        raise UserError(f"insertion.families: there is no family '{name}'{nearest(name, _FAMILIES)}")
+    function = _FAMILIES[name]
+    known = list(function.__kwdefaults__ or ())
+    for key in settings:
+        if key not in known:
+            raise UserError(f"insertion.families.{name}.{key}: no such setting{nearest(key, known)}")
+    return function(ground, count, **settings)

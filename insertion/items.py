@@ -1,0 +1,147 @@
+"""Items - pieces of text to insert - and the probes that ask about them, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import xxhash
+
+from data.errors import UserError
+from data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A question put to a checkpoint about an item."""
+
+    kind: str
+    """``verbatim``: the item's text; ``cloze``: a prompt and its continuation; ``heldout``: no item at all."""
+    prompt: str
+    """Context; empty for a text that is scored whole."""
+    target: str
+    """What is scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One piece of text to insert."""
+
+    id: str
+    """Unique; stable when other items come or go."""
+    family: str
+    text: str
+    """The verbatim wording."""
+    probes: tuple[Probe, ...]
+    provenance: str
+    """Where the text comes from: a generator with its seed, or a document."""
+
+
+ITEM_SCHEMA = pl.Schema(
+    {
+        "item_id": pl.String(),
+        "family": pl.String(),
+        "stratum": pl.String(),
+        "arm": pl.String(),
+        "dose": pl.Int32(),
+        "text": pl.String(),
+        "bytes": pl.Int32(),
+        "tokens": pl.List(pl.Int32),
+        "hash": pl.UInt64(),
+        "provenance": pl.String(),
+    }
+)
+"""One row an item. ``tokens`` are spliced as they are; ``hash`` is their XXH3-64 (int32, little-endian)."""
+
+PROBE_SCHEMA = pl.Schema(
+    {
+        "probe_id": pl.String(),
+        "item_id": pl.String(),
+        "family": pl.String(),
+        "kind": pl.String(),
+        "text": pl.String(),
+        "tokens": pl.List(pl.Int32),
+        "target_start": pl.Int32(),
+        "target_bytes": pl.Int32(),
+    }
+)
+"""One row a probe. The target is ``tokens[target_start:]``; it has ``target_bytes`` UTF-8 bytes."""
+
+
+def span_hash(tokens: np.ndarray) -> int:
+    """XXH3-64 of a span of token ids as little-endian int32."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+
+
+def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> pl.DataFrame:
+    """Items as a table of ``ITEM_SCHEMA`` without stratum, arm and dose.
+
+    Raises:
+        UserError: for an empty or a repeated item, naming it.
+    """
+    seen: dict[str, str] = {}
+    for item in items:
+        if not item.text.strip():
+            raise UserError(f"item {item.id} of family {item.family} has no text; remove it")
+        if item.text in seen:
+            raise UserError(f"items {seen[item.text]} and {item.id} have the same text; remove one")
+        seen[item.text] = item.id
+    if len({item.id for item in items}) != len(items):
+        repeated = sorted({i.id for i in items if sum(j.id == i.id for j in items) > 1})
+        raise UserError(f"item id {repeated[0]} occurs more than once; ids must be unique")
+    tokens = tokenizer.encode_batch([item.text for item in items])
+    return pl.DataFrame(
+        {
+            "item_id": [item.id for item in items],
+            "family": [item.family for item in items],
+            "text": [item.text for item in items],
+            "bytes": [len(item.text.encode()) for item in items],
+            "tokens": [ids.tolist() for ids in tokens],
+            "hash": [span_hash(ids) for ids in tokens],
+            "provenance": [item.provenance for item in items],
+        },
+        schema={name: dtype for name, dtype in ITEM_SCHEMA.items() if name not in ("stratum", "arm", "dose")},
+    )
+
+
+def tokenize_probes(
+    probes: Sequence[tuple[str | None, str, Probe]], tokenizer: Tokenizer
+) -> tuple[pl.DataFrame, list[str]]:
+    """Probes as a table of ``PROBE_SCHEMA``.
+
+    The whole of prompt and target is tokenized once, as the model met it, and the target's first token is found
+    by character offsets. A probe whose target does not begin on a token boundary is left out and reported.
+
+    Args:
+        probes: (item id or None, family, probe).
+        tokenizer: the run's.
+
+    Returns:
+        The table, and one line for each probe left out.
+    """
+    rows = []
+    left_out = []
+    for number, (item, family, probe) in enumerate(probes):
+        text = probe.prompt + probe.target
+        ids, offsets = tokenizer.encode_offsets(text)
+        start = next((k for k, (begin, _) in enumerate(offsets) if begin >= len(probe.prompt)), None)
+        if start is None or offsets[start][0] != len(probe.prompt):
+            left_out.append(
+                f"probe {number} of item {item}: its target {probe.target!r} begins inside a token"
+            )
+            continue
+        rows.append(
+            {
+                "probe_id": f"{item or family}/{probe.kind}/{number}",
+                "item_id": item,
+                "family": family,
+                "kind": probe.kind,
+                "text": text,
+                "tokens": ids.tolist(),
+                "target_start": start,
+                "target_bytes": len(probe.target.encode()),
+            }
+        )
+    return pl.DataFrame(rows, schema=PROBE_SCHEMA), left_out

@@ -1,0 +1,244 @@
+"""The ledger: what the trainer really consumed.
+
+Every window that is handed to the model gets a digest, and every planned span in it is checked, before the step
+is taken. Records are keyed by position, never by rank. At each checkpoint the records since the last one are
+written as one *part*: a directory ``<first step>-<end step>`` with ``windows.parquet`` and ``exposures.parquet``,
+whose manifest names the digest of the part before it. A checkpoint names the last part that belongs to it; parts
+beyond it were never committed and are discarded on resume.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import xxhash
+
+from data import artifact
+from data.errors import UserError
+from insertion.items import span_hash
+from insertion.overlay import Overlay
+from insertion.plan import Plan
+
+KIND = "ledger"
+VERSION = 1
+
+WINDOW_SCHEMA = pl.Schema({"position": pl.Int64(), "digest": pl.UInt64()})
+"""One row a consumed window, ascending by position."""
+
+EXPOSURE_SCHEMA = pl.Schema(
+    {
+        "position": pl.Int64(),
+        "item_id": pl.String(),
+        "offset": pl.Int32(),
+        "length": pl.Int32(),
+        "hash": pl.UInt64(),
+    }
+)
+"""One row a consumed exposure: the hash is of the tokens found in the batch."""
+
+
+def window_digest(window: npt.NDArray[np.int64], loss_mask: npt.NDArray[np.bool_]) -> int:
+    """XXH3-64 of a window's L + 1 tokens (int32, little-endian) and its L loss flags (packed bits)."""
+    digest = xxhash.xxh3_64(np.ascontiguousarray(window, dtype="<i4").tobytes())
+    digest.update(np.packbits(loss_mask).tobytes())
+    return digest.intdigest()
+
+
+class PlanViolation(RuntimeError):
+    """The batch is not what the plan says. Training must not take the step."""
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Checks and records what one rank hands to the model.
+
+    Args:
+        plan: the plan, or None for the twin.
+        global_batch_size: windows a step.
+        rank: this process's, for messages.
+    """
+
+    plan: Plan | None
+    global_batch_size: int
+    rank: int
+    _positions: list[int] = field(default_factory=list)
+    _digests: list[int] = field(default_factory=list)
+    _exposures: list[tuple[int, str, int, int, int]] = field(default_factory=list)
+    # The recorder reads the plan for itself: what the loader applied is not taken at its word.
+    _planned: Overlay = field(default_factory=Overlay.empty)
+    _hashes: list[int] = field(default_factory=list)
+    _ids: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.plan is not None:
+            self._planned = self.plan.overlay()
+            self._hashes = self.plan.items["hash"].to_list()
+            self._ids = self.plan.items["item_id"].to_list()
+
+    def record(
+        self,
+        positions: npt.NDArray[np.int64],
+        tokens: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int64],
+        loss_mask: npt.NDArray[np.bool_],
+    ) -> None:
+        """Check and record one micro-batch, just before it is handed to the model.
+
+        Args:
+            positions: (B,) sample indices.
+            tokens: (B, L) input ids.
+            labels: (B, L) target ids.
+            loss_mask: (B, L) whether each target counts.
+
+        Raises:
+            PlanViolation: naming item, step, rank and row.
+        """
+        if not np.array_equal(tokens[:, 1:], labels[:, :-1]):
+            raise PlanViolation(
+                f"rank {self.rank}: labels are not the tokens shifted by one at positions {positions.tolist()}"
+            )
+        windows = np.concatenate([tokens, labels[:, -1:]], axis=1)
+        for position, window, mask in zip(positions.tolist(), windows, loss_mask, strict=True):
+            self._check(position, window, mask)
+            self._positions.append(position)
+            self._digests.append(window_digest(window, mask))
+
+    def _check(self, position: int, window: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> None:
+        for span in self._planned.spans(position):
+            end = span.offset + span.length
+            found = span_hash(window[span.offset : end])
+            where = (
+                f"item {self._ids[span.item]}, step {position // self.global_batch_size}, rank {self.rank}, "
+                f"row {position % self.global_batch_size}, offset {span.offset}"
+            )
+            if found != self._hashes[span.item]:
+                raise PlanViolation(f"planned tokens are not in the batch: {where}; no step was taken")
+            # The token at offset k is the target at k - 1.
+            if not mask[span.offset - 1 : end - 1].all():
+                raise PlanViolation(f"the loss is off on planned tokens: {where}; no step was taken")
+            self._exposures.append((position, self._ids[span.item], span.offset, span.length, found))
+
+    def drain(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The records since the last call, as tables; the recorder is empty afterwards."""
+        windows = pl.DataFrame(
+            {"position": self._positions, "digest": self._digests}, schema=WINDOW_SCHEMA
+        )  # fmt: skip
+        exposures = pl.DataFrame(self._exposures, schema=EXPOSURE_SCHEMA, orient="row")
+        self._positions, self._digests, self._exposures = [], [], []
+        return windows, exposures
+
+
+def part_name(start: int, stop: int) -> str:
+    """Directory name of the part for the steps ``start <= step < stop``."""
+    return f"{start:08d}-{stop:08d}"
+
+
+def write_part(
+    directory: Path,
+    *,
+    start: int,
+    stop: int,
+    global_batch_size: int,
+    windows: Iterable[pl.DataFrame],
+    exposures: Iterable[pl.DataFrame],
+    previous: str,
+    plan: str,
+    order: str,
+) -> str:
+    """Write the part for the steps ``start <= step < stop`` from the tables of all data-parallel ranks.
+
+    Args:
+        directory: of the ledger.
+        start: first step.
+        stop: end step.
+        global_batch_size: windows a step.
+        windows: tables of ``WINDOW_SCHEMA``.
+        exposures: tables of ``EXPOSURE_SCHEMA``.
+        previous: digest of the part before, or an empty string.
+        plan: digest of the plan, or an empty string for the twin.
+        order: identity of the order.
+
+    Returns:
+        The part's digest.
+
+    Raises:
+        PlanViolation: if the ranks' records are not exactly the steps' windows, each once.
+    """
+    consumed = pl.concat(list(windows)).sort("position")
+    expected = np.arange(start * global_batch_size, stop * global_batch_size)
+    if not np.array_equal(consumed["position"].to_numpy(), expected):
+        raise PlanViolation(f"the windows of steps {start} to {stop} were not consumed exactly once each")
+    with artifact.writing(
+        directory / part_name(start, stop),
+        kind=KIND,
+        schema_version=VERSION,
+        config={"start": start, "stop": stop, "global_batch_size": global_batch_size},
+        inputs={"previous": previous, "plan": plan, "order": order},
+    ) as draft:
+        consumed.write_parquet(draft.path / "windows.parquet")
+        pl.concat(list(exposures)).sort("position", "offset").write_parquet(draft.path / "exposures.parquet")
+    assert draft.manifest is not None
+    return draft.manifest.digest
+
+
+def discard_beyond(directory: Path, step: int) -> None:
+    """Delete the parts that end after ``step``: their checkpoint was never finished."""
+    for part in directory.glob("*") if directory.is_dir() else ():
+        name = re.fullmatch(r"(\d{8})-(\d{8})", part.name)
+        if name is None or int(name[2]) > step:
+            shutil.rmtree(part)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """All committed parts of a run."""
+
+    windows: pl.DataFrame
+    exposures: pl.DataFrame
+    steps: int
+    """Steps that it covers, from 0."""
+    global_batch_size: int
+    head: str
+    """Digest of the last part, which chains to all before it."""
+    plan: str
+    order: str
+
+
+def read(directory: Path, *, head: str) -> Ledger:
+    """Read a ledger up to the part whose digest a checkpoint names.
+
+    Raises:
+        UserError: if a part is missing, was changed, or does not continue the one before.
+    """
+    parts = sorted(p for p in directory.glob("*-*") if re.fullmatch(r"\d{8}-\d{8}", p.name))
+    step, previous = 0, ""
+    windows, exposures = [pl.DataFrame(schema=WINDOW_SCHEMA)], [pl.DataFrame(schema=EXPOSURE_SCHEMA)]
+    manifest = None
+    for part in parts:
+        if previous == head:
+            break
+        manifest = artifact.read(part, kind=KIND, schema_version=VERSION)
+        artifact.verify(part, manifest)
+        if manifest.config["start"] != step or manifest.inputs["previous"] != previous:
+            raise UserError(f"ledger part {part} does not continue the part before it; the ledger is damaged")
+        step, previous = manifest.config["stop"], manifest.digest
+        windows.append(pl.read_parquet(part / "windows.parquet"))
+        exposures.append(pl.read_parquet(part / "exposures.parquet"))
+    if previous != head or manifest is None:
+        raise UserError(f"ledger {directory} does not contain the part {head} that the checkpoint names")
+    return Ledger(
+        pl.concat(windows),
+        pl.concat(exposures),
+        step,
+        manifest.config["global_batch_size"],
+        head,
+        manifest.inputs["plan"],
+        manifest.inputs["order"],
+    )

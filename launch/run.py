@@ -1,0 +1,74 @@
+"""The whole experiment, finished stages reused: ``python launch/run.py +experiment=quickstart``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from data.errors import UserError
+from launch import audit as audits
+from launch.config import INTEGRITY, Experiment, program, say
+from launch.plan import plan
+from launch.prepare import prepare
+from launch.report import report
+from launch.score import score
+from launch.train import train
+
+
+def _train(experiment: Experiment, which: str) -> None:
+    """Train here, or through torchrun where the topology needs several processes."""
+    ranks = experiment.parallel.tensor * experiment.parallel.pipeline
+    if ranks == 1:
+        train(experiment, which)
+        return
+    script = Path(__file__).with_name("train.py")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        str(script),
+    ]
+    done = subprocess.run([*command, *sys.argv[1:], f"run={which}"], check=False)
+    if done.returncode:
+        raise UserError(
+            f"training {which} on {ranks} processes ended with status {done.returncode}; see above"
+        )
+
+
+@program
+def main(experiment: Experiment) -> int:
+    """Run every stage in order."""
+    result: dict[str, str] = {}
+
+    def proof() -> None:
+        result.update(audits.audit(experiment))
+        audits.announce(result)
+
+    stages: list[tuple[str, Callable[[], object]]] = [
+        ("prepare: text to tokens", lambda: prepare(experiment)),
+        ("plan: which text goes where, and when", lambda: plan(experiment)),
+        ("train the perturbed run", lambda: _train(experiment, "perturbed")),
+        ("train its twin: the same, nothing inserted", lambda: _train(experiment, "twin")),
+        ("audit: was what was planned consumed?", proof),
+        ("score: what does each checkpoint remember?", lambda: score(experiment)),
+        ("report", lambda: report(experiment)),
+    ]
+    began = time.monotonic()
+    say(
+        f"{experiment.experiment}, in {experiment.directory}"
+        + (f": {experiment.takes}" if experiment.takes else "")
+    )
+    for number, (title, stage) in enumerate(stages, start=1):
+        say(f"[{number}/{len(stages)}] {title}  ({time.monotonic() - began:.0f} s so far)")
+        stage()
+    say(f"done in {time.monotonic() - began:.0f} s; open {experiment.directory / 'report' / 'report.html'}")
+    return 0 if result["verdict"] == "PASS" else INTEGRITY
+
+
+if __name__ == "__main__":
+    main()

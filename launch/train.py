@@ -1,0 +1,102 @@
+"""Train one of the pair: ``torchrun launch/train.py +experiment=quickstart run=perturbed``."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from data import artifact
+from data import prepare as corpus
+from data.errors import UserError
+from insertion import plan as plans
+from launch.config import Experiment, locked, program, resolved, say
+from launch.plan import open_order
+
+
+def train(experiment: Experiment, which: str) -> None:
+    """Train the perturbed run or its twin, from the last finished checkpoint on.
+
+    Args:
+        experiment: the settings.
+        which: ``perturbed`` or ``twin``.
+
+    Raises:
+        UserError: if corpus or plan are missing, or a checkpoint belongs to something else.
+        PlanViolation: if a batch is not what the plan says.
+    """
+    from torch import distributed
+
+    from pretrain import checkpoint, parallel
+    from pretrain.loop import Settings, Trainer
+
+    directory = experiment.directory / which
+    settings = Settings(
+        model=experiment.model,
+        optimizer=experiment.optimizer,
+        train=experiment.train,
+        parallel=experiment.parallel,
+    )
+    manifest = artifact.read(
+        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+    )
+    plan = plans.read(experiment.directory / "plan")
+    if plan.shape != experiment.shape:
+        raise UserError(f"{experiment.directory / 'plan'} was made for {plan.shape}, not {experiment.shape}")
+    vocab_size = manifest.facts["vocab_size"]
+    with parallel.start(experiment.parallel, experiment.runtime) as world, contextlib.ExitStack() as stack:
+        if world.main:
+            stack.enter_context(locked(directory))
+            order = open_order(experiment)
+        distributed.barrier()
+        if not world.main:
+            order = open_order(experiment)
+        if plan.manifest.inputs["order"] != order.identity:
+            raise UserError(
+                f"{experiment.directory / 'plan'} was made for another corpus or order; run launch/plan.py again"
+            )
+        trainer = Trainer(
+            settings,
+            world,
+            order=order,
+            plan=plan if which == "perturbed" else None,
+            vocab_size=vocab_size,
+            directory=directory,
+        )
+        step = trainer.resume()
+        if step == experiment.train.steps:
+            say(f"{which}: finished at step {step}; nothing to do")
+            return
+        if step:
+            say(f"{which}: going on from step {step}")
+        writers = _writers(experiment, which, directory, step) if world.main else []
+        try:
+            trainer.run(writers)
+        finally:
+            for writer in writers:
+                writer.close()
+        if world.main:
+            saved = checkpoint.finished(trainer.checkpoints)
+            say(f"{which}: {len(saved)} checkpoints in {trainer.checkpoints}")
+
+
+def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> list:
+    from pretrain.telemetry import JsonLines, Live, WeightsAndBiases, Writer
+
+    writers: list[Writer] = [
+        JsonLines(directory / "metrics.jsonl", step),
+        Live(which, step, experiment.train.steps),
+    ]
+    if experiment.wandb != "off":
+        name = f"{experiment.experiment}-{experiment.name}-{which}"
+        writers.append(WeightsAndBiases(experiment.wandb, name, resolved(experiment), directory))
+    return writers
+
+
+@program
+def main(experiment: Experiment) -> None:
+    """Train the run that ``run=`` names."""
+    train(experiment, experiment.run)
+
+
+if __name__ == "__main__":
+    main()

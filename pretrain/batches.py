@@ -1,0 +1,93 @@
+"""Where a position becomes a batch: which positions a rank reads, the overlay, and the ledger's recorder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.order import Order
+from insertion.ledger import Recorder
+from insertion.overlay import Overlay
+from pretrain.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch. B windows of L predicted tokens."""
+
+    tokens: Tensor
+    """(B, L) int64."""
+    labels: Tensor
+    """(B, L) int64."""
+    loss_mask: Tensor
+    """(B, L) float32, 1 where the target counts."""
+    position_ids: Tensor
+    """(B, L) int64, 0..L-1."""
+
+
+def positions_of(step: int, train: TrainConfig, data_rank: int, data_size: int) -> list[np.ndarray]:
+    """The sample indices that a data-parallel rank reads in a step, one array a micro-batch.
+
+    The step's windows are cut into blocks of ``micro_batch_size * data_size``; every rank takes its contiguous
+    share of each, as Megatron-LM does. All ranks together read the step's windows once each, whatever the topology.
+    """
+    block = train.micro_batch_size * data_size
+    first = step * train.global_batch_size + data_rank * train.micro_batch_size
+    return [
+        np.arange(start, start + train.micro_batch_size)
+        for start in range(first, (step + 1) * train.global_batch_size, block)
+    ]
+
+
+class Batches:
+    """Reads windows, applies the overlay, and records what is handed on.
+
+    Args:
+        order: the corpus's windows.
+        overlay: of the plan; empty for the twin.
+        recorder: of this rank.
+        train: batch sizes.
+        data_rank: among the data-parallel ranks.
+        data_size: number of data-parallel ranks.
+        device: where the batches go.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        overlay: Overlay,
+        recorder: Recorder,
+        train: TrainConfig,
+        *,
+        data_rank: int,
+        data_size: int,
+        device: torch.device,
+    ) -> None:
+        self.order, self.overlay, self.recorder, self.train = order, overlay, recorder, train
+        self.data_rank, self.data_size, self.device = data_rank, data_size, device
+
+    def step(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of a step for this rank, each checked against the plan and recorded.
+
+        Raises:
+            PlanViolation: before the offending micro-batch reaches the model.
+        """
+        for positions in positions_of(step, self.train, self.data_rank, self.data_size):
+            windows = np.stack([self.overlay.apply(int(p), self.order.window(int(p))) for p in positions])
+            tokens, labels = windows[:, :-1], windows[:, 1:]
+            loss_mask = np.ones(tokens.shape, dtype=np.float32)
+            batch = Batch(
+                torch.from_numpy(np.ascontiguousarray(tokens)),
+                torch.from_numpy(np.ascontiguousarray(labels)),
+                torch.from_numpy(loss_mask),
+                torch.arange(tokens.shape[1]).expand(len(tokens), -1),
+            )
+            # What is recorded is read back from the tensors that the model gets.
+            self.recorder.record(
+                positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy() > 0
+            )
+            yield Batch(*(getattr(batch, name).to(self.device) for name in Batch.__slots__))

@@ -1,0 +1,106 @@
+"""Checkpoints through megatron-core's ``dist_checkpointing``: whole or absent, and tied to what they belong to.
+
+A checkpoint is an artefact directory ``step_<number>``. It is written under a temporary name; its manifest, which
+comes last, names the configuration, the order, the plan and the last part of the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from torch import distributed
+
+from data import artifact
+from data.artifact import Manifest
+from data.errors import UserError
+from pretrain.parallel import World
+
+log = logging.getLogger(__name__)
+
+KIND = "checkpoint"
+VERSION = 1
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` finished steps lies."""
+    return directory / f"step_{step:08d}"
+
+
+def finished(directory: Path) -> list[int]:
+    """Steps of the finished checkpoints (those with a manifest), ascending."""
+    names = (re.fullmatch(r"step_(\d+)", p.name) for p in directory.glob("step_*"))
+    return sorted(
+        int(name[1]) for name in names if name and (directory / name[0] / artifact.MANIFEST).is_file()
+    )
+
+
+def read(directory: Path, step: int) -> Manifest:
+    """The manifest of a checkpoint."""
+    return artifact.read(path_of(directory, step), kind=KIND, schema_version=VERSION)
+
+
+def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], inputs: dict[str, str]) -> None:
+    """Refuse a checkpoint that belongs to another configuration, corpus, tokenizer or plan.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    inputs = {**inputs, "ledger": manifest.inputs["ledger"]}
+    found = artifact.differences(manifest, config=config, inputs=inputs)
+    if found:
+        raise UserError(
+            f"checkpoint {directory} belongs to another run ({'; '.join(found)}); "
+            "choose another name=... or remove the old run"
+        )
+
+
+def save(
+    directory: Path,
+    step: int,
+    state: dict[str, Any],
+    world: World,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint; all ranks call this. The one before it stays as it is whatever happens.
+
+    Args:
+        directory: of the run's checkpoints.
+        step: finished steps.
+        state: sharded state dict.
+        world: this process's place.
+        config: settings that determine the result.
+        inputs: digests of order, plan and ledger.
+        facts: figures for the manifest.
+    """
+    target = path_of(directory, step)
+    draft = directory / f".{target.name}.tmp"
+    if world.main:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    distributed.barrier()
+    try:
+        dist_checkpointing.save(state, str(draft))
+        distributed.barrier()
+        if world.main:
+            artifact.finish(
+                draft, kind=KIND, schema_version=VERSION, config=config, inputs=inputs, facts=facts
+            )
+            artifact.put_in_place(draft, target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    distributed.barrier()
+
+
+def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint into the layout of ``state``; any topology reads any other's."""
+    return dist_checkpointing.load(state, str(path_of(directory, step)))

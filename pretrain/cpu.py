@@ -1,0 +1,110 @@
+"""megatron-core on CPU: redirect the places where it names CUDA.
+
+megatron-core has no CPU mode, but little in it needs a GPU: it asks for ``device="cuda"`` when it makes a
+tensor, asks which device is current, and compares type names such as ``torch.cuda.FloatTensor``. This module
+answers those questions for the CPU. It is imported only for ``runtime.device=cpu``, before any other part of
+megatron-core runs, and changes this process alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_FACTORIES = (
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "tensor",
+    "arange",
+    "rand",
+    "randn",
+    "zeros_like",
+    "empty_like",
+)
+_CPU = torch.device("cpu")
+_installed = False
+
+
+def _redirect(device: Any) -> Any:
+    """``cuda``, ``cuda:0``, ``torch.device('cuda')`` or an index -> the CPU; everything else as it is."""
+    if isinstance(device, int) and not isinstance(device, bool):
+        return _CPU
+    if isinstance(device, str | torch.device) and str(device).startswith("cuda"):
+        return _CPU
+    return device
+
+
+def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if "device" in keywords:
+            keywords["device"] = _redirect(keywords["device"])
+        return function(*arguments, **keywords)
+
+    return call
+
+
+class _Stream:
+    """A CUDA stream that is always done."""
+
+    def wait_stream(self, _other: Any) -> None:
+        return
+
+    def synchronize(self) -> None:
+        return
+
+
+def install() -> None:
+    """Redirect megatron-core's CUDA calls to the CPU, once in this process."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    # torch.compile would ask for a C++ compiler at run time; megatron-core decorates small functions with it.
+    import torch._dynamo
+
+    torch._dynamo.config.disable = True
+
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    tensor_type, tensor_to = torch.Tensor.type, torch.Tensor.to
+
+    def type_name(self: torch.Tensor, dtype: Any = None, *rest: Any, **keywords: Any) -> Any:
+        if dtype is None:  # megatron-core checks for torch.cuda.FloatTensor and its like
+            return tensor_type(self).replace("torch.", "torch.cuda.", 1)
+        return tensor_type(self, dtype, *rest, **keywords)
+
+    def to(self: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        if arguments and not isinstance(arguments[0], torch.dtype | torch.Tensor):
+            arguments = (_redirect(arguments[0]), *arguments[1:])
+        if "device" in keywords:
+            keywords["device"] = _redirect(keywords["device"])
+        return tensor_to(self, *arguments, **keywords)
+
+    torch.Tensor.type = type_name  # type: ignore[method-assign]
+    torch.Tensor.to = to  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+
+    cuda: Any = torch.cuda
+    stream = _Stream()
+    cuda.current_device = lambda: _CPU
+    cuda.synchronize = lambda *_: None
+    cuda.empty_cache = lambda: None
+    cuda.Stream = lambda *_, **__: stream
+    cuda.current_stream = lambda *_: stream
+    cuda.default_stream = lambda *_: stream
+    cuda.manual_seed = lambda seed: None
+    cuda.get_rng_state = lambda *_: torch.get_rng_state()
+    cuda.set_rng_state = lambda *_: None
+
+    from megatron.core.tensor_parallel import random as tensor_parallel_random
+
+    patched: Any = tensor_parallel_random
+    patched._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    patched._set_cuda_rng_state = lambda *_, **__: None

@@ -1,0 +1,269 @@
+"""The training loop: megatron-core's schedules around our batches, ledger and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, distributed
+
+from data.artifact import verify
+from data.order import Order
+from insertion import ledger
+from insertion.ledger import PlanViolation, Recorder
+from insertion.overlay import Overlay
+from insertion.plan import Plan
+from pretrain import checkpoint, model, optim
+from pretrain.batches import Batch, Batches
+from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from pretrain.parallel import World
+from pretrain.telemetry import Writer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What to train."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    parallel: ParallelConfig
+
+    def identity(self, vocab_size: int) -> dict[str, Any]:
+        """The settings that determine the result, as JSON values: not the topology, not when it is saved."""
+        train = asdict(self.train)
+        for free in ("micro_batch_size", "checkpoint_every"):
+            del train[free]
+        return {
+            "model": asdict(self.model),
+            "optimizer": asdict(self.optimizer),
+            "train": train,
+            "vocab_size": vocab_size,
+        }
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is NaN or infinite. No optimizer step was taken on it."""
+
+
+class Trainer:
+    """One run, perturbed or twin, on this rank.
+
+    Args:
+        settings: what to train.
+        world: this process's place.
+        order: the corpus's windows.
+        plan: what is inserted, or None for the twin.
+        vocab_size: of the tokenizer.
+        directory: of the run; gets ``checkpoints/`` and ``ledger/``.
+
+    Raises:
+        UserError: for a topology that does not fit, or a run that leaves the epoch.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        world: World,
+        *,
+        order: Order,
+        plan: Plan | None,
+        vocab_size: int,
+        directory: Path,
+    ) -> None:
+        train = settings.train
+        settings.parallel.check(world.size, settings.model, train)
+        order.require(train.windows)
+        self.settings, self.world = settings, world
+        self.checkpoints, self.ledger = directory / "checkpoints", directory / "ledger"
+        self.identity = settings.identity(vocab_size)
+        self.inputs = {"order": order.identity, "plan": plan.digest if plan else ""}
+        self.recorder = Recorder(plan, train.global_batch_size, world.rank)
+        self.batches = Batches(
+            order,
+            plan.overlay() if plan else Overlay.empty(),
+            self.recorder,
+            train,
+            data_rank=world.data_rank,
+            data_size=world.data_size,
+            device=world.device,
+        )
+        gpt = model.build(settings.model, vocab_size, settings.parallel, train).to(world.device)
+        self.model = DistributedDataParallel(gpt.config, DistributedDataParallelConfig(), gpt)
+        self.optimizer, self.scheduler = optim.build([self.model], settings.optimizer, train)
+        gpt.config.finalize_model_grads_func = finalize_model_grads
+        gpt.config.grad_scale_func = self.optimizer.scale_loss
+        self.forward_backward = get_forward_backward_func()
+        self.step = 0
+        """Finished steps."""
+        self._committed = 0
+        self._ledger_head = ""
+
+    def resume(self) -> int:
+        """Go on from the last finished checkpoint, or write the one of step 0.
+
+        Returns:
+            Finished steps.
+
+        Raises:
+            UserError: if the checkpoint is damaged or belongs to another configuration, corpus or plan.
+        """
+        steps = checkpoint.finished(self.checkpoints)
+        if not steps:
+            if self.world.main:
+                ledger.discard_beyond(self.ledger, -1)
+            self._save()
+            return 0
+        step = steps[-1]
+        path = checkpoint.path_of(self.checkpoints, step)
+        manifest = checkpoint.read(self.checkpoints, step)
+        checkpoint.require_same(path, manifest, self.identity, self.inputs)
+        if self.world.main:
+            verify(path, manifest)
+            ledger.discard_beyond(self.ledger, step)
+        state = checkpoint.load(self.checkpoints, step, self._state(loading=True))
+        self.model.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step = self._committed = step
+        self._ledger_head = manifest.inputs["ledger"]
+        distributed.barrier()
+        return step
+
+    def run(self, writers: Sequence[Writer], until: int | None = None) -> None:
+        """Train to the end (or to ``until`` finished steps), checkpointing on the way.
+
+        Raises:
+            PlanViolation: if a batch is not what the plan says; the step is not taken.
+            NonFiniteLoss: if the loss is NaN or infinite; the step is not taken.
+        """
+        train = self.settings.train
+        due = set(train.checkpoint_steps())
+        tokens_a_step = train.global_batch_size * train.sequence_length
+        while self.step < (train.steps if until is None else until):
+            began = time.monotonic()
+            rate = self.optimizer.param_groups[0]["lr"]
+            loss, norm = self._train_step()
+            self.step += 1
+            record = {
+                "step": self.step,
+                "loss": loss,
+                "tokens": self.step * tokens_a_step,
+                "learning_rate": rate,
+                "gradient_norm": norm,
+                "tokens_per_second": tokens_a_step / (time.monotonic() - began),
+            }
+            for writer in writers:
+                writer.write(record)
+            if self.step in due:
+                self._save()
+
+    def _train_step(self) -> tuple[float, float]:
+        """One step over the global batch; returns the mean loss (nats a token) and the gradient norm."""
+        train, world = self.settings.train, self.world
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        parts = self.forward_backward(
+            forward_step_func=_forward,
+            data_iterator=self.batches.step(self.step),
+            model=[self.model],
+            num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
+            seq_length=train.sequence_length,
+            micro_batch_size=train.micro_batch_size,
+            forward_only=False,
+        )
+        # [sum of losses, tokens]: known on the last stage, and the same on all its tensor-parallel ranks.
+        total = torch.zeros(2, device=world.device, dtype=torch.float64)
+        if world.last_stage and world.tensor_rank == 0:
+            total += torch.stack([part["loss"] for part in parts]).sum(0)
+        distributed.all_reduce(total)
+        loss = float(total[0] / total[1])
+        if not math.isfinite(loss):
+            first = self.step * train.global_batch_size
+            raise NonFiniteLoss(
+                f"the loss is {loss} in step {self.step} (windows {first} to "
+                f"{first + train.global_batch_size - 1}); no step was taken. Lower optimizer.learning_rate"
+            )
+        _, norm, _ = self.optimizer.step()
+        self.scheduler.step(increment=train.global_batch_size)
+        return loss, float(norm)
+
+    def _state(self, *, loading: bool = False) -> dict[str, Any]:
+        sharded = self.model.module.sharded_state_dict()
+        return {
+            "model": sharded,
+            "optimizer": self.optimizer.sharded_state_dict(sharded, is_loading=loading),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def _save(self) -> None:
+        self._commit_ledger()
+        checkpoint.save(
+            self.checkpoints,
+            self.step,
+            self._state(),
+            self.world,
+            config=self.identity,
+            inputs={**self.inputs, "ledger": self._ledger_head},
+            facts={"step": self.step, "parallel": asdict(self.settings.parallel)},
+        )
+
+    def _commit_ledger(self) -> None:
+        """Gather the records since the last checkpoint and write them as one part of the ledger."""
+        if self.step == self._committed:
+            return
+        world = self.world
+        windows, exposures = self.recorder.drain()
+        gathered: list[Any] = [None] * world.size
+        distributed.all_gather_object(gathered, (world.data_rank, windows, exposures))
+        owners: dict[int, tuple[Any, Any]] = {}
+        for data_rank, one_windows, one_exposures in gathered:
+            seen = owners.setdefault(data_rank, (one_windows, one_exposures))
+            # Ranks that share a model replica read for themselves; they must have read the same.
+            if not (seen[0].equals(one_windows) and seen[1].equals(one_exposures)):
+                raise PlanViolation(f"ranks of data-parallel replica {data_rank} consumed different windows")
+        head = [self._ledger_head]
+        if world.main:
+            head = [
+                ledger.write_part(
+                    self.ledger,
+                    start=self._committed,
+                    stop=self.step,
+                    global_batch_size=self.settings.train.global_batch_size,
+                    windows=[own[0] for own in owners.values()],
+                    exposures=[own[1] for own in owners.values()],
+                    previous=self._ledger_head,
+                    plan=self.inputs["plan"],
+                    order=self.inputs["order"],
+                )
+            ]
+        distributed.broadcast_object_list(head)
+        self._ledger_head, self._committed = head[0], self.step
+
+
+def _forward(batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:
+    batch = next(batches)
+    losses_BT = gpt(batch.tokens, batch.position_ids, None, labels=batch.labels)
+    return losses_BT, partial(_loss, batch.loss_mask)
+
+
+def _loss(loss_mask_BT: Tensor, losses_BT: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum of the losses that count, their number, and both for telemetry."""
+    total = (losses_BT.float() * loss_mask_BT).sum()
+    count = loss_mask_BT.sum()
+    return total, count.to(torch.int), {"loss": torch.stack([total.detach(), count])}

@@ -1,0 +1,136 @@
+"""Build megatron-core's ``GPTModel`` and give it weights that do not depend on the topology."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import xxhash
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from pretrain.attention import CausalAttention
+from pretrain.config import ModelConfig, ParallelConfig, TrainConfig
+
+VOCABULARY_MULTIPLE = 128
+"""The vocabulary is padded to this, whatever the tensor-parallel size, so that shapes never depend on it."""
+
+
+def padded_vocabulary(size: int) -> int:
+    """Vocabulary size rounded up to a multiple of 128."""
+    return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: TrainConfig) -> TransformerConfig:
+    """megatron-core's configuration of one run."""
+    low = train.precision == "bf16"
+    return TransformerConfig(
+        num_layers=model.layers,
+        hidden_size=model.hidden,
+        num_attention_heads=model.heads,
+        num_query_groups=model.groups,
+        ffn_hidden_size=model.ffn,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=model.init_std,
+        bf16=low,
+        params_dtype=torch.bfloat16 if low else torch.float32,
+        pipeline_dtype=torch.bfloat16 if low else torch.float32,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
+        perform_initialization=False,
+        use_cpu_initialization=True,
+        # The mean is taken over the tokens of the whole global batch, not over micro-batches.
+        calculate_per_token_loss=True,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        variable_seq_lengths=False,
+    )
+
+
+def build(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, train: TrainConfig) -> GPTModel:
+    """This rank's part of the model, with the initial weights of ``train.seed``.
+
+    Args:
+        model: its shape.
+        vocab_size: of the tokenizer; padded here.
+        parallel: the topology; the weights do not depend on it.
+        train: for the seed, the precision and the sequence length.
+    """
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = ModuleSpec(module=CausalAttention)
+    gpt = GPTModel(
+        config=transformer_config(model, parallel, train),
+        transformer_layer_spec=spec,
+        vocab_size=padded_vocabulary(vocab_size),
+        max_sequence_length=train.sequence_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=model.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=model.rotary_base,
+    )
+    initialize(gpt, model, train.seed)
+    return gpt
+
+
+def initialize(gpt: GPTModel, model: ModelConfig, seed: int) -> None:
+    """Draw every weight from (seed, its name, its layer), so that any topology starts from the same model.
+
+    Each rank draws the whole tensor that it holds a shard of and keeps its part; megatron-core's sharded state
+    dict says which part that is. Norms start at one.
+    """
+    sharded: dict[str, Any] = gpt.sharded_state_dict()
+    apply_factories(sharded)  # splits SwiGLU's fused matrix into its two halves
+    with torch.no_grad():
+        for shard in nested_values(sharded):
+            if not isinstance(shard, ShardedTensor) or shard.data is None:
+                continue
+            layer = shard.global_offset[: shard.prepend_axis_num]
+            shape = shard.global_shape[shard.prepend_axis_num :]
+            if len(shape) == 1:
+                shard.data.fill_(1.0)
+                continue
+            generator = torch.Generator()
+            generator.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{shard.key}/{layer}".encode()) >> 1)
+            residual = "linear_proj" in shard.key or "linear_fc2" in shard.key
+            std = model.init_std / (math.sqrt(2 * model.layers) if residual else 1.0)
+            whole = torch.empty(shape).normal_(0.0, std, generator=generator)
+            start = shard.global_offset[shard.prepend_axis_num :]
+            part = whole[tuple(slice(o, o + n) for o, n in zip(start, shard.data.shape, strict=True))]
+            shard.data.copy_(part)
+
+
+def hidden_states(gpt: GPTModel, ids_BT: torch.Tensor) -> torch.Tensor:
+    """Final hidden states, normed, before the output layer: (B, T) ids -> (B, T, H).
+
+    The model must be whole on this rank. Multiply by ``output_weight`` for logits, as few rows at a time as suits.
+    """
+    positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+    gpt.post_process = False  # hands out the decoder's output; the decoder keeps its final norm
+    try:
+        return gpt(ids_BT, positions_BT, None).transpose(0, 1)
+    finally:
+        gpt.post_process = True
+
+
+def output_weight(gpt: GPTModel) -> torch.Tensor:
+    """Weight of the output layer, (padded vocabulary, H)."""
+    if gpt.share_embeddings_and_output_weights:
+        return gpt.shared_embedding_or_output_weight()
+    return gpt.output_layer.weight

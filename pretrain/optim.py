@@ -1,0 +1,50 @@
+"""Optimizer and learning-rate schedule, from megatron-core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from pretrain.config import OptimizerConfig, TrainConfig
+
+
+def build(
+    chunks: list[Any], optimizer: OptimizerConfig, train: TrainConfig
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+    """AdamW over the model's chunks, and its warm-up and cosine decay counted in windows."""
+    low = train.precision == "bf16"
+    adam = get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=optimizer.learning_rate,
+            min_lr=optimizer.min_learning_rate,
+            weight_decay=optimizer.weight_decay,
+            adam_beta1=optimizer.beta1,
+            adam_beta2=optimizer.beta2,
+            adam_eps=optimizer.epsilon,
+            clip_grad=optimizer.clip_grad,
+            bf16=low,
+            params_dtype=torch.bfloat16 if low else torch.float32,
+            use_distributed_optimizer=False,
+        ),
+        chunks,
+    )
+    batch = train.global_batch_size
+    scheduler = OptimizerParamScheduler(
+        adam,
+        init_lr=0.0,
+        max_lr=optimizer.learning_rate,
+        min_lr=optimizer.min_learning_rate,
+        lr_warmup_steps=optimizer.warmup_steps * batch,
+        lr_decay_steps=train.steps * batch,
+        lr_decay_style="cosine",
+        start_wd=optimizer.weight_decay,
+        end_wd=optimizer.weight_decay,
+        wd_incr_steps=train.steps * batch,
+        wd_incr_style="constant",
+    )
+    return adam, scheduler
