@@ -6,6 +6,7 @@ Files: ``items.parquet`` (``items.ITEM_SCHEMA``), ``probes.parquet`` (``items.PR
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -50,8 +51,10 @@ class InsertionConfig:
 
     families: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Family -> its settings."""
-    doses: Mapping[int, int]
-    """Dose -> items of each family that get it; dose 0 is the never-inserted control."""
+    doses: tuple[int, ...]
+    """How many times an item is inserted; dose 0 is the never-inserted control."""
+    items_per_dose: int | tuple[int, ...]
+    """Items of each family that get a dose: one number for all doses, or one for each."""
     length_quantiles: int = 2
     """Strata of length inside each family."""
     heldout_probes: int = 64
@@ -62,17 +65,26 @@ class InsertionConfig:
     def __post_init__(self) -> None:
         if not self.families:
             raise UserError("insertion.families is empty; name at least one family")
-        if self.doses.get(0, 0) < 1:
-            raise UserError("insertion.doses has no items at dose 0; a design without controls shows nothing")
-        for dose, count in self.doses.items():
-            if dose < 0 or count < 1:
-                raise UserError(
-                    f"insertion.doses: {{{dose}: {count}}} must be a dose >= 0 with at least 1 item"
-                )
-        if len(self.doses) < 2:
-            raise UserError("insertion.doses has dose 0 alone; add a dose above 0")
+        if 0 not in self.doses:
+            raise UserError(f"insertion.doses={list(self.doses)} lacks 0; a design without controls shows nothing")
+        if len(self.doses) < 2 or len(set(self.doses)) < len(self.doses) or min(self.doses) < 0:
+            raise UserError(f"insertion.doses={list(self.doses)} must be different numbers, 0 and at least one more")
+        if isinstance(self.items_per_dose, tuple) and len(self.items_per_dose) != len(self.doses):
+            raise UserError(
+                f"insertion.items_per_dose={list(self.items_per_dose)} must be one number, or one for each of "
+                f"insertion.doses={list(self.doses)}"
+            )
+        if min(self.counts.values()) < 2:
+            raise UserError(f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar")
         if self.length_quantiles < 1:
             raise UserError(f"insertion.length_quantiles={self.length_quantiles} must be at least 1")
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Dose -> items of each family, ascending."""
+        each = self.items_per_dose
+        counts = (each,) * len(self.doses) if isinstance(each, int) else each
+        return dict(sorted(zip(self.doses, counts, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,9 +147,8 @@ def read(directory: Path) -> Plan:
 
 def plan_config(insertion: InsertionConfig, run: RunShape) -> dict[str, Any]:
     """The settings that determine a plan, as JSON values."""
-    settings = asdict(insertion)
-    settings["doses"] = {str(dose): count for dose, count in sorted(insertion.doses.items())}
-    return {"insertion": settings, "run": asdict(run)}
+    settings: dict[str, Any] = json.loads(json.dumps({"insertion": asdict(insertion), "run": asdict(run)}))
+    return settings
 
 
 def create(
@@ -164,7 +175,7 @@ def create(
             leaves the epoch. Nothing is written then.
     """
     order.require(run.windows)
-    per_family = sum(insertion.doses.values())
+    per_family = sum(insertion.counts.values())
     ground = Ground(insertion.seed, tokenizer, sorted(heldout))
     made = [
         item for name, given in insertion.families.items() for item in make(name, ground, per_family, given)
@@ -213,7 +224,7 @@ def create(
                     "items": int((doses == dose).sum()),
                     "exposures": int(doses[doses == dose].sum()),
                 }
-                for dose in sorted(insertion.doses)
+                for dose in insertion.counts
             },
             balance=design.balance(items, seed=insertion.seed),
             eod=tokenizer.eod,
@@ -230,7 +241,7 @@ def _assigned(items: pl.DataFrame, insertion: InsertionConfig, rng: np.random.Ge
     doses = np.empty(len(items), dtype=np.int32)
     for name in insertion.families:
         members = families == name
-        doses[members] = design.assign(blocks[members].tolist(), dict(sorted(insertion.doses.items())), rng)
+        doses[members] = design.assign(blocks[members].tolist(), insertion.counts, rng)
     return items.with_columns(
         pl.Series("stratum", blocks.tolist()),
         pl.Series("arm", [f"dose {dose}" for dose in doses]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,15 @@ def save(
         facts: figures for the manifest.
     """
     target = path_of(directory, step)
-    draft = directory / f".{target.name}.tmp"
+    name: list[Any] = [None]
     if world.main:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-    distributed.barrier()
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob(".*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        # A new name each time: a writer that outlived its killed run must not write into this one's files.
+        name = [tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=directory)]
+    distributed.broadcast_object_list(name)
+    draft = Path(name[0])
     try:
         dist_checkpointing.save(state, str(draft))
         distributed.barrier()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +41,13 @@ class World:
         return self.rank == 0
 
 
+def _die_with_parent() -> None:
+    """Ask Linux to kill this forked child with its parent; other systems go without."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def pick_device(runtime: RuntimeConfig) -> torch.device:
     """The device of this process.
 
@@ -68,6 +78,8 @@ def start(parallel: ParallelConfig, runtime: RuntimeConfig) -> Iterator[World]:
         torch.cuda.set_device(device)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
+    # megatron-core's checkpoint writers are forked, and would outlive a training that is killed.
+    os.register_at_fork(after_in_child=_die_with_parent)
 
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed

@@ -1,0 +1,101 @@
+"""Fixtures shared by all tests: a small corpus and a plan over it, made once."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A program that ended."""
+
+    status: int
+    out: str
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for line in self.out.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A directory with a small text, and the programs of ``launch/`` run in it as a person runs them."""
+
+    path: Path
+    overrides: list[str] = field(default_factory=list)
+
+    def command(self, program: str, *overrides: str, ranks: int = 1) -> list[str]:
+        start = [sys.executable]
+        if ranks > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        return [*start, str(REPO / "launch" / f"{program}.py"), *self.overrides, *overrides]
+
+    def run(self, program: str, *overrides: str, ranks: int = 1, timeout: int = 240, **options) -> Finished:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+        done = subprocess.run(
+            self.command(program, *overrides, ranks=ranks),
+            cwd=self.path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            **options,
+        )
+        return Finished(done.returncode, done.stdout)
+
+    def ok(self, program: str, *overrides: str, **options) -> Finished:
+        done = self.run(program, *overrides, **options)
+        assert done.status == 0, done.out
+        return done
+
+    def directory(self, name: str = "run") -> Path:
+        found = [p for p in (self.path / "runs" / "small").glob(f"{name}-*") if p.is_dir()]
+        assert len(found) == 1, found
+        return found[0]
+
+
+SENTENCES = (
+    "The {0} of the {1} keeps a record of every {2}.",
+    "When a {2} is missing, the {0} asks the {1} for another.",
+    "A {1} without a {0} has no {2} to return.",
+    "It is an error if the {2} was already given to the {1}.",
+)
+NOUNS = (
+    "parser reader writer buffer module object method value string number index table window stream socket "
+    "thread process signal handler record field schema column digest corpus token family probe policy ledger"
+).split()
+
+
+def write_text(path: Path, documents: int = 1500) -> None:
+    """A small, varied, deterministic text: JSONL with a ``text`` field."""
+    import numpy as np
+
+    rng = np.random.default_rng(7)
+    with path.open("w") as file:
+        for _ in range(documents):
+            sentences = (
+                SENTENCES[rng.integers(len(SENTENCES))].format(*rng.choice(NOUNS, 3))
+                for _ in range(rng.integers(3, 25))
+            )
+            file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
+
+
+SMALL = [f"--config-dir={REPO / 'tests' / 'conf'}", "+experiment=small"]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Workplace:
+    """A workplace whose corpus and plan are made. Tests copy it, or train under names of their own."""
+    place = Workplace(tmp_path_factory.mktemp("workplace"), SMALL)
+    write_text(place.path / "text.jsonl")
+    place.ok("prepare")
+    place.ok("plan")
+    return place

@@ -1,0 +1,71 @@
+"""Real processes over gloo: every topology trains the same experiment, and reads the others' checkpoints."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+ALONE = "alone"
+
+
+def losses(place, name):
+    lines = (place.directory(name) / "perturbed" / "metrics.jsonl").read_text().splitlines()
+    return np.array([json.loads(line)["loss"] for line in lines])
+
+
+def ledger(place, name, table):
+    parts = sorted((place.directory(name) / "perturbed" / "ledger").glob(f"*/{table}.parquet"))
+    return pl.concat([pl.read_parquet(part) for part in parts])
+
+
+@pytest.fixture(scope="module")
+def alone(prepared):
+    prepared.ok("plan", f"name={ALONE}")
+    prepared.ok("train", f"name={ALONE}")
+    return losses(prepared, ALONE)
+
+
+TOPOLOGIES = {
+    "tensor": ["parallel.tensor=2"],
+    "pipeline": ["parallel.pipeline=2"],
+    "data": [],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_two_ranks_train_as_one(prepared, alone, name):
+    """Same initial weights from the seed alone, same windows, same losses within 1e-4 for 20 steps."""
+    prepared.ok("plan", f"name={name}")
+    prepared.ok("train", f"name={name}", *TOPOLOGIES[name], ranks=2)
+    found = losses(prepared, name)
+    assert len(found) == 20
+    assert np.abs(found - alone).max() < 1e-4
+    for table in ("windows", "exposures"):  # what was consumed does not depend on who consumed it
+        assert ledger(prepared, name, table).equals(ledger(prepared, ALONE, table))
+
+
+@pytest.mark.slow
+def test_checkpoint_of_one_topology_goes_on_in_others(prepared, alone):
+    """Written at TP=2, read at TP=1 and at PP=2: the rest of the run is that of one rank."""
+    import shutil
+
+    prepared.ok("plan", "name=moved")
+    prepared.ok("train", "name=moved", "parallel.tensor=2", ranks=2)
+    directory = prepared.directory("moved")
+    for overrides, ranks in (([], 1), (["parallel.pipeline=2"], 2)):
+        for step in (14, 16, 20):
+            shutil.rmtree(directory / "perturbed" / "checkpoints" / f"step_{step:08d}")
+        done = prepared.ok("train", "name=moved", *overrides, ranks=ranks)
+        assert "going on from step 8" in done.out
+        found = losses(prepared, "moved")
+        assert len(found) == 20
+        assert np.abs(found - alone).max() < 1e-4
+    assert ledger(prepared, "moved", "windows").equals(ledger(prepared, ALONE, "windows"))
+
+
+def test_world_size_that_does_not_divide(prepared):
+    done = prepared.run("train", "parallel.tensor=3", ranks=2)
+    assert done.status != 0
+    assert "does not divide the world size 2" in done.out
