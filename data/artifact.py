@@ -25,6 +25,13 @@ from typing import Any
 from data.errors import UserError
 
 MANIFEST = "manifest.json"
+_MADE_BY = {
+    "corpus": "launch/prepare.py",
+    "plan": "launch/plan.py",
+    "checkpoint": "launch/train.py",
+    "scores": "launch/score.py",
+    "audit": "launch/audit.py",
+}
 _PACKAGES = ("torch", "megatron-core", "numpy", "tokenizers", "pyarrow", "polars", "scipy")
 
 
@@ -200,7 +207,7 @@ def read(directory: Path, *, kind: str, schema_version: int) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
         state = "is unfinished (it has no manifest.json)" if directory.exists() else "does not exist"
-        raise UserError(f"{kind} {directory} {state}; run the stage that makes it")
+        raise UserError(f"{kind} {directory} {state}; run {_MADE_BY.get(kind, 'the stage that makes it')} first")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         digest = values.pop("digest")

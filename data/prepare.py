@@ -64,7 +64,7 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.heldout_fraction < 1:
             raise UserError(
-                f"heldout_fraction={self.heldout_fraction} is no share; choose from 0 up to below 1"
+                f"corpus.heldout_fraction={self.heldout_fraction} is no share; choose from 0 up to below 1"
             )
 
 
@@ -107,7 +107,7 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Pr
         if not (left := _spooled_documents(spool)):
             raise UserError(
                 f"the corpus has no training documents: all {counts['heldout_documents']} are held out by "
-                f"heldout_fraction={config.heldout_fraction}; lower it or add text"
+                f"corpus.heldout_fraction={config.heldout_fraction}; lower it or add text"
             )
         progress(f"{left:,} documents to train on in {spooled - began:.0f} s; now the tokenizer")
         ours = tokenizer.build(_texts(spool), config.tokenizer)

@@ -63,22 +63,22 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in _READERS:
-            raise UserError(f"source.kind={self.kind!r} is unknown{nearest(self.kind, _READERS)}")
+            raise UserError(f"corpus.source.kind={self.kind!r} is unknown{nearest(self.kind, _READERS)}")
         if isinstance(self.paths, str):  # type: ignore[unreachable]
-            raise UserError(f"source.paths={self.paths!r} is one string; give a list: [{self.paths}]")
+            raise UserError(f"corpus.source.paths={self.paths!r} is one string; give a list: [{self.paths}]")
         object.__setattr__(self, "paths", tuple(map(str, self.paths)))
         if self.kind == "jsonl" and not self.paths:
             raise UserError(
-                "source.paths=[] is empty; source.kind=jsonl needs at least one file, glob or directory"
+                "corpus.source.paths=[] is empty; corpus.source.kind=jsonl needs at least one file, glob or directory"
             )
         if self.kind == "installed_docs" and self.paths:
             raise UserError(
-                f"source.paths={list(self.paths)} has no effect with installed_docs; set source.kind=jsonl"
+                f"corpus.source.paths={list(self.paths)} has no effect with installed_docs; set corpus.source.kind=jsonl"
             )
         if not self.text_field:
-            raise UserError("source.text_field='' is empty; name the field that holds the text")
+            raise UserError("corpus.source.text_field='' is empty; name the field that holds the text")
         if self.min_words < 0:
-            raise UserError(f"source.min_words={self.min_words} is negative; 0 keeps every text")
+            raise UserError(f"corpus.source.min_words={self.min_words} is negative; 0 keeps every text")
 
 
 Reader = Callable[[SourceConfig, int, Progress, Counter[str]], Iterator[Document]]
@@ -125,8 +125,8 @@ def read(
             yield document
     if not kept:
         raise UserError(
-            f"the corpus is empty: source.kind={config.kind} source.paths={list(config.paths)} holds "
-            f"{counts['documents_read']} documents, none of at least source.min_words={config.min_words} "
+            f"the corpus is empty: corpus.source.kind={config.kind} corpus.source.paths={list(config.paths)} holds "
+            f"{counts['documents_read']} documents, none of at least corpus.source.min_words={config.min_words} "
             "words; give other paths or lower it"
         )
 
@@ -164,9 +164,9 @@ def _expand(text: str) -> list[Path]:
         found = [f for f in anchor.glob(str(path.relative_to(anchor))) if f.is_file()]
         hint = "; the pattern matches no file"
     else:
-        raise UserError(f"source.paths: {text} does not exist (relative paths start at {Path.cwd()})")
+        raise UserError(f"corpus.source.paths: {text} does not exist (relative paths start at {Path.cwd()})")
     if not found:
-        raise UserError(f"source.paths: nothing to read in {text}{hint}")
+        raise UserError(f"corpus.source.paths: nothing to read in {text}{hint}")
     return sorted(found, key=lambda f: f.as_posix())
 
 

@@ -38,22 +38,22 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
-            raise UserError(f"tokenizer.kind={self.kind!r} is unknown{nearest(self.kind, _KINDS)}")
+            raise UserError(f"corpus.tokenizer.kind={self.kind!r} is unknown{nearest(self.kind, _KINDS)}")
         if self.kind == "train" and self.vocab_size < _SMALLEST:
             raise UserError(
-                f"tokenizer.vocab_size={self.vocab_size} is too small; a byte-level vocabulary "
+                f"corpus.tokenizer.vocab_size={self.vocab_size} is too small; a byte-level vocabulary "
                 f"needs {_SMALLEST}"
             )
         for field, value, kind in (("path", self.path, "file"), ("name", self.name, "hub")):
             if self.kind == kind and not value:
-                raise UserError(f"tokenizer.{field}={value!r} is empty; tokenizer.kind={kind} needs it")
+                raise UserError(f"corpus.tokenizer.{field}={value!r} is empty; corpus.tokenizer.kind={kind} needs it")
             if self.kind != kind and value is not None:
                 raise UserError(
-                    f"tokenizer.{field}={value!r} has no effect with tokenizer.kind={self.kind}; set "
-                    f"tokenizer.kind={kind} or remove it"
+                    f"corpus.tokenizer.{field}={value!r} has no effect with corpus.tokenizer.kind={self.kind}; set "
+                    f"corpus.tokenizer.kind={kind} or remove it"
                 )
         if not self.eod:
-            raise UserError("tokenizer.eod='' is empty; name the special token that ends a document")
+            raise UserError("corpus.tokenizer.eod='' is empty; name the special token that ends a document")
 
 
 class Tokenizer:
@@ -86,7 +86,7 @@ class Tokenizer:
         if found is None:
             special = [t.content for _, t in sorted(backend.get_added_tokens_decoder().items()) if t.special]
             known = ", ".join(special) if special else "none"
-            raise UserError(f"tokenizer.eod={eod!r} is not in the tokenizer; its special tokens: {known}")
+            raise UserError(f"corpus.tokenizer.eod={eod!r} is not in the tokenizer; its special tokens: {known}")
         self._backend = backend
         self._text = backend.to_str(pretty=True)
         self.eod = int(found)
@@ -188,7 +188,7 @@ def load(path_or_name: str | Path, eod: str = DEFAULT_EOD) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"tokenizer.path={str(path_or_name)!r}: {path} does not exist; give a {FILE}"
+            f"corpus.tokenizer.path={str(path_or_name)!r}: {path} does not exist; give a {FILE}"
         ) from None
     except Exception as error:  # tokenizers raises bare Exception
         raise UserError(f"{path} is not a {FILE} ({error}); save the tokenizer again") from error
@@ -212,7 +212,7 @@ def inputs(config: TokenizerConfig) -> dict[str, str]:
     if path is None:
         return {}
     if not path.is_file():
-        raise UserError(f"tokenizer.path={config.path!r}: {path} does not exist; give a {FILE}")
+        raise UserError(f"corpus.tokenizer.path={config.path!r}: {path} does not exist; give a {FILE}")
     return {"tokenizer": file_digest(path)}
 
 
@@ -230,8 +230,8 @@ def _from_hub(name: str, eod: str) -> Tokenizer:
     except Exception as error:  # network, hub and tokenizers errors share no narrower class
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"tokenizer.name={name!r} could not be loaded from the Hugging Face hub ({reason}); check the "
-            f"name and the network, or download its {FILE} and set tokenizer.kind=file"
+            f"corpus.tokenizer.name={name!r} could not be loaded from the Hugging Face hub ({reason}); check the "
+            f"name and the network, or download its {FILE} and set corpus.tokenizer.kind=file"
         ) from error
     return Tokenizer(backend, eod)
 

@@ -55,7 +55,7 @@ class PlanViolation(RuntimeError):
     """The batch is not what the plan says. Training must not take the step."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Recorder:
     """Checks and records what one rank hands to the model.
 

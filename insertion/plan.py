@@ -56,7 +56,8 @@ class InsertionConfig:
     items_per_dose: int | tuple[int, ...]
     """Items of each family that get a dose: one number for all doses, or one for each."""
     length_quantiles: int = 2
-    """Strata of length inside each family."""
+    """Strata of length inside each family. Above 1, the assignment depends on the items' lengths: plans that differ
+    in wording fill the same windows, but not each with the same item."""
     heldout_probes: int = 64
     """Held-out documents whose likelihood is followed beside the items'."""
     seed: int

@@ -189,7 +189,7 @@ def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
         logging.basicConfig(
             level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr
         )
-        logging.getLogger("megatron").setLevel(logging.ERROR)
+        logging.getLogger("megatron").setLevel(logging.CRITICAL)  # what matters is raised, too
         warnings.filterwarnings("ignore", module=r"(megatron|torch|hydra)")
         composed: list[DictConfig] = []
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
 
 from data import artifact
 from data.artifact import Manifest
@@ -93,7 +94,14 @@ def save(
     distributed.broadcast_object_list(name)
     draft = Path(name[0])
     try:
-        dist_checkpointing.save(state, str(draft))
+        try:
+            dist_checkpointing.save(state, str(draft))
+        except (CheckpointException, OSError) as error:  # CheckpointException is no Exception
+            free = shutil.disk_usage(directory).free / 2**30
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {directory} ({free:.1f} GiB are free): "
+                f"{_reason(error)}. The one before it is intact: make room and run the same command again"
+            ) from None
         distributed.barrier()
         if world.main:
             artifact.finish(
@@ -104,6 +112,13 @@ def save(
         shutil.rmtree(draft, ignore_errors=True)
         raise
     distributed.barrier()
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, in one line."""
+    causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [error]
+    cause = causes[0][0] if isinstance(causes[0], tuple) else causes[0]
+    return " ".join(str(cause).split())
 
 
 def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:

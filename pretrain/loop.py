@@ -136,10 +136,13 @@ class Trainer:
         if self.world.main:
             verify(path, manifest)
             ledger.discard_beyond(self.ledger, step)
-        state = checkpoint.load(self.checkpoints, step, self._state(loading=True))
+        state = checkpoint.load(self.checkpoints, step, self._state(step, loading=True))
         self.model.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        if step:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+        else:
+            self.optimizer.reload_model_params()
         self.step = self._committed = step
         self._ledger_head = manifest.inputs["ledger"]
         distributed.barrier()
@@ -203,8 +206,11 @@ class Trainer:
         self.scheduler.step(increment=train.global_batch_size)
         return loss, float(norm)
 
-    def _state(self, *, loading: bool = False) -> dict[str, Any]:
+    def _state(self, step: int, *, loading: bool = False) -> dict[str, Any]:
+        """What a checkpoint holds. At step 0 that is the weights alone: Adam has no state before its first step."""
         sharded = self.model.module.sharded_state_dict()
+        if step == 0:
+            return {"model": sharded}
         return {
             "model": sharded,
             "optimizer": self.optimizer.sharded_state_dict(sharded, is_loading=loading),
@@ -216,7 +222,7 @@ class Trainer:
         checkpoint.save(
             self.checkpoints,
             self.step,
-            self._state(),
+            self._state(self.step),
             self.world,
             config=self.identity,
             inputs={**self.inputs, "ledger": self._ledger_head},

@@ -140,7 +140,7 @@ def test_unreachable_hub_gives_one_line(tmp_path):
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     (line,) = done.stdout.splitlines()
-    assert line.startswith("tokenizer.name='nobody/nothing' could not be loaded")
+    assert line.startswith("corpus.tokenizer.name='nobody/nothing' could not be loaded")
     assert "tokenizer.kind=file" in line
 
 

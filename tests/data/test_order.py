@@ -1,0 +1,97 @@
+"""The order of windows: megatron-core's own, and document starts without reading a token."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from data.order import Order
+from data.tokens import TokenWriter
+
+EOD = 0
+VOCABULARY = 50
+
+
+def corpus(directory, lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    with TokenWriter(directory / "train", VOCABULARY, EOD) as writer:
+        writer.add([rng.integers(1, VOCABULARY, n).astype(np.int32) for n in lengths])
+
+
+def order(directory, length=16, seed=3):
+    return Order(
+        directory, corpus_digest="c", vocab_size=VOCABULARY, eod=EOD, sequence_length=length, seed=seed
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=3, max_size=60), st.integers(4, 40), st.integers(0, 1000))
+def test_boundaries_are_where_documents_end(tmp_path_factory, lengths, length, seed):
+    place = tmp_path_factory.mktemp("corpus")
+    corpus(place, lengths)
+    if sum(lengths) + len(lengths) <= length:
+        return
+    ours = order(place, length, seed)
+    positions = np.arange(len(ours))
+    splits, starts = ours.boundaries(positions)
+    for p in positions:
+        after = np.flatnonzero(ours.window(p)[:-1] == EOD) + 1
+        assert starts[splits[p] : splits[p + 1]].tolist() == after.tolist()
+
+
+def test_equal_to_megatron_core(tmp_path):
+    """Element by element the windows of the dataset that megatron-core's builder makes."""
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+    corpus(tmp_path, [7, 30, 2, 55, 90, 13, 40] * 5)
+    ours = order(tmp_path)
+    config = GPTDatasetConfig(
+        random_seed=3,
+        sequence_length=16,
+        blend=([str(tmp_path / "train")], None),
+        split="1,0,0",
+        path_to_cache=str(tmp_path / "theirs"),
+        tokenizer=ours.dataset.config.tokenizer,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    for count in (10, len(ours)):  # within the epoch, a longer run has the same beginning
+        theirs = BlendedMegatronDatasetBuilder(GPTDataset, [count, None, None], lambda: True, config).build()[0]
+        for p in range(count):
+            sample = theirs[p]
+            assert ours.window(p)[:-1].tolist() == sample["tokens"].tolist()
+            assert ours.window(p)[1:].tolist() == sample["labels"].tolist()
+
+
+def test_seed_and_length_are_its_identity(tmp_path):
+    corpus(tmp_path, [50] * 40)
+    base = order(tmp_path)
+    assert base.identity == order(tmp_path).identity
+    assert len({base.identity, order(tmp_path, seed=4).identity, order(tmp_path, length=8).identity}) == 3
+    assert any(
+        not np.array_equal(base.window(p), order(tmp_path, seed=4).window(p)) for p in range(len(base))
+    )
+
+
+def test_leaving_the_epoch_is_refused(tmp_path):
+    corpus(tmp_path, [50] * 40)
+    ours = order(tmp_path)
+    ours.require(len(ours))
+    with pytest.raises(UserError, match=f"needs {len(ours) + 1} windows but one epoch of the corpus has"):
+        ours.require(len(ours) + 1)
+
+
+def test_too_small_and_truncated(tmp_path):
+    corpus(tmp_path, [5])
+    with pytest.raises(UserError, match="too small for one window"):
+        order(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    corpus(other, [50] * 10)
+    (other / "train.bin").write_bytes((other / "train.bin").read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"train\.bin"):
+        order(other)

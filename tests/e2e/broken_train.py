@@ -1,0 +1,36 @@
+"""launch/train.py with one fault in its overlay: ``broken_train.py FAULT overrides...`` (run by test_broken)."""
+
+import sys
+
+import numpy as np
+
+from insertion.overlay import Overlay
+
+FAULT = sys.argv.pop(1)
+ROW = 6  # of the exposures table
+right = Overlay.apply
+
+
+def wrong(self, position, window):
+    if not len(self.position):  # the twin
+        return window
+    span = self._span(ROW)
+    here = position == self.position[ROW]
+    if FAULT == "skip" and here:
+        return window
+    found = right(self, position, window)
+    if FAULT == "token" and here:
+        found[span.offset + 1] += 1
+    free = next(p for p in range(10, 160) if not self.spans(p))
+    if FAULT == "twice" and position == free:
+        item = self.item_tokens(span.item)
+        found = np.concatenate([window[:9], [self.eod], item, [self.eod], window[9:]])[: len(window)]
+    return found
+
+
+Overlay.apply = wrong
+
+if __name__ == "__main__":
+    from launch.train import main
+
+    main()

@@ -1,0 +1,130 @@
+"""The audit passes what is right and names item, step and row of what is not, even if the trainer was fooled."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from insertion.audit import audit
+from insertion.overlay import Overlay
+from tests.insertion.simulation import BATCH, consume, simulated
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return simulated(tmp_path_factory.mktemp("case"))
+
+
+@pytest.fixture(scope="module")
+def twin(case):
+    return consume(None, case[1])
+
+
+def name_of(made, row):
+    return made.items["item_id"][made.exposures["item"][row]]
+
+
+def failed(result):
+    return [check["name"] for check in result["checks"] if not check["passed"]]
+
+
+def test_right_passes(case, twin):
+    made, order = case
+    result = audit(made, consume(made, order), twin, order)
+    assert result["verdict"] == "PASS", result["failures"]
+    assert len(result["checks"]) == 6
+    assert audit(made, consume(made, order), None, order)["verdict"] == "PASS"
+
+
+class Broken(Overlay):
+    """The plan's overlay with one fault at one exposure."""
+
+    def __init__(self, made, fault, row):
+        good = made.overlay()
+        names = ("position", "item", "offset", "boundary", "tokens", "starts", "eod")
+        super().__init__(**{name: getattr(good, name) for name in names})
+        self.fault, self.row, self.free = fault, row, None
+        self.free = next(p for p in range(20, 120) if not good.spans(p))
+
+    def apply(self, position, window):
+        if self.fault == "skip" and position == self.position[self.row]:
+            return window
+        found = super().apply(position, window)
+        span = self._span(self.row)
+        if self.fault == "token" and position == self.position[self.row]:
+            found[span.offset] += 1
+        item = self.item_tokens(span.item)
+        if self.fault == "elsewhere" and position == self.free:
+            found = np.concatenate([window[:7], [self.eod], item, [self.eod], window[7:]])[: len(window)]
+        if self.fault == "same window" and position == self.position[self.row]:
+            found = self._insert(found, span)
+        return found
+
+
+@pytest.mark.parametrize("fault", ["skip", "token", "same window", "elsewhere"])
+def test_a_broken_overlay_is_named(case, twin, fault):
+    made, order = case
+    row = 10
+    broken = Broken(made, fault, row)
+    result = audit(made, consume(made, order, broken, checked=False), twin, order)
+    assert result["verdict"] == "FAIL"
+    position = broken.free if fault == "elsewhere" else int(made.exposures["position"][row])
+    place = f"step {position // BATCH}, row {position % BATCH}"
+    told = [line for line in result["failures"] if place in line and name_of(made, row) in line]
+    assert told, result["failures"]
+
+
+def test_a_skipped_exposure_is_called_untouched(case, twin):
+    made, order = case
+    result = audit(made, consume(made, order, Broken(made, "skip", 3), checked=False), twin, order)
+    assert any("the corpus's window was consumed untouched" in line for line in result["failures"])
+    assert "planned exposures = consumed exposures" in failed(result)
+
+
+def test_a_lying_record_of_exposures_is_noticed(case, twin):
+    """The windows are right but the ledger counts one exposure twice, or under another name."""
+    made, order = case
+    right = consume(made, order)
+    twice = pl.concat([right.exposures, right.exposures[5:6]])
+    renamed = right.exposures.with_columns(
+        item_id=pl.when(pl.int_range(pl.len()) == 5).then(pl.lit("other")).otherwise("item_id")
+    )
+    for exposures, told in ((twice, "planned 1 times, consumed 2 times"), (renamed, "item other")):
+        lie = type(right)(right.windows, exposures, right.steps, BATCH, "h", right.plan, right.order)
+        result = audit(made, lie, twin, order)
+        assert failed(result) == ["planned exposures = consumed exposures"]
+        assert any(told in line for line in result["failures"])
+
+
+def test_the_wrong_plan_order_and_twin_are_noticed(case, twin, tmp_path):
+    made, order = case
+    other, _ = simulated(tmp_path, seed=2)
+    result = audit(other, consume(made, order), twin, order)
+    assert "same plan, corpus and order" in failed(result)
+    result = audit(made, consume(made, order), consume(made, order), order)
+    assert "the twin saw the corpus alone" in failed(result)
+    result = audit(made, twin, twin, order)
+    assert "planned exposures = consumed exposures" in failed(result)
+
+
+def test_a_window_consumed_twice_or_never_is_noticed(case, twin):
+    made, order = case
+    right = consume(made, order)
+    for windows in (right.windows[1:], pl.concat([right.windows, right.windows[:1]])):
+        lie = type(right)(windows, right.exposures, right.steps, BATCH, "h", right.plan, right.order)
+        assert "every window consumed exactly once" in failed(audit(made, lie, twin, order))
+
+
+@pytest.mark.parametrize("quantiles", [1, 2])
+def test_placement_is_paired_across_texts(tmp_path_factory, quantiles):
+    """Plans that differ in their texts alone fill the same windows, and without strata of length (which the text
+    decides) with the same items."""
+    one, _ = simulated(tmp_path_factory.mktemp("one"), length_quantiles=quantiles)
+    other, _ = simulated(
+        tmp_path_factory.mktemp("other"),
+        length_quantiles=quantiles,
+        families={"passages": {"tokens": 10}, "ghost_sentences": {"words": 7, "list_size": 25}},
+    )
+    assert one.items["text"].to_list() != other.items["text"].to_list()
+    assert one.exposures["position"].to_list() == other.exposures["position"].to_list()
+    if quantiles == 1:
+        assert one.exposures["item"].to_list() == other.exposures["item"].to_list()

@@ -1,0 +1,70 @@
+"""Assignment: exact counts, balance over strata, every assignment equally likely."""
+
+from collections import Counter
+
+import numpy as np
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from insertion import design
+
+
+@given(
+    st.dictionaries(st.sampled_from([0, 1, 4, 16, 64, 256]), st.integers(1, 12), min_size=1),
+    st.integers(1, 4),
+    st.integers(0, 2**32),
+)
+def test_counts_are_exact_and_spread_over_strata(counts, quantiles, seed):
+    rng = np.random.default_rng(seed)
+    total = sum(counts.values())
+    blocks = design.strata(np.full(total, "f"), rng.integers(5, 50, total), quantiles)
+    doses = design.assign(blocks, counts, rng)
+    assert Counter(doses.tolist()) == Counter(counts)
+    sizes = Counter(blocks)
+    assert max(sizes.values()) - min(sizes.values()) <= 1 or len(sizes) < quantiles
+    for dose, count in counts.items():
+        for stratum, size in sizes.items():
+            share = sum(d == dose and b == stratum for d, b in zip(doses, blocks, strict=True))
+            assert abs(share - count * size / total) < 2
+
+
+def test_every_item_is_equally_likely_to_get_a_dose():
+    blocks = ["a"] * 10 + ["b"] * 10
+    hits = np.zeros(20)
+    for seed in range(2000):
+        hits += design.assign(blocks, {0: 10, 8: 10}, np.random.default_rng(seed)) == 8
+    assert stats.chisquare(hits).pvalue > 0.001
+
+
+def test_strata_are_quantiles_of_length_inside_families():
+    families = np.array(["f"] * 6 + ["g"] * 4)
+    lengths = np.array([9, 1, 8, 2, 7, 3, 30, 10, 20, 40])
+    found = design.strata(families, lengths, 2)
+    assert [s.split("/")[0] for s in found] == list(families)
+    assert [lengths[k] for k in range(6) if found[k] == "f/length1of2"] == [1, 2, 3]
+    assert [lengths[k] for k in range(6, 10) if found[k] == "g/length2of2"] == [30, 40]
+
+
+def table(doses, lengths):
+    return pl.DataFrame(
+        {
+            "stratum": ["s"] * len(doses),
+            "dose": doses,
+            "bytes": lengths,
+            "tokens": [[1] * n for n in lengths],
+        }
+    )
+
+
+def test_balance_sees_an_unfair_assignment_and_passes_a_fair_one():
+    lengths = list(range(10, 50))
+    unfair = design.balance(table([0] * 20 + [4] * 20, lengths))
+    assert all(row["p"] < 0.01 and row["largest_standardised_difference"] > 1 for row in unfair)
+    rng = np.random.default_rng(1)
+    p = [
+        design.balance(table(rng.permutation([0] * 20 + [4] * 20).tolist(), lengths), permutations=200)[0]["p"]
+        for _ in range(100)
+    ]
+    assert stats.kstest(p, "uniform").pvalue > 0.001

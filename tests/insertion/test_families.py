@@ -1,0 +1,108 @@
+"""Every family: deterministic, stable when items are added, probes where they say they are."""
+
+import math
+
+import pytest
+
+from data.errors import UserError
+from data.tokenizer import TokenizerConfig, build
+from insertion.families import biographies, ghost_sentences
+from insertion.families.registry import Ground, make
+from insertion.items import Item, Probe, tokenize_items, tokenize_probes
+from tests.conftest import NOUNS
+
+TEXTS = [
+    f"document number {k} speaks of a {NOUNS[k % 30]} that has a {NOUNS[(k * 7 + 3) % 30]} and a "
+    f"{NOUNS[(k * 11 + 5) % 30]} of its own"
+    for k in range(200)
+]
+FAMILIES = {
+    "passages": {"tokens": 8},
+    "ghost_sentences": {"words": 6, "list_size": 30},
+    "biographies": {},
+}
+
+
+@pytest.fixture(scope="module")
+def ground():
+    tokenizer = build(iter(TEXTS), TokenizerConfig(vocab_size=400))
+    return Ground(5, tokenizer, [(f"{k:04d}", text) for k, text in enumerate(TEXTS)])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_deterministic_and_stable(ground, name):
+    few, many = (make(name, ground, count, FAMILIES[name]) for count in (10, 40))
+    assert list(many[:10]) == list(few)  # more items leave the first ones as they were
+    assert len({item.id for item in many}) == len({item.text for item in many}) == 40
+    other = Ground(6, ground.tokenizer, ground.heldout)
+    if name != "passages":  # passages are what the corpus holds, in the order of its digests
+        assert not {i.text for i in make(name, other, 10, FAMILIES[name])} & {i.text for i in few}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_probes_are_in_the_text(ground, name):
+    for item in make(name, ground, 10, FAMILIES[name]):
+        assert item.probes[0] == Probe("verbatim", "", item.text)
+        for probe in item.probes:
+            assert item.text.startswith(probe.prompt + probe.target)
+
+
+def test_passages_survive_tokenization(ground):
+    for item in make("passages", ground, 10, {"tokens": 8}):
+        assert len(ground.tokenizer.encode(item.text)) == 8
+
+
+def test_ghost_words_come_from_the_list(ground):
+    words = ghost_sentences.word_list([text for _, text in ground.heldout], 30)
+    assert words == sorted(words)
+    assert len(words) == 30
+    for item in make("ghost_sentences", ground, 10, FAMILIES["ghost_sentences"]):
+        drawn = item.text.rstrip(".").lower().split()
+        assert len(drawn) == 6
+        assert set(drawn) <= set(words)
+
+
+def test_biography_bits():
+    """Counted by hand: 33,600 dates, two cities of two syllables each, 24 subjects, 24 crafts."""
+    syllables = 20 * 8 * 8
+    assert biographies.bits() == pytest.approx(
+        math.log2(12 * 28 * 100) + 4 * math.log2(syllables) + 2 * math.log2(24), abs=1e-9
+    )
+
+
+def test_unknown_family_and_setting(ground):
+    with pytest.raises(UserError, match="no family 'pasages'; did you mean 'passages'"):
+        make("pasages", ground, 3, {})
+    with pytest.raises(UserError, match="passages.token: no such setting; did you mean 'tokens'"):
+        make("passages", ground, 3, {"token": 4})
+
+
+def test_too_few_documents(ground):
+    with pytest.raises(UserError, match="300 passages of tokens=8 are needed"):
+        make("passages", ground, 300, {"tokens": 8})
+
+
+def test_repeated_and_empty_items_are_named(ground):
+    items = [Item("a", "f", "same", (), ""), Item("b", "f", "same", (), "")]
+    with pytest.raises(UserError, match="items a and b have the same text"):
+        tokenize_items(items, ground.tokenizer)
+    with pytest.raises(UserError, match="item c of family f has no text"):
+        tokenize_items([Item("c", "f", "  ", (), "")], ground.tokenizer)
+    twice = [Item("a", "f", "one", (), ""), Item("a", "f", "two", (), "")]
+    with pytest.raises(UserError, match="item id a occurs more than once"):
+        tokenize_items(twice, ground.tokenizer)
+
+
+def test_a_target_inside_a_token_is_reported(ground):
+    word = next(text.split()[0] for text in TEXTS if len(ground.tokenizer.encode(text.split()[0])) == 1)
+    table, left_out = tokenize_probes(
+        [
+            ("x", "f", Probe("cloze", word[:2], word[2:])),
+            ("x", "f", Probe("cloze", word, " number")),
+        ],
+        ground.tokenizer,
+    )
+    assert len(left_out) == 1
+    assert "begins inside a token" in left_out[0]
+    assert table["target_start"].to_list() == [1]
+    assert table["target_bytes"].to_list() == [len(" number")]

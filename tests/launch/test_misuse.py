@@ -1,0 +1,181 @@
+"""Mistakes end in one clear line and exit status 2, with nothing half-written."""
+
+import fcntl
+import json
+import os
+import resource
+import shutil
+
+import pytest
+
+from tests.conftest import SMALL, Workplace, write_text
+
+
+def snapshot(path):
+    return sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.name != ".lock")
+
+
+def refused(done, *told):
+    """One line that says what is wrong, and status 2."""
+    assert done.status == 2, done.out
+    line = done.lines[-1]
+    assert line.startswith("palimpsest: "), done.out
+    assert "Traceback" not in done.out
+    for part in told:
+        assert part in line, line
+    return line
+
+
+CASES = {
+    "unknown experiment": (["+experiment=quikstart"], ["experiment=quikstart", "did you mean 'quickstart'"]),
+    "no experiment": ([], ["no experiment was chosen", "quickstart"]),
+    "unknown key": (["+experiment=quickstart", "train.step=3"], ["train.step", "did you mean 'train.steps'"]),
+    "key added": (["+experiment=quickstart", "+train.stepz=3"], ["train.stepz", "did you mean 'steps'"]),
+    "wrong type": (["+experiment=quickstart", "train.steps=many"], ["train.steps=many", "integer"]),
+    "unknown model": (["+experiment=quickstart", "model=nanno"], ["model=nanno", "did you mean 'nano'"]),
+    "impossible value": (["+experiment=quickstart", "train.steps=0"], ["train.steps=0 must be above 0"]),
+    "heads": (["+experiment=quickstart", "model.heads=3"], ["model.hidden=128", "model.heads=3"]),
+    "bad name": (["+experiment=quickstart", "name=a/b"], ["name='a/b'"]),
+    "missing value": (["+experiment=quickstart", "corpus=jsonl"], ["corpus.source.paths"]),
+    "no controls": (["+experiment=quickstart", "insertion.doses=[1,4]"], ["insertion.doses=[1, 4] lacks 0"]),
+    "syntax": (["+experiment=quickstart", "train.steps"], ["train.steps"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_configuration(tmp_path, case):
+    overrides, told = CASES[case]
+    refused(Workplace(tmp_path).run("plan", *overrides), *told)
+    assert snapshot(tmp_path) == []
+
+
+def test_a_stage_before_its_time(tmp_path):
+    place = Workplace(tmp_path, SMALL)
+    for program in ("plan", "train", "audit", "score", "report"):
+        refused(place.run(program), "does not exist; run launch/")
+    assert [p for p in snapshot(tmp_path) if p != "runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "text.jsonl"),
+        ("", "text.jsonl"),
+        ('{"text": "fine"}\n{"text": 3}\n', "row 2"),
+        ('{"text": "fine"}\nnot json\n', "row 2"),
+    ],
+)
+def test_corpus(tmp_path, content, told):
+    if content is not None:
+        (tmp_path / "text.jsonl").write_text(content)
+    refused(Workplace(tmp_path, SMALL).run("prepare"), told)
+    assert [p for p in snapshot(tmp_path) if "manifest" in p or ".tmp" in p] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("insertion.families.passages.tokens=70", "longer than a window: item passage-"),
+        ("+insertion.families.ghost_sentence={}", "no family 'ghost_sentence'; did you mean 'ghost_sentences'"),
+        ("insertion.doses=[0,300]", "2,400 exposures but the run only 160 windows"),
+        ("train.steps=2000", "one epoch of the corpus has"),
+    ],
+)
+def test_plan(prepared, override, told):
+    before = snapshot(prepared.path)
+    refused(prepared.run("plan", "name=bad", override), told)
+    assert snapshot(prepared.path) == before
+
+
+def test_topologies(prepared):
+    refused(prepared.run("train", "parallel.tensor=2"), "does not divide the world size 1")
+    refused(prepared.run("train", "train.micro_batch_size=3"), "train.global_batch_size=8 must be a multiple")
+    refused(prepared.run("train", "runtime.device=cuda"), "runtime.device=cuda", "no GPU")
+
+
+def test_help_and_config(tmp_path):
+    place = Workplace(tmp_path)
+    assert "+experiment=quickstart" in place.ok("train", "--help").out
+    assert "sequence_length: 256" in place.ok("train", "+experiment=quickstart", "--cfg", "job").out
+    assert snapshot(tmp_path) == []
+
+
+def test_two_trainings_in_one_directory(prepared):
+    prepared.ok("plan", "name=busy")
+    directory = prepared.directory("busy") / "perturbed"
+    directory.mkdir()
+    with (directory / ".lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        refused(prepared.run("train", "name=busy"), "in use by another process")
+    assert snapshot(directory) == []
+
+
+def test_checkpoints_of_something_else(prepared, tmp_path):
+    """A checkpoint of another configuration, plan or corpus (so of another tokenizer) is refused; so is half a one."""
+    prepared.ok("plan", "name=one")
+    prepared.ok("train", "name=one")
+    one = prepared.directory("one")
+    for name, override, told in (
+        ("model", "model.ffn=96", "setting model.ffn: it was made with 64, asked for is 96"),
+        ("plan", "insertion.items_per_dose=6", "input plan"),
+        ("tokenizer", "corpus.tokenizer.vocab_size=390", "setting vocab_size: it was made with 400"),
+    ):
+        if name == "tokenizer":
+            prepared.ok("prepare", override)
+        prepared.ok("plan", f"name={name}", override)
+        other = prepared.directory(name)
+        for part in ("checkpoints", "ledger"):
+            shutil.copytree(one / "perturbed" / part, other / "perturbed" / part)
+        before = snapshot(other)
+        refused(prepared.run("train", f"name={name}", override), "belongs to another run", told)
+        assert snapshot(other) == before
+    last = one / "perturbed" / "checkpoints" / "step_00000020"
+    shard = next(last.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused(prepared.run("train", "name=one"), str(shard.name), "changed since it was written")
+
+
+def test_a_changed_tokenizer_or_plan(prepared, tmp_path):
+    place = Workplace(tmp_path, prepared.overrides)
+    shutil.copytree(prepared.path / "runs" / "corpora", tmp_path / "runs" / "corpora")
+    shutil.copy(prepared.path / "text.jsonl", tmp_path)
+    place.ok("plan")
+    directory = place.directory()
+    items = directory / "plan" / "items.parquet"
+    original = items.read_bytes()
+    items.write_bytes(original[:100] + b"x" + original[101:])
+    refused(place.run("train"), "items.parquet", "changed since it was written")
+    items.write_bytes(original)
+    path = next((tmp_path / "runs" / "corpora").glob("*/tokenizer.json"))
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    refused(place.run("prepare"), "tokenizer.json")
+
+
+def test_full_disk_during_a_save(prepared):
+    """The save fails in one line; the checkpoint before it stays usable, and the run goes on from it."""
+    prepared.ok("plan", "name=full")
+    size = 100_000  # a checkpoint's tensors are larger than this; nothing else here is
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    prepared_checkpoints = prepared.directory("full") / "perturbed" / "checkpoints"
+    refused(prepared.run("train", "name=full", preexec_fn=limit), "could not be written", "GiB are free")
+    assert [p.name for p in prepared_checkpoints.glob("*")] == ["step_00000000"]  # small: no optimizer state yet
+    prepared.ok("train", "name=full")
+    # Now with checkpoints before it.
+    for step in (14, 16, 20):
+        shutil.rmtree(prepared_checkpoints / f"step_{step:08d}")
+    refused(prepared.run("train", "name=full", preexec_fn=limit), "could not be written", "GiB are free")
+    assert sorted(p.name for p in prepared_checkpoints.glob("*"))[-1] == "step_00000008"
+    assert "going on from step 8" in prepared.ok("train", "name=full").out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(tmp_path):
+    write_text(tmp_path / "text.jsonl", 50)
+    tmp_path.chmod(0o500)
+    try:
+        refused(Workplace(tmp_path, SMALL).run("prepare"), "no permission")
+    finally:
+        tmp_path.chmod(0o700)
