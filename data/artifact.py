@@ -207,7 +207,9 @@ def read(directory: Path, *, kind: str, schema_version: int) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
         state = "is unfinished (it has no manifest.json)" if directory.exists() else "does not exist"
-        raise UserError(f"{kind} {directory} {state}; run {_MADE_BY.get(kind, 'the stage that makes it')} first")
+        raise UserError(
+            f"{kind} {directory} {state}; run {_MADE_BY.get(kind, 'the stage that makes it')} first"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         digest = values.pop("digest")

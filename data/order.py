@@ -62,7 +62,7 @@ class Order:
         self.seed = seed
         self.eod = eod
         self.corpus_digest = corpus_digest
-        prefix = corpus / "train"
+        self.prefix = prefix = corpus / "train"
         check(prefix, vocab_size)
         facts = _TokenizerFacts(vocab_size, eod, corpus_digest)
         # megatron-core writes its three index arrays one after the other: build them aside and rename, so that

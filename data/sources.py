@@ -73,7 +73,8 @@ class SourceConfig:
             )
         if self.kind == "installed_docs" and self.paths:
             raise UserError(
-                f"corpus.source.paths={list(self.paths)} has no effect with installed_docs; set corpus.source.kind=jsonl"
+                f"corpus.source.paths={list(self.paths)} has no effect with installed_docs; "
+                "set corpus.source.kind=jsonl"
             )
         if not self.text_field:
             raise UserError("corpus.source.text_field='' is empty; name the field that holds the text")

@@ -46,7 +46,9 @@ class TokenizerConfig:
             )
         for field, value, kind in (("path", self.path, "file"), ("name", self.name, "hub")):
             if self.kind == kind and not value:
-                raise UserError(f"corpus.tokenizer.{field}={value!r} is empty; corpus.tokenizer.kind={kind} needs it")
+                raise UserError(
+                    f"corpus.tokenizer.{field}={value!r} is empty; corpus.tokenizer.kind={kind} needs it"
+                )
             if self.kind != kind and value is not None:
                 raise UserError(
                     f"corpus.tokenizer.{field}={value!r} has no effect with corpus.tokenizer.kind={self.kind}; set "
@@ -86,7 +88,9 @@ class Tokenizer:
         if found is None:
             special = [t.content for _, t in sorted(backend.get_added_tokens_decoder().items()) if t.special]
             known = ", ".join(special) if special else "none"
-            raise UserError(f"corpus.tokenizer.eod={eod!r} is not in the tokenizer; its special tokens: {known}")
+            raise UserError(
+                f"corpus.tokenizer.eod={eod!r} is not in the tokenizer; its special tokens: {known}"
+            )
         self._backend = backend
         self._text = backend.to_str(pretty=True)
         self.eod = int(found)

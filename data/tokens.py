@@ -225,6 +225,11 @@ def read_lengths(prefix: Path) -> npt.NDArray[np.int32]:
     return np.array(index.lengths, dtype=np.int32)
 
 
+def read_tokens(prefix: Path) -> npt.NDArray[np.int32] | npt.NDArray[np.uint16]:
+    """All tokens of the corpus, back to back, mapped read-only: (T,) uint16 or int32."""
+    return np.memmap(bin_path(prefix), dtype=_map_index(prefix).dtype, mode="r")
+
+
 def check(prefix: Path, vocab_size: int) -> None:
     """Check the two files against each other without reading the tokens.
 

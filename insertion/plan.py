@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from data import artifact
 from data.artifact import Manifest
+from data.contamination import ngram_counts
 from data.errors import UserError
 from data.order import Order
 from data.tokenizer import Tokenizer
 from insertion import design, schedule
-from insertion.families.registry import Ground, make
+from insertion.families.registry import OVERLAP, Ground, make
 from insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
 from insertion.overlay import Overlay
 
@@ -67,16 +69,22 @@ class InsertionConfig:
         if not self.families:
             raise UserError("insertion.families is empty; name at least one family")
         if 0 not in self.doses:
-            raise UserError(f"insertion.doses={list(self.doses)} lacks 0; a design without controls shows nothing")
+            raise UserError(
+                f"insertion.doses={list(self.doses)} lacks 0; a design without controls shows nothing"
+            )
         if len(self.doses) < 2 or len(set(self.doses)) < len(self.doses) or min(self.doses) < 0:
-            raise UserError(f"insertion.doses={list(self.doses)} must be different numbers, 0 and at least one more")
+            raise UserError(
+                f"insertion.doses={list(self.doses)} must be different numbers, 0 and at least one more"
+            )
         if isinstance(self.items_per_dose, tuple) and len(self.items_per_dose) != len(self.doses):
             raise UserError(
                 f"insertion.items_per_dose={list(self.items_per_dose)} must be one number, or one for each of "
                 f"insertion.doses={list(self.doses)}"
             )
         if min(self.counts.values()) < 2:
-            raise UserError(f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar")
+            raise UserError(
+                f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar"
+            )
         if self.length_quantiles < 1:
             raise UserError(f"insertion.length_quantiles={self.length_quantiles} must be at least 1")
 
@@ -177,7 +185,12 @@ def create(
     """
     order.require(run.windows)
     per_family = sum(insertion.counts.values())
-    ground = Ground(insertion.seed, tokenizer, sorted(heldout))
+
+    def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
+        counts = ngram_counts(order.prefix, spans, n=OVERLAP)
+        return [int(found.max(initial=0)) for found in counts]
+
+    ground = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
     made = [
         item for name, given in insertion.families.items() for item in make(name, ground, per_family, given)
     ]
@@ -197,6 +210,8 @@ def create(
     exposures = pl.DataFrame(
         {"position": position, "item": item, "offset": offset, "boundary": boundary}
     ).cast(EXPOSURE_SCHEMA).sort("position")  # fmt: skip
+    known = occurrences([np.array(tokens, dtype=np.int32) for tokens in items["tokens"]])
+    in_corpus = [name for name, times in zip(items["item_id"], known, strict=True) if times]
     probes, left_out = _probes(made, heldout, insertion.heldout_probes, run.sequence_length, tokenizer)
 
     inserted = int(lengths[item].sum()) + len(item) + int((~boundary).sum())
@@ -215,6 +230,7 @@ def create(
             exposures=len(exposures),
             probes=len(probes),
             probes_left_out=left_out,
+            items_in_corpus=in_corpus,
             windows=run.windows,
             windows_perturbed=len(exposures),
             tokens_inserted=inserted,

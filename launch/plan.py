@@ -10,6 +10,7 @@ from data.artifact import Manifest
 from data.errors import UserError
 from data.order import Order
 from insertion import plan as plans
+from insertion.families.registry import OVERLAP
 from launch.config import Experiment, program, say
 
 
@@ -82,6 +83,10 @@ def main(experiment: Experiment) -> None:
         say(
             f"  balance of {row['covariate']}: largest difference {row['largest_standardised_difference']:.2f} sd, "
             f"p = {row['p']:.2f}"
+        )
+    if found := facts["items_in_corpus"]:
+        say(
+            f"  {len(found)} items share {OVERLAP} tokens in a row with the corpus: {', '.join(found[:5])}, ..."
         )
     for line in facts["probes_left_out"]:
         say(f"  left out: {line}")

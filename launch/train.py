@@ -64,7 +64,7 @@ def train(experiment: Experiment, which: str) -> None:
         )
         step = trainer.resume()
         if step == experiment.train.steps:
-            say(f"{which}: finished at step {step}; nothing to do")
+            say(f"{which}: finished at step {step}; nothing to do (to train again, set another name=...)")
             return
         if step:
             say(f"{which}: going on from step {step}")

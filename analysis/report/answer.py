@@ -126,13 +126,15 @@ def _state(audit: Mapping[str, Any] | None) -> str:
 def _verdict(state: str, dose: int | None, gain: Mapping[str, Mapping[str, Any]]) -> str:
     if state == "FAIL":
         return "audit failed"
-    if dose is None:
-        return "not detected"
-    twin, paired = gain.get("twin"), gain.get(PAIRED)
-    # A gain that the twin shows as well, and that the pair does not confirm, is not the insertions' doing.
-    shared = twin and twin["low"] is not None and twin["low"] > 0
-    unconfirmed = not paired or paired["low"] is None or paired["low"] <= 0
-    return "inconclusive" if shared and unconfirmed else "memorised"
+    if dose is not None:
+        return "memorised"
+    # A gain that the comparison with the twin does not confirm is not known to be the insertions' doing.
+    ours = gain.get("perturbed")
+    return (
+        "inconclusive"
+        if PAIRED in gain and ours and ours["low"] is not None and ours["low"] > 0
+        else "not detected"
+    )
 
 
 def _headline(verdict: str, dose: int | None, highest: int, gain: Mapping[str, Mapping[str, Any]]) -> str:
@@ -141,7 +143,9 @@ def _headline(verdict: str, dose: int | None, highest: int, gain: Mapping[str, M
     if not gain.get("perturbed"):
         return "The question could not be answered: nothing could be compared at the highest dose."
     if verdict == "inconclusive":
-        return "Inconclusive: inserted text scores higher, but so it does in the twin, which never saw it."
+        return (
+            "Inconclusive: inserted text scores higher, but no more so than in the twin, which never saw it."
+        )
     if dose is None:
         return f"No: no memorisation was detected at any dose up to {highest}."
     return (
@@ -161,7 +165,10 @@ def _detail(gain: Mapping[str, Mapping[str, Any]], highest: int, unit: str) -> s
         f"(n = {ours['n']} against {ours['n_control']}, p = {p_value(ours['p'])})"
     )
     if twin := gain.get("twin"):
-        return f"{text}; in the twin, which never saw it, {interval(twin, signed=True)}."
+        text += f"; in the twin, which never saw it, {interval(twin, signed=True)}"
+        if paired := gain.get(PAIRED):
+            text += f"; item by item against the twin, {interval(paired, signed=True)} (p = {p_value(paired['p'])})"
+        return text + "."
     return f"{text}; there is no twin to compare with."
 
 

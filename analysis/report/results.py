@@ -84,11 +84,15 @@ def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -
     return frames
 
 
-def effective_dose(
-    results: Results, metric: str, run: str = "perturbed", family: str = "all", alpha: float = 0.05
-) -> int | None:
-    """Minimum effective dose at the last checkpoint."""
-    return minimum_effective_dose(results.at("gain", metric, run, family), alpha=alpha)
+def effective_dose(results: Results, metric: str, family: str = "all", alpha: float = 0.05) -> int | None:
+    """Minimum effective dose at the last checkpoint.
+
+    Judged on the differences from the twin, item by item, where there is one: they differ in the insertions alone,
+    while the items of one run also differ in how hard they are.
+    """
+    paired = results.at("gain", metric, PAIRED, family)
+    gains = paired if paired.height else results.at("gain", metric, "perturbed", family)
+    return minimum_effective_dose(gains, alpha=alpha)
 
 
 def not_computed(results: Results) -> pl.DataFrame:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from data.errors import UserError, nearest
@@ -22,11 +23,18 @@ class Ground:
     tokenizer: Tokenizer
     heldout: Sequence[tuple[str, str]]
     """(digest, text) of the corpus's held-out documents, in a stable order."""
+    occurrences: Callable[[Sequence[npt.NDArray[np.int32]]], list[int]] = field(
+        default=lambda spans: [0] * len(spans)
+    )
+    """Spans of token ids -> how often the corpus has their most frequent n-gram; see ``OVERLAP``."""
 
     def generator(self, family: str, index: int) -> np.random.Generator:
         """Random numbers of one item: they do not depend on how many other items there are."""
         return np.random.default_rng([self.seed, xxhash.xxh3_64_intdigest(family.encode()), index])
 
+
+OVERLAP = 12
+"""Tokens: a text that shares a run of this length with the corpus counts as in it."""
 
 Family = Callable[..., Sequence[Item]]
 """``family(ground, count, **settings) -> count items``."""

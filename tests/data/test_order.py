@@ -60,7 +60,9 @@ def test_equal_to_megatron_core(tmp_path):
         create_attention_mask=False,
     )
     for count in (10, len(ours)):  # within the epoch, a longer run has the same beginning
-        theirs = BlendedMegatronDatasetBuilder(GPTDataset, [count, None, None], lambda: True, config).build()[0]
+        theirs = BlendedMegatronDatasetBuilder(GPTDataset, [count, None, None], lambda: True, config).build()[
+            0
+        ]
         for p in range(count):
             sample = theirs[p]
             assert ours.window(p)[:-1].tolist() == sample["tokens"].tolist()

@@ -63,5 +63,3 @@ def consume(made, order, overlay=None, checked=True) -> Ledger:
     windows, exposures = recorder.drain()
     digest = made.digest if made else ""
     return Ledger(windows, exposures, STEPS, BATCH, "head", digest, order.identity)
-
-

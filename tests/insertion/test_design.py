@@ -64,7 +64,9 @@ def test_balance_sees_an_unfair_assignment_and_passes_a_fair_one():
     assert all(row["p"] < 0.01 and row["largest_standardised_difference"] > 1 for row in unfair)
     rng = np.random.default_rng(1)
     p = [
-        design.balance(table(rng.permutation([0] * 20 + [4] * 20).tolist(), lengths), permutations=200)[0]["p"]
+        design.balance(table(rng.permutation([0] * 20 + [4] * 20).tolist(), lengths), permutations=200)[0][
+            "p"
+        ]
         for _ in range(100)
     ]
     assert stats.kstest(p, "uniform").pvalue > 0.001

@@ -73,13 +73,23 @@ def test_biography_bits():
 def test_unknown_family_and_setting(ground):
     with pytest.raises(UserError, match="no family 'pasages'; did you mean 'passages'"):
         make("pasages", ground, 3, {})
-    with pytest.raises(UserError, match="passages.token: no such setting; did you mean 'tokens'"):
+    with pytest.raises(UserError, match=r"passages\.token: no such setting; did you mean 'tokens'"):
         make("passages", ground, 3, {"token": 4})
 
 
 def test_too_few_documents(ground):
     with pytest.raises(UserError, match="300 passages of tokens=8 are needed"):
         make("passages", ground, 300, {"tokens": 8})
+
+
+def test_passages_that_the_corpus_contains_are_passed_over(ground):
+    few = make("passages", ground, 10, {"tokens": 8})
+
+    def occurrences(spans):
+        return [int(ground.tokenizer.decode(span) in {item.text for item in few[:3]}) for span in spans]
+
+    clean = Ground(ground.seed, ground.tokenizer, ground.heldout, occurrences)
+    assert list(make("passages", clean, 7, {"tokens": 8})) == list(few[3:])
 
 
 def test_repeated_and_empty_items_are_named(ground):

@@ -66,7 +66,9 @@ def test_loss_that_is_off_on_the_first_or_last_planned_token_stops(case):
     for off in (span.offset - 1, span.offset + span.length - 2):
         mask = np.ones((1, LENGTH), dtype=np.bool_)
         mask[0, off] = False
-        with pytest.raises(PlanViolation, match=f"the loss is off on planned tokens: {where(case, position)}"):
+        with pytest.raises(
+            PlanViolation, match=f"the loss is off on planned tokens: {where(case, position)}"
+        ):
             hand_over(case, position, mask=mask)
     mask = np.zeros((1, LENGTH), dtype=np.bool_)
     mask[0, span.offset - 1 : span.offset + span.length - 1] = True

@@ -49,9 +49,7 @@ def place(length, starts, lengths, seed):
         splits = np.concatenate([[0], np.cumsum([len(s) for s in chosen])])
         return splits, np.array([o for s in chosen for o in s], dtype=np.int64)
 
-    return schedule.offsets(
-        np.arange(len(starts)), lengths, length, boundaries, np.random.default_rng(seed)
-    )
+    return schedule.offsets(np.arange(len(starts)), lengths, length, boundaries, np.random.default_rng(seed))
 
 
 @given(windows(), st.integers(0, 2**32))

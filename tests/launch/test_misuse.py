@@ -76,7 +76,10 @@ def test_corpus(tmp_path, content, told):
     ("override", "told"),
     [
         ("insertion.families.passages.tokens=70", "longer than a window: item passage-"),
-        ("+insertion.families.ghost_sentence={}", "no family 'ghost_sentence'; did you mean 'ghost_sentences'"),
+        (
+            "+insertion.families.ghost_sentence={}",
+            "no family 'ghost_sentence'; did you mean 'ghost_sentences'",
+        ),
         ("insertion.doses=[0,300]", "2,400 exposures but the run only 160 windows"),
         ("train.steps=2000", "one epoch of the corpus has"),
     ],
@@ -161,7 +164,9 @@ def test_full_disk_during_a_save(prepared):
 
     prepared_checkpoints = prepared.directory("full") / "perturbed" / "checkpoints"
     refused(prepared.run("train", "name=full", preexec_fn=limit), "could not be written", "GiB are free")
-    assert [p.name for p in prepared_checkpoints.glob("*")] == ["step_00000000"]  # small: no optimizer state yet
+    assert [p.name for p in prepared_checkpoints.glob("*")] == [
+        "step_00000000"
+    ]  # small: no optimizer state yet
     prepared.ok("train", "name=full")
     # Now with checkpoints before it.
     for step in (14, 16, 20):

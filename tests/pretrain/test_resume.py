@@ -99,5 +99,3 @@ def test_an_unfinished_checkpoint_is_passed_over(prepared, whole, tmp_path):
     (place / "step_00000003").mkdir(parents=True)
     (place / "step_00000003" / "__0_0.distcp").write_bytes(b"half")
     assert checkpoint.finished(place) == []
-
-
