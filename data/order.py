@@ -8,6 +8,7 @@ run is or how large its batches are.
 from __future__ import annotations
 
 import logging
+import mmap
 import shutil
 import tempfile
 from collections import OrderedDict
@@ -145,18 +146,62 @@ class Order:
             ``offsets[splits[i]:splits[i + 1]]``, ascending, each in 1..L. A document that starts at offset 0
             is not listed: nothing precedes it in the window.
         """
-        samples = np.asarray(self.dataset.shuffle_index)[positions].astype(np.int64)
-        index = self.dataset.sample_index
-        first, first_offset = np.asarray(index[samples]).astype(np.int64).T
-        last = np.asarray(index[samples + 1])[:, 0].astype(np.int64)
-        counts = last - first
-        splits = np.concatenate([[0], np.cumsum(counts)])
+        arrays = (
+            self.dataset.shuffle_index,
+            self.dataset.sample_index,
+            self.dataset.document_index,
+            self.dataset.dataset.sequence_lengths,
+        )
+        return document_starts(positions, *arrays)
+
+
+def document_starts(
+    positions: npt.NDArray[np.int64],
+    shuffle_index: npt.NDArray[np.uint32],
+    sample_index: npt.NDArray[np.int32],
+    document_index: npt.NDArray[np.int32],
+    lengths: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where documents start inside windows; see ``Order.boundaries``.
+
+    Works through the positions a few thousand at a time and hands mapped pages back in between: the indices of a
+    500B-token corpus are many gigabytes, and touching them at random must not pull them into this process.
+
+    Args:
+        positions: (N,) sample indices.
+        shuffle_index: (S,) position -> sample.
+        sample_index: (S + 1, 2) sample -> entry of the document index, offset in that document.
+        document_index: (D,) -> document.
+        lengths: (documents,) tokens of each document.
+    """
+    splits, starts = [np.zeros(1, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    for chunk in np.array_split(positions, max(1, len(positions) // _CHUNK)):
+        samples = shuffle_index[chunk].astype(np.int64)
+        first, first_offset = np.asarray(sample_index[samples]).astype(np.int64).T
+        counts = np.asarray(sample_index[samples + 1])[:, 0].astype(np.int64) - first
         # Flat list of the documents first, first + 1, ..., last - 1 of every window: where each one *ends* is
         # where the next one starts.
-        window = np.repeat(np.arange(len(positions)), counts)
-        ordinal = np.arange(splits[-1]) - splits[window]
-        lengths = self.dataset.dataset.sequence_lengths[
-            np.asarray(self.dataset.document_index)[first[window] + ordinal]
-        ].astype(np.int64)
-        total = np.concatenate([[0], np.cumsum(lengths)])
-        return splits, total[1:] - total[splits[window]] - first_offset[window]
+        ends = np.cumsum(counts)
+        window = np.repeat(np.arange(len(chunk)), counts)
+        begin = ends - counts
+        ordinal = np.arange(len(window)) - begin[window]
+        own = lengths[document_index[first[window] + ordinal]].astype(np.int64)
+        total = np.concatenate([[0], np.cumsum(own)])
+        starts.append(total[1:] - total[begin[window]] - first_offset[window])
+        splits.append(splits[-1][-1] + ends)
+        for array in (shuffle_index, sample_index, document_index, lengths):
+            _release(array)
+    return np.concatenate(splits), np.concatenate(starts)
+
+
+_CHUNK = 4096  # windows; the kernel maps up to 64 KiB around each place touched
+
+
+def _release(array: npt.NDArray[Any]) -> None:
+    """Hand the mapped pages of an array back; they stay in the page cache."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        links = (getattr(base, name, None) for name in ("_mmap", "base", "obj"))
+        base = next((link for link in links if link is not None), None)
+    if base is not None:
+        base.madvise(mmap.MADV_DONTNEED)

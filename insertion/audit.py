@@ -103,13 +103,13 @@ def _where(position: int, batch: int) -> str:
 
 
 def _compare_exposures(plan: Plan, consumed: pl.DataFrame, batch: int) -> list[str]:
-    items = plan.items.with_row_index("item").select(
-        pl.col("item").cast(pl.Int32),
-        "item_id",
+    items = plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "item_id")
+    wordings = plan.wordings.with_row_index("row").select(
+        pl.col("row").cast(pl.Int32).alias("wording"),
         pl.col("tokens").list.len().cast(pl.Int32).alias("length"),
         "hash",
     )
-    planned = plan.exposures.join(items, on="item", how="left")
+    planned = plan.exposures.join(items, on="item", how="left").join(wordings, on="wording", how="left")
     key = ["position", "item_id", "offset", "length", "hash"]
     counts = (
         pl.concat(
@@ -135,6 +135,7 @@ def _compare_windows(report: Audit, plan: Plan, perturbed: Ledger, twin: Ledger 
     overlay = plan.overlay()
     batch = plan.shape.global_batch_size
     ids = plan.items["item_id"].to_list()
+    names = [ids[item] for item in plan.wordings["item"]]  # of each wording
     mask = np.ones(plan.shape.sequence_length, dtype=np.bool_)
     consumed = _digests(perturbed, plan.shape.windows)
     paired = _digests(twin, plan.shape.windows) if twin is not None else None
@@ -152,16 +153,16 @@ def _compare_windows(report: Audit, plan: Plan, perturbed: Ledger, twin: Ledger 
                 named = ", ".join(ids[span.item] for span in spans)
                 with_item.append(
                     f"item {named}, {_where(position, batch)}: the window is not the corpus's with "
-                    f"the item{_found(int(consumed[position]), base, overlay, ids, mask, spans[0].offset)}"
+                    f"the item{_found(int(consumed[position]), base, overlay, names, mask, spans[0].offset)}"
                 )
         elif consumed[position] != base_digest:
             guess = (
-                _found(int(consumed[position]), base, overlay, ids, mask, None)
+                _found(int(consumed[position]), base, overlay, names, mask, None)
                 if len(without) < _NAMED
                 else ""
             )
             without.append(f"{_where(position, batch)}: nothing was planned, but the window changed{guess}")
-    touched = len(plan.exposures)
+    touched = plan.exposures["position"].n_unique()
     report.add("windows with an exposure are corpus + plan", with_item, f"{touched:,} windows recomputed")
     report.add(
         "windows without an exposure are the corpus's",
@@ -183,7 +184,7 @@ def _found(
     digest: int,
     base: npt.NDArray[np.int64],
     overlay: Overlay,
-    ids: list[str],
+    names: list[str],
     mask: npt.NDArray[np.bool_],
     planned_offset: int | None,
 ) -> str:
@@ -191,8 +192,8 @@ def _found(
     if digest == window_digest(base, mask):
         return ": the corpus's window was consumed untouched"
     offsets = range(1, len(base)) if planned_offset is None else [planned_offset]
-    for item, name in enumerate(ids):
-        tokens = overlay.item_tokens(item)
+    for wording, name in enumerate(names):
+        tokens = overlay.wording_tokens(wording)
         for offset in offsets:
             for lead in (0, 1):
                 at = offset - lead

@@ -28,19 +28,19 @@ def strata(families: npt.NDArray[np.str_], lengths: npt.NDArray[np.int64], quant
 
 
 def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generator) -> npt.NDArray[np.int32]:
-    """Doses of one family's items: exact counts per dose, spread evenly over the strata, random inside them.
+    """Arms of one family's items: exact counts per arm, spread evenly over the strata, random inside them.
 
-    Every dose's labels are laid out evenly (with a random start) over the items sorted by stratum, so each
-    stratum gets its share of each dose to within one item; inside a stratum the labels are then permuted, so that
+    Every arm's labels are laid out evenly (with a random start) over the items sorted by stratum, so each
+    stratum gets its share of each arm to within one item; inside a stratum the labels are then permuted, so that
     each assignment with these counts is equally likely.
 
     Args:
         blocks: (N,) strata.
-        counts: dose -> number of items; their sum is N.
+        counts: number of an arm -> number of items; their sum is N.
         rng: random numbers.
 
     Returns:
-        (N,) int32 doses.
+        (N,) int32 numbers of arms.
     """
     labels = np.repeat(np.fromiter(counts, dtype=np.int32), np.fromiter(counts.values(), dtype=np.int64))
     if len(labels) != len(blocks):
@@ -49,33 +49,36 @@ def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generato
         [(np.arange(n) + rng.random()) / n for n in counts.values()] if counts else [np.empty(0)]
     )
     labels = labels[np.argsort(places, kind="stable")]
-    doses = np.empty(len(blocks), dtype=np.int32)
+    arms = np.empty(len(blocks), dtype=np.int32)
     names = np.array(blocks)
     start = 0
     for name in sorted(set(blocks)):
         members = np.flatnonzero(names == name)
-        doses[members] = rng.permutation(labels[start : start + len(members)])
+        arms[members] = rng.permutation(labels[start : start + len(members)])
         start += len(members)
-    return doses
+    return arms
 
 
 def balance(items: pl.DataFrame, *, permutations: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
     """Whether the arms differ in what was measured before the treatment.
 
     For every covariate: the largest standardised difference of an arm's mean from dose 0's within strata, and the
-    permutation p of the variance between arms (doses permuted inside strata).
+    permutation p of the variance between arms (arms permuted inside strata).
 
     Args:
-        items: with columns ``stratum``, ``dose``, ``bytes``, ``tokens``.
+        items: with columns ``stratum``, ``arm``, ``dose``, ``bytes``, ``length``.
         permutations: of the test.
         seed: of the permutations.
     """
-    doses = items["dose"].to_numpy()
+    # Number the arms with the control first.
+    arms = np.unique(
+        [f"{dose > 0:d}{arm}" for dose, arm in items.select("dose", "arm").iter_rows()], return_inverse=True
+    )[1]
     names = items["stratum"].to_numpy()
     rng = np.random.default_rng(seed)
-    covariates = {"tokens": items["tokens"].list.len().to_numpy(), "bytes": items["bytes"].to_numpy()}
+    covariates = {"length": items["length"].to_numpy(), "bytes": items["bytes"].to_numpy()}
     rows = []
-    shuffled = np.tile(doses, (permutations, 1))
+    shuffled = np.tile(arms, (permutations, 1))
     for name in np.unique(names):
         members = np.flatnonzero(names == name)
         shuffled[:, members] = rng.permuted(shuffled[:, members], axis=1)
@@ -85,14 +88,14 @@ def balance(items: pl.DataFrame, *, permutations: int = 2000, seed: int = 0) -> 
             values[names == name] -= values[names == name].mean()
         spread = values.std(ddof=1) or 1.0
 
-        def between(assigned: npt.NDArray[np.int32], values: npt.NDArray[np.float64] = values) -> Any:
+        def between(assigned: npt.NDArray[np.int64], values: npt.NDArray[np.float64] = values) -> Any:
             means = [
                 (np.where(assigned == d, values, 0.0).sum(-1) / np.maximum((assigned == d).sum(-1), 1))
-                for d in np.unique(doses)
+                for d in range(arms.max() + 1)
             ]
             return np.stack(means, -1)
 
-        means = between(doses)
+        means = between(arms)
         observed = means.var()
         p = (1 + np.sum(between(shuffled).var(-1) >= observed - 1e-12)) / (permutations + 1)
         rows.append(

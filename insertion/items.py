@@ -37,6 +37,8 @@ class Item:
     probes: tuple[Probe, ...]
     provenance: str
     """Where the text comes from: a generator with its seed, or a document."""
+    paraphrases: tuple[str, ...] = ()
+    """Other wordings."""
 
 
 ITEM_SCHEMA = pl.Schema(
@@ -48,12 +50,25 @@ ITEM_SCHEMA = pl.Schema(
         "dose": pl.Int32(),
         "text": pl.String(),
         "bytes": pl.Int32(),
-        "tokens": pl.List(pl.Int32),
-        "hash": pl.UInt64(),
+        "length": pl.Int32(),
+        "wordings": pl.Int32(),
         "provenance": pl.String(),
     }
 )
-"""One row an item. ``tokens`` are spliced as they are; ``hash`` is their XXH3-64 (int32, little-endian)."""
+"""One row an item. ``bytes`` (UTF-8) and ``length`` (tokens) are of the verbatim text; ``wordings`` counts it and
+its paraphrases."""
+
+WORDING_SCHEMA = pl.Schema(
+    {
+        "item": pl.Int32(),
+        "wording": pl.Int32(),
+        "text": pl.String(),
+        "tokens": pl.List(pl.Int32),
+        "hash": pl.UInt64(),
+    }
+)
+"""One row a wording, those of an item together and the verbatim one (0) first. ``item`` is a row of the items table;
+``tokens`` are spliced as they are; ``hash`` is their XXH3-64 (int32, little-endian)."""
 
 PROBE_SCHEMA = pl.Schema(
     {
@@ -75,35 +90,52 @@ def span_hash(tokens: np.ndarray) -> int:
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
 
 
-def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> pl.DataFrame:
-    """Items as a table of ``ITEM_SCHEMA`` without stratum, arm and dose.
+def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Items as a table of ``ITEM_SCHEMA`` without stratum, arm and dose, and their ``WORDING_SCHEMA``.
 
     Raises:
-        UserError: for an empty or a repeated item, naming it.
+        UserError: for an empty or a repeated text or id, naming the item.
     """
     seen: dict[str, str] = {}
+    ids: set[str] = set()
+    texts: list[str] = []
     for item in items:
-        if not item.text.strip():
-            raise UserError(f"item {item.id} of family {item.family} has no text; remove it")
-        if item.text in seen:
-            raise UserError(f"items {seen[item.text]} and {item.id} have the same text; remove one")
-        seen[item.text] = item.id
-    if len({item.id for item in items}) != len(items):
-        repeated = sorted({i.id for i in items if sum(j.id == i.id for j in items) > 1})
-        raise UserError(f"item id {repeated[0]} occurs more than once; ids must be unique")
-    tokens = tokenizer.encode_batch([item.text for item in items])
-    return pl.DataFrame(
+        if item.id in ids:
+            raise UserError(f"item id {item.id} occurs more than once; ids must be unique")
+        ids.add(item.id)
+        for text in (item.text, *item.paraphrases):
+            if not text.strip():
+                raise UserError(f"item {item.id} of family {item.family} has no text; remove it")
+            if text in seen:
+                raise UserError(f"items {seen[text]} and {item.id} have the same text; remove one")
+            seen[text] = item.id
+            texts.append(text)
+    tokens = tokenizer.encode_batch(texts)
+    counts = np.array([1 + len(item.paraphrases) for item in items])
+    first = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(items) else counts
+    table = pl.DataFrame(
         {
             "item_id": [item.id for item in items],
             "family": [item.family for item in items],
             "text": [item.text for item in items],
             "bytes": [len(item.text.encode()) for item in items],
-            "tokens": [ids.tolist() for ids in tokens],
-            "hash": [span_hash(ids) for ids in tokens],
+            "length": [len(tokens[row]) for row in first],
+            "wordings": counts,
             "provenance": [item.provenance for item in items],
         },
-        schema={name: dtype for name, dtype in ITEM_SCHEMA.items() if name not in ("stratum", "arm", "dose")},
+        schema={name: kind for name, kind in ITEM_SCHEMA.items() if name not in ("stratum", "arm", "dose")},
     )
+    wordings = pl.DataFrame(
+        {
+            "item": np.repeat(np.arange(len(items)), counts),
+            "wording": np.arange(len(texts)) - np.repeat(first, counts),
+            "text": texts,
+            "tokens": [ids.tolist() for ids in tokens],
+            "hash": [span_hash(ids) for ids in tokens],
+        },
+        schema=WORDING_SCHEMA,
+    )
+    return table, wordings
 
 
 def tokenize_probes(

@@ -79,7 +79,7 @@ class Recorder:
     def __post_init__(self) -> None:
         if self.plan is not None:
             self._planned = self.plan.overlay()
-            self._hashes = self.plan.items["hash"].to_list()
+            self._hashes = self.plan.wordings["hash"].to_list()
             self._ids = self.plan.items["item_id"].to_list()
 
     def record(
@@ -118,10 +118,10 @@ class Recorder:
                 f"item {self._ids[span.item]}, step {position // self.global_batch_size}, rank {self.rank}, "
                 f"row {position % self.global_batch_size}, offset {span.offset}"
             )
-            if found != self._hashes[span.item]:
+            if found != self._hashes[span.wording]:
                 raise PlanViolation(f"planned tokens are not in the batch: {where}; no step was taken")
-            # The token at offset k is the target at k - 1.
-            if not mask[span.offset - 1 : end - 1].all():
+            # The token at offset k is the target at k - 1; a window's first token is no target.
+            if not mask[max(span.offset - 1, 0) : end - 1].all():
                 raise PlanViolation(f"the loss is off on planned tokens: {where}; no step was taken")
             self._exposures.append((position, self._ids[span.item], span.offset, span.length, found))
 

@@ -18,6 +18,8 @@ class Span:
     """Row of the exposures table."""
     item: int
     """Row of the items table."""
+    wording: int
+    """Row of the wordings table."""
     offset: int
     """Of the first item token in the window."""
     length: int
@@ -28,12 +30,16 @@ class Overlay:
     """All exposures of a plan, by position.
 
     Args:
-        position: (E,) sample indices, strictly ascending.
+        position: (E,) sample indices, ascending; exposures of one window ascend by offset.
         item: (E,) rows of the items table.
-        offset: (E,) of the first item token.
-        boundary: (E,) whether the corpus has a document's end just before it.
-        tokens: token ids of all items, one after the other.
-        starts: (I + 1,) where each item's tokens start in ``tokens``.
+        wording: (E,) rows of the wordings table.
+        offset: (E,) of the first item token in the finished window.
+        lead: (E,) whether an end-of-document token goes before the item.
+        trail: (E,) whether one goes after it.
+        cut: (E,) corpus tokens removed at the window's head.
+        overwrite: (E,) whether the corpus tokens in its place are replaced rather than shifted.
+        tokens: token ids of all wordings, one after the other.
+        starts: (W + 1,) where each wording's tokens start in ``tokens``.
         eod: id of the end-of-document token.
     """
 
@@ -42,35 +48,50 @@ class Overlay:
         *,
         position: Integers,
         item: npt.NDArray[np.int32],
+        wording: npt.NDArray[np.int32],
         offset: npt.NDArray[np.int32],
-        boundary: npt.NDArray[np.bool_],
+        lead: npt.NDArray[np.bool_],
+        trail: npt.NDArray[np.bool_],
+        cut: npt.NDArray[np.int32],
+        overwrite: npt.NDArray[np.bool_],
         tokens: npt.NDArray[np.int32],
         starts: Integers,
         eod: int,
     ) -> None:
-        if len(position) > 1 and not (np.diff(position) > 0).all():
-            raise ValueError("exposures must have distinct, ascending positions")
-        self.position, self.item, self.offset, self.boundary = position, item, offset, boundary
+        step, rise = np.diff(position), np.diff(offset)
+        if (step < 0).any() or (rise[step == 0] <= 0).any():
+            raise ValueError("exposures must ascend by position and, in one window, by offset")
+        self.position, self.item, self.wording, self.offset = position, item, wording, offset
+        self.lead, self.trail, self.cut, self.overwrite = lead, trail, cut, overwrite
         self.tokens, self.starts, self.eod = tokens, starts, eod
 
     @classmethod
     def empty(cls) -> Overlay:
         """The twin's: nothing is inserted."""
-        none = np.empty(0, dtype=np.int64)
+        none, flags = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.bool_)
         return cls(
-            position=none,
-            item=none.astype(np.int32),
-            offset=none.astype(np.int32),
-            boundary=none.astype(np.bool_),
-            tokens=none.astype(np.int32),
+            position=none.astype(np.int64),
+            item=none,
+            wording=none,
+            offset=none,
+            lead=flags,
+            trail=flags,
+            cut=none,
+            overwrite=flags,
+            tokens=none,
             starts=np.zeros(1, dtype=np.int64),
             eod=0,
         )
 
     def spans(self, position: int) -> list[Span]:
-        """The exposures planned for a window."""
-        first, last = np.searchsorted(self.position, [position, position + 1])
-        return [self._span(row) for row in range(first, last)]
+        """The exposures planned for a window, by offset."""
+        # Two scalar searches: numpy converts a scalar key faster than it makes an array of two.
+        first = int(self.position.searchsorted(position))
+        found = []
+        while first < len(self.position) and self.position[first] == position:
+            found.append(self._span(first))
+            first += 1
+        return found
 
     def apply(self, position: int, window: Integers) -> Integers:
         """The window as the plan wants it.
@@ -80,24 +101,27 @@ class Overlay:
             window: (L + 1,) tokens; not changed.
 
         Returns:
-            ``window`` itself where nothing is planned, otherwise a new array of the same length: the item
-            spliced in with its end-of-document tokens, what follows shifted, the tail displaced.
+            ``window`` itself where nothing is planned, otherwise a new array of the same length.
         """
         for span in self.spans(position):
             window = self._insert(window, span)
         return window
 
-    def item_tokens(self, item: int) -> npt.NDArray[np.int32]:
-        """Token ids of an item."""
-        return self.tokens[self.starts[item] : self.starts[item + 1]]
+    def wording_tokens(self, wording: int) -> npt.NDArray[np.int32]:
+        """Token ids of a wording."""
+        return self.tokens[self.starts[wording] : self.starts[wording + 1]]
 
     def _span(self, row: int) -> Span:
-        item = int(self.item[row])
-        length = int(self.starts[item + 1] - self.starts[item])
-        return Span(row, item, int(self.offset[row]), length)
+        wording = int(self.wording[row])
+        length = int(self.starts[wording + 1] - self.starts[wording])
+        return Span(row, int(self.item[row]), wording, int(self.offset[row]), length)
 
     def _insert(self, window: Integers, span: Span) -> Integers:
-        at = span.offset if self.boundary[span.exposure] else span.offset - 1
-        lead = [] if self.boundary[span.exposure] else [self.eod]
-        pieces = (window[:at], lead, self.item_tokens(span.item), [self.eod], window[at:])
+        row = span.exposure
+        text = self.wording_tokens(span.wording)
+        lead, trail = [self.eod] * int(self.lead[row]), [self.eod] * int(self.trail[row])
+        cut = int(self.cut[row])
+        start = span.offset - len(lead)
+        rest = start + len(lead) + len(text) + len(trail) if self.overwrite[row] else cut + start
+        pieces = (window[cut : cut + start], lead, text, trail, window[rest:])
         return np.concatenate(pieces).astype(window.dtype)[: len(window)]

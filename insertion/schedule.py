@@ -1,68 +1,326 @@
-"""When and where: exposures -> sample indices, and offsets inside windows."""
+"""When and where: exposures -> intervals of the run -> sample indices -> places inside windows.
+
+Positions are integers: window p is consumed in step ``p // batch``. All functions are vectorised over exposures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from data.errors import UserError
+from insertion.arms import Arm
 
 Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+_ROUNDS = 200
 
 
-def positions(count: int, windows: int, rng: np.random.Generator) -> Integers:
-    """Distinct sample indices, uniform over the run, in random order.
-
-    They depend on the seed and the number of exposures alone, so plans that differ only in their texts are placed
-    alike.
-
-    Raises:
-        UserError: if there are more exposures than windows.
-    """
-    if count > windows:
-        raise UserError(
-            f"the plan has {count:,} exposures but the run only {windows:,} windows, and a window takes one; "
-            "lower insertion.doses or train more steps"
-        )
-    return rng.choice(windows, size=count, replace=False).astype(np.int64)
-
-
-def offsets(
-    at: Integers,
-    lengths: Integers,
-    sequence_length: int,
-    boundaries: Callable[[Integers], tuple[Integers, Integers]],
-    rng: np.random.Generator,
-) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Where in its window each exposure's first token goes.
-
-    An item goes where a document of the window starts, chosen uniformly among those starts that leave room for it
-    and its end-of-document token. A window without such a start is cut at a uniformly chosen token instead, by an
-    end-of-document token of the plan's own. The windows are given, so the choice of window never depends on the
-    item; one uniform number is drawn per exposure whatever its length.
+def intervals(
+    arm: Arm, items: int, *, steps: int, batch: int, tokens_a_step: int, rng: np.random.Generator
+) -> tuple[Integers, Integers]:
+    """The positions that each exposure of an arm may take.
 
     Args:
-        at: (N,) sample indices.
-        lengths: (N,) tokens of the item.
-        sequence_length: L.
-        boundaries: sample indices -> (splits, offsets) of the documents' starts; see ``Order.boundaries``.
+        arm: the treatment.
+        items: number of items that get it.
+        steps: of the run.
+        batch: windows a step.
+        tokens_a_step: for phases in tokens.
         rng: random numbers.
 
     Returns:
-        (N,) offsets of the first item token, at least 1 so that it is predicted; (N,) whether it follows a
-        document of the corpus (True) or an end-of-document token of the plan's own (False).
+        ``low`` and ``high`` (exclusive), each (items, dose); an item's exposures ascend in time, except where they
+        are drawn from one interval.
     """
-    draw = rng.random(len(at))
-    # The item and its closing token occupy offset .. offset + length, all inside 0 .. L.
-    latest = sequence_length - lengths
-    splits, starts = boundaries(at)
-    window = np.repeat(np.arange(len(at)), np.diff(splits))
-    # Starts ascend inside a window, so those that fit come first.
-    fitting = np.bincount(window[starts <= latest[window]], minlength=len(at))
-    at_boundary = fitting > 0
-    chosen = splits[:-1] + np.floor(draw * fitting).astype(np.int64)
-    result = 2 + np.floor(draw * (latest - 1)).astype(np.int64)
-    result[at_boundary] = starts[chosen[at_boundary]]
-    return result, at_boundary
+    first, end = arm.phase.steps(steps, tokens_a_step)
+    shape = (items, arm.dose)
+    if arm.phase.at:
+        chosen = np.array(arm.phase.at)[np.arange(arm.dose) * len(arm.phase.at) // max(arm.dose, 1)]
+        if arm.dose <= len(arm.phase.at):
+            chosen = np.array(arm.phase.at)[: arm.dose]
+        at = np.broadcast_to(chosen, shape)
+        return at * batch, (at + 1) * batch
+    if arm.batch == "together":
+        at = np.broadcast_to(rng.integers(first, end, size=(items, 1)), shape)
+        return at * batch, (at + 1) * batch
+    held = min(arm.hold_last, end - first)
+    last = rng.integers(end - held, end, size=(items, 1)) if held else None
+    if arm.spacing == "uniform":
+        low, high = np.full(shape, first * batch), np.full(shape, end * batch)
+        if last is not None and arm.dose:
+            high[:] = (last + 1) * batch
+            low[:, -1:] = last * batch
+        return low, high
+    at = _spaced(arm, items, first, end, last, rng)
+    return at * batch, (at + 1) * batch
+
+
+def _spaced(
+    arm: Arm, items: int, first: int, end: int, last: Integers | None, rng: np.random.Generator
+) -> Integers:
+    """Steps (items, dose) of evenly spaced, massed or expanding exposures."""
+    span = end - first
+    k = np.arange(arm.dose)
+    if arm.spacing.startswith("massed:"):
+        asked = min(int(arm.spacing.split(":")[1]), span)
+        if last is None:
+            start = rng.integers(first, end - asked + 1, size=(items, 1))
+            return start + np.sort(rng.integers(0, asked, size=(items, arm.dose)), axis=1)
+        within = np.minimum(asked, last - first + 1)
+        back = np.floor(rng.random((items, arm.dose)) * within).astype(np.int64)
+        back = np.sort(back, axis=1)[:, ::-1]
+        back[:, -1:] = 0
+        massed: Integers = last - back
+        return massed
+    # Expanding: every gap is twice the one before, as far as floating point tells them apart.
+    doubling = np.minimum(k[1:] - 1, 40) if arm.spacing == "expanding" else np.zeros(max(arm.dose - 1, 0))
+    relative = np.concatenate([[0.0], np.cumsum(2.0**doubling)])[: arm.dose]
+    total = relative[-1] if arm.dose > 1 else 1.0
+    if last is None:
+        # The gaps fill the phase but for one mean gap, in which the whole pattern slides at random.
+        width = np.full((items, 1), span * (arm.dose - 1) / max(arm.dose, 1))
+        start = first + rng.random((items, 1)) * (span - width)
+    else:
+        width = (last - first).astype(np.float64)
+        start = np.full((items, 1), first)
+    at: Integers = np.floor(start + relative / total * width).astype(np.int64).clip(first, end - 1)
+    if last is not None and arm.dose:
+        at[:, -1:] = last
+    return at
+
+
+def place(
+    low: Integers,
+    high: Integers,
+    *,
+    slots: int,
+    batch: int,
+    apart: Integers,
+    rng: np.random.Generator,
+) -> Integers:
+    """Positions inside the intervals: uniform, at most ``slots`` exposures a window.
+
+    Every exposure draws a place; those that find theirs taken draw again. Nothing here knows the texts, so plans
+    that differ in their texts alone are placed alike. Memory is O(1) an exposure.
+
+    Args:
+        low: (N,) first position of each exposure.
+        high: (N,) end position.
+        slots: exposures that a window takes.
+        batch: windows a step.
+        apart: (N,) group whose exposures must fall into different steps; -1 for none.
+        rng: random numbers.
+
+    Returns:
+        (N,) positions.
+
+    Raises:
+        UserError: if some interval has too little room.
+    """
+    chosen = np.empty(len(low), dtype=np.int64)
+    waiting = np.arange(len(low))
+    taken = np.empty(0, dtype=np.int64)  # sorted: position * slots + slot
+    groups = np.empty(0, dtype=np.int64)  # sorted: group x step, of those that must stay apart
+    stride = int(high.max(initial=0)) // batch + 1
+    room = (int(high.max(initial=0)) - int(low.min(initial=0))) * slots
+    if len(low) > room:
+        raise UserError(
+            f"the plan has {len(low):,} exposures but there are only {room // slots:,} windows for them, and a window "
+            f"takes {slots}; lower insertion.doses, widen insertion.phase, train more steps, or raise "
+            "insertion.per_window"
+        )
+    for _ in range(_ROUNDS):
+        if not len(waiting):
+            return chosen
+        span = (high[waiting] - low[waiting]) * slots
+        drawn = low[waiting] * slots + np.floor(rng.random(len(waiting)) * span).astype(np.int64)
+        free = _first_of_each(drawn) & ~_member(drawn, taken)
+        keyed = apart[waiting] >= 0
+        key = apart[waiting] * stride + drawn // (slots * batch)
+        if keyed.any():
+            key = np.where(keyed, key, -1 - np.arange(len(key)))  # those without a group never meet
+            free &= ~_member(key, groups)
+            candidates = np.flatnonzero(free)
+            free[candidates] = _first_of_each(key[candidates])
+            groups = np.sort(np.concatenate([groups, key[free & keyed]]))
+        chosen[waiting[free]] = drawn[free] // slots
+        taken = _merge(taken, np.sort(drawn[free]))
+        waiting = waiting[~free]
+    return _fill(chosen, waiting, low, high, slots, batch, apart, rng)
+
+
+def _member(values: Integers, ordered: Integers) -> Flags:
+    """Which values are in a sorted array."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.bool_)
+    place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    found: Flags = ordered[place] == values
+    return found
+
+
+def _first_of_each(values: Integers) -> Flags:
+    """Which entries are the first of their value."""
+    first = np.zeros(len(values), dtype=np.bool_)
+    first[np.unique(values, return_index=True)[1]] = True
+    return first
+
+
+def _merge(one: Integers, other: Integers) -> Integers:
+    """Two sorted arrays as one."""
+    return np.insert(one, np.searchsorted(one, other), other) if len(one) else other
+
+
+def _fill(
+    chosen: Integers,
+    waiting: Integers,
+    low: Integers,
+    high: Integers,
+    slots: int,
+    batch: int,
+    apart: Integers,
+    rng: np.random.Generator,
+) -> Integers:
+    """Give the few exposures that found no place by luck one of the free places of their interval, one by one."""
+    counts = np.bincount(np.delete(chosen, waiting), minlength=int(high.max()))
+    for row in waiting.tolist():
+        group = apart[row]
+        span = np.arange(low[row], high[row])
+        free = counts[span] < slots
+        if group >= 0:
+            own = chosen[np.setdiff1d(np.flatnonzero(apart == group), waiting)]
+            free &= ~np.isin(span // batch, own // batch)
+        options = span[free]
+        waiting = waiting[waiting != row]
+        if not len(options):
+            raise UserError(
+                f"there is no room for exposure {row}: windows {low[row]} to {high[row] - 1} (steps "
+                f"{low[row] // batch} to {(high[row] - 1) // batch}) are full ({slots} a window)"
+                f"{' or hold the item already' if group >= 0 else ''}; lower insertion.doses, widen insertion.phase, "
+                "or raise insertion.per_window or train.global_batch_size"
+            )
+        chosen[row] = options[rng.integers(len(options))]
+        counts[chosen[row]] += 1
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where exposures sit in their windows; all arrays (N,)."""
+
+    offset: Integers
+    """Of the first item token, in the finished window."""
+    lead: Flags
+    """Whether an end-of-document token of the plan's own goes before it."""
+    trail: Flags
+    """Whether one follows."""
+    cut: Integers
+    """Corpus tokens removed at the window's head."""
+    overwrite: Flags
+    """Whether the corpus tokens in its place are replaced rather than shifted."""
+
+
+def locate(
+    arms: list[Arm],
+    arm: Integers,
+    at: Integers,
+    lengths: Integers,
+    *,
+    sequence_length: int,
+    starts: Callable[[str, Integers], tuple[Integers, Integers]],
+    rng: np.random.Generator,
+) -> Places:
+    """Where in its window each exposure goes.
+
+    Two numbers are drawn per exposure whatever its arm and length, and the windows are given: the choice of window
+    never depends on the item. An exposure that asks for a document's, a sentence's or a word's start goes to one of
+    those in its window that leave room, chosen uniformly; where there is none it goes to a uniform token.
+
+    Args:
+        arms: all arms.
+        arm: (N,) each exposure's.
+        at: (N,) positions, ascending.
+        lengths: (N,) tokens of the wording.
+        sequence_length: L; a window holds L + 1 tokens.
+        starts: (``boundary``, ``sentence`` or ``word``; positions) -> splits and ascending offsets, as
+            ``Order.boundaries`` gives them.
+        rng: random numbers.
+
+    Returns:
+        The places.
+    """
+    count, size = len(at), sequence_length + 1
+    where, share = rng.random(count), rng.random(count)
+    framed = np.array([arms[a].frame == "document" for a in range(len(arms))], dtype=np.bool_)[arm]
+    overwrite = np.array([a.displace == "overwrite" for a in arms], dtype=np.bool_)[arm]
+    around = np.array([a.displace == "around" for a in arms], dtype=np.bool_)[arm]
+    # Everything that the window's exposures put in must fit after the latest of their places.
+    window = np.unique(at, return_inverse=True)[1]
+    most = lengths + 2 * framed
+    room = np.bincount(window, weights=most).astype(np.int64)[window]
+    latest = np.where(around, sequence_length, size - room)
+    point = np.empty(count, dtype=np.int64)
+    lead = framed.copy()
+    for kind in sorted({a.position for a in arms}):
+        rows = np.flatnonzero(np.array([a.position == kind for a in arms])[arm])
+        if len(rows):
+            point[rows], lead[rows] = _points(
+                kind, at[rows], lengths[rows], latest[rows], where[rows], framed[rows], starts
+            )
+    inserted = lengths + lead + framed
+    # Trim c tokens at the head and the others at the tail, so that the item stays whole and one token precedes it.
+    least = np.maximum(0, point + inserted - size)
+    cut = np.where(around, least + np.floor(share * (np.minimum(inserted, point - 1).clip(0) - least + 1)), 0)
+    cut = cut.astype(np.int64).clip(0)
+    # Exposures of one window follow each other; each is shifted by those before it.
+    order = np.lexsort((np.arange(count), point, at))
+    before = np.cumsum(inserted[order]) - inserted[order]
+    first = np.searchsorted(at, at)  # ``at`` ascends: index of the window's first exposure
+    shift = np.empty(count, dtype=np.int64)
+    shift[order] = before - before[first]
+    return Places(point - cut + lead + shift, lead, framed, cut, overwrite)
+
+
+def _points(
+    kind: str,
+    at: Integers,
+    lengths: Integers,
+    latest: Integers,
+    where: npt.NDArray[np.float64],
+    framed: Flags,
+    starts: Callable[[str, Integers], tuple[Integers, Integers]],
+) -> tuple[Integers, Flags]:
+    """Index in the corpus window before which an exposure goes, and whether it needs a leading end-of-document."""
+    if kind == "start":
+        return np.zeros(len(at), dtype=np.int64), framed
+    if kind.startswith("offset:"):
+        bounds = [int(number) for number in kind.split(":")[1].split("-")]
+        low, high = bounds[0], bounds[-1]
+        if low < (2 if framed.any() else 1):
+            raise UserError(
+                f"insertion.position={kind}: the item's first token needs a token before it, and frame=document one "
+                f"more; begin at {2 if framed.any() else 1} or above (or use insertion.position=start)"
+            )
+        target = low + np.floor(where * (high - low + 1)).astype(np.int64)
+        if (target - framed > latest).any():
+            worst = int((target - framed - latest).max())
+            raise UserError(
+                f"insertion.position={kind}: items of up to {lengths.max()} tokens do not fit behind offset {high}; "
+                f"lower it by {worst}, or shorten the items"
+            )
+        return target - framed, framed
+    # Uniform over 1 .. latest, so that at least one token of the window precedes.
+    point = 1 + np.floor(where * latest).astype(np.int64)
+    if kind == "token":
+        return point, framed
+    splits, offsets = starts(kind, at)
+    owner = np.repeat(np.arange(len(at)), np.diff(splits))
+    fitting = np.bincount(owner[offsets <= latest[owner]], minlength=len(at))
+    found = fitting > 0
+    chosen = splits[:-1] + np.floor(where * fitting).astype(np.int64)
+    point[found] = offsets[chosen[found]]
+    return point, framed & ~found if kind == "boundary" else framed

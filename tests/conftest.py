@@ -62,12 +62,6 @@ class Workplace:
         return found[0]
 
 
-SENTENCES = (
-    "The {0} of the {1} keeps a record of every {2}.",
-    "When a {2} is missing, the {0} asks the {1} for another.",
-    "A {1} without a {0} has no {2} to return.",
-    "It is an error if the {2} was already given to the {1}.",
-)
 NOUNS = (
     "parser reader writer buffer module object method value string number index table window stream socket "
     "thread process signal handler record field schema column digest corpus token family probe policy ledger"
@@ -82,8 +76,7 @@ def write_text(path: Path, documents: int = 1500) -> None:
     with path.open("w") as file:
         for _ in range(documents):
             sentences = (
-                SENTENCES[rng.integers(len(SENTENCES))].format(*rng.choice(NOUNS, 3))
-                for _ in range(rng.integers(3, 25))
+                f"The {' '.join(rng.choice(NOUNS, rng.integers(4, 14)))}." for _ in range(rng.integers(3, 25))
             )
             file.write(json.dumps({"text": " ".join(sentences)}) + "\n")
 

@@ -23,7 +23,7 @@ def wrong(self, position, window):
         found[span.offset + 1] += 1
     free = next(p for p in range(10, 160) if not self.spans(p))
     if FAULT == "twice" and position == free:
-        item = self.item_tokens(span.item)
+        item = self.wording_tokens(span.wording)
         found = np.concatenate([window[:9], [self.eod], item, [self.eod], window[9:]])[: len(window)]
     return found
 

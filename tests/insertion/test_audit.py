@@ -6,6 +6,7 @@ import pytest
 
 from insertion.audit import audit
 from insertion.overlay import Overlay
+from insertion.plan import EXPOSURE_SCHEMA
 from tests.insertion.simulation import BATCH, consume, simulated
 
 
@@ -40,7 +41,7 @@ class Broken(Overlay):
 
     def __init__(self, made, fault, row):
         good = made.overlay()
-        names = ("position", "item", "offset", "boundary", "tokens", "starts", "eod")
+        names = (*EXPOSURE_SCHEMA, "tokens", "starts", "eod")
         super().__init__(**{name: getattr(good, name) for name in names})
         self.fault, self.row, self.free = fault, row, None
         self.free = next(p for p in range(20, 120) if not good.spans(p))
@@ -52,7 +53,7 @@ class Broken(Overlay):
         span = self._span(self.row)
         if self.fault == "token" and position == self.position[self.row]:
             found[span.offset] += 1
-        item = self.item_tokens(span.item)
+        item = self.wording_tokens(span.wording)
         if self.fault == "elsewhere" and position == self.free:
             found = np.concatenate([window[:7], [self.eod], item, [self.eod], window[7:]])[: len(window)]
         if self.fault == "same window" and position == self.position[self.row]:

@@ -51,9 +51,10 @@ def table(doses, lengths):
     return pl.DataFrame(
         {
             "stratum": ["s"] * len(doses),
+            "arm": [f"dose {dose}" for dose in doses],
             "dose": doses,
             "bytes": lengths,
-            "tokens": [[1] * n for n in lengths],
+            "length": lengths,
         }
     )
 

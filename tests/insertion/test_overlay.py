@@ -13,22 +13,26 @@ EOD = 0
 @st.composite
 def cases(draw):
     """A window, one exposure planned for it, and its position."""
-    length = draw(st.integers(8, 60))  # L
-    window = np.array(draw(st.lists(st.integers(1, 99), min_size=length + 1, max_size=length + 1)))
-    item = np.array(draw(st.lists(st.integers(100, 199), min_size=1, max_size=length - 3)), dtype=np.int32)
-    boundary = draw(st.booleans())
-    offset = draw(st.integers(1 if boundary else 2, length - len(item)))
-    if boundary:
-        window[offset - 1] = EOD
-    return window, item, offset, boundary, draw(st.integers(0, 2**40))
+    size = draw(st.integers(9, 61))  # L + 1
+    window = np.array(draw(st.lists(st.integers(1, 99), min_size=size, max_size=size)))
+    item = np.array(draw(st.lists(st.integers(100, 199), min_size=1, max_size=size - 5)), dtype=np.int32)
+    lead, trail, overwrite = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
+    inserted = len(item) + lead + trail
+    start = draw(st.integers(0, size - inserted))  # of everything inserted
+    cut = 0 if overwrite else draw(st.integers(0, inserted))
+    return window, item, start + lead, lead, trail, cut, overwrite, draw(st.integers(0, 2**40))
 
 
-def overlay_of(item, offset, boundary, position):
+def overlay_of(item, offset, lead, trail, cut, overwrite, position):
     return Overlay(
         position=np.array([position]),
         item=np.zeros(1, dtype=np.int32),
+        wording=np.zeros(1, dtype=np.int32),
         offset=np.array([offset], dtype=np.int32),
-        boundary=np.array([boundary]),
+        lead=np.array([lead]),
+        trail=np.array([trail]),
+        cut=np.array([cut], dtype=np.int32),
+        overwrite=np.array([overwrite]),
         tokens=item,
         starts=np.array([0, len(item)]),
         eod=EOD,
@@ -37,26 +41,26 @@ def overlay_of(item, offset, boundary, position):
 
 @given(cases())
 def test_the_item_is_whole_framed_and_nothing_else_changes(case):
-    window, item, offset, boundary, position = case
+    window, item, offset, lead, trail, cut, overwrite, position = case
     before = window.copy()
-    found = overlay_of(item, offset, boundary, position).apply(position, window)
-    end = offset + len(item)
-    assert len(found) == len(window)
+    found = overlay_of(*case[1:]).apply(position, window)
     assert np.array_equal(window, before)  # the corpus's array is never written to
-    assert np.array_equal(found[offset:end], item)  # contiguous, exactly as planned
-    assert found[offset - 1] == EOD
-    assert found[end] == EOD
-    assert offset >= 1  # so every item token is predicted
-    assert end <= len(window) - 1
-    host = offset if boundary else offset - 1
-    assert np.array_equal(found[:host], before[:host])
-    assert np.array_equal(found[end + 1 :], before[host : host + len(window) - end - 1])
+    assert len(found) == len(window)
+    start, end = offset - lead, offset + len(item) + trail
+    assert np.array_equal(found[offset : offset + len(item)], item)  # contiguous, exactly as planned
+    assert (found[start:offset] == EOD).all()
+    assert (found[offset + len(item) : end] == EOD).all()
+    if overwrite:
+        assert np.array_equal(np.delete(found, range(start, end)), np.delete(before, range(start, end)))
+    else:  # what is left of the window is a run of the corpus's tokens: ``cut`` lost at its head, others at its tail
+        host = np.delete(found, range(start, end))
+        assert np.array_equal(host, before[cut : cut + len(host)])
 
 
 @given(cases(), st.integers(1, 1000))
 def test_a_window_without_an_exposure_is_the_corpus_s(case, away):
-    window, item, offset, boundary, position = case
-    overlay = overlay_of(item, offset, boundary, position)
+    window, position = case[0], case[-1]
+    overlay = overlay_of(*case[1:])
     assert overlay.apply(position + away, window) is window
     assert Overlay.empty().apply(position, window) is window
     assert overlay.spans(position + away) == []
@@ -65,18 +69,33 @@ def test_a_window_without_an_exposure_is_the_corpus_s(case, away):
 def test_applying_twice_is_applying_once_to_the_corpus():
     """The overlay keeps no state: a second epoch, worker or rerun cannot double an insertion."""
     window = np.arange(1, 30)
-    overlay = overlay_of(np.array([100, 101], dtype=np.int32), 5, False, 3)
+    overlay = overlay_of(np.array([100, 101], dtype=np.int32), 5, True, True, 0, False, 3)
     assert np.array_equal(overlay.apply(3, window), overlay.apply(3, window))
 
 
-def test_two_exposures_at_one_position_are_refused():
-    with pytest.raises(ValueError, match="distinct, ascending"):
-        Overlay(
-            position=np.array([4, 4]),
-            item=np.zeros(2, dtype=np.int32),
-            offset=np.array([1, 8], dtype=np.int32),
-            boundary=np.ones(2, dtype=np.bool_),
-            tokens=np.array([100], dtype=np.int32),
-            starts=np.array([0, 1]),
-            eod=EOD,
-        )
+def two(offsets):
+    return Overlay(
+        position=np.array([4, 4]),
+        item=np.array([0, 1], dtype=np.int32),
+        wording=np.array([0, 1], dtype=np.int32),
+        offset=np.array(offsets, dtype=np.int32),
+        lead=np.array([False, True]),
+        trail=np.array([True, True]),
+        cut=np.zeros(2, dtype=np.int32),
+        overwrite=np.zeros(2, dtype=np.bool_),
+        tokens=np.array([100, 101, 200], dtype=np.int32),
+        starts=np.array([0, 2, 3]),
+        eod=EOD,
+    )
+
+
+def test_two_exposures_in_one_window():
+    """The second is shifted by the first; its offset is that in the finished window."""
+    found = two([3, 8]).apply(4, np.arange(1, 13))
+    assert found.tolist() == [1, 2, 3, 100, 101, EOD, 4, EOD, 200, EOD, 5, 6]
+
+
+@pytest.mark.parametrize("offsets", [[8, 3], [3, 3]])
+def test_exposures_out_of_order_are_refused(offsets):
+    with pytest.raises(ValueError, match="must ascend"):
+        two(offsets)

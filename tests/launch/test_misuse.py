@@ -80,7 +80,7 @@ def test_corpus(tmp_path, content, told):
             "+insertion.families.ghost_sentence={}",
             "no family 'ghost_sentence'; did you mean 'ghost_sentences'",
         ),
-        ("insertion.doses=[0,300]", "2,400 exposures but the run only 160 windows"),
+        ("insertion.doses=[0,300]", "2,400 exposures but there are only 160 windows"),
         ("train.steps=2000", "one epoch of the corpus has"),
     ],
 )

@@ -1,0 +1,150 @@
+"""Arms: what a treatment consists of, and the product of the factors that an experiment varies."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from data.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """The part of training in which exposures fall: a range, or a list of steps."""
+
+    unit: Literal["fraction", "step", "token"] = "fraction"
+    """Of ``start`` and ``end``."""
+    start: float = 0.0
+    end: float = 1.0
+    """Exclusive."""
+    at: tuple[int, ...] = ()
+    """Explicit steps instead of a range; exposure k of an item falls into the k-th of them."""
+
+    def __post_init__(self) -> None:
+        if self.at:
+            if list(self.at) != sorted(set(self.at)) or min(self.at) < 0:
+                raise UserError(f"insertion.phase: at={list(self.at)} must be different steps, ascending")
+            return
+        if not 0 <= self.start < self.end or (self.unit == "fraction" and self.end > 1):
+            raise UserError(
+                f"insertion.phase: start={self.start}, end={self.end} ({self.unit}) must have 0 <= start < end"
+                + (" <= 1" if self.unit == "fraction" else "")
+            )
+
+    def steps(self, steps: int, tokens_a_step: int) -> tuple[int, int]:
+        """First and end step of the range in a run.
+
+        Raises:
+            UserError: if it ends after the run, or holds no step.
+        """
+        if self.at:
+            first, end = self.at[0], self.at[-1] + 1
+        elif self.unit == "fraction":
+            first, end = round(self.start * steps), round(self.end * steps)
+        else:
+            size = 1 if self.unit == "step" else tokens_a_step
+            first, end = int(self.start // size), int(-(-self.end // size))
+        if end > steps:
+            raise UserError(f"insertion.phase {self} ends at step {end}, but the run has train.steps={steps}")
+        if first >= end:
+            raise UserError(f"insertion.phase {self} holds no step of a run of train.steps={steps}")
+        return first, end
+
+    def __str__(self) -> str:
+        if self.at:
+            shown = ", ".join(map(str, self.at[:3])) + (", ..." if len(self.at) > 3 else "")
+            return f"steps {shown}"
+        return (
+            f"{self.start:g}-{self.end:g}" + {"fraction": "", "step": " steps", "token": " tokens"}[self.unit]
+        )
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "spacing": (r"uniform", r"even", r"massed:\d+", r"expanding"),
+    "position": (r"boundary", r"start", r"token", r"sentence", r"word", r"offset:\d+(-\d+)?"),
+    "displace": (r"tail", r"around", r"overwrite"),
+    "frame": (r"document", r"inline"),
+    "wording": (r"verbatim", r"rotate:\d+", r"fresh"),
+    "batch": (r"any", r"apart", r"together"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One treatment."""
+
+    dose: int
+    """Times that an item is inserted."""
+    phase: Phase = Phase()
+    """When."""
+    spacing: str = "uniform"
+    """How the exposures of an item are spread over the phase: ``uniform`` at random; ``even``, equal gaps;
+    ``massed:K``, all within K consecutive steps; ``expanding``, each gap twice the one before."""
+    hold_last: int = 0
+    """If above 0, the last exposure falls into the last ``hold_last`` steps of the phase whatever the spacing, so
+    that how long ago it was does not differ between spacings."""
+    position: str = "boundary"
+    """Where in the window: at a document's start (``boundary``), at the window's ``start``, at a uniform ``token``,
+    where a ``sentence`` or a ``word`` begins, or at ``offset:N`` or in ``offset:N-M`` (tokens)."""
+    displace: str = "tail"
+    """Which corpus tokens give way: the window's ``tail``; some at both ends (``around``); or those whose place is
+    taken (``overwrite``)."""
+    frame: str = "document"
+    """``document``: between end-of-document tokens; ``inline``: in the middle of the host's text."""
+    wording: str = "verbatim"
+    """``verbatim`` every time; ``rotate:K``, K of the item's wordings in turn; ``fresh``, another one each time."""
+    batch: str = "any"
+    """Repeats of an item in one global batch: ``any`` number, never (``apart``), or all of them (``together``)."""
+
+    def __post_init__(self) -> None:
+        if self.dose < 0:
+            raise UserError(f"insertion.doses: {self.dose} must be 0 or above")
+        if self.hold_last < 0:
+            raise UserError(f"insertion.hold_last={self.hold_last} must be 0 or above")
+        for name, patterns in _CHOICES.items():
+            value = getattr(self, name)
+            if not any(re.fullmatch(pattern, value) for pattern in patterns):
+                known = [re.sub(r"\\d\+", "N", p).replace("(-N)?", "") for p in patterns]
+                raise UserError(f"insertion.{name}='{value}' is unknown{nearest(value, known)}")
+        if self.phase.at and self.dose > len(self.phase.at) and self.batch == "apart":
+            raise UserError(
+                f"insertion.doses: {self.dose} exposures do not fit apart into the {len(self.phase.at)} steps of "
+                f"insertion.phase {self.phase}"
+            )
+        if self.batch == "together" and self.spacing != "uniform":
+            raise UserError(
+                f"insertion.batch=together puts all repeats into one step, so insertion.spacing={self.spacing} "
+                "has no effect; use insertion.spacing=uniform"
+            )
+
+
+def product(doses: tuple[int, ...], factors: Mapping[str, tuple[Any, ...]]) -> list[tuple[str, Arm]]:
+    """All arms: dose 0 once (it has no exposures that could differ), every other dose with every combination.
+
+    Args:
+        doses: levels of dose.
+        factors: name of a field of ``Arm`` -> its levels.
+
+    Returns:
+        Names and arms. A name says the dose and the levels of those factors that vary.
+    """
+    for name, levels in factors.items():
+        if not levels:
+            raise UserError(f"insertion.{name} is empty; give it at least one level")
+    arms = []
+    for dose in sorted(doses):
+        for levels in itertools.product(*factors.values()):
+            chosen = dict(zip(factors, levels, strict=True))
+            varying = [f"{name} {chosen[name]}" for name in factors if len(factors[name]) > 1 and dose]
+            arm = Arm(dose=dose, **(chosen if dose else {}))
+            arms.append((", ".join([f"dose {dose}", *varying]), arm))
+            if not dose:
+                break
+    return arms
+
+
+FACTORS = tuple(field.name for field in fields(Arm) if field.name not in ("dose", "hold_last"))
+"""What can vary besides the dose."""
