@@ -1,0 +1,107 @@
+"""Windows per second: the plain megatron-core dataset, the overlay, and splicing into a copy of the corpus.
+
+    python benchmarks/overlay.py [--windows 40000] [--share 0.01] [--length 2048]
+
+One process, warm page cache, the same windows in the same order, arms in turn. ``splice`` is what the in-place tools
+do with the same exposures: copy the token file, then write every perturbed window back into it.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from data.order import Order
+from data.tokens import TokenWriter
+from insertion.overlay import Overlay
+
+EOD, VOCABULARY = 0, 50_000
+
+
+def build(directory: Path, windows: int, length: int) -> Order:
+    rng = np.random.default_rng(0)
+    with TokenWriter(directory / "train", VOCABULARY, EOD) as writer:
+        for _ in range(windows * length // 10_000_000 + 1):
+            writer.add(np.split(rng.integers(1, VOCABULARY, 10_000_000).astype(np.int32), 10_000))
+    return Order(directory, corpus_digest="b", vocab_size=VOCABULARY, eod=EOD, sequence_length=length, seed=1)
+
+
+def exposures(windows: int, share: float, length: int) -> Overlay:
+    rng = np.random.default_rng(2)
+    count = int(windows * share)
+    lengths = rng.integers(20, 120, 1000)
+    flags = np.ones(count, dtype=np.bool_)
+    return Overlay(
+        position=np.sort(rng.choice(windows, count, replace=False)).astype(np.int64),
+        item=rng.integers(0, 1000, count).astype(np.int32),
+        wording=rng.integers(0, 1000, count).astype(np.int32),
+        offset=rng.integers(2, length - 130, count).astype(np.int32),
+        lead=flags,
+        trail=flags,
+        cut=np.zeros(count, dtype=np.int32),
+        overwrite=~flags,
+        tokens=rng.integers(1, VOCABULARY, lengths.sum()).astype(np.int32),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        eod=EOD,
+    )
+
+
+def splice(directory: Path, order: Order, overlay: Overlay, length: int) -> tuple[float, float]:
+    """Seconds for the copy and for the edits."""
+    began = time.perf_counter()
+    shutil.copyfile(directory / "train.bin", directory / "copy.bin")
+    copied = time.perf_counter()
+    tokens = np.memmap(directory / "copy.bin", dtype=np.uint16, mode="r+")
+    index = order.dataset
+    first = np.concatenate([[0], np.cumsum(index.dataset.sequence_lengths, dtype=np.int64)])
+    for position in overlay.position.tolist():
+        document, offset = index.sample_index[index.shuffle_index[position]]
+        start = int(first[index.document_index[document]]) + int(offset)
+        window = np.array(tokens[start : start + length + 1], dtype=np.int64)
+        tokens[start : start + len(window)] = overlay.apply(position, window)
+    tokens.flush()
+    return copied - began, time.perf_counter() - copied
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--windows", type=int, default=40_000)
+    parser.add_argument("--share", type=float, default=0.01)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        order = build(directory, given.windows, given.length)
+        overlay = exposures(given.windows, given.share, given.length)
+        plain, laid = [], []
+        for _ in range(given.repeats + 1):  # the first round warms the page cache
+            began = time.perf_counter()
+            for position in range(given.windows):
+                order.window(position)
+            middle = time.perf_counter()
+            for position in range(given.windows):
+                overlay.apply(position, order.window(position))
+            plain.append(given.windows / (middle - began))
+            laid.append(given.windows / (time.perf_counter() - middle))
+        copied, edited = splice(directory, order, overlay, given.length)
+        ratios = [b / a for a, b in zip(plain[1:], laid[1:], strict=True)]
+        size = (directory / "train.bin").stat().st_size
+    print(f"{given.windows:,} windows of {given.length} tokens, {len(overlay.position):,} exposures")
+    print(f"  plain dataset    {statistics.median(plain[1:]):10,.0f} windows/s")
+    print(f"  with the overlay {statistics.median(laid[1:]):10,.0f} windows/s")
+    print(f"  overlay / plain  {statistics.median(ratios):10.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(
+        f"  in-place splice: {copied:.2f} s and {size / 2**20:,.0f} MiB for the copy, {edited:.2f} s for the "
+        "edits; the overlay writes nothing"
+    )
+
+
+if __name__ == "__main__":
+    main()
