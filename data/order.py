@@ -131,7 +131,20 @@ class Order:
     def window(self, position: int) -> npt.NDArray[np.int64]:
         """The corpus window at a position, before any overlay: (L + 1,) int64."""
         sample = self.dataset[position]
-        return np.append(sample["tokens"].numpy(), sample["labels"][-1].numpy())
+        tokens = sample["tokens"].numpy()
+        window = np.empty(len(tokens) + 1, dtype=np.int64)
+        window[:-1] = tokens
+        window[-1] = sample["labels"].numpy()[-1]
+        return window
+
+    def documents(self, position: int) -> list[tuple[int, int, int]]:
+        """The documents of a window: (number of the document in the corpus, its first token in the window, end)."""
+        splits, starts = self.boundaries(np.array([position]))
+        sample = int(self.dataset.shuffle_index[position])
+        first = int(self.dataset.sample_index[sample][0])
+        edges = [0, *starts[: splits[-1]].tolist(), self.sequence_length + 1]
+        numbers = self.dataset.document_index[first : first + len(edges) - 1].tolist()
+        return list(zip(numbers, edges[:-1], edges[1:], strict=True))
 
     def boundaries(
         self, positions: npt.NDArray[np.int64]

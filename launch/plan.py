@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+
 import polars as pl
 
 from data import artifact
@@ -9,6 +12,7 @@ from data import prepare as corpus
 from data.artifact import Manifest
 from data.errors import UserError
 from data.order import Order
+from insertion import explain
 from insertion import plan as plans
 from insertion.families.registry import OVERLAP
 from launch.config import Experiment, program, say
@@ -67,18 +71,62 @@ def plan(experiment: Experiment) -> Manifest:
     )
 
 
-@program
-def main(experiment: Experiment) -> None:
-    """Plan and summarise."""
+def show(experiment: Experiment, wanted: Mapping[str, str]) -> None:
+    """Explain the finished plan: a summary, ``item=ID`` or ``step=S``; with ``checkpoint=S``, what that one had seen.
+
+    Raises:
+        UserError: if there is no plan, item, step or checkpoint like that.
+    """
+    made = plans.read(experiment.directory / "plan")
+    if not wanted.keys() & {"item", "step"}:
+        lines = explain.summary(made)
+    else:
+        order = open_order(experiment)
+        tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
+        if "item" in wanted:
+            until = _number(wanted, "checkpoint") if "checkpoint" in wanted else None
+            lines = explain.item(made, wanted["item"], order, tokenizer, until=until)
+        else:
+            documents = pl.read_parquet(
+                experiment.corpus_directory / corpus.DOCUMENTS, columns=["source", "row"]
+            )
+            lines = explain.step(made, _number(wanted, "step"), order, tokenizer, documents)
+    for line in lines:
+        say(line)
+
+
+def _number(wanted: Mapping[str, str], key: str) -> int:
+    if not wanted[key].isdigit():
+        raise UserError(f"{key}={wanted[key]} must be a step number")
+    return int(wanted[key])
+
+
+def _asked(arguments: list[str]) -> dict[str, str] | None:
+    """Take ``show [item=ID] [step=S] [checkpoint=S]`` out of the command line; None if it is not there."""
+    if "show" not in arguments:
+        return None
+    arguments.remove("show")
+    wanted = {}
+    for argument in list(arguments):
+        key, _, value = argument.partition("=")
+        if key in ("item", "step", "checkpoint"):
+            arguments.remove(argument)
+            wanted[key] = value
+    return wanted
+
+
+def main() -> None:
+    """Plan and summarise, or ``show``."""
+    wanted = _asked(sys.argv)
+    program(_plan if wanted is None else lambda experiment: show(experiment, wanted))()
+
+
+def _plan(experiment: Experiment) -> None:
     facts = plan(experiment).facts
     say(f"plan {experiment.directory / 'plan'}")
-    for arm, counts in facts["arms"].items():
-        say(f"  {arm:>9}: {counts['items']:4} items, {counts['exposures']:6,} exposures")
-    say(
-        f"  {facts['exposures']:,} exposures in {facts['windows']:,} windows, "
-        f"{facts['share_of_tokens_inserted']:.1%} of the tokens; "
-        f"{facts['exposures_at_document_boundary']:,} where a document begins"
-    )
+    for line in explain.summary(plans.read(experiment.directory / "plan")):
+        say(f"  {line}")
+    say(f"  {facts['exposures_at_document_boundary']:,} exposures where a document begins")
     for row in facts["balance"]:
         say(
             f"  balance of {row['covariate']}: largest difference {row['largest_standardised_difference']:.2f} sd, "

@@ -1,0 +1,108 @@
+"""What a plan will do, in words: a summary, one item's exposures, one step's windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from data.errors import UserError, nearest
+from data.order import Order
+from data.tokenizer import Tokenizer
+from insertion.plan import Plan
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_COLUMNS = 60
+
+
+def summary(plan: Plan) -> Iterator[str]:
+    """Arms, and a picture of each one's exposures over training (a column is a stretch of steps)."""
+    steps, batch = plan.shape.steps, plan.shape.global_batch_size
+    facts = plan.manifest.facts
+    yield (
+        f"{facts['items']:,} items, {facts['exposures']:,} exposures in {facts['windows_perturbed']:,} of "
+        f"{facts['windows']:,} windows, {facts['share_of_tokens_inserted']:.2%} of the tokens"
+    )
+    exposures = plan.exposures.join(
+        plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "arm"), on="item"
+    )
+    width = max(len(arm) for arm in facts["arms"])
+    columns = min(_COLUMNS, steps)
+    yield f"{'arm':{width}}  {'items':>6} {'exposures':>10}  steps 0 to {steps - 1}, exposures a column"
+    for arm, counts in facts["arms"].items():
+        position = exposures.filter(pl.col("arm") == arm)["position"].to_numpy()
+        heights = np.bincount(position // batch * columns // steps, minlength=columns)
+        top = heights.max(initial=1) or 1
+        bars = "".join(_BLOCKS[int(np.ceil(h / top * (len(_BLOCKS) - 1)))] for h in heights)
+        yield f"{arm:{width}}  {counts['items']:6,} {counts['exposures']:10,}  |{bars}|"
+
+
+def item(
+    plan: Plan, name: str, order: Order, tokenizer: Tokenizer, *, until: int | None = None
+) -> Iterator[str]:
+    """Every exposure of an item, as the model meets it.
+
+    Args:
+        plan: the plan.
+        name: id of the item.
+        order: the corpus's windows.
+        tokenizer: the corpus's.
+        until: finished steps of a checkpoint; its exposures come with how long ago they were, others are left out.
+
+    Raises:
+        UserError: if there is no such item.
+    """
+    found = plan.items.with_row_index("number").filter(pl.col("item_id") == name)
+    if not len(found):
+        raise UserError(
+            f"item={name}: the plan has no such item{nearest(name, plan.items['item_id'].to_list())}"
+        )
+    row = found.row(0, named=True)
+    yield f"{name} ({row['family']}), {row['arm']}, stratum {row['stratum']}; {row['provenance']}"
+    yield f"  {row['text']!r}"
+    batch = plan.shape.global_batch_size
+    overlay = plan.overlay()
+    for exposure in plan.exposures.filter(pl.col("item") == row["number"]).iter_rows(named=True):
+        position, offset = exposure["position"], exposure["offset"]
+        step = position // batch
+        if until is not None and step >= until:
+            continue
+        window = overlay.apply(position, order.window(position))
+        length = len(overlay.wording_tokens(exposure["wording"]))
+        before = tokenizer.decode(window[max(0, offset - 12) : offset])
+        inside = tokenizer.decode(window[offset : offset + length])
+        after = tokenizer.decode(window[offset + length : offset + length + 12])
+        ago = "" if until is None else f", {until - step - 1} steps before the checkpoint"
+        yield f"  step {step}, row {position % batch}, offset {offset}{ago}: {before!r} >>{inside!r}<< {after!r}"
+
+
+def step(
+    plan: Plan, number: int, order: Order, tokenizer: Tokenizer, documents: pl.DataFrame
+) -> Iterator[str]:
+    """What the model sees in a step: for every row its documents and what is inserted.
+
+    Args:
+        plan: the plan.
+        number: of the step, from 0.
+        order: the corpus's windows.
+        tokenizer: the corpus's.
+        documents: table with ``source`` and ``row`` of every document.
+
+    Raises:
+        UserError: if the run has no such step.
+    """
+    if not 0 <= number < plan.shape.steps:
+        raise UserError(f"step={number}: the run has steps 0 to {plan.shape.steps - 1}")
+    overlay, batch = plan.overlay(), plan.shape.global_batch_size
+    names = plan.items["item_id"].to_list()
+    for position in range(number * batch, (number + 1) * batch):
+        yield f"step {number}, row {position % batch} (window {position})"
+        for document, start, end in order.documents(position):
+            source, row = documents.row(document)[:2]
+            yield f"    corpus tokens {start} to {end - 1}: {source} {row}"
+        window = overlay.apply(position, order.window(position))
+        for span in overlay.spans(position):
+            text = tokenizer.decode(window[span.offset : span.offset + span.length])
+            yield f"  > inserted at {span.offset}: {names[span.item]} {text!r}"
+        yield f"    reads {tokenizer.decode(window)!r}"

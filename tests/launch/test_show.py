@@ -1,0 +1,62 @@
+"""``launch/plan.py show``: the plan in words."""
+
+import json
+
+import polars as pl
+
+
+def item_of(place, dose):
+    items = pl.read_parquet(place.directory() / "plan" / "items.parquet")
+    return items.filter(pl.col("dose") == dose).row(0, named=True)
+
+
+def test_summary(prepared):
+    lines = prepared.ok("plan", "show").lines
+    facts = json.loads((prepared.directory() / "plan" / "manifest.json").read_text())["facts"]
+    assert f"{facts['exposures']:,} exposures" in lines[0]
+    for arm in ("dose 0", "dose 1", "dose 4"):
+        (line,) = [line for line in lines if line.startswith(arm)]
+        bars = line.split("|")[1]
+        assert len(bars) == 20  # a column a step
+        assert bool(bars.strip()) == (arm != "dose 0")
+
+
+def test_item(prepared):
+    """Every exposure with its text in its place; with a checkpoint, those that it had seen and how long ago."""
+    chosen = item_of(prepared, 4)
+    lines = prepared.ok("plan", "show", f"item={chosen['item_id']}").lines
+    shown = [line for line in lines if line.startswith("  step")]
+    assert len(shown) == 4
+    assert all(f">>{chosen['text']!r}<<" in line for line in shown)
+    steps = [int(line.split()[1].rstrip(",")) for line in shown]
+    seen = prepared.ok("plan", "show", f"item={chosen['item_id']}", "checkpoint=10").lines
+    seen = [line for line in seen if line.startswith("  step")]
+    assert len(seen) == sum(step < 10 for step in steps)
+    for line, step in zip(seen, steps, strict=False):
+        assert f"{10 - step - 1} steps before the checkpoint" in line
+
+
+def test_step(prepared):
+    """All rows of the step: sources, insertions, and the very tokens that the trainer would read."""
+    exposures = pl.read_parquet(prepared.directory() / "plan" / "exposures.parquet")
+    items = pl.read_parquet(prepared.directory() / "plan" / "items.parquet")
+    step = exposures["position"][0] // 8
+    out = prepared.ok("plan", "show", f"step={step}").out
+    assert out.count(f"step {step}, row ") == 8
+    assert "text.jsonl" in out
+    planned = exposures.filter(pl.col("position") // 8 == step)
+    assert out.count("> inserted at") == len(planned)
+    for row in planned.iter_rows(named=True):
+        assert f"> inserted at {row['offset']}: {items['item_id'][row['item']]}" in out
+
+
+def test_mistakes(prepared):
+    chosen = item_of(prepared, 1)["item_id"]
+    for arguments, told in (
+        ([f"item={chosen}x"], f"did you mean '{chosen}'"),
+        (["step=20"], "the run has steps 0 to 19"),
+        (["step=last"], "step=last must be a step number"),
+    ):
+        done = prepared.run("plan", "show", *arguments)
+        assert done.status == 2
+        assert told in done.lines[-1]
