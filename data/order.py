@@ -177,8 +177,8 @@ def document_starts(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Where documents start inside windows; see ``Order.boundaries``.
 
-    Works through the positions a few thousand at a time and hands mapped pages back in between: the indices of a
-    500B-token corpus are many gigabytes, and touching them at random must not pull them into this process.
+    The indices of a 500B-token corpus are many gigabytes. They are read in ascending order, some at a time, and the
+    pages are handed back in between: reading them at random would fault in a page for every number.
 
     Args:
         positions: (N,) sample indices.
@@ -187,27 +187,31 @@ def document_starts(
         document_index: (D,) -> document.
         lengths: (documents,) tokens of each document.
     """
-    splits, starts = [np.zeros(1, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for chunk in np.array_split(positions, max(1, len(positions) // _CHUNK)):
-        samples = shuffle_index[chunk].astype(np.int64)
-        first, first_offset = np.asarray(sample_index[samples]).astype(np.int64).T
-        counts = np.asarray(sample_index[samples + 1])[:, 0].astype(np.int64) - first
-        # Flat list of the documents first, first + 1, ..., last - 1 of every window: where each one *ends* is
-        # where the next one starts.
-        ends = np.cumsum(counts)
-        window = np.repeat(np.arange(len(chunk)), counts)
-        begin = ends - counts
-        ordinal = np.arange(len(window)) - begin[window]
-        own = lengths[document_index[first[window] + ordinal]].astype(np.int64)
-        total = np.concatenate([[0], np.cumsum(own)])
-        starts.append(total[1:] - total[begin[window]] - first_offset[window])
-        splits.append(splits[-1][-1] + ends)
-        for array in (shuffle_index, sample_index, document_index, lengths):
-            _release(array)
-    return np.concatenate(splits), np.concatenate(starts)
+    samples = _take(shuffle_index, positions).astype(np.int64)
+    first, first_offset = _take(sample_index, samples).astype(np.int64).T
+    counts = _take(sample_index, samples + 1)[:, 0].astype(np.int64) - first
+    # Flat list of the documents first, first + 1, ..., last - 1 of every window: where each one *ends* is where the
+    # next one starts.
+    splits = np.concatenate([[0], np.cumsum(counts)])
+    window = np.repeat(np.arange(len(positions)), counts)
+    ordinal = np.arange(len(window)) - splits[window]
+    own = _take(lengths, _take(document_index, first[window] + ordinal)).astype(np.int64)
+    total = np.concatenate([[0], np.cumsum(own)])
+    return splits, total[1:] - total[splits[window]] - first_offset[window]
 
 
-_CHUNK = 4096  # windows; the kernel maps up to 64 KiB around each place touched
+_CHUNK = 1 << 16  # numbers read between two releases
+
+
+def _take(array: npt.NDArray[Any], index: npt.NDArray[np.integer]) -> npt.NDArray[Any]:
+    """``array[index]`` of a mapped array, read in ascending order."""
+    ranked = np.argsort(index, kind="stable")
+    result = np.empty((len(index), *array.shape[1:]), dtype=array.dtype)
+    for start in range(0, len(index), _CHUNK):
+        chunk = ranked[start : start + _CHUNK]
+        result[chunk] = array[index[chunk]]
+        _release(array)
+    return result
 
 
 def _release(array: npt.NDArray[Any]) -> None:

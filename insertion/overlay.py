@@ -93,6 +93,11 @@ class Overlay:
             first += 1
         return found
 
+    def planned(self, position: int) -> bool:
+        """Whether anything is planned for a window."""
+        first = int(self.position.searchsorted(position))
+        return first < len(self.position) and bool(self.position[first] == position)
+
     def apply(self, position: int, window: Integers) -> Integers:
         """The window as the plan wants it.
 

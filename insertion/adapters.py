@@ -1,0 +1,102 @@
+"""The overlay under other trainers: a few lines for each way in which they hand out windows. Needs numpy alone.
+
+Example, for a plain map-style dataset of windows in training order::
+
+    from insertion import plan
+    from insertion.adapters import MapStyle
+
+    dataset = MapStyle(dataset, plan.read("runs/.../plan").overlay())
+
+The dataset's index must be the training position: the overlay decides by it. The plan must have been made for the
+same windows (its ``order`` input), and windows must hold L + 1 tokens or be split into tokens and labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from insertion.overlay import Overlay
+
+
+class _Indexed(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def overlaid(overlay: Overlay, position: int, sample: Any) -> Any:
+    """One sample with the plan applied; the sample itself where nothing is planned.
+
+    Args:
+        overlay: of the plan.
+        position: sample index.
+        sample: the window as an array or tensor of L + 1 token ids, or a mapping with ``tokens`` and ``labels`` (or
+            ``input_ids`` of L + 1 tokens) and whatever else, which is left as it is.
+
+    Returns:
+        Of the same type, dtype and shape; a copy where something is planned.
+    """
+    if not overlay.planned(position):
+        return sample
+    if not isinstance(sample, Mapping):
+        return _like(sample, overlay.apply(position, np.asarray(sample)))
+    if "input_ids" in sample:
+        window = overlay.apply(position, np.asarray(sample["input_ids"]))
+        return {**sample, "input_ids": _like(sample["input_ids"], window)}
+    tokens, labels = np.asarray(sample["tokens"]), np.asarray(sample["labels"])
+    window = overlay.apply(position, np.append(tokens, labels[-1]))
+    return {
+        **sample,
+        "tokens": _like(sample["tokens"], window[:-1]),
+        "labels": _like(sample["labels"], window[1:]),
+    }
+
+
+def _like(original: Any, array: np.ndarray[Any, Any]) -> Any:
+    """An array as whatever ``original`` is: numpy, a torch tensor (without importing torch), or a list."""
+    if isinstance(original, np.ndarray):
+        return np.ascontiguousarray(array)
+    if isinstance(original, list):
+        return array.tolist()
+    return original.new_tensor(array)
+
+
+class MapStyle:
+    """A map-style dataset (``torch.utils.data.Dataset``, megatron-core's, OLMo-core's) with the plan applied.
+
+    Args:
+        dataset: whose index is the training position.
+        overlay: of the plan.
+        position: index -> position, where they differ (for OLMo-core's fixed-length dataset:
+            ``np.argsort(global_indices).__getitem__``).
+    """
+
+    def __init__(
+        self, dataset: _Indexed, overlay: Overlay, position: Callable[[int], int] | None = None
+    ) -> None:
+        self.dataset, self.overlay, self.position = dataset, overlay, position
+
+    def __len__(self) -> int:
+        """As many as the dataset has."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """The sample at an index, overlaid."""
+        position = index if self.position is None else int(self.position(index))
+        return overlaid(self.overlay, position, self.dataset[index])
+
+
+def iterate(samples: Iterable[Any], overlay: Overlay, positions: Iterable[int]) -> Iterator[Any]:
+    """A stream of samples whose positions are known, with the plan applied.
+
+    Args:
+        samples: the stream.
+        overlay: of the plan.
+        positions: each sample's sample index; ``itertools.count(consumed)`` for a stream in training order on one rank,
+            ``itertools.count(consumed + rank, ranks)`` for one that is dealt out.
+    """
+    for position, sample in zip(positions, samples, strict=False):
+        yield overlaid(overlay, position, sample)

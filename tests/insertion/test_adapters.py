@@ -1,0 +1,83 @@
+"""Every adapter hands out the windows that the trainer here reads."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from insertion.adapters import MapStyle, iterate
+from tests.insertion.simulation import BATCH, STEPS, simulated
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return simulated(tmp_path_factory.mktemp("case"))
+
+
+POSITIONS = range(STEPS * BATCH)
+
+
+@pytest.mark.parametrize("form", ["array", "tensor", "list", "input_ids", "megatron"])
+def test_map_style(case, form):
+    made, order = case
+    overlay = made.overlay()
+    windows = [order.window(p) for p in POSITIONS]
+    samples = {
+        "array": windows,
+        "tensor": [torch.from_numpy(w) for w in windows],
+        "list": [w.tolist() for w in windows],
+        "input_ids": [{"input_ids": torch.from_numpy(w), "index": p} for p, w in enumerate(windows)],
+        "megatron": order.dataset,
+    }[form]
+    found = MapStyle(samples, overlay)
+    changed = 0
+    for p in POSITIONS:
+        expected, sample = overlay.apply(p, windows[p]), found[p]
+        if form == "megatron":
+            assert sample["tokens"].tolist() == expected[:-1].tolist()
+            assert sample["labels"].tolist() == expected[1:].tolist()
+            assert sample["tokens"].dtype == torch.int64
+            assert set(sample) == set(order.dataset[p])
+            continue
+        inner = sample["input_ids"] if form == "input_ids" else sample
+        assert type(inner) is type(samples[p]["input_ids"] if form == "input_ids" else samples[p])
+        assert np.asarray(inner).tolist() == expected.tolist()
+        changed += expected.tolist() != windows[p].tolist()
+        if form == "input_ids":
+            assert sample["index"] == p
+    assert form == "megatron" or changed == made.exposures["position"].n_unique()
+
+
+def test_another_order(case):
+    """A dataset that is not in training order says where each index comes."""
+    made, order = case
+    overlay = made.overlay()
+    shuffled = np.random.default_rng(0).permutation(len(POSITIONS))  # training position -> index
+    stored = [None] * len(POSITIONS)
+    for position, index in enumerate(shuffled):
+        stored[index] = order.window(position)
+    found = MapStyle(stored, overlay, position=np.argsort(shuffled).__getitem__)
+    for position, index in enumerate(shuffled):
+        assert found[index].tolist() == overlay.apply(position, order.window(position)).tolist()
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_streams(case, ranks):
+    made, order = case
+    overlay = made.overlay()
+    for rank in range(ranks):
+        own = range(rank, len(POSITIONS), ranks)
+        stream = iterate((order.window(p) for p in own), overlay, itertools.count(rank, ranks))
+        for p, window in zip(own, stream, strict=True):
+            assert window.tolist() == overlay.apply(p, order.window(p)).tolist()
+
+
+def test_the_overlay_needs_numpy_alone():
+    code = (
+        "import sys, insertion.overlay, insertion.adapters; "
+        "sys.exit(bool({'torch', 'polars', 'pyarrow', 'megatron'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
