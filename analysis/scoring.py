@@ -42,7 +42,8 @@ SCORE_SCHEMA = pl.Schema(
 
 ``logprob``: ln p of the token, nats. ``rank``: tokens that the model holds more likely, at most 65,535.
 ``entropy``: H of the next-token distribution, nats. ``variance``: of ln p under that distribution, nats^2.
-``margin``: the token's logit minus the best other one's; above 0 exactly where greedy decoding picks it.
+``margin``: the token's logit minus the best other one's; above 0 where greedy decoding picks it, 0 in a tie (of tied
+tokens the one with the smaller id comes first).
 """
 
 
@@ -59,10 +60,13 @@ def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
     target = logits_NV.gather(1, targets_N[:, None])
     entropy_N1 = -(probs_NV * logprobs_NV).sum(-1, keepdim=True)
     best = logits_NV.topk(2, dim=-1).values
+    ahead = (logits_NV > target).sum(-1)
+    smaller_id = torch.arange(logits_NV.shape[1], device=logits_NV.device) < targets_N[:, None]
+    tied_before = ((logits_NV == target) & smaller_id).sum(-1)
     other = torch.where(target >= best[:, :1], best[:, 1:], best[:, :1])
     return {
         "logprob": logprobs_NV.gather(1, targets_N[:, None])[:, 0],
-        "rank": (logits_NV > target).sum(-1).clamp(max=65_535),
+        "rank": (ahead + tied_before).clamp(max=65_535),
         "entropy": entropy_N1[:, 0],
         # Two passes: E[(ln p + H)^2] keeps its digits where E[ln p ^2] - H^2 cancels.
         "variance": (probs_NV * (logprobs_NV + entropy_N1).square()).sum(-1),
@@ -98,7 +102,7 @@ def score(gpt: Any, probes: pl.DataFrame, *, eod: int, vocab_size: int, device: 
     rows: list[dict[str, npt.NDArray[Any]]] = [{} for _ in ids]
     lengths = np.array([len(tokens) for tokens in ids])
     with torch.inference_mode():
-        head_VH = model.output_weight(gpt)[:vocab_size]
+        head_VH = model.output_weight(gpt)[:vocab_size].float()
         for chosen in batches(lengths, TOKENS_A_BATCH):
             found = _score_batch(gpt, head_VH, [ids[row] for row in chosen], eod, device)
             ends = np.cumsum(lengths[chosen])[:-1]
@@ -124,7 +128,7 @@ def _score_batch(
     hidden_NH = model.hidden_states(gpt, inputs_BT[:, :-1])[real_BT]
     targets_N = inputs_BT[:, 1:][real_BT]
     parts = [
-        statistics(hidden @ head_VH.T, targets)
+        statistics(hidden.float() @ head_VH.T, targets)
         for hidden, targets in zip(
             hidden_NH.split(TOKENS_A_CHUNK), targets_N.split(TOKENS_A_CHUNK), strict=True
         )
@@ -170,6 +174,7 @@ def score_run(
             continue
         if gpt is None:
             gpt = model.build(shape, vocab_size, ParallelConfig(), train).to(device)
+        artifact.verify(checkpoint.path_of(checkpoints, step), checkpoint.read(checkpoints, step))
         state = checkpoint.load(checkpoints, step, {"model": gpt.sharded_state_dict()})
         gpt.load_state_dict(state["model"])
         table = score(gpt, probes, eod=eod, vocab_size=vocab_size, device=device)

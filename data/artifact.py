@@ -7,6 +7,7 @@ and is never read.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -141,7 +142,7 @@ def writing(
         # Nothing unfinished ever gets this name, so these are someone's own files: do not delete them.
         raise UserError(f"{directory} holds files that are no artefact; choose another place or delete it")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Draft(Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent)))
+    draft = Draft(draft_directory(directory))
     try:
         yield draft
         manifest = finish(
@@ -186,16 +187,52 @@ def finish(
 
 
 def put_in_place(source: Path, target: Path) -> None:
-    """Rename a finished directory to its final name; one that is there is moved aside, then deleted."""
-    old = None
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / "old"
-        target.rename(old)
+    """Rename a finished directory to its final name; one that is there is replaced in the same instant.
+
+    Where the system cannot exchange two names at once, the old one is moved aside first.
+    """
     source.chmod(0o755)
-    source.rename(target)
+    if not target.exists():
+        source.rename(target)
+    elif _exchange(source, target):
+        shutil.rmtree(source, ignore_errors=True)
+    else:
+        old = source.with_name(f"{source.name}.old")
+        target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     _fsync(target.parent)
-    if old is not None:
-        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names atomically (Linux's renameat2); False where that is not to be had."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    done = rename(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange)
+    return bool(done == 0)
+
+
+def draft_directory(target: Path) -> Path:
+    """A new directory beside ``target`` to fill, after removing those that killed processes of this host left."""
+    host = platform.node().replace(".", "-") or "host"
+    for stale in target.parent.glob(f".{target.name}.{host}-*.tmp*"):
+        owner = stale.name.removeprefix(f".{target.name}.{host}-").split(".")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(stale, ignore_errors=True)
+    prefix = f".{target.name}.{host}-{os.getpid()}."
+    return Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=target.parent))
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def read(directory: Path, *, kind: str, schema_version: int) -> Manifest:

@@ -7,19 +7,22 @@ run is or how large its batches are.
 
 from __future__ import annotations
 
+import json
 import logging
 import mmap
 import shutil
 import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from data.artifact import json_digest
+from data.artifact import json_digest, write_json
 from data.errors import UserError
 from data.tokens import check
 
@@ -39,6 +42,19 @@ class _TokenizerFacts:
     @property
     def unique_identifiers(self) -> OrderedDict[str, Any]:
         return OrderedDict(digest=self.digest)
+
+
+_DIGESTS = "digests.json"
+
+
+def _arrays_digest(dataset: Any) -> str:
+    """XXH3-128 of a dataset's document, sample and shuffle index."""
+    digest = xxhash.xxh3_128()
+    for array in (dataset.document_index, dataset.sample_index, dataset.shuffle_index):
+        flat = array.reshape(-1)
+        for start in range(0, len(flat), 1 << 24):
+            digest.update(np.ascontiguousarray(flat[start : start + (1 << 24)]).data)
+    return digest.hexdigest()
 
 
 class Order:
@@ -67,17 +83,22 @@ class Order:
         check(prefix, vocab_size)
         facts = _TokenizerFacts(vocab_size, eod, corpus_digest)
         # megatron-core writes its three index arrays one after the other: build them aside and rename, so that
-        # a killed build is never taken for a finished one. They live inside the corpus and vanish with it.
-        cache = corpus / "order" / f"length{sequence_length}-seed{seed}"
+        # a killed build is never taken for a finished one. They live inside the corpus and vanish with it. Its own
+        # name for them depends on the corpus's path, so the directory's does too.
+        place = blake2b(str(prefix.resolve()).encode(), digest_size=4).hexdigest()
+        cache = corpus / "order" / f"length{sequence_length}-seed{seed}-{place}"
         if not cache.is_dir():
             cache.parent.mkdir(exist_ok=True)
             aside = Path(tempfile.mkdtemp(prefix=".building-", dir=cache.parent))
-            self._build(prefix, facts, aside)
+            built = self._build(prefix, facts, aside)
+            write_json(aside / _DIGESTS, {"arrays": _arrays_digest(built)})
             try:
                 aside.rename(cache)
             except OSError:  # another process was faster; its arrays are the same
                 shutil.rmtree(aside, ignore_errors=True)
         self.dataset = self._build(prefix, facts, cache)
+        self._facts = facts
+        self._arrays: str = json.loads((cache / _DIGESTS).read_text(encoding="utf-8"))["arrays"]
         if len(self.dataset) < 1:
             raise UserError(
                 f"corpus {corpus} is too small for one window of train.sequence_length={sequence_length}; "
@@ -113,7 +134,21 @@ class Order:
     @property
     def identity(self) -> str:
         """Digest of everything that the order depends on."""
-        return json_digest([self.corpus_digest, self.sequence_length, self.seed, "one epoch"])
+        return json_digest([self.corpus_digest, self.sequence_length, self.seed, "one epoch", self._arrays])
+
+    def verify(self) -> list[str]:
+        """Compare the index arrays with those that megatron-core makes of this corpus now.
+
+        Returns:
+            What is wrong, in lines; nothing if all is well.
+        """
+        wrong = []
+        if _arrays_digest(self.dataset) != self._arrays:
+            wrong.append("the index arrays were changed since they were built")
+        with tempfile.TemporaryDirectory() as place:
+            if _arrays_digest(self._build(self.prefix, self._facts, Path(place))) != self._arrays:
+                wrong.append("megatron-core builds other index arrays of this corpus now")
+        return wrong
 
     def require(self, windows: int) -> None:
         """Check that a run stays inside the epoch.

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import polars as pl
 
 from data.order import Order
+from data.tokenizer import Tokenizer
+from insertion.items import span_hash
 from insertion.ledger import Ledger, window_digest
 from insertion.overlay import Overlay
 from insertion.plan import Plan
@@ -39,18 +41,24 @@ class Audit:
 
 
 def audit(
-    plan: Plan, perturbed: Ledger, twin: Ledger | None, order: Order, report: Audit | None = None
+    plan: Plan,
+    perturbed: Ledger,
+    twin: Ledger | None,
+    order: Order,
+    tokenizer: Tokenizer,
+    report: Audit | None = None,
 ) -> dict[str, Any]:
     """Compare plan, ledgers and corpus.
 
-    Every window of the run is read again from the corpus, and the plan applied to it, so the check of the windows
-    does not rest on anything that the trainer computed.
+    Every window of the run is read again from the corpus and put together as the plan's tables say, by code of its
+    own: the check rests neither on what the trainer computed nor on the overlay that it used.
 
     Args:
         plan: what was planned.
         perturbed: ledger of the perturbed run.
         twin: ledger of its twin, or None where there is none.
         order: the corpus's windows.
+        tokenizer: the corpus's.
         report: with checks made before, to be gone on with.
 
     Returns:
@@ -60,6 +68,12 @@ def audit(
     windows = plan.shape.windows
     batch = plan.shape.global_batch_size
 
+    report.add(
+        "the order of the windows is megatron-core's", order.verify(), "index arrays rebuilt and compared"
+    )
+    report.add(
+        "the plan agrees with itself", _plan_faults(plan, tokenizer), "texts, tokens, hashes, doses, places"
+    )
     wrong = []
     if perturbed.plan != plan.digest:
         wrong.append(f"the perturbed run consumed plan {perturbed.plan or 'none'}, not {plan.digest}")
@@ -102,6 +116,43 @@ def _where(position: int, batch: int) -> str:
     return f"step {position // batch}, row {position % batch}"
 
 
+def _plan_faults(plan: Plan, tokenizer: Tokenizer) -> list[str]:
+    """What in the plan's tables contradicts something else in them."""
+    wrong = []
+    wordings = plan.wordings
+    names = plan.items["item_id"].to_list()
+    encoded = tokenizer.encode_batch(wordings["text"].to_list())
+    for row, (tokens, text) in enumerate(zip(wordings["tokens"].to_list(), encoded, strict=True)):
+        if tokens != text.tolist() or wordings["hash"][row] != span_hash(np.array(tokens, dtype=np.int32)):
+            wrong.append(
+                f"item {names[wordings['item'][row]]}: text, tokens and hash of a wording do not agree"
+            )
+    counts = np.bincount(plan.exposures["item"].to_numpy(), minlength=len(names))
+    for name, dose, count in zip(names, plan.items["dose"], counts, strict=True):
+        if dose != count:
+            wrong.append(f"item {name} has dose {dose} but {count} exposures")
+    exposures = plan.exposures.with_columns(
+        length=wordings["tokens"].list.len().cast(pl.Int32)[plan.exposures["wording"]],
+        owner=wordings["item"][plan.exposures["wording"]],
+    ).with_columns(
+        begin=pl.col("offset") - pl.col("lead").cast(pl.Int32),
+        end=pl.col("offset") + pl.col("length") + pl.col("trail").cast(pl.Int32),
+    )
+    same = pl.col("position") == pl.col("position").shift(1)
+    faults = exposures.filter(
+        (pl.col("owner") != pl.col("item"))
+        | (pl.col("begin") < 0)
+        | (pl.col("end") > plan.shape.sequence_length + 1)
+        | ~pl.col("position").is_between(0, plan.shape.windows - 1)
+        | (same & (pl.col("begin") < pl.col("end").shift(1))).fill_null(False)
+    )
+    batch = plan.shape.global_batch_size
+    return wrong + [
+        f"item {names[row['item']]}, {_where(row['position'], batch)}: an impossible place, or another item's wording"
+        for row in faults.iter_rows(named=True)
+    ]
+
+
 def _compare_exposures(plan: Plan, consumed: pl.DataFrame, batch: int) -> list[str]:
     items = plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "item_id")
     wordings = plan.wordings.with_row_index("row").select(
@@ -132,7 +183,14 @@ def _compare_exposures(plan: Plan, consumed: pl.DataFrame, batch: int) -> list[s
 
 def _compare_windows(report: Audit, plan: Plan, perturbed: Ledger, twin: Ledger | None, order: Order) -> None:
     """Recompute every window's digest from the corpus and the plan, and compare the runs' and the twin's."""
-    overlay = plan.overlay()
+    overlay = (
+        plan.overlay()
+    )  # for looking things up and for guesses; windows are put together by ``_expected``
+    planned = {
+        position: rows for (position,), rows in plan.exposures.partition_by("position", as_dict=True).items()
+    }
+    texts = plan.wordings["tokens"].to_list()
+    eod = plan.manifest.facts["eod"]
     batch = plan.shape.global_batch_size
     ids = plan.items["item_id"].to_list()
     names = [ids[item] for item in plan.wordings["item"]]  # of each wording
@@ -149,7 +207,8 @@ def _compare_windows(report: Audit, plan: Plan, perturbed: Ledger, twin: Ledger 
         if paired is not None and paired[position] != base_digest:
             in_twin.append(f"{_where(position, batch)}: the twin's window is not the corpus's")
         if spans:
-            if consumed[position] != window_digest(overlay.apply(position, base), mask):
+            expected = _expected(base, planned[position], texts, eod)
+            if expected is None or consumed[position] != window_digest(expected, mask):
                 named = ", ".join(ids[span.item] for span in spans)
                 with_item.append(
                     f"item {named}, {_where(position, batch)}: the window is not the corpus's with "
@@ -171,6 +230,24 @@ def _compare_windows(report: Audit, plan: Plan, perturbed: Ledger, twin: Ledger 
     )
     if paired is not None:
         report.add("the twin saw the corpus alone", in_twin, f"{plan.shape.windows:,} windows recomputed")
+
+
+def _expected(
+    base: npt.NDArray[np.int64], rows: pl.DataFrame, texts: list[list[int]], eod: int
+) -> npt.NDArray[np.int64] | None:
+    """A window with its exposures, put together from the plan's tables; None if they claim what is not so."""
+    host = base.tolist()
+    for row in rows.sort("offset").iter_rows(named=True):
+        text = texts[row["wording"]]
+        inserted = [eod] * row["lead"] + text + [eod] * row["trail"]
+        start = row["offset"] - row["lead"]
+        del host[: row["cut"]]
+        if row["trail"] and not row["lead"] and (start < 1 or host[start - 1] != eod):
+            return None  # it says that a document of the corpus ends just before
+        host[start : start + len(inserted) if row["overwrite"] else start] = inserted
+        if host[row["offset"] : row["offset"] + len(text)] != text:
+            return None
+    return np.array(host[: len(base)], dtype=np.int64) if len(host) >= len(base) else None
 
 
 def _digests(ledger: Ledger, windows: int) -> npt.NDArray[np.uint64]:

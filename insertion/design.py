@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+_CHUNK = 50  # permutations held at once
+
 
 def strata(families: npt.NDArray[np.str_], lengths: npt.NDArray[np.int64], quantiles: int) -> list[str]:
     """Stratum of every item: its family and its quantile of length within the family.
@@ -31,8 +33,9 @@ def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generato
     """Arms of one family's items: exact counts per arm, spread evenly over the strata, random inside them.
 
     Every arm's labels are laid out evenly (with a random start) over the items sorted by stratum, so each
-    stratum gets its share of each arm to within one item; inside a stratum the labels are then permuted, so that
-    each assignment with these counts is equally likely.
+    stratum gets its share of each arm to within two items; the whole is turned by a random amount, and inside a stratum
+    the labels are permuted. Every item gets an arm with the probability (items in the arm) / N, and given a stratum's
+    counts all assignments in it are equally likely.
 
     Args:
         blocks: (N,) strata.
@@ -48,7 +51,8 @@ def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generato
     places = np.concatenate(
         [(np.arange(n) + rng.random()) / n for n in counts.values()] if counts else [np.empty(0)]
     )
-    labels = labels[np.argsort(places, kind="stable")]
+    # Turning the circle of labels at random gives every item the same chance of every arm, whatever its stratum.
+    labels = np.roll(labels[np.argsort(places, kind="stable")], rng.integers(len(labels)))
     arms = np.empty(len(blocks), dtype=np.int32)
     names = np.array(blocks)
     start = 0
@@ -78,10 +82,6 @@ def balance(items: pl.DataFrame, *, permutations: int = 2000, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     covariates = {"length": items["length"].to_numpy(), "bytes": items["bytes"].to_numpy()}
     rows = []
-    shuffled = np.tile(arms, (permutations, 1))
-    for name in np.unique(names):
-        members = np.flatnonzero(names == name)
-        shuffled[:, members] = rng.permuted(shuffled[:, members], axis=1)
     for covariate, raw in covariates.items():
         values = raw.astype(np.float64)
         for name in np.unique(names):  # within strata
@@ -97,7 +97,15 @@ def balance(items: pl.DataFrame, *, permutations: int = 2000, seed: int = 0) -> 
 
         means = between(arms)
         observed = means.var()
-        p = (1 + np.sum(between(shuffled).var(-1) >= observed - 1e-12)) / (permutations + 1)
+        reached = 1
+        for start in range(0, permutations, _CHUNK):
+            size = min(_CHUNK, permutations - start)
+            shuffled = np.tile(arms, (size, 1))
+            for name in np.unique(names):
+                members = np.flatnonzero(names == name)
+                shuffled[:, members] = rng.permuted(shuffled[:, members], axis=1)
+            reached += int(np.sum(between(shuffled).var(-1) >= observed - 1e-12))
+        p = reached / (permutations + 1)
         rows.append(
             {
                 "covariate": covariate,

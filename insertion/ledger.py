@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,6 +120,10 @@ class Recorder:
             )
             if found != self._hashes[span.wording]:
                 raise PlanViolation(f"planned tokens are not in the batch: {where}; no step was taken")
+            if not self._planned.framed(span, window):
+                raise PlanViolation(
+                    f"end-of-document tokens around the planned ones are missing: {where}; no step was taken"
+                )
             # The token at offset k is the target at k - 1; a window's first token is no target.
             if not mask[max(span.offset - 1, 0) : end - 1].all():
                 raise PlanViolation(f"the loss is off on planned tokens: {where}; no step was taken")
@@ -192,7 +196,7 @@ def discard_beyond(directory: Path, step: int) -> None:
     """Delete the parts that end after ``step``: their checkpoint was never finished."""
     for part in directory.glob("*") if directory.is_dir() else ():
         name = re.fullmatch(r"(\d{8})-(\d{8})", part.name)
-        if name is None or int(name[2]) > step:
+        if name is not None and int(name[2]) > step:
             shutil.rmtree(part)
 
 
@@ -209,6 +213,8 @@ class Ledger:
     """Digest of the last part, which chains to all before it."""
     plan: str
     order: str
+    heads: Mapping[int, str] = field(default_factory=dict)
+    """Finished steps -> digest of the part that ends there; what the checkpoint of those steps must name."""
 
 
 def read(directory: Path, *, head: str) -> Ledger:
@@ -220,7 +226,8 @@ def read(directory: Path, *, head: str) -> Ledger:
     parts = sorted(p for p in directory.glob("*-*") if re.fullmatch(r"\d{8}-\d{8}", p.name))
     step, previous = 0, ""
     windows, exposures = [pl.DataFrame(schema=WINDOW_SCHEMA)], [pl.DataFrame(schema=EXPOSURE_SCHEMA)]
-    manifest = None
+    heads = {0: ""}
+    same: tuple[int, str, str] | None = None
     for part in parts:
         if previous == head:
             break
@@ -228,17 +235,25 @@ def read(directory: Path, *, head: str) -> Ledger:
         artifact.verify(part, manifest)
         if manifest.config["start"] != step or manifest.inputs["previous"] != previous:
             raise UserError(f"ledger part {part} does not continue the part before it; the ledger is damaged")
+        own = (manifest.config["global_batch_size"], manifest.inputs["plan"], manifest.inputs["order"])
+        if same is not None and own != same:
+            raise UserError(
+                f"ledger part {part} belongs to another plan, order or batch than the parts before it"
+            )
+        same = own
         step, previous = manifest.config["stop"], manifest.digest
+        heads[step] = previous
         windows.append(pl.read_parquet(part / "windows.parquet"))
         exposures.append(pl.read_parquet(part / "exposures.parquet"))
-    if previous != head or manifest is None:
+    if previous != head or same is None:
         raise UserError(f"ledger {directory} does not contain the part {head} that the checkpoint names")
     return Ledger(
         pl.concat(windows),
         pl.concat(exposures),
         step,
-        manifest.config["global_batch_size"],
+        same[0],
         head,
-        manifest.inputs["plan"],
-        manifest.inputs["order"],
+        same[1],
+        same[2],
+        heads,
     )

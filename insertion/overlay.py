@@ -112,6 +112,12 @@ class Overlay:
             window = self._insert(window, span)
         return window
 
+    def framed(self, span: Span, window: Integers) -> bool:
+        """Whether a finished window has the end-of-document tokens that the plan puts around an exposure."""
+        row, end = span.exposure, span.offset + span.length
+        before = not self.lead[row] or window[span.offset - 1] == self.eod
+        return bool(before and (not self.trail[row] or window[end] == self.eod))
+
     def wording_tokens(self, wording: int) -> npt.NDArray[np.int32]:
         """Token ids of a wording."""
         return self.tokens[self.starts[wording] : self.starts[wording + 1]]

@@ -231,8 +231,7 @@ def create(
     per_family = sum(insertion.counts().values())
 
     def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
-        counts = ngram_counts(order.prefix, spans, n=OVERLAP)
-        return [int(found.max(initial=0)) for found in counts]
+        return _occurrences(order.prefix, spans)
 
     ground = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
     made = [
@@ -265,6 +264,7 @@ def create(
             probes=len(probes),
             probes_left_out=left_out,
             items_in_corpus=[name for name, times in zip(items["item_id"], known, strict=True) if times],
+            items_alike=_alike(items, wordings),
             balance=design.balance(items, seed=insertion.seed),
             arms={
                 name: {
@@ -277,6 +277,32 @@ def create(
         )
     assert draft.manifest is not None
     return draft.manifest
+
+
+def _occurrences(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
+    """How often the corpus has each span's most frequent run of 12 tokens, or all of a shorter span."""
+    found = np.zeros(len(spans), dtype=np.int64)
+    sizes = np.array([min(len(span), OVERLAP) for span in spans], dtype=np.int64)
+    for size in np.unique(sizes).tolist():
+        rows = np.flatnonzero(sizes == size)
+        for row, counts in zip(
+            rows, ngram_counts(prefix, [spans[int(k)] for k in rows], n=size), strict=True
+        ):
+            found[row] = counts.max(initial=0)
+    return found.tolist()
+
+
+def _alike(items: pl.DataFrame, wordings: pl.DataFrame) -> list[str]:
+    """Pairs of items that share a run of 12 tokens: what one of them teaches, the other shows."""
+    owners: dict[tuple[int, ...], int] = {}
+    pairs: dict[tuple[int, int], None] = {}
+    for item, tokens in wordings.select("item", "tokens").iter_rows():
+        for start in range(len(tokens) - OVERLAP + 1):
+            owner = owners.setdefault(tuple(tokens[start : start + OVERLAP]), item)
+            if owner != item:
+                pairs[owner, item] = None
+    names = items["item_id"].to_list()
+    return [f"{names[one]} and {names[other]}" for one, other in pairs]
 
 
 def _facts(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from data import artifact
 from data import prepare as corpus
+from data.artifact import Manifest
 from data.errors import UserError
 from insertion import audit as audits
 from insertion import ledger
@@ -18,17 +20,69 @@ KIND = "audit"
 VERSION = 1
 
 
-def _ledger(directory: Path, steps: int) -> ledger.Ledger:
-    """The ledger that the last checkpoint of a finished run names."""
+def _ledger(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
+    """The ledger of a finished run, and the manifest of its last checkpoint.
+
+    Every checkpoint must be whole, belong to the same run, and name the ledger up to its own step.
+
+    Raises:
+        UserError: saying what is missing, damaged or foreign.
+    """
     from pretrain import checkpoint
 
-    saved = checkpoint.finished(directory / "checkpoints")
+    place = directory / "checkpoints"
+    saved = checkpoint.finished(place)
     if not saved or saved[-1] < steps:
         raise UserError(
             f"run {directory} is at step {saved[-1] if saved else 0} of {steps}; train it to the end before the audit"
         )
-    head = checkpoint.read(directory / "checkpoints", saved[-1]).inputs["ledger"]
-    return ledger.read(directory / "ledger", head=head)
+    last = checkpoint.read(place, saved[-1])
+    found = ledger.read(directory / "ledger", head=last.inputs["ledger"])
+    for step in saved:
+        path, manifest = checkpoint.path_of(place, step), checkpoint.read(place, step)
+        artifact.verify(path, manifest)
+        checkpoint.require_same(path, manifest, last.config, {k: last.inputs[k] for k in ("order", "plan")})
+        if found.heads.get(step) != manifest.inputs["ledger"]:
+            raise UserError(f"checkpoint {path} does not name the ledger's part that ends at its step")
+        if (manifest.inputs["plan"], manifest.inputs["order"]) != (found.plan, found.order):
+            raise UserError(f"checkpoint {path} belongs to another plan or order than its ledger")
+    return found, last
+
+
+def inputs(experiment: Experiment) -> dict[str, str]:
+    """Digests of what an audit rests on, as they are now.
+
+    Raises:
+        UserError: if any of it is missing or damaged.
+    """
+    plan = plans.read(experiment.directory / "plan")
+    manifest = artifact.read(
+        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+    )
+    perturbed, _ = _ledger(experiment.directory / "perturbed", experiment.train.steps)
+    twin = ""
+    if (experiment.directory / "twin").exists():
+        twin = _ledger(experiment.directory / "twin", experiment.train.steps)[0].head
+    return {"plan": plan.digest, "perturbed": perturbed.head, "twin": twin, "corpus": manifest.digest}
+
+
+def standing(experiment: Experiment) -> dict[str, Any] | None:
+    """The result of the last audit, if all that it rests on is still as it was; otherwise None."""
+    directory = experiment.directory / "audit"
+    if not (directory / artifact.MANIFEST).is_file():
+        return None
+    manifest = artifact.read(directory, kind=KIND, schema_version=VERSION)
+    artifact.verify(directory, manifest)
+    try:
+        now = inputs(experiment)
+    except UserError as error:
+        say(f"the audit no longer holds: {error}")
+        return None
+    if manifest.inputs != now:
+        say("the audit no longer holds: plan, corpus or ledgers changed since; run launch/audit.py again")
+        return None
+    result: dict[str, Any] = json.loads((directory / "audit.json").read_text(encoding="utf-8"))
+    return result
 
 
 def audit(experiment: Experiment) -> dict[str, Any]:
@@ -41,10 +95,13 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     manifest = artifact.read(place, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION)
     plan = plans.read(experiment.directory / "plan")
     steps = experiment.train.steps
-    perturbed = _ledger(experiment.directory / "perturbed", steps)
+    perturbed, own = _ledger(experiment.directory / "perturbed", steps)
     twin = None
+    paired: list[str] = []
     if (experiment.directory / "twin").exists():
-        twin = _ledger(experiment.directory / "twin", steps)
+        twin, other = _ledger(experiment.directory / "twin", steps)
+        paired = artifact.differences(other, config=own.config, inputs=other.inputs)
+        paired += _initial_weights(experiment.directory)
     unchanged = audits.Audit()
     try:
         artifact.verify(place, manifest)
@@ -55,7 +112,12 @@ def audit(experiment: Experiment) -> dict[str, Any]:
         )
     if manifest.digest != plan.manifest.inputs["corpus"]:
         raise UserError(f"{place} is not the corpus that {experiment.directory / 'plan'} was made for")
-    result = audits.audit(plan, perturbed, twin, open_order(experiment), unchanged)
+    if twin is not None:
+        unchanged.add(
+            "the twin differs in nothing but the plan", paired, "settings, and every weight at step 0"
+        )
+    tokenizer = corpus.load_tokenizer(place)
+    result = audits.audit(plan, perturbed, twin, open_order(experiment), tokenizer, unchanged)
     with artifact.writing(
         experiment.directory / "audit",
         kind=KIND,
@@ -70,6 +132,21 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     ) as draft:
         artifact.write_json(draft.path / "audit.json", result)
     return result
+
+
+def _initial_weights(directory: Path) -> list[str]:
+    """What differs between the pair's weights before the first step."""
+    import torch
+
+    from pretrain import checkpoint
+
+    one, other = (
+        checkpoint.tensors(checkpoint.path_of(directory / which / "checkpoints", 0))
+        for which in ("perturbed", "twin")
+    )
+    if one.keys() != other.keys():
+        return ["the runs have different weights by name at step 0"]
+    return [f"{name} differs at step 0" for name in one if not torch.equal(one[name], other[name])]
 
 
 def announce(result: dict[str, Any]) -> None:

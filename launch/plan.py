@@ -136,6 +136,8 @@ def _plan(experiment: Experiment) -> None:
         say(
             f"  {len(found)} items share {OVERLAP} tokens in a row with the corpus: {', '.join(found[:5])}, ..."
         )
+    if found := facts["items_alike"]:
+        say(f"  {len(found)} pairs of items share {OVERLAP} tokens in a row with each other: {found[0]}, ...")
     for line in facts["probes_left_out"]:
         say(f"  left out: {line}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from analysis.metrics import Parameters
 from analysis.report import ReportInputs, build
 from data import artifact
 from data import prepare as corpus
+from data.artifact import json_digest
 from data.errors import UserError
 from insertion import plan as plans
 from launch import audit as audits
@@ -29,12 +29,8 @@ def report(experiment: Experiment) -> dict[str, Any]:
     """
     directory = experiment.directory
     plan = plans.read(directory / "plan")
-    scores, digests = _scores(directory)
-    audit_manifest = None
-    audit_result = None
-    if (directory / "audit" / artifact.MANIFEST).is_file():
-        audit_manifest = artifact.read(directory / "audit", kind=audits.KIND, schema_version=audits.VERSION)
-        audit_result = json.loads((directory / "audit" / "audit.json").read_text(encoding="utf-8"))
+    scores, digests = _scores(directory, plan.digest)
+    audit = audits.standing(experiment)
     exposures = plan.exposures.join(
         plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "item_id"), on="item"
     ).with_columns(step=pl.col("position") // plan.shape.global_batch_size)
@@ -46,7 +42,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
         scores=scores,
         training=_training(directory),
         exposures=exposures,
-        audit=audit_result,
+        audit=audit,
         balance=plan.manifest.facts["balance"],
         facts={**text.facts, **plan.manifest.facts},
         config=resolved(experiment),
@@ -61,12 +57,12 @@ def report(experiment: Experiment) -> dict[str, Any]:
         kind=KIND,
         schema_version=VERSION,
         config=resolved(experiment)["report"],
-        inputs={"plan": plan.digest, "audit": audit_manifest.digest if audit_manifest else "", **digests},
+        inputs={"plan": plan.digest, "audit": json_digest(audit), **digests},
     ) as draft:
         return build(inputs, draft.path)
 
 
-def _scores(directory: Path) -> tuple[pl.DataFrame, dict[str, str]]:
+def _scores(directory: Path, plan_digest: str) -> tuple[pl.DataFrame, dict[str, str]]:
     """All scores of the pair, and the digest of each score artefact."""
     from analysis import scoring
 
@@ -74,6 +70,9 @@ def _scores(directory: Path) -> tuple[pl.DataFrame, dict[str, str]]:
     for which in ("perturbed", "twin"):
         for place in sorted((directory / "scores" / which).glob("step_*")):
             manifest = artifact.read(place, kind=scoring.KIND, schema_version=scoring.VERSION)
+            artifact.verify(place, manifest)
+            if manifest.inputs["plan"] != plan_digest:
+                raise UserError(f"{place} was scored with another plan; run launch/score.py again")
             step = manifest.facts["step"]
             digests[f"scores/{which}/{step}"] = manifest.digest
             tables.append(

@@ -40,8 +40,9 @@ def train(experiment: Experiment, which: str) -> None:
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
     )
     plan = plans.read(experiment.directory / "plan")
-    if plan.shape != experiment.shape:
-        raise UserError(f"{experiment.directory / 'plan'} was made for {plan.shape}, not {experiment.shape}")
+    asked = plans.plan_config(experiment.insertion, experiment.shape)
+    if found := artifact.differences(plan.manifest, config=asked, inputs=plan.manifest.inputs):
+        raise UserError(f"{experiment.directory / 'plan'} is another experiment's plan ({found[0]})")
     vocab_size = manifest.facts["vocab_size"]
     with parallel.start(experiment.parallel, experiment.runtime) as world, contextlib.ExitStack() as stack:
         if world.main:

@@ -10,13 +10,18 @@ import logging
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
 from torch import distributed
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import load as load_plain
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from data import artifact
 from data.artifact import Manifest
@@ -124,3 +129,17 @@ def _reason(error: BaseException) -> str:
 def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
     """Read a checkpoint into the layout of ``state``; any topology reads any other's."""
     return dist_checkpointing.load(state, str(path_of(directory, step)))
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole, by its name; needs neither a model nor process groups."""
+    reader = FileSystemReader(str(path))
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load_plain(state, storage_reader=reader, no_dist=True)
+    return state

@@ -17,10 +17,12 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
 from data.artifact import verify
+from data.errors import UserError
 from data.order import Order
 from insertion import ledger
 from insertion.ledger import PlanViolation, Recorder
@@ -57,8 +59,8 @@ class Settings:
         }
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss is NaN or infinite. No optimizer step was taken on it."""
+class NonFinite(UserError):
+    """The loss or its gradient is NaN or infinite. No optimizer step was taken on it."""
 
 
 class Trainer:
@@ -104,7 +106,12 @@ class Trainer:
             device=world.device,
         )
         gpt = model.build(settings.model, vocab_size, settings.parallel, train).to(world.device)
-        self.model = DistributedDataParallel(gpt.config, DistributedDataParallelConfig(), gpt)
+        self.model = DistributedDataParallel(
+            # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
+            gpt.config,
+            DistributedDataParallelConfig(grad_reduce_in_fp32=True),
+            gpt,
+        )
         self.optimizer, self.scheduler = optim.build([self.model], settings.optimizer, train)
         gpt.config.finalize_model_grads_func = finalize_model_grads
         gpt.config.grad_scale_func = self.optimizer.scale_loss
@@ -123,7 +130,10 @@ class Trainer:
         Raises:
             UserError: if the checkpoint is damaged or belongs to another configuration, corpus or plan.
         """
-        steps = checkpoint.finished(self.checkpoints)
+        # One rank looks: directories may appear later elsewhere, and ranks that disagree would wait for each other.
+        found = [checkpoint.finished(self.checkpoints) if self.world.main else None]
+        distributed.broadcast_object_list(found)
+        steps = found[0]
         if not steps:
             if self.world.main:
                 ledger.discard_beyond(self.ledger, -1)
@@ -153,21 +163,20 @@ class Trainer:
 
         Raises:
             PlanViolation: if a batch is not what the plan says; the step is not taken.
-            NonFiniteLoss: if the loss is NaN or infinite; the step is not taken.
+            NonFinite: if the loss is NaN or infinite; the step is not taken.
         """
         train = self.settings.train
         due = set(train.checkpoint_steps())
         tokens_a_step = train.global_batch_size * train.sequence_length
         while self.step < (train.steps if until is None else until):
             began = time.monotonic()
-            rate = self.optimizer.param_groups[0]["lr"]
             loss, norm = self._train_step()
             self.step += 1
             record = {
                 "step": self.step,
                 "loss": loss,
                 "tokens": self.step * tokens_a_step,
-                "learning_rate": rate,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "gradient_norm": norm,
                 "tokens_per_second": tokens_a_step / (time.monotonic() - began),
             }
@@ -196,15 +205,31 @@ class Trainer:
             total += torch.stack([part["loss"] for part in parts]).sum(0)
         distributed.all_reduce(total)
         loss = float(total[0] / total[1])
-        if not math.isfinite(loss):
-            first = self.step * train.global_batch_size
-            raise NonFiniteLoss(
-                f"the loss is {loss} in step {self.step} (windows {first} to "
-                f"{first + train.global_batch_size - 1}); no step was taken. Lower optimizer.learning_rate"
+        self._require_finite("loss", loss)
+        norm = self._update()
+        return loss, norm
+
+    def _update(self) -> float:
+        """Clip, and take the optimizer's step if the gradient is finite; returns its norm before clipping."""
+        overflow = self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        self._require_finite("gradient norm", math.inf if overflow else norm)
+        limit = self.settings.optimizer.clip_grad
+        if limit:
+            clip_grad_by_total_norm_fp32(self.optimizer.get_parameters(), max_norm=limit, total_norm=norm)
+        # The schedule counts the step that is being taken: the first has a rate above 0, the last the lowest.
+        self.scheduler.step(increment=self.settings.train.global_batch_size)
+        self.optimizer.step_with_ready_grads()
+        return norm
+
+    def _require_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            first = self.step * self.settings.train.global_batch_size
+            raise NonFinite(
+                f"the {name} is {value} in step {self.step} (windows {first} to "
+                f"{first + self.settings.train.global_batch_size - 1}); the step was not taken. Lower "
+                "optimizer.learning_rate or optimizer.clip_grad"
             )
-        _, norm, _ = self.optimizer.step()
-        self.scheduler.step(increment=train.global_batch_size)
-        return loss, float(norm)
 
     def _state(self, step: int, *, loading: bool = False) -> dict[str, Any]:
         """What a checkpoint holds. At step 0 that is the weights alone: Adam has no state before its first step."""
@@ -235,10 +260,10 @@ class Trainer:
             return
         world = self.world
         windows, exposures = self.recorder.drain()
-        gathered: list[Any] = [None] * world.size
-        distributed.all_gather_object(gathered, (world.data_rank, windows, exposures))
+        gathered: list[Any] | None = [None] * world.size if world.main else None
+        distributed.gather_object((world.data_rank, windows, exposures), gathered)
         owners: dict[int, tuple[Any, Any]] = {}
-        for data_rank, one_windows, one_exposures in gathered:
+        for data_rank, one_windows, one_exposures in gathered or []:
             seen = owners.setdefault(data_rank, (one_windows, one_exposures))
             # Ranks that share a model replica read for themselves; they must have read the same.
             if not (seen[0].equals(one_windows) and seen[1].equals(one_exposures)):

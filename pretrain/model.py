@@ -12,6 +12,12 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -85,8 +91,26 @@ def build(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, train: 
         position_embedding_type="rope",
         rotary_base=model.rotary_base,
     )
+    _mark_sharded(gpt)
     initialize(gpt, model, train.seed)
-    return gpt
+    # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
+    return gpt.bfloat16() if train.precision == "bf16" else gpt
+
+
+def _mark_sharded(gpt: GPTModel) -> None:
+    """Say which weights are sharded over tensor-parallel ranks.
+
+    megatron-core says so while it draws initial weights, which is left to ``initialize`` here. Without the mark the
+    gradient norm would count the first rank's shards alone.
+    """
+    for module in gpt.modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or hasattr(weight, "tensor_model_parallel"):
+            continue
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
+            set_tensor_model_parallel_attributes(weight, True, 0, 1)
+        elif isinstance(module, RowParallelLinear):
+            set_tensor_model_parallel_attributes(weight, True, 1, 1)
 
 
 def initialize(gpt: GPTModel, model: ModelConfig, seed: int) -> None:

@@ -42,7 +42,10 @@ class JsonLines:
                     break
                 if record["step"] <= step:
                     kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.tmp")
+        aside.write_text("".join(kept), encoding="utf-8")
+        aside.replace(path)  # a kill in the middle of this loses nothing
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ def simulated(directory, *, seed=1, **insertion):
         heldout=[(f"{k:03d}", text) for k, text in enumerate(texts[300:])],
         directory=directory / "plan",
     )
+    order.tokenizer = tokenizer
     return plan.read(directory / "plan"), order
 
 

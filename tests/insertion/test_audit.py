@@ -4,10 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from insertion.audit import audit
+from insertion import audit as audits
 from insertion.overlay import Overlay
 from insertion.plan import EXPOSURE_SCHEMA
 from tests.insertion.simulation import BATCH, consume, simulated
+
+
+def audit(made, perturbed, twin, order):
+    return audits.audit(made, perturbed, twin, order, order.tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_right_passes(case, twin):
     made, order = case
     result = audit(made, consume(made, order), twin, order)
     assert result["verdict"] == "PASS", result["failures"]
-    assert len(result["checks"]) == 6
+    assert len(result["checks"]) == 8
     assert audit(made, consume(made, order), None, order)["verdict"] == "PASS"
 
 
@@ -129,3 +133,84 @@ def test_placement_is_paired_across_texts(tmp_path_factory, quantiles):
     assert one.exposures["position"].to_list() == other.exposures["position"].to_list()
     if quantiles == 1:
         assert one.exposures["item"].to_list() == other.exposures["item"].to_list()
+
+
+def altered(made, **tables):
+    """The plan with tables of its own and the digest of the right one, so that nothing but its contents can tell."""
+    from insertion.plan import Plan
+
+    parts = {name: getattr(made, name) for name in ("items", "wordings", "probes", "exposures")}
+    return Plan(**(parts | tables), manifest=made.manifest)
+
+
+def test_a_plan_that_contradicts_itself_is_noticed(case, twin):
+    made, order = case
+    shifted = made.exposures.with_columns(
+        offset=pl.when(pl.int_range(pl.len()) == 2).then(pl.lit(47)).otherwise("offset").cast(pl.Int32)
+    )
+    for tables in (
+        {"exposures": made.exposures[3:]},
+        {"exposures": shifted},
+        {"items": made.items.with_columns(dose=(pl.col("dose") + 1).cast(pl.Int32))},
+        {"wordings": made.wordings.with_columns(text=pl.lit("another text"))},
+        {"wordings": made.wordings.with_columns(hash=pl.lit(1, dtype=pl.UInt64))},
+    ):
+        wrong = altered(made, **tables)
+        assert "the plan agrees with itself" in failed(audit(wrong, consume(made, order), twin, order))
+
+
+def test_a_claim_about_the_corpus_is_checked(case, twin):
+    """A plan that says every item follows a document's end, where the corpus has none, and drops its own token."""
+    made, order = case
+    lying = altered(made, exposures=made.exposures.with_columns(lead=pl.lit(False)))
+    result = audit(lying, consume(lying, order, checked=False), twin, order)
+    assert "windows with an exposure are corpus + plan" in failed(result)
+
+
+def test_a_fault_that_overlay_and_trainer_share_is_noticed(case, twin, monkeypatch):
+    """The audit puts windows together by itself: a bug in the overlay's own code does not cancel out."""
+    made, order = case
+    right = Overlay._insert
+
+    def wrong(self, window, span):
+        found = right(self, window, span)
+        found[0] = 7
+        return found
+
+    monkeypatch.setattr(Overlay, "_insert", wrong)
+    result = audit(made, consume(made, order), twin, order)
+    assert "windows with an exposure are corpus + plan" in failed(result)
+
+
+def test_changed_index_arrays_are_noticed(tmp_path):
+    made, order = simulated(tmp_path)
+    right = consume(made, order)
+    assert order.verify() == []
+    shuffle = next((tmp_path / "order").glob("*/*shuffle_index.npy"))
+    np.save(shuffle, np.zeros_like(np.load(shuffle)))
+    again = type(order)(
+        tmp_path,
+        corpus_digest="corpus",
+        vocab_size=order.tokenizer.vocab_size,
+        eod=order.eod,
+        sequence_length=order.sequence_length,
+        seed=order.seed,
+    )
+    again.tokenizer = order.tokenizer
+    result = audit(made, right, None, again)
+    assert "the order of the windows is megatron-core's" in failed(result)
+
+
+def test_items_and_times_are_independent(tmp_path_factory):
+    """Which item an exposure belongs to says nothing of when it comes: over many seeds, no rank correlation."""
+    from scipy import stats
+
+    found = []
+    place = tmp_path_factory.mktemp("many")
+    for seed in range(30):
+        made, _ = (
+            simulated(place, seed=seed) if seed == 0 else simulated(tmp_path_factory.mktemp("s"), seed=seed)
+        )
+        found.append(stats.spearmanr(made.exposures["item"], made.exposures["position"]).statistic)
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(len(found))
+    assert np.std(found) < 0.4

@@ -60,6 +60,17 @@ def test_a_skipped_exposure_stops(case):
         hand_over(case, position, lambda window, span: base)
 
 
+def test_a_missing_frame_stops(case):
+    position = int(case[0].exposures["position"][4])
+
+    def change(window, span):
+        window[span.offset + span.length] += 1
+        return window
+
+    with pytest.raises(PlanViolation, match="end-of-document tokens around the planned ones are missing"):
+        hand_over(case, position, change)
+
+
 def test_loss_that_is_off_on_the_first_or_last_planned_token_stops(case):
     position = int(case[0].exposures["position"][4])
     span = case[0].overlay().spans(position)[0]
@@ -97,7 +108,7 @@ def test_digest_sees_tokens_and_mask():
         assert ledger.window_digest(window, off) != base
 
 
-def write(directory, start, stop, positions, previous="", digest=1):
+def write(directory, start, stop, positions, previous="", digest=1, plan="p"):
     return ledger.write_part(
         directory,
         start=start,
@@ -109,7 +120,7 @@ def write(directory, start, stop, positions, previous="", digest=1):
         ],
         exposures=[pl.DataFrame(schema=ledger.EXPOSURE_SCHEMA)],
         previous=previous,
-        plan="p",
+        plan=plan,
         order="o",
     )
 
@@ -141,6 +152,21 @@ def test_damage_is_noticed(tmp_path):
     table.write_bytes(table.read_bytes().replace(b"position", b"positiom"))
     with pytest.raises(UserError, match="was changed since it was written"):
         ledger.read(tmp_path, head=second)
+
+
+def test_a_missing_or_foreign_part_is_noticed(tmp_path):
+    head = ""
+    for step in range(3):
+        head = write(tmp_path, step, step + 1, [[2 * step, 2 * step + 1]], previous=head)
+    middle = tmp_path / ledger.part_name(1, 2)
+    middle.rename(tmp_path / "aside")
+    with pytest.raises(UserError, match="does not continue the part before it"):
+        ledger.read(tmp_path, head=head)
+    (tmp_path / "aside").rename(middle)
+    assert ledger.read(tmp_path, head=head).heads[3] == head
+    foreign = write(tmp_path, 3, 4, [[6, 7]], previous=head, plan="another")
+    with pytest.raises(UserError, match="belongs to another plan"):
+        ledger.read(tmp_path, head=foreign)
 
 
 def test_a_plan_is_written_whole_and_read_back(case, tmp_path):

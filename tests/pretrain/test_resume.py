@@ -11,19 +11,10 @@ from data.artifact import file_digest
 
 
 def final_weights(directory):
-    """Every tensor of the last checkpoint, read without any process group."""
-    import torch
-    from torch.distributed.checkpoint import FileSystemReader, load
+    """Every tensor of the last checkpoint."""
+    from pretrain import checkpoint
 
-    path = directory / "perturbed" / "checkpoints" / "step_00000020"
-    reader = FileSystemReader(path)
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if hasattr(entry, "size")
-    }
-    load(state, storage_reader=reader, no_dist=True)
-    return state
+    return checkpoint.tensors(directory / "perturbed" / "checkpoints" / "step_00000020")
 
 
 def ledger_files(directory):

@@ -1,0 +1,67 @@
+"""What a step does: the schedule, the guard against NaN, bf16."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+
+def records(place, name):
+    lines = (place.directory(name) / "perturbed" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_schedule_and_loss(prepared):
+    """The first step has a rate above 0, the peak is reached after the warm-up, the last has the lowest."""
+    overrides = ["optimizer.learning_rate=3e-3", "optimizer.min_learning_rate=1e-4"]
+    prepared.ok("plan", "name=schedule", *overrides)
+    prepared.ok("train", "name=schedule", *overrides)
+    rates = [record["learning_rate"] for record in records(prepared, "schedule")]
+    assert rates[:3] == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert rates[-1] == pytest.approx(1e-4)
+    assert all(later < earlier for earlier, later in pairwise(rates[2:]))
+    losses = [record["loss"] for record in records(prepared, "schedule")]
+    assert losses[0] == pytest.approx(np.log(400), abs=0.3)  # about uniform over the vocabulary
+    assert losses[-1] < losses[0] - 0.7
+
+
+def test_a_gradient_that_is_not_finite_is_never_applied(prepared):
+    """One line, status 2, and no checkpoint with it, so a lower rate can go on from the one before."""
+    from pretrain import checkpoint
+
+    overrides = ["optimizer.learning_rate=1e6", "optimizer.clip_grad=0", "train.checkpoint_every=1"]
+    prepared.ok("plan", "name=notfinite", *overrides)
+    done = prepared.run("train", "name=notfinite", *overrides)
+    assert done.status == 2, done.out
+    assert "the step was not taken" in done.lines[-1]
+    place = prepared.directory("notfinite") / "perturbed" / "checkpoints"
+    last = checkpoint.tensors(checkpoint.path_of(place, checkpoint.finished(place)[-1]))
+    assert all(tensor.isfinite().all() for tensor in last.values() if tensor.is_floating_point())
+    assert all(np.isfinite(record["gradient_norm"]) for record in records(prepared, "notfinite"))
+
+
+@pytest.mark.slow
+def test_bf16(prepared):
+    """Trains, resumes bit for bit, and is scored; near the losses of fp32."""
+    import shutil
+
+    from pretrain import checkpoint
+
+    prepared.ok("plan", "name=fp32")
+    prepared.ok("train", "name=fp32")
+    for name in ("bf16", "bf16-again"):
+        prepared.ok("plan", f"name={name}", "train.precision=bf16")
+        prepared.ok("train", f"name={name}", "train.precision=bf16")
+    again = next(p for p in (prepared.path / "runs" / "small").glob("bf16-again-*")) / "perturbed"
+    once = next(p for p in (prepared.path / "runs" / "small").glob("bf16-????????")) / "perturbed"
+    for step in (14, 16, 20):
+        shutil.rmtree(checkpoint.path_of(again / "checkpoints", step))
+    prepared.ok("train", "name=bf16-again", "train.precision=bf16")
+    one, other = (checkpoint.tensors(checkpoint.path_of(p / "checkpoints", 20)) for p in (once, again))
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
+    losses = [json.loads(line)["loss"] for line in (once / "metrics.jsonl").read_text().splitlines()]
+    full = [record["loss"] for record in records(prepared, "fp32")]
+    assert np.abs(np.array(losses) - full).max() < 0.05
+    assert "probes scored" in prepared.ok("score", "name=bf16", "train.precision=bf16").out
