@@ -56,9 +56,10 @@ def dose_response(
     if rows.is_empty():
         return look.nothing(title, rows, width, height)
     axis = _DoseAxis(rows)
+    scale = _padded(rows, reference)
     panels = [
         _dose_panel(
-            rows.filter(pl.col("family") == family), axis, y_title, reference, wide=len(families) == 1
+            rows.filter(pl.col("family") == family), axis, scale, y_title, reference, wide=len(families) == 1
         ).properties(width=width, height=height, title=title if len(families) == 1 else family)
         for family in families
         if family in rows["family"]
@@ -104,7 +105,13 @@ class _DoseAxis:
 
 
 def _dose_panel(
-    rows: pl.DataFrame, axis: _DoseAxis, y_title: str, reference: float | None, *, wide: bool
+    rows: pl.DataFrame,
+    axis: _DoseAxis,
+    scale: alt.Scale,
+    y_title: str,
+    reference: float | None,
+    *,
+    wide: bool,
 ) -> Any:
     runs = look.runs(rows)
     middle = (len(runs) - 1) / 2
@@ -118,13 +125,14 @@ def _dose_panel(
         * 2
         * axis.dodge
     )
-    x, y = axis.encoding(rows, wide=wide), alt.Y("estimate:Q", title=y_title, scale=alt.Scale(zero=False))
+    x, y = axis.encoding(rows, wide=wide), alt.Y("estimate:Q", title=y_title, scale=scale)
+    low = alt.Y("low:Q", title=y_title, scale=scale)
     base = alt.Chart(look.values(drawn)).encode(x=x, color=look.colour(runs))
     inserted = base.transform_filter("datum.dose > 0")
     layers = [
-        inserted.mark_area(opacity=0.13).encode(alt.Y("low:Q", title=y_title), alt.Y2("high")),
+        inserted.mark_area(opacity=0.13).encode(low, alt.Y2("high")),
         inserted.mark_line(strokeWidth=2).encode(y),
-        base.mark_rule(strokeWidth=1.6).encode(alt.Y("low:Q", title=y_title), alt.Y2("high")),
+        base.mark_rule(strokeWidth=1.6).encode(low, alt.Y2("high")),
         base.mark_point(filled=True, size=70, opacity=1).encode(y, shape=look.shape(runs)),
     ]
     if axis.separator is not None:
@@ -132,6 +140,17 @@ def _dose_panel(
     if reference is not None:
         layers.insert(0, look.line(y=reference))
     return alt.layer(*layers)
+
+
+def _padded(rows: pl.DataFrame, *others: float | None) -> alt.Scale:
+    """A scale that holds every estimate, every interval and the other values, with a little room."""
+    ends = rows.select(
+        pl.min_horizontal("low", "estimate").min(), pl.max_horizontal("high", "estimate").max()
+    )
+    known = [value for value in (*ends.row(0), *others) if value is not None]
+    low, high = min(known), max(known)
+    room = 0.04 * (high - low) or 0.5
+    return alt.Scale(zero=False, nice=False, domain=[low - room, high + room])
 
 
 def over_training(
@@ -142,19 +161,24 @@ def over_training(
     title: str,
     y_title: str,
     statistic: str = "mean",
-    width: int = 330,
+    width: int | None = None,
     height: int = 270,
 ) -> Figure:
-    """An estimate at every checkpoint, one line a dose, one panel a run; beneath, when exposures happened."""
+    """An estimate at every checkpoint, one line a dose, one panel a run; beneath, when exposures happened.
+
+    Gains have a panel for the difference between the runs too, where there is a twin. Only the lowest and the highest
+    dose have a band: more of them hide each other.
+    """
     rows = estimates.filter(
         (pl.col("metric") == metric)
         & (pl.col("statistic") == statistic)
         & (pl.col("family") == "all")
-        & (pl.col("run") != PAIRED)
+        & ((pl.col("run") != PAIRED) | (statistic != "mean"))
         & pl.col("estimate").is_not_null()
     )
     if rows.is_empty():
-        return look.nothing(title, rows, 2 * width, height)
+        return look.nothing(title, rows, 660, height)
+    width = width or (330 if rows["run"].n_unique() < 3 else 245)
     steps = sorted(rows["step"].unique().to_list())
     counts = {
         int(d): int(n) for d, n in rows.group_by("dose").agg(pl.col("n").max()).sort("dose").iter_rows()
@@ -162,11 +186,15 @@ def over_training(
     labels = {dose: f"{dose} (n={n})" for dose, n in counts.items()}
     drawn = rows.with_columns(label=pl.col("dose").replace_strict(labels, return_dtype=pl.String))
     top = int(exposures["step"].max()) if exposures.height else 0  # type: ignore[arg-type]
-    # Both panels on one scale: what is compared is the two runs.
-    limits = rows.select(
-        pl.min_horizontal("low", "estimate").min(), pl.max_horizontal("high", "estimate").max()
+    banded = [min(counts), max(counts)]
+    # All panels on one scale: what is compared is the runs. Only what is drawn needs room.
+    scale = _padded(
+        rows.with_columns(
+            pl.when(pl.col("dose").is_in(banded)).then(pl.col(limit)).alias(limit)
+            for limit in ("low", "high")
+        )
     )
-    y = alt.Y("estimate:Q", title=y_title, scale=alt.Scale(zero=False, domain=list(limits.row(0)), nice=True))
+    y = alt.Y("estimate:Q", title=y_title, scale=scale)
     colour = alt.Color(
         "label:N",
         title="dose",
@@ -179,12 +207,14 @@ def over_training(
             x=look.step_axis(steps, last=top, labels=False), color=colour
         )
         lines = alt.layer(
-            base.mark_area(opacity=0.13).encode(alt.Y("low:Q", title=y_title), alt.Y2("high")),
-            base.mark_line(strokeWidth=1.8).encode(y),
-            base.mark_point(filled=True, size=22, opacity=1).encode(y),
-        ).properties(width=width, height=height, title=run)
+            base.transform_filter(alt.FieldOneOfPredicate(field="dose", oneOf=banded))
+            .mark_area(opacity=0.14)
+            .encode(alt.Y("low:Q", title=y_title, scale=scale), alt.Y2("high")),
+            base.mark_line(strokeWidth=2).encode(y),
+            base.mark_point(filled=True, size=26, opacity=1).encode(y),
+        ).properties(width=width, height=height, title=run.replace(" - ", " − "))
         if statistic != "mean":
-            lines = alt.layer(look.line(y=0.0), lines).properties(title=run)
+            lines = alt.layer(look.line(y=0.0), lines).properties(title=run.replace(" - ", " − "))
         strip = _strip(exposures, look.step_axis(steps, last=top), width, run)
         columns.append(alt.vconcat(lines, strip, spacing=2))
     chart = alt.hconcat(*columns).resolve_scale(color="shared").properties(title=title)
@@ -315,9 +345,9 @@ def controls(estimates: pl.DataFrame, metric: str, *, unit: str, width: int = 43
         control=pl.when(split)
         .then(pl.lit("negative control: dose 0, half against half"))
         .otherwise(pl.format("positive control: dose {} against dose 0", "dose")),
-        label=pl.format("{} (n={} vs {})", "run", "n", "n_control"),
+        label=pl.format("{} (n={} vs {})", pl.col("run").str.replace(" - ", " − "), "n", "n_control"),
     )
-    order = {run: i for i, run in enumerate(look.runs(rows))}
+    order = {run: i if run != PAIRED else -1 for i, run in enumerate(look.runs(rows))}  # what decides first
     rows = rows.sort(split, pl.col("run").replace_strict(order), descending=[True, False])
     panels = []
     for part in rows.partition_by("control", maintain_order=True):
@@ -327,7 +357,7 @@ def controls(estimates: pl.DataFrame, metric: str, *, unit: str, width: int = 43
                 "label:N",
                 title=None,
                 sort=part["label"].to_list(),
-                axis=alt.Axis(labelLimit=260, ticks=False, domain=False, minExtent=200),
+                axis=alt.Axis(labelLimit=260, ticks=False, domain=False, minExtent=175),
             ),
             color=look.colour(runs, legend=False),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import altair as alt
+import numpy as np
 import polars as pl
 import vl_convert
 
@@ -17,6 +18,7 @@ RUN_COLOURS = {"perturbed": "#D55E00", "twin": "#0072B2", PAIRED: "#CC79A7"}
 RUN_SHAPES = {"perturbed": "circle", "twin": "square", PAIRED: "diamond"}
 _SPARE = ("#009E73", "#E69F00", "#56B4E9", "#000000")
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
+_RAMP = ("#fdae32", "#ec7853", "#cc4778", "#7e03a8", "#0d0887")
 CONTROL_COLOUR = "#8a94a0"
 MAX_POINTS = 400
 
@@ -47,6 +49,7 @@ def styled(chart: Any) -> Any:
         .configure_axisX(grid=False)
         .configure_header(labelFontSize=12, labelFontWeight="bold", titleColor=INK, labelColor=INK)
         .configure_legend(
+            orient="top",
             labelFontSize=12,
             titleFontSize=12,
             titleFontWeight="normal",
@@ -144,10 +147,15 @@ def dash(runs: Sequence[str]) -> alt.StrokeDash:
 
 
 def dose_colours(doses: Sequence[int]) -> list[str]:
-    """Grey for the control, then from pale to dark along one colour-blind-safe ramp (cividis-like)."""
-    ramp = ("#c9b13b", "#9c9a5a", "#6e7a72", "#3f5f86", "#00336f")
+    """Grey for the control, then light to dark along a colour-blind-safe ramp (plasma without its yellow end)."""
     positive = [dose for dose in doses if dose > 0]
-    picked = [ramp[round(i * (len(ramp) - 1) / max(len(positive) - 1, 1))] for i in range(len(positive))]
+    at = np.linspace(0, len(_RAMP) - 1, len(positive)) if len(positive) > 1 else [len(_RAMP) - 1]
+    channels = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in _RAMP])
+    picked = [
+        "#"
+        + "".join(f"{round(float(np.interp(x, range(len(_RAMP)), channel))):02x}" for channel in channels.T)
+        for x in at[: len(positive)]
+    ]
     return [CONTROL_COLOUR] * (len(doses) - len(positive)) + picked
 
 

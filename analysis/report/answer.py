@@ -1,17 +1,17 @@
-"""The answer on the first screen: did the model memorise, from which dose on, and can I trust it?"""
+"""The answer on the first screen: what did insertion do, from which dose on, and can I trust it?"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
 
 from analysis.metrics import METRICS
 from analysis.report.inputs import ReportInputs
-from analysis.report.results import PAIRED, Results, effective_dose
+from analysis.report.results import PAIRED, Extraction, Results, effective_dose, extraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +19,8 @@ class Answer:
     """The verdict in words and numbers."""
 
     verdict: str
-    """``memorised``, ``not detected``, ``inconclusive`` or ``audit failed``."""
+    """``memorised`` (inserted text became more likely; what was reproduced is in ``extraction``), ``not detected``,
+    ``inconclusive`` or ``audit failed``."""
     headline: str
     detail: str
     audit: str
@@ -35,6 +36,8 @@ class Answer:
     """Run (or the paired difference) -> estimate row of the highest dose."""
     negative_control: Mapping[str, Mapping[str, Any]]
     """Run -> estimate row of the split controls."""
+    extraction: Extraction | None
+    """What was reproduced verbatim; None if nothing could be tested."""
 
 
 def answer(inputs: ReportInputs, results: Results) -> Answer:
@@ -47,10 +50,11 @@ def answer(inputs: ReportInputs, results: Results) -> Answer:
     dose = effective_dose(results, primary, alpha=inputs.alpha)
     state = _state(inputs.audit)
     verdict = _verdict(state, dose, gain)
+    verbatim = extraction(results)
     return Answer(
         verdict=verdict,
-        headline=_headline(verdict, dose, highest, gain),
-        detail=_detail(gain, highest, METRICS[primary].unit),
+        headline=_headline(verdict, dose, highest, gain, verbatim),
+        detail=_detail(gain, highest, METRICS[primary].unit, 1 / (inputs.permutations + 1)),
         audit=state,
         audit_line=_audit_line(inputs, state),
         trust=tuple(_trust(gain, split, highest)),
@@ -59,6 +63,7 @@ def answer(inputs: ReportInputs, results: Results) -> Answer:
         highest_dose=highest,
         gain=gain,
         negative_control=split,
+        extraction=verbatim,
     )
 
 
@@ -78,6 +83,7 @@ def summary(inputs: ReportInputs, results: Results, found: Answer) -> dict[str, 
         "highest_dose": found.highest_dose,
         "gain_at_highest_dose": {run: dict(row) for run, row in found.gain.items()},
         "negative_control": {run: dict(row) for run, row in found.negative_control.items()},
+        "verbatim_extraction": asdict(found.extraction) if found.extraction else None,
         "auc_at_highest_dose": {
             run: row
             for run in results.last_steps
@@ -108,9 +114,16 @@ def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
     return f"{number(row['estimate'], digits, signed=signed)} [{number(low, digits)}, {number(high, digits)}]"
 
 
-def p_value(p: float | None) -> str:
-    """A p-value for people."""
+def p_value(p: float | None, least: float = 0.0) -> str:
+    """A p-value for people; ``least``: the smallest that the test can give."""
+    if p is not None and p <= least * (1 + 1e-9):
+        return f"≤ {least:.2g}"
     return "–" if p is None else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}"
+
+
+def shown(run: str) -> str:
+    """The name of a run for people."""
+    return "perturbed − twin" if run == PAIRED else run
 
 
 def _row(rows: pl.DataFrame, dose: int) -> dict[str, Any]:
@@ -137,39 +150,61 @@ def _verdict(state: str, dose: int | None, gain: Mapping[str, Mapping[str, Any]]
     )
 
 
-def _headline(verdict: str, dose: int | None, highest: int, gain: Mapping[str, Mapping[str, Any]]) -> str:
+def _headline(
+    verdict: str,
+    dose: int | None,
+    highest: int,
+    gain: Mapping[str, Mapping[str, Any]],
+    verbatim: Extraction | None,
+) -> str:
     if verdict == "audit failed":
         return "The audit failed: do not use these numbers."
     if not gain.get("perturbed"):
         return "The question could not be answered: nothing could be compared at the highest dose."
+    against = "compared with the twin, " if PAIRED in gain else ""
     if verdict == "inconclusive":
-        return (
-            "Inconclusive: inserted text scores higher, but no more so than in the twin, which never saw it."
+        said = (
+            "Inconclusive: inserted text scores higher, but no more so than in the twin, which never saw it"
         )
-    if dose is None:
-        return f"No: no memorisation was detected at any dose up to {highest}."
-    return (
-        f"Yes: the model memorised, from dose {dose} on."
-        if dose < highest
-        else f"Yes, but only at the highest dose, {highest}."
-    )
+    elif dose is None:
+        said = f"No: {against}inserted text did not become detectably more likely at any dose up to {highest}"
+    elif dose < highest:
+        said = f"Yes: {against}inserted text became more likely, from dose {dose} on"
+    else:
+        said = f"Yes, but only at the highest dose, {highest}: {against}inserted text became more likely"
+    return f"{said}{_reproduced(verbatim, 'and' if dose is not None else 'but')}."
 
 
-def _detail(gain: Mapping[str, Mapping[str, Any]], highest: int, unit: str) -> str:
-    ours = gain.get("perturbed")
+def _reproduced(found: Extraction | None, joint: str) -> str:
+    if found is None:
+        return "; no item was long enough to test verbatim extraction"
+    if found.above_control:
+        return f", {joint} {found.extracted} of {found.tested} items were reproduced verbatim at dose {found.dose}"
+    rest = ", not clearly more than at dose 0" if found.extracted_inserted else ""
+    return f"; {found.extracted_inserted} of {found.tested_inserted} inserted items were reproduced verbatim{rest}"
+
+
+def _detail(gain: Mapping[str, Mapping[str, Any]], highest: int, unit: str, least: float) -> str:
+    ours, twin, paired = (gain.get(run) for run in ("perturbed", "twin", PAIRED))
     if not ours:
         return ""
-    text = (
-        f"At dose {highest} inserted text gained {interval(ours, signed=True)} {unit} over never-inserted "
-        "controls "
-        f"(n = {ours['n']} against {ours['n_control']}, p = {p_value(ours['p'])})"
+    first = paired or ours
+    sizes = f"n = {first['n']} against {first['n_control']}, p {_equals(p_value(first['p'], least))}"
+    start = (
+        f"At dose {highest}, inserted text gained {interval(first, signed=True)} {unit} over never-inserted"
     )
-    if twin := gain.get("twin"):
-        text += f"; in the twin, which never saw it, {interval(twin, signed=True)}"
-        if paired := gain.get(PAIRED):
-            text += f"; item by item against the twin, {interval(paired, signed=True)} (p = {p_value(paired['p'])})"
-        return text + "."
+    if paired:
+        text = f"{start} controls, item by item against the twin, which decides ({sizes})"
+        text += f"; within the perturbed run {interval(ours, signed=True)}"
+    else:
+        text = f"{start} controls ({sizes})"
+    if twin:
+        return f"{text}; within the twin, which never saw it, {interval(twin, signed=True)}."
     return f"{text}; there is no twin to compare with."
+
+
+def _equals(shown: str) -> str:
+    return shown if shown.startswith("≤") else f"= {shown}"
 
 
 def _audit_line(inputs: ReportInputs, state: str) -> str:
@@ -185,15 +220,19 @@ def _audit_line(inputs: ReportInputs, state: str) -> str:
 def _trust(
     gain: Mapping[str, Mapping[str, Any]], split: Mapping[str, Mapping[str, Any]], highest: int
 ) -> Iterator[tuple[bool, str]]:
-    for run, row in split.items():
-        if run != PAIRED:
+    # The paired comparison first: it decides, and its intervals are the narrowest.
+    for run in sorted(split, key=lambda run: run != PAIRED):
+        yield (
+            not _excludes_zero(split[run]),
+            f"Negative control, {shown(run)}: dose 0 halves differ by {interval(split[run], signed=True)}",
+        )
+    for run in (PAIRED, "perturbed"):
+        if row := gain.get(run):
+            above = row["low"] is not None and row["low"] > 0
             yield (
-                not _excludes_zero(row),
-                f"Negative control, {run}: dose 0 halves differ by {interval(row, signed=True)}",
+                above,
+                f"Positive control, {shown(run)}: dose {highest} gains {interval(row, signed=True)}",
             )
-    if ours := gain.get("perturbed"):
-        above = ours["low"] is not None and ours["low"] > 0
-        yield above, f"Positive control, perturbed: dose {highest} gains {interval(ours, signed=True)}"
     if twin := gain.get("twin"):
         yield not _excludes_zero(twin), f"Twin: dose {highest} gains {interval(twin, signed=True)}"
 
@@ -223,10 +262,16 @@ def _warnings(
             f"{by_chance}; otherwise the arms differ in more than insertion.{read}"
         )
     found += [
-        f"Negative control: the halves of dose 0 differ in the {run} run, {interval(row, signed=True)}. "
+        f"Negative control: the halves of dose 0 differ in {shown(run)}, {interval(row, signed=True)}. "
         f"{by_chance}."
         for run, row in split.items()
-        if run != PAIRED and _excludes_zero(row)
+        if _excludes_zero(row)
+    ]
+    found += [
+        f"Balance: the arms differ in {row.get('covariate', 'a covariate')} (p = {p_value(row['p'])}) although "
+        "they were drawn at random. One in twenty such tests finds that by chance."
+        for row in inputs.balance
+        if isinstance(row.get("p"), float) and row["p"] < 0.05
     ]
     if len(set(results.last_steps.values())) > 1:
         ends = ", ".join(f"{run} at step {step}" for run, step in results.last_steps.items())

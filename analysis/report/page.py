@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ from markupsafe import Markup
 
 from analysis.report import sections
 from analysis.report.answer import answer, summary
+from analysis.report.facts import split_facts
 from analysis.report.inputs import ReportInputs
 from analysis.report.results import Results, analyse
+from analysis.report.table import Table
 from data.artifact import write_json
 
 _HERE = Path(__file__).parent
@@ -23,7 +24,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     """Write the report into a directory.
 
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
-    ``estimates.csv``, ``metrics.parquet`` and ``summary.json``.
+    ``estimates.csv``, ``metrics.parquet`` and ``summary.json``; ``arms.csv`` where arms differ in more than dose.
 
     Args:
         inputs: what to report on.
@@ -37,6 +38,8 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     found = answer(inputs, results)
     numbers = summary(inputs, results, found)
     results.estimates.write_csv(directory / "estimates.csv")
+    if results.arms.height:
+        results.arms.write_csv(directory / "arms.csv")
     results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
     write_json(directory / "summary.json", numbers)
     environment = Environment(
@@ -57,9 +60,10 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     return numbers
 
 
-def _tables(inputs: ReportInputs, results: Results) -> dict[str, sections.Table]:
+def _tables(inputs: ReportInputs, results: Results) -> dict[str, Table]:
     return {
         "gains": sections.gains_table(inputs, results, inputs.primary),
+        "arms": sections.arms_table(inputs, results),
         "families": sections.family_table(inputs, results),
         "verbatim": sections.verbatim_table(inputs, results),
         "recognition": sections.recognition_table(results, inputs.primary),
@@ -72,6 +76,7 @@ def _tables(inputs: ReportInputs, results: Results) -> dict[str, sections.Table]
 
 
 def _context(inputs: ReportInputs, results: Results) -> dict[str, Any]:
+    facts, fact_tables = split_facts(inputs.facts)
     return {
         "inputs": inputs,
         "title": inputs.title,
@@ -79,21 +84,12 @@ def _context(inputs: ReportInputs, results: Results) -> dict[str, Any]:
         "runs": list(results.last_steps),
         "checks": [dict(check) for check in (inputs.audit or {}).get("checks", [])],
         "failures": [str(failure) for failure in (inputs.audit or {}).get("failures", [])],
-        "facts": _flat(inputs.facts),
+        "facts": facts,
+        "fact_tables": fact_tables,
+        "verbatim_text": sections.verbatim_text(inputs, results),
         "provenance": {
             name: json.dumps(value, indent=2, ensure_ascii=False, default=str, sort_keys=True)
             for name, value in {"configuration": inputs.config, **inputs.manifests}.items()
             if value
         },
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key} · ")
-        else:
-            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-            found.append((f"{prefix}{key}".replace("_", " "), shown))
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from analysis.metrics import METRICS, compute
@@ -13,6 +14,7 @@ from analysis.statistics import (
     PAIRED,
     Method,
     auc,
+    clopper_pearson,
     difference_to_twin,
     gain_over_control,
     mean_by_dose,
@@ -33,6 +35,8 @@ class Results:
     """The last checkpoint that all runs have: what headline numbers refer to."""
     last_steps: dict[str, int]
     """Run -> its own last checkpoint."""
+    arms: pl.DataFrame
+    """Gains by arm at ``step``, where arms differ in more than the dose (:func:`arm_gains`)."""
 
     @property
     def final(self) -> pl.DataFrame:
@@ -63,7 +67,8 @@ def analyse(inputs: ReportInputs) -> Results:
     frames = [pl.DataFrame(schema=ESTIMATE_SCHEMA)]
     for name in METRICS:
         frames += _of_metric(used.filter(pl.col("metric") == name), name, step, inputs)
-    return Results(rows=rows, estimates=pl.concat(frames), step=step, last_steps=last_steps)
+    arms = arm_gains(rows.filter(pl.col("step") == step), inputs)
+    return Results(rows=rows, estimates=pl.concat(frames), step=step, last_steps=last_steps, arms=arms)
 
 
 def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -> list[pl.DataFrame]:
@@ -76,6 +81,8 @@ def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -
     # A difference of two 0/1 values is no rate, and a t interval of it can have width 0 wrongly.
     both = rows if rate else pl.concat([rows, difference_to_twin(rows)])
     earlier, final = both.filter(pl.col("step") < step), both.filter(pl.col("step") == step)
+    if not rate:
+        frames.append(mean_by_dose(final.filter(pl.col("run") == PAIRED)))
     frames.append(gain_over_control(earlier, method=method))
     frames.append(gain_over_control(final, method=method, permutations=inputs.permutations, seed=inputs.seed))
     frames.append(split_controls(final, method=method, seed=inputs.seed))
@@ -95,6 +102,78 @@ def effective_dose(results: Results, metric: str, family: str = "all", alpha: fl
     return minimum_effective_dose(gains, alpha=alpha)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extraction:
+    """What the perturbed run reproduced verbatim at the last checkpoint, among items long enough to test."""
+
+    dose: int
+    """The highest dose that shows extraction; where none does, the highest tested."""
+    extracted: int
+    tested: int
+    above_control: bool
+    """Whether the interval of the difference from dose 0 lies above 0 at ``dose``."""
+    extracted_inserted: int
+    tested_inserted: int
+    """Of all doses above 0 together."""
+    anywhere: bool
+    """Whether any item, of any dose and in either run, was extracted."""
+    limit: float
+    """Upper exact 95 % limit at ``dose``."""
+    limit_inserted: float
+    """Upper exact 95 % limit of all doses above 0 together."""
+
+
+def extraction(results: Results) -> Extraction | None:
+    """Verbatim extraction of inserted items; None if no inserted item was long enough to test."""
+    rates = results.at("mean", "verbatim", "perturbed").with_columns(hits=pl.col("estimate") * pl.col("n"))
+    inserted = rates.filter((pl.col("dose") > 0) & pl.col("estimate").is_not_null())
+    if inserted.is_empty():
+        return None
+    gains = results.at("gain", "verbatim", "perturbed").filter(pl.col("low") > 0)
+    shown = inserted.filter(pl.col("dose").is_in(gains["dose"].to_list()))
+    row = (shown if shown.height else inserted).sort("dose").row(-1, named=True)
+    hits, tested = round(inserted["hits"].sum()), int(inserted["n"].sum())
+    twin = results.at("mean", "verbatim", "twin")
+    return Extraction(
+        dose=row["dose"],
+        extracted=round(row["hits"]),
+        tested=row["n"],
+        above_control=bool(shown.height),
+        extracted_inserted=hits,
+        tested_inserted=tested,
+        anywhere=bool((pl.concat([rates["estimate"], twin["estimate"]]) > 0).any()),
+        limit=row["high"],
+        limit_inserted=float(clopper_pearson(np.array([hits]), np.array([tested]))[1][0]),
+    )
+
+
+def arm_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
+    """Gain of every arm over dose 0 where arms differ in more than the dose, else no rows.
+
+    Returns:
+        Estimate rows of the primary metric with a column ``arm``: of the differences from the
+        twin where there is one, else of the perturbed run; ``dose`` is the arm's.
+    """
+    arms = inputs.items.filter(pl.col("dose") > 0).select("arm", "dose").unique().sort("dose", "arm")
+    rows = rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
+    if (rows["run"] == "twin").any():
+        rows = difference_to_twin(rows)
+    rows = rows.filter(pl.col("run") != "twin")
+    if arms.height == arms["dose"].n_unique() or rows.is_empty():
+        return pl.DataFrame(schema={"arm": pl.String, **ESTIMATE_SCHEMA})
+    # The statistics group by dose: number the arms in its place.
+    arms = arms.with_columns(number=pl.int_range(1, pl.len() + 1, dtype=pl.Int32))
+    of_item = inputs.items.select("item_id", "arm").join(arms.select("arm", "number"), on="arm", how="left")
+    numbered = rows.join(of_item.select("item_id", "number"), on="item_id").with_columns(
+        dose=pl.col("number").fill_null(0)
+    )
+    gains = gain_over_control(
+        numbered.select(rows.columns), permutations=inputs.permutations, seed=inputs.seed
+    ).filter(pl.col("family") == "all")
+    named = gains.rename({"dose": "number"}).join(arms, on="number", how="left").sort("number")
+    return named.select("arm", *ESTIMATE_SCHEMA)
+
+
 def not_computed(results: Results) -> pl.DataFrame:
     """What has no value and why: metric, family, reason, probes, checkpoints (over all runs)."""
     missing = results.rows.filter(pl.col("value").is_null())
@@ -111,21 +190,41 @@ def not_computed(results: Results) -> pl.DataFrame:
 
 
 def item_gains(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """Inserted items by what they gained over the twin (or, without one, by their value), highest first."""
-    primary = results.rows.filter(
-        (pl.col("metric") == inputs.primary)
-        & (pl.col("step") == results.step)
-        & pl.col("value").is_not_null()
+    """Inserted items by what they gained more than the never-inserted items of their family, highest first.
+
+    ``gain`` is perturbed - twin (or, without a twin, perturbed), less its mean over the family's items of dose 0:
+    what these gain, they owe to the format that the family shares. Null in families without such items.
+    """
+    values = (
+        results.rows.filter(
+            (pl.col("metric") == inputs.primary)
+            & (pl.col("step") == results.step)
+            & pl.col("value").is_not_null()
+        )
+        .group_by("run", "item_id", "dose", "family")
+        .agg(pl.col("value").mean())
     )
-    wide = primary.filter(pl.col("run") == "perturbed").select("item_id", "dose", "family", perturbed="value")
-    twin = primary.filter(pl.col("run") == "twin").select("item_id", twin="value")
+    ours = values.filter(pl.col("run") == "perturbed").select("item_id", "dose", "family", perturbed="value")
+    twin = values.filter(pl.col("run") == "twin").select("item_id", twin="value")
+    base = pl.col("perturbed") - pl.col("twin") if twin.height else pl.col("perturbed")
+    never = base.filter(pl.col("dose") == 0).mean().over("family")
     return (
-        wide.filter(pl.col("dose") > 0)
-        .join(twin, on="item_id", how="left")
-        .with_columns(gain=pl.col("perturbed") - pl.col("twin"))
+        ours.join(twin, on="item_id", how="left")
+        .with_columns(gain=base - never)
+        .filter(pl.col("dose") > 0)
         .join(inputs.items.select("item_id", "text"), on="item_id", how="left")
-        .sort(pl.coalesce("gain", "perturbed"), "item_id", descending=[True, False])
+        .sort("gain", "item_id", descending=[True, False], nulls_last=True)
     )
 
 
-__all__ = ["PAIRED", "Results", "analyse", "effective_dose", "item_gains", "not_computed"]
+__all__ = [
+    "PAIRED",
+    "Extraction",
+    "Results",
+    "analyse",
+    "arm_gains",
+    "effective_dose",
+    "extraction",
+    "item_gains",
+    "not_computed",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,18 @@ from markupsafe import Markup
 from analysis import figures
 from analysis.figures import Figure
 from analysis.metrics import METRICS
-from analysis.report.answer import interval, number, p_value
+from analysis.report.answer import interval, number, p_value, shown
 from analysis.report.inputs import ReportInputs
-from analysis.report.results import PAIRED, Results, effective_dose, item_gains, not_computed
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of text; the template escapes every cell."""
-
-    head: Sequence[str]
-    body: Sequence[Sequence[str]]
-    caption: str = ""
-    text_columns: frozenset[int] = frozenset({0})
-    """Columns aligned left; the others hold numbers."""
+from analysis.report.results import (
+    PAIRED,
+    Extraction,
+    Results,
+    effective_dose,
+    extraction,
+    item_gains,
+    not_computed,
+)
+from analysis.report.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +59,13 @@ def _figures(inputs: ReportInputs, results: Results) -> Iterator[tuple[str, Figu
             title="Log-likelihood of the items by dose",
             y_title=f"log-likelihood ({unit})",
         ),
-        f"{primary.formula}, {unit}. {at}.",
+        f"{primary.formula}, {unit}. {at}.{_at_dose_0(inputs, results)}",
     )
     yield (
         "controls",
         figures.controls(found, primary.name, unit=unit),
         "Negative control: never-inserted items, half against half; should hold 0. Positive control: the "
-        f"highest dose; should be above 0 in the perturbed run alone. {at}.",
+        f"highest dose; should be above 0 in the perturbed run, and 0 in the twin. {at}.",
     )
     yield from _other_measures(inputs, results, at)
     ticks = (
@@ -81,7 +79,8 @@ def _figures(inputs: ReportInputs, results: Results) -> Iterator[tuple[str, Figu
         chart = figures.over_training(
             found, primary.name, inputs.exposures, statistic=statistic, title=title, y_title=what
         )
-        yield name, chart, f"{title}, by dose, with 95 % intervals. {ticks}"
+        bands = "Bands: 95 % intervals of the lowest and highest dose drawn; the CSV has all."
+        yield name, chart, f"{title}. {bands} {ticks}"
     yield (
         "training",
         figures.training_curves(inputs.training, found),
@@ -108,18 +107,20 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             ),
             f"As above within each family. {at}.",
         )
-    yield (
-        "verbatim",
-        figures.dose_response(
-            found,
+    extracted = extraction(results)
+    if extracted is not None and extracted.anywhere:
+        yield (
             "verbatim",
-            title="Verbatim extraction by dose",
-            y_title="share of items extracted",
-            height=240,
-        ),
-        f"Share of items of which greedy decoding continues the first {k} tokens with exactly the next "
-        f"{m}; Clopper-Pearson intervals. {at}.",
-    )
+            figures.dose_response(
+                found,
+                "verbatim",
+                title="Verbatim extraction by dose",
+                y_title="share of items extracted",
+                height=240,
+            ),
+            f"Share of items of which greedy decoding continues the first {k} tokens with exactly the next "
+            f"{m}; Clopper-Pearson intervals. {at}.",
+        )
     yield (
         "recognition",
         figures.dose_response(
@@ -148,6 +149,35 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
         )
 
 
+def _at_dose_0(inputs: ReportInputs, results: Results) -> str:
+    """Why the runs differ where nothing was inserted, if they do."""
+    row = _by_dose(results.at("mean", inputs.primary, PAIRED)).get(0)
+    if row is None or row["low"] is None or row["low"] <= 0:
+        return ""
+    return (
+        f" At dose 0 the perturbed run lies above the twin, by {interval(row)}: items that were never inserted profit "
+        "from the format that they share with the inserted items of their family. Gains are therefore counted over "
+        "dose 0."
+    )
+
+
+def verbatim_text(inputs: ReportInputs, results: Results) -> str:
+    """Extraction in words where there is nothing to draw; empty where the figure shows it."""
+    found: Extraction | None = extraction(results)
+    k, m = inputs.parameters.prefix, inputs.parameters.suffix
+    if found is None:
+        return f"Not tested: no inserted item is {k} + {m} tokens long."
+    if found.anywhere:
+        return ""
+    runs = " in either run" if "twin" in results.last_steps else ""
+    return (
+        f"0 of {found.tested_inserted} inserted items extracted, at any dose{runs}: greedy decoding never continued "
+        f"the first {k} tokens of an item with exactly the next {m}. This bounds the perturbed run's rate to "
+        f"at most {100 * found.limit_inserted:.1f} % over all doses, and {100 * found.limit:.1f} % at dose "
+        f"{found.dose} alone (0 of {found.tested}); upper limits of exact 95 % intervals."
+    )
+
+
 def _inline(svg: str, name: str, caption: str) -> Markup:
     """An SVG for the page: ids made unique among the figures, and a name for screen readers."""
     svg = svg[svg.index("<svg") :]
@@ -159,46 +189,76 @@ def _inline(svg: str, name: str, caption: str) -> Markup:
 
 
 def gains_table(inputs: ReportInputs, results: Results, metric: str) -> Table:
-    """Gain of every dose over dose 0, in both runs and between them."""
-    ours, twin, paired = (_by_dose(results.at("gain", metric, run)) for run in ("perturbed", "twin", PAIRED))
+    """Gain of every dose over dose 0: what decides comes first."""
+    runs = [run for run in (PAIRED, "perturbed", "twin") if results.at("gain", metric, run).height]
+    gains = {run: _by_dose(results.at("gain", metric, run)) for run in runs}
+    first = gains[runs[0]] if runs else {}
+    least = 1 / (inputs.permutations + 1)
+    body = []
+    for dose in sorted({dose for rows in gains.values() for dose in rows}):
+        row = first.get(dose)
+        cells = [str(dose), str(row["n"]) if row else "–", str(row["n_control"]) if row else "–"]
+        for run in runs:
+            cells.append(_cell(gains[run], dose))
+            cells.append(p_value(gains[run][dose]["p"], least) if dose in gains[run] else "–")
+        body.append(cells)
+    head = ["dose", "n", "controls", *(name for run in runs for name in (shown(run), "p"))]
+    effective = effective_dose(results, metric, alpha=inputs.alpha)
+    decided = (
+        "no dose shows an effect" if effective is None else f"the effect is shown from dose {effective} on"
+    )
+    compared = (
+        "item by item against the twin" if PAIRED in runs else "within the perturbed run, as there is no twin"
+    )
+    pooled = " Each dose pools its arms." if results.arms.height else ""
+    return Table(
+        head,
+        body,
+        f"Gain over dose 0 ({METRICS[metric].unit}), 95 % intervals; p: one-sided permutation test within "
+        f"strata, {inputs.permutations:,} permutations.",
+        frozenset(),
+        frozenset({3, 4}),
+        f"What decides is the column in bold, {compared}: its p, tested from the highest dose down and stopping at "
+        f"the first above {inputs.alpha:g}. By it, {decided}.{pooled}",
+    )
+
+
+def arms_table(inputs: ReportInputs, results: Results) -> Table:
+    """Gain over dose 0 by arm, where arms of one dose differ in more; else empty."""
+    rows = results.arms
+    least = 1 / (inputs.permutations + 1)
     body = [
         [
-            str(dose),
+            row["arm"],
             str(row["n"]),
             str(row["n_control"]),
-            interval(row, signed=True),
-            p_value(row["p"]),
-            _cell(twin, dose),
-            _cell(paired, dose),
+            interval(row, signed=True) if row["estimate"] is not None else "–",
+            p_value(row["p"], least),
         ]
-        for dose, row in ours.items()
+        for row in rows.iter_rows(named=True)
     ]
-    caption = (
-        f"Gain over dose 0 ({METRICS[metric].unit}), 95 % intervals; p: one-sided permutation test within "
-        f"strata, {inputs.permutations:,} permutations."
-    )
+    run = shown(rows["run"][0]) if rows.height else ""
     return Table(
-        ["dose", "n", "controls", "perturbed", "p", "twin", "perturbed − twin"], body, caption, frozenset()
+        ["arm", "n", "controls", run, "p"],
+        body,
+        f"By arm: gain over dose 0 ({METRICS[inputs.primary].unit}), {run}. Exploratory: the p are not corrected "
+        "for the number of arms, and arms are compared with dose 0, not with each other.",
     )
 
 
 def family_table(inputs: ReportInputs, results: Results) -> Table:
     """Each family at the highest dose."""
     highest, body = int(inputs.items["dose"].max()), []  # type: ignore[arg-type]
+    runs = [PAIRED, "perturbed", "twin"] if "twin" in results.last_steps else ["perturbed"]
     for family in sorted(inputs.items["family"].unique()):
-        ours, twin, paired = (
-            _by_dose(results.at("gain", inputs.primary, run, family)) for run in ("perturbed", "twin", PAIRED)
-        )
+        gains = [_by_dose(results.at("gain", inputs.primary, run, family)) for run in runs]
         area = _by_dose(results.at("auc", inputs.primary, "perturbed", family))
         dose = effective_dose(results, inputs.primary, family=family, alpha=inputs.alpha)
-        n = str(ours[highest]["n"]) if highest in ours else "0"
         body.append(
             [
                 family,
-                n,
-                _cell(ours, highest),
-                _cell(twin, highest),
-                _cell(paired, highest),
+                str(gains[0][highest]["n"]) if highest in gains[0] else "0",
+                *(_cell(rows, highest) for rows in gains),
                 _cell(area, highest, signed=False),
                 "none" if dose is None else str(dose),
             ]
@@ -208,7 +268,8 @@ def family_table(inputs: ReportInputs, results: Results) -> Table:
         f"lowest effective dose (closed test at {inputs.alpha:g}; families are exploratory, not corrected "
         "for each other)."
     )
-    return Table(["family", "n", "perturbed", "twin", "perturbed − twin", "AUC", "from dose"], body, caption)
+    head = ["family", "n", *(shown(run) for run in runs), "AUC", "from dose"]
+    return Table(head, body, caption, deciding=frozenset({2}))
 
 
 def verbatim_table(inputs: ReportInputs, results: Results) -> Table:
@@ -283,11 +344,14 @@ def design_table(inputs: ReportInputs) -> Table:
 def balance_table(inputs: ReportInputs) -> Table:
     """The balance table as it came: columns are the keys."""
     keys = list(dict.fromkeys(key for row in inputs.balance for key in row))
-    body = [
-        [number(row[key]) if isinstance(row.get(key), float) else str(row.get(key, "–")) for key in keys]
-        for row in inputs.balance
-    ]
+    body = [[_balance_cell(key, row.get(key)) for key in keys] for row in inputs.balance]
     return Table([key.replace("_", " ") for key in keys], body, "Balance of the randomisation between arms.")
+
+
+def _balance_cell(key: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return "–" if value is None else str(value)
+    return p_value(value) if key == "p" else number(value)
 
 
 def items_table(inputs: ReportInputs, results: Results, limit: int = 8) -> Table:
@@ -305,9 +369,11 @@ def items_table(inputs: ReportInputs, results: Results, limit: int = 8) -> Table
         ]
         for row in rows.iter_rows(named=True)
     ]
+    what = "perturbed − twin" if "twin" in results.last_steps else "perturbed"
     caption = (
-        f"The {len(body)} inserted items that gained most over the twin ({METRICS[inputs.primary].unit}). "
-        "Chosen for being extreme: examples, not estimates."
+        f"The {len(body)} inserted items that gained most ({METRICS[inputs.primary].unit}). Gain: {what}, less its "
+        "mean over the never-inserted items of the family, which learn the family's format too. Chosen for being "
+        "extreme: examples, not estimates."
     )
     return Table(
         ["item", "family", "text", "dose", "perturbed", "twin", "gain"], body, caption, frozenset({0, 1, 2})
@@ -327,7 +393,17 @@ def missing_table(results: Results) -> Table:
 
 def measures_table() -> Table:
     """Every registered metric by formula."""
-    body = [[m.name, m.formula, m.unit, m.higher] for m in METRICS.values()]
+    # A likelier text is not yet a memorised one.
+    higher = {True: "text more likely", False: "more reproduced"}
+    body = [
+        [
+            m.name,
+            m.formula,
+            m.unit,
+            higher[m.unit.startswith("nats")] if m.higher == "more memorised" else m.higher,
+        ]
+        for m in METRICS.values()
+    ]
     return Table(["measure", "formula", "unit", "higher means"], body, "", frozenset(range(4)))
 
 

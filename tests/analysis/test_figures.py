@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis import figures
+from analysis import figures, look
 from analysis.statistics import estimates
 
 
@@ -95,6 +95,36 @@ def test_over_training_has_a_line_a_dose_and_both_runs() -> None:
     assert {(r["run"], r["step"]) for r in records if "label" in r} == {
         (r, s) for r in ("perturbed", "twin") for s in (0, 8)
     }
+
+
+def test_gains_over_training_have_a_panel_for_the_difference_and_bands_for_two_doses() -> None:
+    rows = estimate_rows("gain", runs=("perturbed", "twin", "perturbed - twin"))
+    figure = figures.over_training(
+        rows, "m", pl.DataFrame({"step": [1]}), title="t", y_title="y", statistic="gain"
+    )
+    assert {r["run"] for r in drawn(figure) if "label" in r} == {"perturbed", "twin", "perturbed - twin"}
+    assert json.dumps(figure.chart.to_dict()).count('"oneOf": [1, 64]') == 3
+
+
+def test_the_axis_holds_every_interval_and_doses_have_colours_of_their_own() -> None:
+    figure = figures.dose_response(estimate_rows(), "m", title="t", y_title="y")
+    domains: list[list[float]] = []
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(node.get("y"), dict) and "domain" in node["y"].get("scale", {}):
+                domains.append(node["y"]["scale"]["domain"])
+            for child in node.values():
+                walk(child)
+        elif isinstance(node, list):
+            for child in node:
+                walk(child)
+
+    walk(figure.chart.to_dict())
+    assert domains
+    assert all(low < 0.4 and high > 0.01 * 64 + 0.6 for low, high in domains)
+    assert len(set(look.dose_colours([0, 1, 2, 4, 8, 16, 32, 64, 128]))) == 9
+    assert len(look.dose_colours([0, 8])) == 2
 
 
 def test_controls_show_the_split_and_the_highest_dose() -> None:

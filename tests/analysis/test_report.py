@@ -15,6 +15,8 @@ import polars as pl
 import pytest
 
 from analysis.report import Answer, ReportInputs, analyse, answer, build
+from analysis.report.facts import split_facts
+from analysis.report.results import item_gains
 from data.errors import UserError
 
 DOSES = (0, 1, 4, 16, 64)
@@ -250,6 +252,109 @@ def test_every_figure_comes_as_png_svg_and_the_csv_behind_it(
         == 10
     )
     assert json.loads((directory / "summary.json").read_text())["verdict"] == "memorised"
+
+
+def test_the_page_says_what_decides_and_how_small_p_can_be(built: tuple[Path, dict[str, Any], _Page]) -> None:
+    _, numbers, page = built
+    assert "What decides is the column in bold, item by item against the twin" in page.text
+    assert "≤ 0.0005" in page.text
+    head = re.sub(r"\s+", " ", page.text)
+    assert "dose n controls perturbed − twin p perturbed p twin p".replace(" ", "") in head.replace(" ", "")
+    assert numbers["verbatim_extraction"]["above_control"]
+    assert re.search(r"and \d+ of \d+ items were reproduced verbatim at dose 64", numbers["headline"])
+    assert "memorised" not in page.text
+    controls = [line for line in page.text.splitlines() if "Negative control, " in line]
+    assert "perturbed − twin" in controls[0]
+
+
+def test_nothing_extracted_is_said_in_words_and_not_drawn(tmp_path: Path) -> None:
+    base = experiment(steps=SMALL)
+    missed = base.scores.with_columns(rank=pl.col("rank").list.eval(pl.element() * 0 + 7))
+    numbers = build(dataclasses.replace(base, scores=missed, permutations=99), tmp_path)
+    assert re.search(r"; 0 of \d+ inserted items were reproduced verbatim\.$", numbers["headline"])
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    found = numbers["verbatim_extraction"]
+    assert f"0 of {found['tested_inserted']} inserted items extracted" in text
+    assert found["limit_inserted"] == pytest.approx(1 - 0.025 ** (1 / found["tested_inserted"]))
+    assert not (tmp_path / "verbatim.png").exists()
+    assert "≤ 0.01" in text
+
+
+def test_arms_of_one_dose_get_a_table(tmp_path: Path) -> None:
+    base = experiment(steps=SMALL)
+    # Every second item of a dose, told apart by where it lies.
+    place = pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("word")).otherwise(pl.lit("document"))
+    named = pl.when(pl.col("dose") > 0).then(pl.format("dose {}, position {}", "dose", place))
+    split = base.items.with_columns(arm=named.otherwise(pl.lit("dose 0")))
+    build(dataclasses.replace(base, items=split, permutations=99), tmp_path)
+    arms = pl.read_csv(tmp_path / "arms.csv")
+    assert arms["arm"].to_list() == [
+        f"dose {dose}, position {at}" for dose in DOSES[1:] for at in ("document", "word")
+    ]
+    assert arms["n"].to_list() == [15] * 8
+    truth = 0.06 * float(np.log2(65)) / 4
+    assert ((arms["low"] < truth) & (truth < arms["high"])).to_list()[-2:] == [True, True]
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "dose 64, position word" in text
+    assert "Each dose pools its arms" in text
+    assert analyse(base).arms.is_empty()
+
+
+def test_items_that_gained_most_are_freed_of_what_their_family_gained() -> None:
+    base = experiment(steps=SMALL)
+    lifted = pl.col("probe_id").str.starts_with("ghost") & (pl.col("run") == "perturbed")
+    scores = base.scores.with_columns(
+        logprob=pl.when(lifted).then(pl.col("logprob") + 0.5).otherwise("logprob")
+    )
+    plain, shifted = (
+        item_gains(analyse(inputs), inputs).sort("item_id")["gain"]
+        for inputs in (base, dataclasses.replace(base, scores=scores))
+    )
+    assert plain.to_list() == pytest.approx(shifted.to_list(), abs=1e-6)
+
+
+def test_dose_0_above_the_twin_is_explained(tmp_path: Path) -> None:
+    base = experiment(steps=SMALL)
+    lifted = pl.when(pl.col("run") == "perturbed").then(pl.col("logprob") + 0.2).otherwise("logprob")
+    build(
+        dataclasses.replace(base, scores=base.scores.with_columns(logprob=lifted), permutations=99), tmp_path
+    )
+    text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "At dose 0 the perturbed run lies above the twin, by 0.05" in text
+
+
+def test_facts_are_printed_for_people() -> None:
+    pairs, tables = split_facts(
+        {
+            "share_of_tokens_inserted": 0.08505768952546296,
+            "probes_left_out": [],
+            "largest": 1.23456789,
+            "arms": {"dose 16": {"items": 30}, "dose 4": {"items": 30, "exposures": 1200}},
+            "balance": [{"covariate": "bytes", "p": 0.5}],
+            "found": [{"item_id": "a", "count": 2}],
+        }
+    )
+    assert pairs == [
+        ("share of tokens inserted", "8.51 %"),
+        ("probes left out", "none"),
+        ("largest", "1.235"),
+    ]
+    assert [table.body for table in tables] == [
+        [["dose 4", "30", "1,200"], ["dose 16", "30", "–"]],
+        [["a", "2"]],
+    ]
+
+
+def test_imbalance_is_a_warning() -> None:
+    base = experiment(steps=SMALL)
+    uneven = dataclasses.replace(
+        base, balance=[{"covariate": "bytes", "p": 0.03}, {"covariate": "length", "p": 0.2}]
+    )
+    assert [w for w in _answer(uneven).warnings if w.startswith("Balance")] == [
+        "Balance: the arms differ in bytes (p = 0.030) although they were drawn at random. One in twenty such tests "
+        "finds that by chance."
+    ]
+    assert not [w for w in _answer(base).warnings if w.startswith("Balance")]
 
 
 def _answer(inputs: ReportInputs) -> Answer:

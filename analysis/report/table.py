@@ -1,0 +1,21 @@
+"""A table of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of text; the template escapes every cell."""
+
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
+    caption: str = ""
+    text_columns: frozenset[int] = frozenset({0})
+    """Columns aligned left; the others hold numbers."""
+    deciding: frozenset[int] = frozenset()
+    """Columns that the verdict comes from, shown in bold."""
+    note: str = ""
+    """Said under the table."""
