@@ -326,8 +326,8 @@ def missing_table(results: Results) -> Table:
 
 
 def measures_table() -> Table:
-    """Every registered metric by formula."""
-    body = [[m.name, m.formula, m.unit, m.higher] for m in METRICS.values()]
+    """Every default metric by formula."""
+    body = [[m.name, m.formula, m.unit, m.higher] for m in METRICS.values() if m.default]
     return Table(["measure", "formula", "unit", "higher means"], body, "", frozenset(range(4)))
 
 
