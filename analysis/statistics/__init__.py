@@ -71,6 +71,7 @@ from analysis.statistics.recognition import Auc, auc, delong, logit_interval
 from analysis.statistics.resampling import bootstrap, contrast, permutation_p
 from analysis.statistics.rows import ESTIMATE_SCHEMA, PAIRED, difference_to_twin, estimates, per_item
 from analysis.statistics.spacing import Activation, base_level_activation, fit_activation
+from analysis.statistics.summary import bootstrap_all
 from analysis.statistics.trends import (
     Effective,
     Trend,
@@ -107,6 +108,7 @@ __all__ = [
     "base_level_activation",
     "benjamini_hochberg",
     "bootstrap",
+    "bootstrap_all",
     "bootstrap_auc",
     "bootstrap_means",
     "clopper_pearson",
