@@ -1,5 +1,12 @@
 """Statistics: pure functions from arrays and tidy metric rows to estimates with 95 % intervals."""
 
+from analysis.statistics.adaptive import (
+    Interaction,
+    Thresholds,
+    insert_until_ec50,
+    interaction,
+    staircase_ec50,
+)
 from analysis.statistics.clusters import (
     Contrast,
     cluster_bootstrap,
@@ -98,9 +105,11 @@ __all__ = [
     "Ec50",
     "Effective",
     "Forgetting",
+    "Interaction",
     "LowFpr",
     "Method",
     "Ratio",
+    "Thresholds",
     "TimeToForget",
     "Trend",
     "auc",
@@ -143,6 +152,8 @@ __all__ = [
     "gain_over_control",
     "held_by_dose",
     "holm",
+    "insert_until_ec50",
+    "interaction",
     "intraclass_correlation",
     "items_for_auc",
     "items_for_effect",
@@ -169,6 +180,7 @@ __all__ = [
     "rate_difference",
     "simultaneous_band",
     "split_controls",
+    "staircase_ec50",
     "stratified_t",
     "time_to_forget",
     "tpr_at_fpr",
