@@ -1,23 +1,70 @@
-"""Metrics: pure functions from stored token scores to tidy rows, one value a probe and checkpoint.
+"""Metrics: pure functions over token scores, and their registered forms over the whole store.
 
-Importing this package registers every metric. To add one, write a function in a file of its group and
-decorate it with :func:`metric`; :func:`compute` then finds it by name.
+Importing this package registers every metric; :func:`compute` finds them by name and gives tidy rows, one value a
+probe and checkpoint. To add one, write a function in a file of its group and decorate it with :func:`metric`. What a
+store does not hold (choices, decoys, generations, several seeds) goes to the same files' array functions directly:
+
+likelihood · extraction · similarity · exposure · membership · contamination · personal · recognition · factual ·
+capacity · profiles (difference-in-differences, counterfactual) · order (palimpsest) · watermark · reasoning ·
+unlearning.
 """
 
-from analysis.metrics import extraction, likelihood
-from analysis.metrics.registry import METRICS, Metric, Parameters, Values, compute, metric
+from analysis.metrics import (
+    capacity,
+    contamination,
+    exposure,
+    extraction,
+    factual,
+    likelihood,
+    membership,
+    order,
+    personal,
+    profiles,
+    reasoning,
+    recognition,
+    similarity,
+    unlearning,
+    watermark,
+)
+from analysis.metrics.registry import (
+    METRICS,
+    Metric,
+    Needs,
+    Parameters,
+    Values,
+    compute,
+    defaults,
+    metric,
+    plan,
+)
 from analysis.metrics.scored import ROW_SCHEMA, Scored, gather
 
 __all__ = [
     "METRICS",
     "ROW_SCHEMA",
     "Metric",
+    "Needs",
     "Parameters",
     "Scored",
     "Values",
+    "capacity",
     "compute",
+    "contamination",
+    "defaults",
+    "exposure",
     "extraction",
+    "factual",
     "gather",
     "likelihood",
+    "membership",
     "metric",
+    "order",
+    "personal",
+    "plan",
+    "profiles",
+    "reasoning",
+    "recognition",
+    "similarity",
+    "unlearning",
+    "watermark",
 ]

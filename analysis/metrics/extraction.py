@@ -1,11 +1,17 @@
 """Extraction metrics, read from teacher-forced ranks.
 
 Greedy decoding reproduces a suffix exactly when every teacher-forced argmax hits, so no text is generated.
+
+Shape suffixes: T tokens of one text, N texts, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 
 from analysis.metrics.registry import Parameters, Values, metric
 from analysis.metrics.scored import Scored
@@ -47,4 +53,195 @@ def verbatim(scored: Scored, parameters: Parameters) -> Values:
     hits = scored.sum_over(first, first + m, (scored.rank == 0).astype(np.float64))
     return Values(
         (hits == m).astype(np.float64), scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens"
+    )
+
+
+def run_lengths(hit_T: ArrayLike) -> NDArray[np.int64]:
+    """How many tokens in a row, from each token on, are argmax hits.
+
+    ``runlen(t) = min{j >= 0 : not hit_{t+j}}``; a suffix of m tokens after k tokens of context is extracted
+    iff ``runlen(k) >= m`` (tokens counted from 0), so one pass answers for all k and m.
+    """
+    hit = np.asarray(hit_T, bool)
+    stops = np.where(hit, len(hit), np.arange(len(hit)))
+    return np.minimum.accumulate(stops[::-1])[::-1] - np.arange(len(hit))
+
+
+def extractable(hit_T: ArrayLike, prefix: int, suffix: int) -> bool:
+    """k-extractable (Carlini et al. 2022): ``prod_{t=k}^{k+m-1} hit_t = 1``, tokens counted from 0.
+
+    Args:
+        hit_T: 1 where the teacher-forced argmax is the token.
+        prefix: k.
+        suffix: m; a text shorter than k + m has no answer.
+    """
+    hit = np.asarray(hit_T, bool)
+    if prefix < 0 or suffix < 1 or len(hit) < prefix + suffix:
+        raise ValueError(f"a text of {len(hit)} tokens has no suffix of {suffix} after {prefix}")
+    return bool(hit[prefix : prefix + suffix].all())
+
+
+def extraction_strength(hit_T: ArrayLike) -> float:
+    """``1 - (1/T) min{k : greedy decoding after k tokens gives the rest}``, k = T if never (open-unlearning).
+
+    With nothing right it is 0; open-unlearning's loop stops at k = T - 1 and says 1/T there.
+    """
+    hit = np.asarray(hit_T, bool)
+    if not hit.size:
+        raise ValueError("extraction strength needs tokens")
+    wrong = np.flatnonzero(~hit)
+    return 1 - (int(wrong[-1]) + 1 if wrong.size else 0) / len(hit)
+
+
+def exact_memorization(hit_T: ArrayLike) -> float:
+    """``(1/T) sum_t hit_t``, teacher forced (Tirumala et al. 2022)."""
+    hit = np.asarray(hit_T, bool)
+    if not hit.size:
+        raise ValueError("exact memorization needs tokens")
+    return float(hit.mean())
+
+
+def sampling_logprobs(
+    logits: ArrayLike, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> NDArray[np.float64]:
+    """ln of the distribution that sampling draws from, over the last axis: temperature, then top-k, then top-p.
+
+    ``softmax(logits / T)``, restricted to the k largest, restricted to the smallest set of most likely tokens
+    whose mass reaches p (the token that reaches it is kept), renormalised. Tokens cut off get -inf; ties at
+    the edge are all kept by top-k and cut in order of the vocabulary by top-p.
+    """
+    if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError(f"no such sampling: T = {temperature}, top-k {top_k}, top-p {top_p}")
+    logprob = log_softmax(np.asarray(logits, np.float64) / temperature, axis=-1)
+    if top_k is not None and top_k < logprob.shape[-1]:
+        least = np.partition(logprob, -top_k, axis=-1)[..., -top_k, None]
+        logprob = log_softmax(np.where(logprob >= least, logprob, -np.inf), axis=-1)
+    if top_p is not None:
+        order = np.argsort(-logprob, axis=-1, kind="stable")
+        mass = np.cumsum(np.exp(np.take_along_axis(logprob, order, -1)), axis=-1)
+        before = np.concatenate([np.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
+        keep = np.empty(logprob.shape, bool)
+        np.put_along_axis(keep, order, before < top_p - 1e-12, axis=-1)
+        logprob = log_softmax(np.where(keep, logprob, -np.inf), axis=-1)
+    return np.asarray(logprob, np.float64)
+
+
+def extraction_probability(ln_pz: ArrayLike, queries: ArrayLike) -> NDArray[np.float64]:
+    """Chance that n samples contain the suffix at least once: ``1 - (1 - p_z)^n`` (Hayes et al. 2024).
+
+    ``p_z = exp(sum over the suffix of ln g(x_t | x_<t))`` under the sampling scheme g. Computed as
+    ``-expm1(n log1p(-p_z))``, exact for tiny p_z.
+    """
+    pz = np.exp(np.asarray(ln_pz, np.float64))
+    n = np.asarray(queries, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(pz >= 1, (n > 0) * 1.0, -np.expm1(n * np.log1p(-np.minimum(pz, 1))))
+
+
+def log10_queries(ln_pz: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
+    """log10 of the samples needed to see the suffix with a probability: ``n = ln(1-p) / ln(1-p_z)``, not rounded.
+
+    Where ln p_z < -40, ``ln(1 - p_z)`` is ``-p_z`` to 17 digits and n is found in logarithms, so it cannot
+    overflow. Infinite where p_z is 0.
+    """
+    ln = np.asarray(ln_pz, np.float64)
+    p = np.asarray(probability, np.float64)
+    if np.any((p <= 0) | (p >= 1)):
+        raise ValueError("a probability of extraction lies strictly between 0 and 1")
+    with np.errstate(divide="ignore"):
+        ln_rate = np.where(ln < -40, ln, np.log(-np.log1p(-np.exp(np.minimum(ln, 0.0)))))
+    return (np.log(-np.log1p(-p)) - ln_rate) / math.log(10)
+
+
+def queries_needed(ln_pz: float, probability: float) -> int:
+    """Fewest samples n with ``1 - (1 - p_z)^n >= p``: the (n,p)-discoverable threshold (Hayes et al. 2024)."""
+    if ln_pz >= 0:
+        return 1
+    log_n = float(log10_queries(ln_pz, probability))
+    if math.isinf(log_n) and log_n > 0:
+        raise OverflowError("a suffix of probability 0 is never extracted")
+    # Rounding to 12 digits first: an n that solves the equation exactly must not be counted up by a last bit.
+    return (
+        max(1, math.ceil(round(10**log_n, 12 - max(0, math.ceil(log_n))))) if log_n < 15 else int(10**log_n)
+    )
+
+
+def expected_extracted(ln_pz_N: ArrayLike, queries: ArrayLike) -> NDArray[np.float64]:
+    """Expected number of texts extracted at least once by n samples each: ``sum_i 1 - (1 - p_i)^n``."""
+    n = np.asarray(queries, np.float64)
+    return np.asarray(extraction_probability(np.asarray(ln_pz_N, np.float64), n[..., None]).sum(-1))
+
+
+def _suffix_loglik(scored: Scored, parameters: Parameters) -> NDArray[np.float64]:
+    first = np.full(len(scored.lengths), parameters.prefix)
+    return scored.sum_over(first, first + parameters.suffix, scored.logprob)
+
+
+@metric(
+    name="suffix_loglik",
+    needs=("verbatim",),
+    formula="sum of ln p(token | before) over tokens k .. k+m-1: ln p_z",
+    unit="nats",
+    bounds=(-math.inf, 0.0),
+    default=False,
+)
+def suffix_loglik(scored: Scored, parameters: Parameters) -> Values:
+    """``ln p_z = sum_{t=k}^{k+m-1} ln p(x_t | x_<t)`` at temperature 1: what (n,p)-discovery turns on."""
+    k, m = parameters.prefix, parameters.suffix
+    return Values(
+        _suffix_loglik(scored, parameters), scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens"
+    )
+
+
+@metric(
+    name="np_discoverable",
+    needs=("verbatim",),
+    formula="1 - (1 - p_z)^n: chance that n samples at temperature 1 contain the suffix",
+    unit="probability",
+    bounds=(0.0, 1.0),
+    default=False,
+)
+def np_discoverable(scored: Scored, parameters: Parameters) -> Values:
+    """``1 - (1 - p_z)^n``, n = ``parameters.queries``; its mean is the expected share extracted."""
+    k, m = parameters.prefix, parameters.suffix
+    found = extraction_probability(_suffix_loglik(scored, parameters), parameters.queries)
+    return Values(found, scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens")
+
+
+@metric(
+    name="extraction_strength",
+    needs=("verbatim",),
+    formula="1 - (tokens of context after which every argmax hits) / T",
+    unit="share of tokens",
+    bounds=(0.0, 1.0),
+    default=False,
+)
+def extraction_strength_of(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`extraction_strength` of every text: ``1 - (1 + last miss) / T``, 1 without a miss."""
+    if not len(scored.lengths):
+        return Values(np.zeros(0), np.zeros(0, bool), "")
+    needed = np.maximum.reduceat(np.where(scored.rank != 0, scored.position + 1, 0), scored.starts)
+    return Values(1 - needed / scored.lengths, np.ones(len(needed), bool), "")
+
+
+@metric(
+    name="longest_extracted",
+    needs=("verbatim",),
+    formula="longest run of [rank = 0] after k tokens of context, starting there",
+    unit="tokens",
+    bounds=(0.0, math.inf),
+    default=False,
+)
+def longest_extracted(scored: Scored, parameters: Parameters) -> Values:
+    """``runlen(k)``: tokens that greedy decoding reproduces after k tokens of context before its first error."""
+    k = parameters.prefix
+    if not len(scored.lengths):
+        return Values(np.zeros(0), np.zeros(0, bool), "")
+    # The first miss at or after k, or the end of the text.
+    end = np.repeat(scored.lengths, scored.lengths)
+    miss = np.where((scored.rank != 0) & (scored.position >= k), scored.position, end)
+    return Values(
+        np.minimum.reduceat(miss, scored.starts) - float(k),
+        scored.lengths > k,
+        f"it has no more than {k} tokens",
     )

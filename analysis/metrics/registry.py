@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.metrics.scored import ROW_SCHEMA, Scored, gather
+from analysis.metrics.scored import READS, ROW_SCHEMA, Scored, gather, lacking
 from data.errors import UserError, nearest
 
 
@@ -23,8 +23,18 @@ class Parameters:
     """Verbatim extraction: tokens of context, k. Carlini et al. 2022 take 50; short items need fewer."""
     suffix: int = 16
     """Verbatim extraction: tokens to be reproduced after the context, m."""
+    fraction: float = 0.2
+    """Min-K and Min-K++: share of the tokens averaged, the least likely ones, k."""
+    queries: int = 100
+    """(n,p)-discoverable extraction: samples drawn, n."""
+    reference: str = "twin"
+    """Run whose scores of the same probe at the same step are the reference."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"Min-K wants a fraction in (0, 1], not {self.fraction}")
+        if self.queries < 1:
+            raise UserError(f"(n,p)-discoverable extraction wants queries >= 1, not {self.queries}")
         if self.prefix < 0 or self.suffix < 1:
             raise UserError(
                 f"verbatim extraction wants prefix >= 0 and suffix >= 1, not {self.prefix} and {self.suffix}"
@@ -60,6 +70,21 @@ class Metric:
     bounds: tuple[float, float]
     """What no mean can exceed; intervals of means are cut there."""
     compute: Compute
+    reads: tuple[str, ...] = ()
+    """What it reads beyond log-probabilities and ranks; see :data:`~analysis.metrics.scored.READS`."""
+    default: bool = True
+    """Computed when no names are given; the report shows these."""
+
+
+class Needs(NamedTuple):
+    """What a set of metrics needs: the plan of one scoring pass."""
+
+    kinds: tuple[str, ...]
+    """Kinds of probe to score."""
+    columns: tuple[str, ...]
+    """Columns of the score store."""
+    reads: tuple[str, ...]
+    """What else is read: the text, a reference run."""
 
 
 METRICS: dict[str, Metric] = {}
@@ -74,16 +99,45 @@ def metric(
     higher: str = "more memorised",
     rate: bool = False,
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    reads: tuple[str, ...] = (),
+    default: bool = True,
 ) -> Callable[[Compute], Compute]:
     """Register a metric under ``name``; see :class:`Metric` for the arguments."""
 
     def register(function: Compute) -> Compute:
         if name in METRICS:
             raise ValueError(f"two metrics are called {name!r}")
-        METRICS[name] = Metric(name, needs, formula, unit, higher, rate, bounds, function)
+        if strangers := set(reads) - set(READS):
+            raise ValueError(f"metric {name!r} reads {min(strangers)!r}; known: {', '.join(READS)}")
+        METRICS[name] = Metric(name, needs, formula, unit, higher, rate, bounds, function, reads, default)
         return function
 
     return register
+
+
+def defaults() -> list[str]:
+    """Names of the metrics computed when none are asked for."""
+    return [name for name, found in METRICS.items() if found.default]
+
+
+def known(names: Iterable[str]) -> list[Metric]:
+    """The metrics of these names; a wrong name is the user's mistake."""
+    found = []
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"unknown metric {name!r}{nearest(name, METRICS)}")
+        found.append(METRICS[name])
+    return found
+
+
+def plan(names: Iterable[str]) -> Needs:
+    """The union of what these metrics need, so that one pass over the tokens serves them all."""
+    chosen = known(names)
+    reads = {read for metric in chosen for read in metric.reads}
+    columns = {"logprob", "rank"} | {read for read in reads if READS[read] == "column"}
+    kinds = {kind for metric in chosen for kind in metric.needs}
+    others = {read for read in reads if READS[read] != "column"}
+    return Needs(tuple(sorted(kinds)), tuple(sorted(columns)), tuple(sorted(others)))
 
 
 def compute(
@@ -99,7 +153,7 @@ def compute(
         items: one row an item: item_id, stratum, dose.
         probes: one row a probe: probe_id, item_id, family, kind, tokens, target_start, target_bytes.
         scores: one row a probe and checkpoint: run, step, probe_id, logprob, rank (lists over tokens).
-        names: metrics wanted; all registered ones by default.
+        names: metrics wanted; the default ones if none are named.
         parameters: settings of the metrics.
 
     Returns:
@@ -108,16 +162,23 @@ def compute(
     """
     settings = parameters or Parameters()
     frames = [pl.DataFrame(schema=ROW_SCHEMA)]
+    chosen = known(defaults() if names is None else names)
+    reads: dict[tuple[str, ...], set[str]] = {}
+    for wanted in chosen:
+        reads.setdefault(wanted.needs, set()).update(wanted.reads)
     gathered: dict[tuple[str, ...], tuple[Scored, pl.DataFrame]] = {}
-    for name in METRICS if names is None else names:
-        if name not in METRICS:
-            raise UserError(f"unknown metric {name!r}{nearest(name, METRICS)}")
-        chosen = METRICS[name]
-        if chosen.needs not in gathered:
-            gathered[chosen.needs] = gather(items, probes, scores, chosen.needs)
-        scored, missing = gathered[chosen.needs]
-        frames.append(_rows(name, scored, chosen.compute(scored, settings)))
-        frames.append(_missing(missing, name))
+    for wanted in chosen:
+        if wanted.needs not in gathered:
+            gathered[wanted.needs] = gather(
+                items, probes, scores, wanted.needs, reads[wanted.needs], settings.reference
+            )
+        scored, missing = gathered[wanted.needs]
+        absent = lacking(probes, scores, wanted.reads, settings.reference)
+        if absent:
+            frames.append(_absent(scored.rows, wanted.name, absent))
+        else:
+            frames.append(_rows(wanted.name, scored, wanted.compute(scored, settings)))
+        frames.append(_missing(missing, wanted.name))
     return pl.concat(frames)
 
 
@@ -136,6 +197,10 @@ def _rows(name: str, scored: Scored, values: Values) -> pl.DataFrame:
 
 def _missing(rows: pl.DataFrame, name: str) -> pl.DataFrame:
     return _tidy(rows, name, pl.lit(None, pl.Float64), pl.lit("the probe was not scored at this checkpoint"))
+
+
+def _absent(rows: pl.DataFrame, name: str, reason: str) -> pl.DataFrame:
+    return _tidy(rows, name, pl.lit(None, pl.Float64), pl.lit(reason))
 
 
 def _tidy(rows: pl.DataFrame, name: str, value: pl.Expr, reason: pl.Expr) -> pl.DataFrame:

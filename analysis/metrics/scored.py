@@ -5,8 +5,9 @@ Shape suffixes: R rows (a probe at a checkpoint of a run), T tokens of all rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,16 @@ ROW_SCHEMA = {
     "reason": pl.String,
 }
 """Tidy metric rows. ``value`` is null exactly where ``reason`` says why it was not computed."""
+
+READS = {
+    "entropy": "column",
+    "variance": "column",
+    "margin": "column",
+    "zlib_bytes": "text",
+    "reference": "run",
+}
+"""What a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
+probe's text, or the scores of the same probe at the same step in a reference run."""
 
 IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "dose"]
 
@@ -47,6 +58,9 @@ class Scored:
     """ln p(token | tokens before it), nats."""
     rank: NDArray[np.int64]
     """Tokens that the model prefers to this one; 0 = the argmax."""
+    extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``reference`` (ln p under the
+    reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text) per row."""
 
     @property
     def position(self) -> NDArray[np.int64]:
@@ -64,6 +78,8 @@ class Scored:
         """Sum of ``values_T`` over the tokens ``first <= position < stop`` of each row, in float64."""
         if not len(self.lengths):
             return np.zeros(0)
+        if not first_R.any() and np.array_equal(stop_R, self.lengths):
+            return np.add.reduceat(values_T.astype(np.float64, copy=False), self.starts)
         position = self.position
         inside = (position >= np.repeat(first_R, self.lengths)) & (position < np.repeat(stop_R, self.lengths))
         # Masking before reduceat keeps segments non-empty (reduceat misreads empty ones), and where() rather
@@ -76,7 +92,12 @@ class Scored:
 
 
 def gather(
-    items: pl.DataFrame, probes: pl.DataFrame, scores: pl.DataFrame, kinds: Sequence[str]
+    items: pl.DataFrame,
+    probes: pl.DataFrame,
+    scores: pl.DataFrame,
+    kinds: Sequence[str],
+    reads: Iterable[str] = (),
+    reference: str = "twin",
 ) -> tuple[Scored, pl.DataFrame]:
     """Join scores with what they are scores of.
 
@@ -85,6 +106,8 @@ def gather(
         probes: probe_id, item_id, family, kind, tokens, target_start, target_bytes.
         scores: run, step, probe_id, logprob, rank: lists with one entry a token.
         kinds: the kinds of probe wanted.
+        reads: what else is wanted (:data:`READS`); what the frames lack is left out, see :func:`lacking`.
+        reference: the run that ``reference`` refers to.
 
     Returns:
         The scored probes; and the (run, step, probe) combinations that have no scores, which are never
@@ -95,6 +118,8 @@ def gather(
         tokens, or
             a target that begins beyond the end.
     """
+    columns = [name for name in reads if READS[name] == "column" and name in scores.columns]
+    texts = ["text"] if "zlib_bytes" in reads and "text" in probes.columns else []
     known = probes.select(
         "probe_id",
         pl.col("item_id").cast(pl.String),
@@ -103,6 +128,7 @@ def gather(
         "target_start",
         "target_bytes",
         pl.col("tokens").list.len().alias("length"),
+        *texts,
     )
     strangers = scores.join(known, on="probe_id", how="anti")
     if strangers.height:
@@ -116,13 +142,13 @@ def gather(
     )
     grid = scores.select("run", "step").unique().join(wanted, how="cross")
     joined = grid.join(
-        scores.select("run", "step", "probe_id", "logprob", "rank"),
+        scores.select("run", "step", "probe_id", "logprob", "rank", *columns),
         on=["run", "step", "probe_id"],
         how="left",
     ).sort("run", "step", "probe_id")
     missing = joined.filter(pl.col("logprob").is_null()).select(IDENTITY)
     found = joined.filter(pl.col("logprob").is_not_null())
-    _check(found)
+    _check(found, columns)
     lengths = found["length"].cast(pl.Int64).to_numpy()
     scored = Scored(
         rows=found.select(IDENTITY),
@@ -132,18 +158,59 @@ def gather(
         target_bytes=found["target_bytes"].cast(pl.Int64).to_numpy(),
         logprob=found["logprob"].explode().cast(pl.Float64).to_numpy() if found.height else np.zeros(0),
         rank=found["rank"].explode().cast(pl.Int64).to_numpy() if found.height else np.zeros(0, np.int64),
+        extra=_extra(found, scores, columns, bool(texts), reference if "reference" in reads else None),
     )
     return scored, missing
 
 
-def _check(found: pl.DataFrame) -> None:
+def lacking(probes: pl.DataFrame, scores: pl.DataFrame, reads: Iterable[str], reference: str) -> str:
+    """Why these cannot be read from the frames, or an empty string."""
+    for name in reads:
+        if READS[name] == "column" and name not in scores.columns:
+            return f"the scores have no column {name!r}"
+        if READS[name] == "text" and "text" not in probes.columns:
+            return "the probes have no texts"
+        if READS[name] == "run" and not (scores["run"] == reference).any():
+            return f"there are no scores of the reference run {reference!r}"
+    return ""
+
+
+def _extra(
+    found: pl.DataFrame, scores: pl.DataFrame, columns: Sequence[str], texts: bool, reference: str | None
+) -> dict[str, NDArray[np.float64]]:
+    extra = {name: _flat(found[name]) for name in columns}
+    if texts:
+        # The same text at every checkpoint is compressed once.
+        once = found.select("probe_id", "text").unique("probe_id")
+        sizes = [None if t is None else len(zlib.compress(t.encode())) for t in once["text"].to_list()]
+        lengths = once.select("probe_id", zlib_bytes=pl.Series(sizes, dtype=pl.Float64))
+        joined = found.select("probe_id").join(lengths, on="probe_id", how="left", maintain_order="left")
+        extra["zlib_bytes"] = joined["zlib_bytes"].fill_null(np.nan).to_numpy()
+    if reference is not None:
+        other = scores.filter(pl.col("run") == reference).select("step", "probe_id", reference="logprob")
+        joined = found.select("run", "step", "probe_id", "length").join(
+            other, on=["step", "probe_id"], how="left", maintain_order="left"
+        )
+        # A run is no reference to itself: its ratio would be 1 by construction, not by measurement.
+        unusable = (pl.col("run") == reference) | (pl.col("reference").list.len() != pl.col("length"))
+        blank = pl.lit(float("nan")).repeat_by("length").cast(pl.List(pl.Float32))
+        joined = joined.with_columns(
+            pl.when(unusable.fill_null(True)).then(blank).otherwise(pl.col("reference")).alias("reference")
+        )
+        extra["reference"] = _flat(joined["reference"])
+    return extra
+
+
+def _flat(lists: pl.Series) -> NDArray[np.float64]:
+    return lists.explode().cast(pl.Float64).to_numpy() if len(lists) else np.zeros(0)
+
+
+def _check(found: pl.DataFrame, columns: Sequence[str]) -> None:
     length = pl.col("length")
+    wrong_length = [pl.col(name).list.len() != length for name in ("logprob", "rank", *columns)]
     for wrong, what in (
         (length == 0, "has no tokens"),
-        (
-            (pl.col("logprob").list.len() != length) | (pl.col("rank").list.len() != length),
-            "has scores for another number of tokens",
-        ),
+        (pl.any_horizontal(wrong_length), "has scores for another number of tokens"),
         (pl.col("target_start") >= length, "has a target that begins beyond its last token"),
     ):
         bad = found.filter(wrong)

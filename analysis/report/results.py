@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from analysis.metrics import METRICS, compute
+from analysis.metrics import METRICS, compute, defaults
 from analysis.report.inputs import ReportInputs
 from analysis.statistics import (
     ESTIMATE_SCHEMA,
@@ -62,10 +62,11 @@ def analyse(inputs: ReportInputs) -> Results:
     }
     shared = steps.group_by("step").len().filter(pl.col("len") == len(last_steps))["step"].to_list()
     step = int(max(shared)) if shared else last_steps["perturbed"]
-    rows = compute(inputs.items, inputs.probes, inputs.scores, parameters=inputs.parameters)
+    names = list(dict.fromkeys([*defaults(), inputs.primary]))
+    rows = compute(inputs.items, inputs.probes, inputs.scores, names, inputs.parameters)
     used = rows.filter(pl.col("step") <= step)
     frames = [pl.DataFrame(schema=ESTIMATE_SCHEMA)]
-    for name in METRICS:
+    for name in names:
         frames += _of_metric(used.filter(pl.col("metric") == name), name, step, inputs)
     arms = arm_gains(rows.filter(pl.col("step") == step), inputs)
     return Results(rows=rows, estimates=pl.concat(frames), step=step, last_steps=last_steps, arms=arms)

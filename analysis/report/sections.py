@@ -392,7 +392,7 @@ def missing_table(results: Results) -> Table:
 
 
 def measures_table() -> Table:
-    """Every registered metric by formula."""
+    """Every default metric by formula."""
     # A likelier text is not yet a memorised one.
     higher = {True: "text more likely", False: "more reproduced"}
     body = [
@@ -403,6 +403,7 @@ def measures_table() -> Table:
             higher[m.unit.startswith("nats")] if m.higher == "more memorised" else m.higher,
         ]
         for m in METRICS.values()
+        if m.default
     ]
     return Table(["measure", "formula", "unit", "higher means"], body, "", frozenset(range(4)))
 

@@ -1,0 +1,352 @@
+"""Membership attacks: one score a text, higher = member.
+
+All are functions of one teacher-forced pass (ln p, entropy, variance per token), of a second pass behind a
+prefix (ReCaLL), of a reference model, or of altered copies of the text. Shape suffix: T tokens of one text.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from analysis.metrics.registry import Parameters, Values, metric
+from analysis.metrics.scored import Scored
+
+VARIANCE_FLOOR = 1e-6
+"""nats^2. A remembered token's distribution has V -> 0, and a uniform one V = 0: neither may become NaN. Below
+this V is clamped (open-unlearning's value) and the token is counted."""
+
+
+def _count(fraction: float, tokens: NDArray[np.int64] | int, rounding: str) -> NDArray[np.int64]:
+    # 0.29 * 100 is 28.999999999999996: the product is rounded to 9 digits before floor and ceil look at it.
+    exact = np.round(fraction * np.asarray(tokens, np.float64), 9)
+    kept = np.ceil(exact) if rounding == "ceil" else np.floor(exact)
+    return np.maximum(1, kept).astype(np.int64)
+
+
+def min_k(logprob_T: ArrayLike, fraction: float = 0.2, rounding: Literal["floor", "ceil"] = "floor") -> float:
+    """Min-K% (Shi et al. 2023): mean of the ``max(1, floor(k T))`` (or ceil) lowest values, nats.
+
+    Published code takes int(k T), which is no token at all for a short text (NaN, then dropped); here at least
+    one counts.
+    """
+    values = np.sort(np.asarray(logprob_T, np.float64))
+    if not values.size or not 0 < fraction <= 1:
+        raise ValueError(f"Min-K needs tokens and a fraction in (0, 1], not {values.size} and {fraction}")
+    return float(values[: int(_count(fraction, len(values), rounding))].mean())
+
+
+def standardised_logprob(
+    logprob: ArrayLike, mean: ArrayLike, variance: ArrayLike, floor: float = VARIANCE_FLOOR
+) -> NDArray[np.float64]:
+    """Min-K++'s token score ``z_t = (ln p_t - mu_t) / sqrt(max(V_t, floor))`` (Zhang et al. 2024).
+
+    ``mu_t = E_v[ln p_v] = -H_t``, ``V_t = Var_v[ln p_v]``; see :func:`~analysis.metrics.likelihood.moments`.
+    """
+    deviation = np.asarray(logprob, np.float64) - np.asarray(mean, np.float64)
+    return np.asarray(deviation / np.sqrt(np.maximum(np.asarray(variance, np.float64), floor)))
+
+
+class MinKPlusPlus(NamedTuple):
+    """A Min-K++ score and how many of its text's tokens had their variance clamped."""
+
+    score: float
+    clamped: int
+
+
+def min_k_plus_plus(
+    logprob_T: ArrayLike,
+    mean_T: ArrayLike,
+    variance_T: ArrayLike,
+    fraction: float = 0.2,
+    rounding: Literal["floor", "ceil"] = "floor",
+    floor: float = VARIANCE_FLOOR,
+) -> MinKPlusPlus:
+    """Min-K%++ (Zhang et al. 2024): Min-K of :func:`standardised_logprob`; clamped tokens are counted."""
+    z = standardised_logprob(logprob_T, mean_T, variance_T, floor)
+    return MinKPlusPlus(min_k(z, fraction, rounding), int(np.sum(np.asarray(variance_T) < floor)))
+
+
+def loss_score(logprob_T: ArrayLike) -> float:
+    """``-nll = (1/T) sum_t ln p_t`` (Yeom et al. 2018), nats/token."""
+    return float(np.mean(np.asarray(logprob_T, np.float64)))
+
+
+def zlib_score(logprob_T: ArrayLike, zlib_bytes: int) -> float:
+    """``-nll / len(zlib.compress(text as UTF-8))`` (Carlini et al. 2021), nats/token/byte.
+
+    The length is passed in: zlib and zlib-ng compress differently, so it is stored with the scores.
+    """
+    if zlib_bytes < 1:
+        raise ValueError("a compressed text has bytes")
+    return loss_score(logprob_T) / zlib_bytes
+
+
+def reference_score(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
+    """``nll_ref - nll``: how much likelier than under a model that never saw it, nats/token."""
+    return np.asarray(nll_reference, np.float64) - np.asarray(nll, np.float64)
+
+
+def neighbourhood_score(nll: float, nll_neighbours: ArrayLike) -> float:
+    """``mean_j nll(x~_j) - nll(x)`` over altered copies x~ (Mattern et al. 2023), nats/token."""
+    neighbours = np.asarray(nll_neighbours, np.float64)
+    if not neighbours.size:
+        raise ValueError("the neighbourhood score needs at least one neighbour")
+    return float(neighbours.mean() - nll)
+
+
+def recall_score(loglik: ArrayLike, loglik_after_nonmembers: ArrayLike) -> NDArray[np.float64]:
+    """ReCaLL (Xie et al. 2024): ``LL(x | P_non) / LL(x)``, P_non a prefix of non-members.
+
+    A member loses more by foreign context; both are negative, so its ratio is higher. The prefix comes from a
+    reserved pool: texts that are themselves scored raise the AUC by ``(s/n)(1 - A)`` and more.
+    """
+    total = np.asarray(loglik, np.float64)
+    if np.any(total >= 0):
+        raise ValueError("ReCaLL divides by LL(x), which must be negative")
+    return np.asarray(loglik_after_nonmembers, np.float64) / total
+
+
+def con_recall_score(
+    loglik: ArrayLike,
+    loglik_after_nonmembers: ArrayLike,
+    loglik_after_members: ArrayLike,
+    weight: float = 1.0,
+) -> NDArray[np.float64]:
+    """Con-ReCaLL (Wang et al. 2024): ``(LL(x | P_non) - w LL(x | P_mem)) / LL(x)``.
+
+    Checked against first principles: for a member, foreign context lowers LL and kindred context does not, so
+    the numerator is more negative than for a non-member, and the quotient of two negative numbers is higher.
+    """
+    total = np.asarray(loglik, np.float64)
+    if np.any(total >= 0):
+        raise ValueError("Con-ReCaLL divides by LL(x), which must be negative")
+    contrast = np.asarray(loglik_after_nonmembers) - weight * np.asarray(loglik_after_members)
+    return np.asarray(contrast / total, np.float64)
+
+
+def dc_pdd_score(
+    token_T: ArrayLike, logprob_T: ArrayLike, frequency_T: ArrayLike, ceiling: float = 0.01
+) -> float:
+    """DC-PDD (Zhang et al. 2024): mean over first occurrences of ``min(a, p_t ln(1 / freq_t))``, a = 0.01.
+
+    Cross-entropy of the model's probability against the token's frequency in a corpus: high where the model
+    is sure of a token that is rare elsewhere. mimir returns its negative.
+
+    Args:
+        token_T: token ids; a token counts where it occurs first.
+        logprob_T: ln p of each.
+        frequency_T: relative frequency of each in a reference corpus, in (0, 1] (smoothed by the caller).
+        ceiling: a, which keeps one token from deciding.
+    """
+    frequency = np.asarray(frequency_T, np.float64)
+    if np.any((frequency <= 0) | (frequency > 1)):
+        raise ValueError("frequencies lie in (0, 1]; smooth tokens that the corpus lacks")
+    _, first = np.unique(np.asarray(token_T), return_index=True)
+    terms = np.exp(np.asarray(logprob_T, np.float64)) * -np.log(frequency)
+    return float(np.minimum(ceiling, terms)[first].mean())
+
+
+def gradient_norm_score(norm_of_tensors: ArrayLike) -> float:
+    """Minus the mean over parameter tensors of the loss gradient's L2 norm: a member's is small.
+
+    The mean of the tensors' norms, as mimir has it (with the other sign), not the norm of the whole gradient.
+    """
+    return -float(np.mean(np.asarray(norm_of_tensors, np.float64)))
+
+
+def ppl_ratio(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
+    """Copyright traps, Table 2: ``PPL_target / PPL_reference = exp(nll - nll_ref)``; LOWER = more memorised.
+
+    Monotone in the difference of losses; its negative is the membership score.
+    """
+    return np.exp(np.asarray(nll, np.float64) - np.asarray(nll_reference, np.float64))
+
+
+def loss_ratio(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
+    """Copyright traps, Figure 1: ``ln PPL_target / ln PPL_reference = nll / nll_ref``; LOWER = more memorised.
+
+    Not monotone in :func:`ppl_ratio`: the two rank texts differently, and the paper uses both.
+    """
+    reference = np.asarray(nll_reference, np.float64)
+    if np.any(reference <= 0):
+        raise ValueError("the loss ratio divides by the reference's nll, which must be positive")
+    return np.asarray(nll, np.float64) / reference
+
+
+class SetInference(NamedTuple):
+    """Were these texts, as a set, trained on?"""
+
+    mean: float
+    """Mean score of members minus their twins."""
+    t: float
+    p: float
+    """One-sided: the set scores higher."""
+    n: int
+
+
+def set_inference(score_members: ArrayLike, score_twins: ArrayLike) -> SetInference:
+    """Dataset inference (Maini et al. 2021, 2024): one-sided paired t-test of members against their twins."""
+    difference = np.asarray(score_members, np.float64) - np.asarray(score_twins, np.float64)
+    n = difference.size
+    if n < 2:
+        raise ValueError(f"a paired test needs 2 pairs, not {n}")
+    error = difference.std(ddof=1) / math.sqrt(n)
+    mean = float(difference.mean())
+    t = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
+    return SetInference(mean, float(t), float(stats.t.sf(t, n - 1)), n)
+
+
+def one_run_epsilon(correct: int, guesses: int, alpha: float = 0.05) -> float:
+    """Lower bound on epsilon from one training run (Steinke, Nasr & Jagielski 2023, delta = 0).
+
+    Of items included by independent fair coins, ``guesses`` were called in or out and ``correct`` of the calls
+    were right. Under epsilon-DP ``correct`` is dominated by Bin(r, e^eps / (1 + e^eps)), so the bound solves
+    ``P[Bin(r, 1/(1+e^-eps)) >= v] = alpha``: the logit of the one-sided Clopper-Pearson limit, at least 0.
+    """
+    if not 0 <= correct <= guesses or guesses < 1:
+        raise ValueError(f"{correct} of {guesses} guesses cannot be right")
+    if correct == 0:
+        return 0.0
+    low = float(stats.beta.ppf(alpha, correct, guesses - correct + 1))
+    return max(0.0, math.log(low / (1 - low)))
+
+
+def bag_of_words_auc(
+    texts_members: list[str], texts_controls: list[str], *, folds: int = 5, seed: int = 0
+) -> float:
+    """Blind baseline: AUC of a bag-of-words classifier that never sees the model, cross-validated.
+
+    Members and controls of a randomised experiment are exchangeable, so it must be 0.5; one that is not shows
+    that the texts, not the memory, differ (Das et al. 2024; Meeus et al. 2024).
+    """
+    # Imported here: half a second that no report needs.
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    label = np.r_[np.ones(len(texts_members)), np.zeros(len(texts_controls))]
+    model = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=200))
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    score = cross_val_predict(
+        model, [*texts_members, *texts_controls], label, cv=split, method="decision_function"
+    )
+    return float(roc_auc_score(label, score))
+
+
+def _lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> NDArray[np.float64]:
+    """Mean of the lowest ``max(1, floor(k T))`` values of each row, rows padded in blocks of like length."""
+    found = np.empty(len(scored.lengths))
+    keep = _count(fraction, scored.lengths, "floor")
+    order = np.argsort(scored.lengths, kind="stable")
+    for block in np.array_split(order, max(1, len(order) // 512)):
+        lengths = scored.lengths[block]
+        width = int(lengths.max(initial=1))
+        column = np.arange(width)
+        index = np.minimum(scored.starts[block][:, None] + column, max(0, len(values_T) - 1))
+        padded = np.where(column < lengths[:, None], values_T[index] if len(values_T) else 0.0, np.inf)
+        most = int(keep[block].max(initial=1))
+        if most < width:
+            padded = np.partition(padded, most - 1, axis=1)[:, :most]
+        padded.sort(axis=1)
+        chosen = np.where(np.arange(padded.shape[1]) < keep[block][:, None], padded, 0.0)
+        found[block] = chosen.sum(axis=1) / keep[block]
+    return found
+
+
+@metric(
+    name="min_k_logprob",
+    needs=("verbatim",),
+    formula="mean of the max(1, floor(k T)) lowest ln p(token | before)",
+    unit="nats/token",
+    bounds=(-math.inf, 0.0),
+    default=False,
+)
+def min_k_logprob(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`min_k` of every text, k = ``parameters.fraction``."""
+    return Values(
+        _lowest(scored.logprob, scored, parameters.fraction), np.ones(len(scored.lengths), bool), ""
+    )
+
+
+@metric(
+    name="min_k_plus_plus",
+    needs=("verbatim",),
+    formula="mean of the max(1, floor(k T)) lowest (ln p + entropy) / sqrt(max(variance, 1e-6))",
+    unit="standard deviations",
+    reads=("entropy", "variance"),
+    default=False,
+)
+def min_k_plus_plus_of(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`min_k_plus_plus` of every text, k = ``parameters.fraction``."""
+    z = standardised_logprob(scored.logprob, -scored.extra["entropy"], scored.extra["variance"])
+    return Values(_lowest(z, scored, parameters.fraction), np.ones(len(scored.lengths), bool), "")
+
+
+@metric(
+    name="clamped_variance_tokens",
+    needs=("verbatim",),
+    formula="tokens with variance below 1e-6, at which Min-K++ clamps",
+    unit="tokens",
+    bounds=(0.0, math.inf),
+    reads=("variance",),
+    default=False,
+)
+def clamped_variance_tokens(scored: Scored, parameters: Parameters) -> Values:
+    """How many of a text's tokens Min-K++ clamped: remembered ones, or a uniform distribution."""
+    clamped = (scored.extra["variance"] < VARIANCE_FLOOR).astype(np.float64)
+    zero = np.zeros(len(scored.lengths), np.int64)
+    return Values(scored.sum_over(zero, scored.lengths, clamped), np.ones(len(zero), bool), "")
+
+
+@metric(
+    name="zlib_ratio",
+    needs=("verbatim",),
+    formula="mean of ln p(token | before) / bytes of the zlib-compressed text",
+    unit="nats/token/byte",
+    bounds=(-math.inf, 0.0),
+    reads=("zlib_bytes",),
+    default=False,
+)
+def zlib_ratio(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`zlib_score` of every text."""
+    size = scored.extra["zlib_bytes"]
+    mean = scored.sum_over_target(scored.logprob) / scored.target_lengths
+    return Values(mean / size, np.isfinite(size), "the probe has no text")
+
+
+@metric(
+    name="reference_difference",
+    needs=("verbatim",),
+    formula="mean of ln p(token | before) minus the same under the reference run",
+    unit="nats/token",
+    reads=("reference",),
+    default=False,
+)
+def reference_difference(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`reference_score` of every text: ``nll_ref - nll``, the reference at the same step."""
+    difference = scored.sum_over_target(scored.logprob - scored.extra["reference"]) / scored.target_lengths
+    return Values(difference, np.isfinite(difference), "the reference run has no score of it at this step")
+
+
+@metric(
+    name="negative_loss_ratio",
+    needs=("verbatim",),
+    formula="-(nll / nll under the reference run): minus ln PPL_t / ln PPL_r",
+    unit="ratio",
+    bounds=(-math.inf, 0.0),
+    reads=("reference",),
+    default=False,
+)
+def negative_loss_ratio(scored: Scored, parameters: Parameters) -> Values:
+    """Minus :func:`loss_ratio` of every text, so that higher means more memorised."""
+    reference = scored.sum_over_target(scored.extra["reference"])
+    valid = reference < 0
+    ratio = scored.sum_over_target(scored.logprob) / np.where(valid, reference, 1.0)
+    return Values(-ratio, valid, "the reference run has no score of it at this step")

@@ -1,0 +1,97 @@
+"""Causal memorization: profiles by difference-in-differences, and counterfactual memorization over seeds.
+
+Shape suffixes: N items, T checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+class Effect(NamedTuple):
+    """Effects at checkpoints with standard errors and 95 % intervals (Welch)."""
+
+    estimate: Floats
+    error: Floats
+    low: Floats
+    high: Floats
+
+
+def _welch(treated_NT: Floats, control_NT: Floats, level: float) -> Effect:
+    if min(len(treated_NT), len(control_NT)) < 2:
+        raise ValueError("an effect with an error needs two items in both arms")
+    parts = [(x.var(axis=0, ddof=1) / len(x), len(x) - 1) for x in (treated_NT, control_NT)]
+    variance = parts[0][0] + parts[1][0]
+    spread = sum(v**2 / df for v, df in parts)
+    df = np.divide(variance**2, spread, out=np.full(variance.shape, np.inf), where=spread > 0)
+    estimate = treated_NT.mean(axis=0) - control_NT.mean(axis=0)
+    error = np.sqrt(variance)
+    half = np.where(error > 0, stats.t.ppf((1 + level) / 2, df), 0.0) * error
+    return Effect(estimate, error, estimate - half, estimate + half)
+
+
+def memorization_profile(
+    treated_NT: ArrayLike, control_NT: ArrayLike, treatment: int, level: float = 0.95
+) -> Effect:
+    """``ATT(g, t) = mean_treated(Y_t - Y_{g-1}) - mean_control(Y_t - Y_{g-1})`` (Lesci et al. 2024; Callaway &
+    Sant'Anna 2021 with never-treated controls), for every t.
+
+    Items are the unit, so autocorrelation along t does no harm. At t = g-1 it is 0 by construction; before, it
+    is the placebo that must be near 0; at t = g instantaneous, after persistent, at the end residual
+    memorization. For clustered items use :func:`analysis.statistics.did`.
+
+    Args:
+        treated_NT: Y of the items first inserted between checkpoints g-1 and g; higher = more memorised (-nll).
+        control_NT: Y of never-inserted items of the same distribution.
+        treatment: g, an index of T, at least 1.
+        level: of the interval.
+    """
+    treated, control = np.asarray(treated_NT, np.float64), np.asarray(control_NT, np.float64)
+    if not 1 <= treatment < treated.shape[1] or treated.shape[1] != control.shape[1]:
+        raise ValueError(
+            f"treatment at checkpoint {treatment} of {treated.shape[1]} has no checkpoint before"
+        )
+    before = treatment - 1
+    return _welch(treated - treated[:, [before]], control - control[:, [before]], level)
+
+
+def naive_difference(treated_NT: ArrayLike, control_NT: ArrayLike, level: float = 0.95) -> Effect:
+    """``mean_treated Y_t - mean_control Y_t``: unbiased only if arms were randomised; else it holds what items
+    brought along."""
+    return _welch(np.asarray(treated_NT, np.float64), np.asarray(control_NT, np.float64), level)
+
+
+class Counterfactual(NamedTuple):
+    """Counterfactual memorization of one text."""
+
+    estimate: float
+    error: float
+    low: float
+    high: float
+    models_with: int
+    models_without: int
+
+
+def counterfactual_memorization(
+    score_with: ArrayLike, score_without: ArrayLike, level: float = 0.95
+) -> Counterfactual:
+    """``mem(x) = E_{S with x} M(A(S), x) - E_{S without x} M(A(S), x)`` (Zhang et al. 2021), over seeds.
+
+    With inclusion by an independent coin for every seed the difference of means is unbiased; Welch's interval.
+
+    Args:
+        score_with: M of x under each model trained with it.
+        score_without: under each model trained without it.
+        level: of the interval.
+    """
+    with_x = np.asarray(score_with, np.float64)[:, None]
+    without = np.asarray(score_without, np.float64)[:, None]
+    found = _welch(with_x, without, level)
+    estimate, error, low, high = (float(part[0]) for part in found)
+    return Counterfactual(estimate, error, low, high, len(with_x), len(without))

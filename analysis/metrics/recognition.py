@@ -1,0 +1,81 @@
+"""Recognition, recall, retention (Orhan 2023), order recall (SORT), and where experts route."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+
+def two_alternative(score_seen: ArrayLike, score_foil: ArrayLike) -> float:
+    """2AFC share correct over pairs: ``mean_i [s(seen_i) > s(foil_i)] + [=]/2``; ties are coin flips, not errors.
+
+    Higher score = more memorised (for example -nll).
+    """
+    seen, foil = np.asarray(score_seen, np.float64), np.asarray(score_foil, np.float64)
+    if seen.shape != foil.shape or not seen.size:
+        raise ValueError("2AFC needs pairs")
+    return float(np.mean((seen > foil) + 0.5 * (seen == foil)))
+
+
+def full_matrix_recognition(score_seen: ArrayLike, score_foil: ArrayLike) -> float:
+    """2AFC in expectation over all pairings, ``P(s(seen) > s(foil)) + P(=)/2``: the AUC, of lower variance."""
+    seen, foil = np.asarray(score_seen, np.float64), np.sort(np.asarray(score_foil, np.float64))
+    below = np.searchsorted(foil, seen, "left") + np.searchsorted(foil, seen, "right")
+    return float(below.mean() / (2 * foil.size))
+
+
+def d_prime(share_correct: float, pairs: int | None = None) -> float:
+    """``d' = sqrt(2) Phi^-1(PC)``; with ``pairs`` given, PC is kept half a pair from 0 and 1."""
+    if pairs is not None:
+        share_correct = min(max(share_correct, 0.5 / pairs), 1 - 0.5 / pairs)
+    return math.sqrt(2) * float(stats.norm.ppf(share_correct))
+
+
+def order_recall(score_true_first: ArrayLike, score_false_first: ArrayLike) -> float:
+    """SORT (Pink et al. 2024): share right over both presentation orders, so that a position bias cancels.
+
+    Args:
+        score_true_first: for each pair, LL(answer "the first") - LL(answer "the second") where the segment
+            shown first does come first.
+        score_false_first: the same with the segments shown the other way round.
+    """
+    right = np.asarray(score_true_first, np.float64), -np.asarray(score_false_first, np.float64)
+    return float(np.mean([((s > 0) + 0.5 * (s == 0)).mean() for s in right]))
+
+
+def value_recall(
+    loglik_old: ArrayLike, loglik_new: ArrayLike, date: ArrayLike, cutoff: float
+) -> tuple[float, float]:
+    """For facts that changed value at ``date``: share for which the new value is likelier, before and after a
+    cut-off.
+
+    ``mean [LL(new) > LL(old)] + [=]/2`` over facts with date < cutoff and over those with date >= cutoff; NaN
+    for a side without facts.
+    """
+    difference = np.asarray(loglik_new, np.float64) - np.asarray(loglik_old, np.float64)
+    new = (difference > 0) + 0.5 * (difference == 0)
+    before = np.asarray(date, np.float64) < cutoff
+    return (
+        float(new[before].mean()) if before.any() else math.nan,
+        float(new[~before].mean()) if (~before).any() else math.nan,
+    )
+
+
+def routing_distance(experts_a: ArrayLike, experts_b: ArrayLike) -> NDArray[np.float64]:
+    """Mean Jaccard distance of the sets of experts that two passes route a token to, over layers: 0 same, 1 none.
+
+    ``1 - |A n B| / |A u B|`` per layer.
+
+    Args:
+        experts_a: (tokens, layers, k) distinct expert indices.
+        experts_b: the same tokens under another model or after another context.
+    """
+    a, b = np.asarray(experts_a), np.asarray(experts_b)
+    if a.ndim != 3 or a.shape[:2] != b.shape[:2]:
+        raise ValueError("routing paths have the shape tokens x layers x experts")
+    shared = (a[..., :, None] == b[..., None, :]).any(-1).sum(-1)
+    union = a.shape[-1] + b.shape[-1] - shared
+    return np.asarray(1 - (shared / union).mean(axis=-1), np.float64)

@@ -1,0 +1,200 @@
+"""Unlearning: what was forgotten (truth ratio, forget quality, privacy leak) and by which loss.
+
+With a twin the true retain model exists, so distance to it is measured, not proxied.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.special import log_expit
+
+Floats = NDArray[np.float64]
+
+
+def truth_ratio(
+    nll_wrong: ArrayLike, nll_paraphrase: float, mean: Literal["arithmetic", "geometric"] = "arithmetic"
+) -> float:
+    """TOFU (Maini et al. 2024): ``TR = mean_wrong p(wrong|q)^{1/|a|} / p(paraphrase|q)^{1/|a|}``.
+
+    ``arithmetic`` is the paper's mean of probabilities; ``geometric`` is open-unlearning's, which averages
+    losses before it exponentiates. LOWER = the truth is better remembered.
+
+    Args:
+        nll_wrong: per-token nll of each wrong answer, nats/token.
+        nll_paraphrase: per-token nll of the paraphrased right answer.
+        mean: over the wrong answers.
+    """
+    wrong = np.asarray(nll_wrong, np.float64)
+    if not wrong.size:
+        raise ValueError("a truth ratio needs wrong answers")
+    top = math.exp(-float(wrong.mean())) if mean == "geometric" else float(np.exp(-wrong).mean())
+    return top / math.exp(-nll_paraphrase)
+
+
+def closer_to_one(ratios: ArrayLike) -> float:
+    """``mean min(TR, 1/TR)``: 1 where right and wrong are told apart no more."""
+    tr = np.asarray(ratios, np.float64)
+    with np.errstate(divide="ignore"):
+        return float(np.minimum(tr, 1 / tr).mean())
+
+
+def true_better(ratios: ArrayLike) -> float:
+    """``mean max(0, 1 - TR)``: higher = the truth is remembered."""
+    return float(np.maximum(0.0, 1 - np.asarray(ratios, np.float64)).mean())
+
+
+def probability_mean(p_correct: ArrayLike, p_wrong: ArrayLike) -> float:
+    """``mean p(correct) / (p(correct) + p(wrong))``."""
+    right, wrong = np.asarray(p_correct, np.float64), np.asarray(p_wrong, np.float64)
+    return float((right / (right + wrong)).mean())
+
+
+class ForgetQuality(NamedTuple):
+    """Two-sample Kolmogorov-Smirnov test of truth ratios: unlearned against retain model."""
+
+    distance: float
+    """D in [0, 1]: 0 = alike, 1 = disjoint; the effect, which p saturates."""
+    low: float
+    high: float
+    """95 % percentile bootstrap of D over questions."""
+    p: float
+
+
+def forget_quality(
+    ratios_unlearned: ArrayLike, ratios_retain: ArrayLike, *, replicates: int = 1000, seed: int = 0
+) -> ForgetQuality:
+    """KS distance D with an interval first, the published ``forget_quality`` (its p) second."""
+    x, y = np.sort(np.asarray(ratios_unlearned, np.float64)), np.sort(np.asarray(ratios_retain, np.float64))
+    if min(x.size, y.size) < 2:
+        raise ValueError("forget quality needs two questions on both sides")
+    found = stats.ks_2samp(x, y)
+    # Weighted ECDFs on the pooled points: a replicate is a vector of counts, not a new sort.
+    rng = np.random.default_rng(seed)
+    pooled = np.concatenate([x, y])
+    order = np.argsort(pooled, kind="stable")
+    last = np.append(np.diff(pooled[order]) > 0, True)
+    counts = np.zeros((replicates, pooled.size))
+    counts[:, : x.size] = rng.multinomial(x.size, np.full(x.size, 1 / x.size), replicates) / x.size
+    counts[:, x.size :] = -rng.multinomial(y.size, np.full(y.size, 1 / y.size), replicates) / y.size
+    distance = np.abs(np.cumsum(counts[:, order], axis=1)[:, last]).max(axis=1)
+    low, high = np.quantile(distance, [0.025, 0.975])
+    return ForgetQuality(float(found.statistic), float(low), float(high), float(found.pvalue))
+
+
+def distance_of_forget_quality(p: float, n: int) -> float:
+    """The D that a published p of two samples of size n came from: D is a multiple of 1/n, so p names it.
+
+    1.06e-239 at n = 400 is D = 1; 4.35e-25 is D = 0.3725.
+    """
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) // 2
+        if math.log(max(_ks_p(middle, n), 1e-320)) > math.log(p) + 1e-3:
+            low = middle + 1
+        else:
+            high = middle
+    nearest = min((max(0, low - 1), low), key=lambda k: abs(math.log(max(_ks_p(k, n), 1e-320)) - math.log(p)))
+    return nearest / n
+
+
+def _ks_p(k: int, n: int) -> float:
+    # Exact for equal sizes (Gnedenko & Korolyuk 1951): 2 sum_j (-1)^{j+1} C(2n, n - jk) / C(2n, n).
+    if k == 0:
+        return 1.0
+    whole = math.comb(2 * n, n)
+    total = sum((-1) ** (j + 1) * math.comb(2 * n, n - j * k) for j in range(1, n // k + 1))
+    return float(2 * total / whole)
+
+
+def model_utility(parts: ArrayLike) -> float:
+    """Harmonic mean of the parts (TOFU takes nine); 0 if any is 0."""
+    values = np.asarray(parts, np.float64)
+    if not values.size or (values < 0).any():
+        raise ValueError("model utility is of non-negative parts")
+    return 0.0 if (values == 0).any() else float(values.size / np.sum(1 / values))
+
+
+def privacy_leak(auc_unlearned: float, auc_retain: float) -> float:
+    """MUSE's PrivLeak: ``100 ((1 - AUC_u) - (1 - AUC_r)) / (1 - AUC_r)``, AUC of members against non-members.
+
+    Explodes as AUC_r approaches 1; report the two AUCs beside it.
+    """
+    if auc_retain >= 1:
+        raise ValueError("PrivLeak divides by 1 - AUC of the retain model, which is 0")
+    return 100 * (auc_retain - auc_unlearned) / (1 - auc_retain)
+
+
+def distance_to_retained(loglik: ArrayLike, loglik_retain: ArrayLike) -> Floats:
+    """``|loglik - loglik_retain|`` per text: 0 where unlearning reached the model that never saw it."""
+    return np.asarray(np.abs(np.asarray(loglik, np.float64) - np.asarray(loglik_retain, np.float64)))
+
+
+def npo_loss(loglik: ArrayLike, loglik_reference: ArrayLike, beta: float = 0.1) -> float:
+    """NPO (Zhang et al. 2024): ``-(2/beta) mean ln sigma(-beta (lt - lr))``, summed log-probabilities."""
+    difference = np.asarray(loglik, np.float64) - np.asarray(loglik_reference, np.float64)
+    return float(-2 / beta * np.mean(log_expit(-beta * difference)))
+
+
+def simnpo_loss(loglik: ArrayLike, tokens: ArrayLike, beta: float = 2.5, delta: float = 0.0) -> float:
+    """SimNPO (Fan et al. 2024): ``-(2/beta) mean ln sigma(-(beta/|y|) lt - delta)``: no reference, by length."""
+    per_token = np.asarray(loglik, np.float64) / np.asarray(tokens, np.float64)
+    return float(-2 / beta * np.mean(log_expit(-beta * per_token - delta)))
+
+
+def gradient_difference_loss(
+    nll_forget: float, nll_retain: float, gamma: float = 1.0, alpha: float = 1.0
+) -> float:
+    """GradDiff: ``gamma (-L_forget) + alpha L_retain``; gradient ascent is alpha = 0."""
+    return -gamma * nll_forget + alpha * nll_retain
+
+
+def rmu_loss(
+    hidden_forget: ArrayLike,
+    direction: ArrayLike,
+    steering: float,
+    hidden_retain: ArrayLike,
+    hidden_retain_reference: ArrayLike,
+    alpha: float,
+) -> float:
+    """RMU (Li et al. 2024): ``mean ||h_f - c u||^2 + alpha mean ||h_r - h_r^ref||^2``, u a unit vector.
+
+    Means are over all entries, as in WMDP's code (``mse_loss``).
+    """
+    u = np.asarray(direction, np.float64)
+    target = steering * u / np.linalg.norm(u)
+    forget = np.mean((np.asarray(hidden_forget, np.float64) - target) ** 2)
+    retain = np.mean((np.asarray(hidden_retain, np.float64) - np.asarray(hidden_retain_reference)) ** 2)
+    return float(forget + alpha * retain)
+
+
+def curvature_edit(
+    weight: ArrayLike, input_covariance: ArrayLike, gradient_covariance: ArrayLike, mass: float
+) -> Floats:
+    """K-FAC edit: keep the directions of high curvature, which many inputs share, and drop the rest.
+
+    ``W' = U_G ((U_G^T W U_A) o 1_S) U_A^T``, S the fewest pairs (i, j) of largest ``gamma_i alpha_j`` whose sum
+    reaches the share ``mass``; A = E[a a^T] with eigenpairs (alpha, U_A), G = E[g g^T] with (gamma, U_G).
+
+    Args:
+        weight: W, (out, in).
+        input_covariance: A, (in, in).
+        gradient_covariance: G, (out, out).
+        mass: rho in [0, 1].
+    """
+    if not 0 <= mass <= 1:
+        raise ValueError(f"a share of the curvature lies in [0, 1], not {mass}")
+    alpha, u_a = np.linalg.eigh(np.asarray(input_covariance, np.float64))
+    gamma, u_g = np.linalg.eigh(np.asarray(gradient_covariance, np.float64))
+    curvature = np.outer(np.maximum(gamma, 0), np.maximum(alpha, 0))
+    order = np.argsort(-curvature, axis=None, kind="stable")
+    total = np.cumsum(curvature.ravel()[order])
+    count = 0 if mass == 0 else int(np.searchsorted(total, mass * total[-1] * (1 - 1e-12))) + 1
+    keep = np.zeros(curvature.size, bool)
+    keep[order[:count]] = True
+    inside = (u_g.T @ np.asarray(weight, np.float64) @ u_a) * keep.reshape(curvature.shape)
+    return np.asarray(u_g @ inside @ u_a.T, np.float64)

@@ -1,0 +1,73 @@
+"""Tests that are exact by design: one draw was inserted at random, its sisters were kept."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+class RankTest(NamedTuple):
+    """An inserted draw against fresh draws of the same distribution."""
+
+    p: float
+    """(1 + #{fresh at least as likely}) / (m + 1), one-sided; no smaller than 1/(m + 1)."""
+    z: float
+    """(mean nll of the fresh - nll of the inserted) / sd: higher = more memorised."""
+    fresh: int
+    """m."""
+
+
+def rank_test(nll_inserted: float, nll_fresh: ArrayLike) -> RankTest:
+    """Data watermark (Wei, Wang & Jia 2024): ``p = (1 + #{NLL(x_j) <= NLL(x*)}) / (m + 1)``.
+
+    Exact: had x* not been trained on, it would be exchangeable with the x_j. ``z`` is the paper's
+    ``(NLL* - mean) / sd`` with the sign turned so that higher means more memorised (sd with m - 1). It equals
+    the perplexity test of ghost sentences when the x_j are fresh passphrases of the same word list.
+    """
+    fresh = np.asarray(nll_fresh, np.float64)
+    if not fresh.size or np.isnan(fresh).any() or math.isnan(nll_inserted):
+        raise ValueError("the rank test needs scores of fresh draws, and no NaN")
+    p = (1 + int(np.sum(fresh <= nll_inserted))) / (fresh.size + 1)
+    spread = float(fresh.std(ddof=1)) if fresh.size > 1 else math.nan
+    z = (float(fresh.mean()) - nll_inserted) / spread if spread > 0 else math.nan
+    return RankTest(p, z, fresh.size)
+
+
+def last_words_null(words: int, vocabulary: int = 7776) -> float:
+    """Chance of guessing the last k words of a passphrase: ``|W|^-k``; diceware has 7,776 words."""
+    if words < 1 or vocabulary < 2:
+        raise ValueError(f"no such guess: {words} words of {vocabulary}")
+    return float(vocabulary) ** -words
+
+
+class LastWords(NamedTuple):
+    """Last-k-words test over passphrases."""
+
+    rate: float
+    null: float
+    p: float
+    """P[Bin(n, |W|^-k) >= successes]."""
+
+
+def last_words_test(successes: int, trials: int, words: int, vocabulary: int = 7776) -> LastWords:
+    """Ghost sentences (Zhao et al. 2024): binomial tail of k-word completions against guessing.
+
+    Args:
+        successes: passphrases whose last ``words`` words were generated.
+        trials: passphrases asked about.
+        words: k.
+        vocabulary: words on the list they were drawn from.
+    """
+    if not 0 <= successes <= trials or trials < 1:
+        raise ValueError(f"{successes} successes in {trials} trials")
+    null = last_words_null(words, vocabulary)
+    return LastWords(successes / trials, null, float(stats.binom.sf(successes - 1, trials, null)))
+
+
+def combined_p(p_values: ArrayLike) -> float:
+    """Fisher's combination of independent p-values: ``P[chi2_{2n} >= -2 sum ln p]``."""
+    return float(stats.combine_pvalues(np.asarray(p_values, np.float64), method="fisher").pvalue)

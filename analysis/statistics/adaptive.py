@@ -1,0 +1,134 @@
+"""EC50 from adaptive arms, where the doses were chosen by the scores; and experiments that share a run."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit
+
+from analysis.statistics.ec50 import DoseFit, Ec50, fit_rates
+
+Floats = NDArray[np.float64]
+
+
+def staircase_ec50(dose_N: ArrayLike, hit_N: ArrayLike, *, ceiling: float = 1.0) -> DoseFit:
+    """EC50 from a staircase: trials at doses that went up after a miss and down after a hit, on fresh items.
+
+    Given its past, a trial's dose is fixed, so the likelihood is ``prod P(d_i)^h_i (1 - P(d_i))^(1 - h_i)``: that of
+    fixed doses (Dixon & Mood 1948; the stopping rule is ignorable). Rates by dose are nonetheless biased, so give
+    the trials, never averages of reversals.
+
+    Args:
+        dose_N: dose of each trial.
+        hit_N: 1 if it was remembered.
+        ceiling: rate at infinite dose.
+    """
+    dose, hit = np.asarray(dose_N, np.float64), np.asarray(hit_N, np.float64)
+    levels, codes = np.unique(dose, return_inverse=True)
+    return fit_rates(levels, np.bincount(codes, weights=hit), np.bincount(codes), ceiling=ceiling)
+
+
+class Thresholds(NamedTuple):
+    """An EC50 of items inserted until they were remembered."""
+
+    ec50: Ec50
+    reached: int
+    censored: int
+    """Never remembered up to their last dose; they count, as beyond it."""
+
+
+def insert_until_ec50(lower_N: ArrayLike, upper_N: ArrayLike, *, level: float = 0.95) -> Thresholds:
+    """EC50 of arms that insert an item until it is remembered: each item shows where its threshold lies.
+
+    ``F(d) = sigma(b (log2 d - log2 EC50))`` is the distribution of thresholds, and an item that was not remembered
+    after ``lower`` insertions and was after ``upper`` has the likelihood ``F(upper) - F(lower)``; one never
+    remembered ``1 - F(lower)``. The same items' checks at fixed doses are NOT independent trials: taken as such they
+    make the interval too narrow. Wald interval for log2 EC50 from the observed information.
+
+    Args:
+        lower_N: dose at the last check that failed; 0 if the first succeeded.
+        upper_N: dose at the check that succeeded; infinite if none did.
+        level: of the interval.
+    """
+    lower, upper = np.asarray(lower_N, np.float64), np.asarray(upper_N, np.float64)
+    if np.any(lower < 0) or np.any(upper <= lower):
+        raise ValueError("every item needs 0 <= lower < upper")
+    reached = np.isfinite(upper)
+    if not reached.any():
+        raise ValueError("no item was ever remembered: there is no EC50 to estimate")
+    with np.errstate(divide="ignore"):
+        low, high = np.log2(lower), np.log2(upper)
+
+    def nll(theta: Floats) -> float:
+        slope = math.exp(theta[1])
+        a, b = slope * (low - theta[0]), slope * (high - theta[0])
+        censored = log_expit(-a[~reached]).sum()
+        inside = np.log(np.maximum(expit(b[reached]) - expit(a[reached]), 1e-300)).sum()
+        return -float(censored + inside)
+
+    middle = float(np.median(np.where(reached, high, low + 1)))
+    # Named corners: the default simplex takes a step of 0.00025 from a coordinate that is 0, and may stay there.
+    simplex = np.array([[middle, 0.0], [middle + 1, 0.0], [middle, 0.7]])
+    options = {"xatol": 1e-8, "fatol": 1e-10, "initial_simplex": simplex, "maxiter": 1000}
+    found = minimize(nll, simplex[0], method="Nelder-Mead", options=options).x
+    step = 1e-3
+    shifts = np.eye(2) * step
+    information = np.array(
+        [
+            [
+                nll(found + i + j) - nll(found + i - j) - nll(found - i + j) + nll(found - i - j)
+                for j in shifts
+            ]
+            for i in shifts
+        ]
+    ) / (4 * step**2)
+    error = math.sqrt(max(float(np.linalg.pinv(information)[0, 0]), 0.0))
+    half = float(stats.norm.ppf((1 + level) / 2)) * error
+    top = float(np.max(np.where(reached, upper, lower)))
+    answer = Ec50(
+        float(2 ** found[0]),
+        float(2 ** (found[0] - half)),
+        float(2 ** min(found[0] + half, 1000.0)),
+        math.exp(found[1]),
+        0.0,
+        top,
+        "interval-censored thresholds, Wald",
+    )
+    return Thresholds(answer, int(reached.sum()), int((~reached).sum()))
+
+
+class Interaction(NamedTuple):
+    """Does one experiment change another's effect in the run they share?"""
+
+    estimate: float
+    error: float
+    low: float
+    high: float
+    p: float
+
+
+def interaction(
+    both: ArrayLike, first: ArrayLike, second: ArrayLike, neither: ArrayLike, level: float = 0.95
+) -> Interaction:
+    """``(mean_both - mean_first) - (mean_second - mean_neither)``: 0 if the two effects add up.
+
+    First and second are experiments (say, two domains) and the four samples items of the first under its
+    insertions or not, in runs with the second's insertions or not; Welch-Satterthwaite t. Above 0 the second
+    strengthens the first's memory, below it competes for capacity.
+    """
+    samples = [np.asarray(s, np.float64) for s in (both, first, second, neither)]
+    if min(s.size for s in samples) < 2:
+        raise ValueError("an interaction with an error needs two items in each of its four cells")
+    signs = np.array([1, -1, -1, 1])
+    estimate = float(signs @ [s.mean() for s in samples])
+    parts = np.array([s.var(ddof=1) / s.size for s in samples])
+    error = math.sqrt(float(parts.sum()))
+    df = float(parts.sum() ** 2 / (parts**2 / [s.size - 1 for s in samples]).sum()) if error > 0 else math.inf
+    half = float(stats.t.ppf((1 + level) / 2, df)) * error
+    p = float(2 * stats.t.sf(abs(estimate) / error, df)) if error > 0 else float(estimate == 0)
+    return Interaction(estimate, error, estimate - half, estimate + half, p)

@@ -1,0 +1,260 @@
+"""Clustered items and correlated checkpoints: means, contrasts, difference-in-differences, forgetting slopes, AUC.
+
+Items of one person, book or template are alike, and so are neighbouring checkpoints of one item. Each estimate here is
+a sum over clusters, whatever happens along time is first reduced to one number an item, and the error is what the
+clusters' sums vary by. Shape suffixes: N items, T checkpoints, C clusters; ``...`` any leading axes (experiments).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+
+class Contrast(NamedTuple):
+    """An estimate with its cluster-robust error and t interval; arrays over the leading axes."""
+
+    estimate: Floats
+    error: Floats
+    df: Floats
+    low: Floats
+    high: Floats
+
+
+def _sums(values: Floats, cluster_N: Codes) -> Floats:
+    """Sums over clusters, the last axis; clusters are coded 0 .. C-1."""
+    order = np.argsort(cluster_N, kind="stable")
+    starts = np.searchsorted(cluster_N[order], np.arange(int(cluster_N.max()) + 1))
+    return np.asarray(np.add.reduceat(values[..., order], starts, axis=-1), np.float64)
+
+
+def _moments(values: Floats, cluster_N: Codes) -> tuple[Floats, Floats, int]:
+    """Mean over items, its variance over clusters, and the number of clusters."""
+    codes = np.unique(cluster_N, return_inverse=True)[1]
+    clusters = int(codes.max()) + 1
+    if clusters < 2:
+        raise ValueError("an error over clusters needs two clusters in every arm")
+    mean = values.mean(-1)
+    deviation = _sums(values - mean[..., None], codes)
+    variance = (deviation**2).sum(-1) * clusters / (clusters - 1) / values.shape[-1] ** 2
+    return mean, variance, clusters
+
+
+def _interval(estimate: Floats, variance: Floats, df: Floats, level: float) -> Contrast:
+    error = np.sqrt(variance)
+    half = np.where(error > 0, stats.t.ppf((1 + level) / 2, np.maximum(df, 1e-9)), 0.0) * error
+    return Contrast(estimate, error, df, estimate - half, estimate + half)
+
+
+def cluster_mean(values: ArrayLike, cluster_N: ArrayLike, level: float = 0.95) -> Contrast:
+    """Mean over items with clusters as the unit: ``var = C/(C-1) sum_c (S_c - n_c mean)^2 / N^2``, t, C-1 df."""
+    mean, variance, clusters = _moments(np.asarray(values, np.float64), np.asarray(cluster_N))
+    return _interval(mean, variance, np.full(mean.shape, clusters - 1.0), level)
+
+
+def cluster_contrast(
+    values: ArrayLike, treated_N: ArrayLike, cluster_N: ArrayLike | None = None, level: float = 0.95
+) -> Contrast:
+    """Mean of the treated minus mean of the controls, errors over clusters.
+
+    Clusters within arms: Welch's t on the two clustered variances (Satterthwaite). Clusters that lie in both arms
+    (a person with treated and untreated fields): ``var = C/(C-1) sum_c u_c^2`` with the clusters' influences
+    ``u_c = sum_treated (y - m1)/N1 - sum_control (y - m0)/N0``, C-1 degrees of freedom.
+
+    Args:
+        values: (..., N), higher = more memorised.
+        treated_N: true for the treated.
+        cluster_N: label of each item's cluster; every item its own if None.
+        level: of the interval.
+    """
+    y, treated = np.asarray(values, np.float64), np.asarray(treated_N, bool)
+    cluster = np.arange(treated.size) if cluster_N is None else np.asarray(cluster_N)
+    if not np.intersect1d(cluster[treated], cluster[~treated]).size:
+        m1, v1, c1 = _moments(y[..., treated], cluster[treated])
+        m0, v0, c0 = _moments(y[..., ~treated], cluster[~treated])
+        variance, spread = v1 + v0, v1**2 / (c1 - 1) + v0**2 / (c0 - 1)
+        df = np.divide(variance**2, spread, out=np.full(variance.shape, np.inf), where=spread > 0)
+        return _interval(m1 - m0, variance, df, level)
+    m1, m0 = y[..., treated].mean(-1), y[..., ~treated].mean(-1)
+    weight = np.where(treated, 1 / treated.sum(), -1 / (~treated).sum())
+    centred = (y - np.where(treated, m1[..., None], m0[..., None])) * weight
+    influence = _sums(centred, np.unique(cluster, return_inverse=True)[1].astype(np.int64))
+    clusters = influence.shape[-1]
+    variance = (influence**2).sum(-1) * clusters / (clusters - 1)
+    return _interval(m1 - m0, variance, np.full(m1.shape, clusters - 1.0), level)
+
+
+def did(
+    values_NT: ArrayLike,
+    treated_N: ArrayLike,
+    treatment: int,
+    at: int,
+    cluster_N: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Contrast:
+    """``ATT(g, t) = mean_treated(Y_t - Y_{g-1}) - mean_control(Y_t - Y_{g-1})`` with clustered items.
+
+    Autocorrelated checkpoints do no harm: each item gives one difference. What all items share at a checkpoint
+    cancels between the arms.
+
+    Args:
+        values_NT: (..., N, T).
+        treated_N: true for items first inserted between checkpoints g-1 and g.
+        treatment: g, at least 1.
+        at: t.
+        cluster_N: label of each item's cluster.
+        level: of the interval.
+    """
+    y = np.asarray(values_NT, np.float64)
+    if not 1 <= treatment < y.shape[-1]:
+        raise ValueError(f"treatment at checkpoint {treatment} of {y.shape[-1]} has no checkpoint before")
+    return cluster_contrast(y[..., at] - y[..., treatment - 1], treated_N, cluster_N, level)
+
+
+def log_slopes(values_NT: ArrayLike, times_T: ArrayLike) -> Floats:
+    """Each item's least-squares slope on log10 t: change per decade of time, shape (..., N).
+
+    Args:
+        values_NT: (..., N, T).
+        times_T: since the last exposure, in tokens or steps, all positive.
+    """
+    times = np.asarray(times_T, np.float64)
+    if times.size < 2 or np.any(times <= 0):
+        raise ValueError("a slope on log time needs two positive times")
+    x = np.log10(times) - np.log10(times).mean()
+    return np.asarray(np.asarray(values_NT, np.float64) @ (x / (x @ x)), np.float64)
+
+
+def forgetting_slope(
+    values_NT: ArrayLike,
+    times_T: ArrayLike,
+    treated_N: ArrayLike,
+    cluster_N: ArrayLike | None = None,
+    level: float = 0.95,
+) -> Contrast:
+    """Change of memory per decade of time since the last exposure, net of what never-inserted items do.
+
+    The contrast of per-item slopes on log10 t. Its error comes from clusters of items, not from residuals along
+    time: 1,000 consecutive checkpoints are nowhere near 1,000 observations, and a shared drift of the checkpoints
+    (which no bootstrap over facts sees) cancels against the controls. Negative = forgotten.
+    """
+    return cluster_contrast(log_slopes(values_NT, times_T), treated_N, cluster_N, level)
+
+
+def clustered_auc(
+    members: ArrayLike,
+    controls: ArrayLike,
+    member_cluster: ArrayLike,
+    control_cluster: ArrayLike,
+    level: float = 0.95,
+) -> Contrast:
+    """AUC with a clustered DeLong error (Obuchowski 1997), interval on the logit scale, t.
+
+    ``var = I/(I-1) sum_i (sum of placement deviations of i's members / m + of its controls / n)^2``, over
+    clusters i; one-item clusters give DeLong's variance (up to the factor of clusters that lie in one arm only,
+    which take their own arm's I). Exactly 0 or 1 has no logit: its limit is Clopper-Pearson's on
+    min(clusters) pairs.
+
+    Args:
+        members: (..., m) scores, higher = member.
+        controls: (..., n).
+        member_cluster: (m,) labels.
+        control_cluster: (n,) labels; one label in both arms is one cluster.
+        level: of the interval.
+    """
+    x, y = np.asarray(members, np.float64), np.asarray(controls, np.float64)
+    cx, cy = np.asarray(member_cluster), np.asarray(control_cluster)
+    wins = (x[..., :, None] > y[..., None, :]) + 0.5 * (x[..., :, None] == y[..., None, :])
+    area = wins.mean((-1, -2))
+    deviations = np.concatenate(
+        [
+            (wins.mean(-1) - area[..., None]) / x.shape[-1],
+            (wins.mean(-2) - area[..., None]) / y.shape[-1],
+        ],
+        axis=-1,
+    )
+    codes = np.unique(np.concatenate([cx, cy]), return_inverse=True)[1].astype(np.int64)
+    sums = _sums(deviations, codes)
+    m, n = np.unique(cx).size, np.unique(cy).size
+    if min(m, n) < 2:
+        raise ValueError("an AUC with an interval needs two clusters in both arms")
+    if np.intersect1d(cx, cy).size:
+        factor, df = np.full(sums.shape[-1], sums.shape[-1] / (sums.shape[-1] - 1)), sums.shape[-1] - 1.0
+        degrees = np.full(area.shape, df)
+        variance = (factor * sums**2).sum(-1)
+    else:
+        own = np.isin(np.arange(sums.shape[-1]), codes[: cx.size])
+        v1 = (sums[..., own] ** 2).sum(-1) * m / (m - 1)
+        v0 = (sums[..., ~own] ** 2).sum(-1) * n / (n - 1)
+        variance, spread = v1 + v0, v1**2 / (m - 1) + v0**2 / (n - 1)
+        degrees = np.divide(variance**2, spread, out=np.full(area.shape, np.inf), where=spread > 0)
+    inside = np.clip(area, 1e-12, 1 - 1e-12)
+    centre = np.log(inside / (1 - inside))
+    half = stats.t.ppf((1 + level) / 2, degrees) * np.sqrt(variance) / (inside * (1 - inside))
+    bound = ((1 - level) / 2) ** (1 / min(m, n))
+    low = np.where(area == 1, bound, np.where(area == 0, 0.0, 1 / (1 + np.exp(half - centre))))
+    high = np.where(area == 0, 1 - bound, np.where(area == 1, 1.0, 1 / (1 + np.exp(-half - centre))))
+    return Contrast(np.asarray(area), np.sqrt(variance), degrees, low, high)
+
+
+def cluster_bootstrap(
+    values_NM: ArrayLike, treated_N: ArrayLike, cluster_N: ArrayLike, *, replicates: int = 1000, seed: int = 0
+) -> Floats:
+    """Replicates of the contrast of means with whole clusters resampled within arms; (B, M).
+
+    Count-based: a replicate is a vector of how often each cluster was drawn, and its means two matrix products.
+    """
+    y = np.asarray(values_NM, np.float64)
+    y = y.reshape(len(y), -1)
+    treated, cluster = np.asarray(treated_N, bool), np.asarray(cluster_N)
+    rng = np.random.default_rng(seed)
+    found = np.zeros((replicates, y.shape[1]))
+    for sign, arm in ((1.0, treated), (-1.0, ~treated)):
+        codes = np.unique(cluster[arm], return_inverse=True)[1].astype(np.int64)
+        sums, sizes = _sums(y[arm].T, codes), np.bincount(codes).astype(np.float64)
+        drawn = rng.multinomial(sizes.size, np.full(sizes.size, 1 / sizes.size), replicates)
+        found += sign * (drawn @ sums.T) / (drawn @ sizes)[:, None]
+    return found
+
+
+def design_effect(cluster_size: float, icc: float) -> float:
+    """Kish: ``1 + (m - 1) ICC``, by which the variance of a mean over clusters of m exceeds that of as many
+    independent items."""
+    return 1 + (cluster_size - 1) * icc
+
+
+def intraclass_correlation(values_N: ArrayLike, cluster_N: ArrayLike) -> float:
+    """ICC(1) by one-way analysis of variance: ``(MSB - MSW) / (MSB + (m0 - 1) MSW)``."""
+    y = np.asarray(values_N, np.float64)
+    codes = np.unique(np.asarray(cluster_N), return_inverse=True)[1].astype(np.int64)
+    sizes = np.bincount(codes)
+    clusters, n = sizes.size, y.size
+    if clusters < 2 or clusters == n:
+        raise ValueError("an ICC needs two clusters, and one with two items")
+    means = _sums(y, codes) / sizes
+    between = float((sizes * (means - y.mean()) ** 2).sum()) / (clusters - 1)
+    within = float(((y - means[codes]) ** 2).sum()) / (n - clusters)
+    typical = (n - float((sizes**2).sum()) / n) / (clusters - 1)
+    total = between + (typical - 1) * within
+    return (between - within) / total if total > 0 else 0.0
+
+
+def error_with_seeds(error_items: float, sd_seed: float, seeds: int) -> float:
+    """Standard error with training seeds as a layer: ``sqrt(se_items^2 + sd_seed^2 / seeds)``.
+
+    More items never remove the second term: one run says nothing of other runs.
+    """
+    return math.sqrt(error_items**2 + sd_seed**2 / seeds)
+
+
+def over_seeds(estimate_S: ArrayLike, level: float = 0.95) -> Contrast:
+    """Mean over training seeds, each seed one observation, t with S-1 degrees of freedom."""
+    estimates = np.asarray(estimate_S, np.float64)
+    return cluster_mean(estimates, np.arange(estimates.shape[-1]), level)

@@ -1,0 +1,309 @@
+"""Forgetting curves: six families by AICc over item-level bootstraps, and interval-censored time to forget.
+
+Time is what passed since the last exposure (tokens, updates, or learning rate integrated over them). Items, not
+checkpoints, are resampled: neighbouring checkpoints are correlated. Shape suffixes: N items, T times, B replicates,
+P points of a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A curve ``y(t) = sum of linear coefficients x basis(t; shape parameters)``."""
+
+    name: str
+    formula: str
+    shapes: tuple[tuple[str, bool], ...]
+    """Non-linear parameters; true: on the scale of time (its grid is that of the times)."""
+    linear: int
+    """Linear coefficients."""
+    basis: Callable[[Floats, Floats], Floats]
+    """(P, shapes) and (T,) -> (P, linear, T)."""
+
+
+def _one(values_PT: Floats) -> Floats:
+    return values_PT[:, None]
+
+
+def _two(values_PT: Floats) -> Floats:
+    return np.stack([np.ones_like(values_PT), values_PT], axis=1)
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("log_linear", "a - b ln t", (), 2, lambda s, t: _two(np.log(t)[None])),
+        Family("power", "A t^-b", (("b", False),), 1, lambda s, t: _one(t ** -s[:, :1])),
+        Family(
+            "shifted_power",
+            "A (1 + t/c)^-b",
+            (("b", False), ("c", True)),
+            1,
+            lambda s, t: _one((1 + t / s[:, 1:]) ** -s[:, :1]),
+        ),
+        Family("exponential", "A exp(-t/c)", (("c", True),), 1, lambda s, t: _one(np.exp(-t / s[:, :1]))),
+        Family(
+            "exponential_floor",
+            "F + A exp(-t/c)",
+            (("c", True),),
+            2,
+            lambda s, t: _two(np.exp(-t / s[:, :1])),
+        ),
+        Family(
+            "weibull",
+            "A exp(-(t/c)^k)",
+            (("k", False), ("c", True)),
+            1,
+            lambda s, t: _one(np.exp(-((t / s[:, 1:]) ** s[:, :1]))),
+        ),
+    )
+}
+"""The six. ``log_linear`` is what is often called a power law and is none."""
+
+
+class Curve(NamedTuple):
+    """One family's least-squares fit to one mean curve."""
+
+    family: str
+    parameters: dict[str, float]
+    rss: float
+    aicc: float
+    """``n ln(RSS/n) + 2k + 2k(k+1)/(n-k-1)``, k with the error variance; infinite if n <= k + 1."""
+    fitted: Floats
+
+
+class Forgetting(NamedTuple):
+    """Families ranked on the mean curve, and how often each wins when items are resampled."""
+
+    curves: list[Curve]
+    """By AICc, best first."""
+    weights: dict[str, float]
+    """Share of item-level bootstrap replicates in which the family has the lowest AICc."""
+    identified: bool
+    """At least 8 checkpoints over 3 decades; below that shapes can hardly be told apart."""
+
+
+def _axes(family: Family, times: Floats, points: int) -> list[Floats]:
+    """ln of the shape parameters searched."""
+    of_time = np.linspace(math.log(times[0] / 10), math.log(times[-1] * 10), points)
+    exponent = np.linspace(math.log(0.02), math.log(8), points)
+    return [of_time if on_time else exponent for _, on_time in family.shapes]
+
+
+def _solve(family: Family, shapes_BPS: Floats, times: Floats, curves_BT: Floats) -> Floats:
+    """Residual sum of squares (B, P): shapes given, the rest is linear. One set of shapes for all if B is 1."""
+    many, points, shapes = shapes_BPS.shape
+    raw = family.basis(shapes_BPS.reshape(many * points, shapes), times)
+    # Gram-Schmidt by hand for one or two vectors: thousands of tiny QRs would take longer.
+    # A curve that has died before the first time must count as zero, not blow up to a perfect fit.
+    first = raw[:, 0] / np.linalg.norm(raw[:, 0], axis=-1, keepdims=True).clip(1e-100)
+    explained = _explained(first, shapes_BPS.shape, curves_BT)
+    if family.linear == 2:
+        rest = raw[:, 1] - (raw[:, 1] * first).sum(-1, keepdims=True) * first
+        length = np.linalg.norm(rest, axis=-1, keepdims=True)
+        second = np.where(length > 1e-9, rest / length.clip(1e-300), 0.0)
+        explained = explained + _explained(second, shapes_BPS.shape, curves_BT)
+    return np.asarray(np.maximum((curves_BT**2).sum(-1)[:, None] - explained, 0.0))
+
+
+def _explained(unit: Floats, shape: tuple[int, ...], curves_BT: Floats) -> Floats:
+    if shape[0] == 1:
+        return np.asarray((curves_BT @ unit.T) ** 2)
+    return np.asarray(np.einsum("bpt,bt->bp", unit.reshape(shape[0], shape[1], -1), curves_BT) ** 2)
+
+
+def _search(family: Family, times: Floats, curves_BT: Floats, rounds: int = 14) -> tuple[Floats, Floats]:
+    """Best shapes (B, S) and their residual sum of squares (B): a common grid, then each curve zooms in on its own."""
+    axes = _axes(family, times, 60 if len(family.shapes) == 2 else 200)
+    if not axes:
+        return np.zeros((len(curves_BT), 0)), _solve(family, np.zeros((1, 1, 0)), times, curves_BT)[:, 0]
+    grid = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=-1)
+    rss = _solve(family, np.exp(grid)[None], times, curves_BT)
+    best, least = grid[np.argmin(rss, axis=1)], rss.min(axis=1)
+    span = np.array([axis[1] - axis[0] for axis in axes])
+    local = np.stack(
+        [m.ravel() for m in np.meshgrid(*[np.linspace(-1, 1, 5)] * len(axes), indexing="ij")], axis=-1
+    )
+    rows = np.arange(len(best))
+    for _ in range(rounds):
+        trial = best[:, None] + local * span
+        # A lone curve would otherwise look like one set of shapes for all; that is the same thing for it.
+        rss = _solve(family, np.exp(trial), times, curves_BT)
+        pick = np.argmin(rss, axis=1)
+        best, least = trial[rows, pick], np.minimum(least, rss[rows, pick])
+        span = span * 0.6
+    return np.exp(best), least
+
+
+def _aicc(rss: Floats, n: int, k: int) -> Floats:
+    if n <= k + 1:
+        return np.full(np.shape(rss), np.inf)
+    with np.errstate(divide="ignore"):
+        return np.asarray(n * np.log(rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1), np.float64)
+
+
+def fit_curve(times: ArrayLike, mean_T: ArrayLike, family: str) -> Curve:
+    """Least squares of one family: the best of a grid over its shape parameters, then refined.
+
+    For given shapes the other coefficients are linear, so only shapes are searched (variable projection, Golub &
+    Pereyra 1973).
+    """
+    chosen, t, y = FAMILIES[family], np.asarray(times, np.float64), np.asarray(mean_T, np.float64)
+    _check_times(t)
+    best = _search(chosen, t, y[None], rounds=50)[0][0]
+    raw = chosen.basis(best[None], t)[0]
+    coefficients, *_ = np.linalg.lstsq(raw.T, y, rcond=None)
+    fitted = coefficients @ raw
+    least = float(((y - fitted) ** 2).sum())
+    names = ("A",) if chosen.linear == 1 else ("a", "-b") if not chosen.shapes else ("F", "A")
+    parameters = dict(zip(names, map(float, coefficients), strict=True))
+    if "-b" in parameters:
+        parameters["b"] = -parameters.pop("-b")
+    parameters |= {name: float(v) for (name, _), v in zip(chosen.shapes, best, strict=True)}
+    k = chosen.linear + len(chosen.shapes) + 1
+    return Curve(family, parameters, least, float(_aicc(np.array(least), t.size, k)), fitted)
+
+
+def _check_times(times: Floats) -> None:
+    if times.size < 4 or np.any(times <= 0) or np.any(np.diff(times) <= 0):
+        raise ValueError("a forgetting curve needs four times or more, positive and rising")
+
+
+def compare_families(
+    times: ArrayLike, values_NT: ArrayLike, *, replicates: int = 500, seed: int = 0
+) -> Forgetting:
+    """Fit all six families to the mean over items, and rank them on resampled items.
+
+    Args:
+        times: (T,) since the last exposure.
+        values_NT: gain over what never-inserted items do (or retained share), higher = more memorised.
+        replicates: bootstrap samples of items.
+        seed: of the bootstrap.
+    """
+    t, y = np.asarray(times, np.float64), np.asarray(values_NT, np.float64)
+    _check_times(t)
+    curves = sorted((fit_curve(t, y.mean(axis=0), name) for name in FAMILIES), key=lambda c: c.aicc)
+    counts = np.random.default_rng(seed).multinomial(len(y), np.full(len(y), 1 / len(y)), replicates)
+    resampled = counts @ y / len(y)
+    scores = []
+    for family in FAMILIES.values():
+        rss = _search(family, t, resampled)[1]
+        scores.append(_aicc(rss, t.size, family.linear + len(family.shapes) + 1))
+    winners = np.bincount(np.argmin(scores, axis=0), minlength=len(FAMILIES)) / replicates
+    identified = t.size >= 8 and math.log10(t[-1] / t[0]) >= 3
+    return Forgetting(curves, dict(zip(FAMILIES, map(float, winners), strict=True)), identified)
+
+
+def learning_rate_time(steps: ArrayLike, learning_rate: ArrayLike, since: float) -> Floats:
+    """Time measured in learning rate: ``sum of lr over the steps after the last exposure``, per checkpoint.
+
+    Under a decaying rate late phases forget less per step; on this axis they can be compared.
+
+    Args:
+        steps: checkpoints, in steps.
+        learning_rate: of every step, indexed by step.
+        since: step of the last exposure.
+    """
+    total = np.append(0.0, np.cumsum(np.asarray(learning_rate, np.float64)))
+    last = np.asarray(steps, np.int64)
+    return np.asarray(total[last] - total[int(since)], np.float64)
+
+
+class TimeToForget(NamedTuple):
+    """When items fall below a criterion: Weibull fitted to intervals, since forgetting happens between checkpoints."""
+
+    median: float
+    low: float
+    high: float
+    """95 % limits of the median (delta method on the log scale)."""
+    scale: float
+    """lambda of S(t) = exp(-(t/lambda)^rho)."""
+    shape: float
+    """rho: below 1 the risk falls with time."""
+    items: int
+    never_learned: int
+    """Below the criterion at the first checkpoint already: they have nothing to forget, and are counted apart."""
+    still_held: int
+    """Above it at the last checkpoint (right-censored)."""
+
+
+def forgetting_intervals(times: ArrayLike, values_NT: ArrayLike, criterion: float) -> tuple[Floats, Floats]:
+    """Between which checkpoints each item first fell below the criterion: (lower, upper), NaN if never above.
+
+    Upper is infinite for items still above at the end.
+    """
+    t, held = np.asarray(times, np.float64), np.asarray(values_NT, np.float64) >= criterion
+    lost = np.where(held.all(axis=1), t.size, np.argmin(held, axis=1))
+    lower = np.append(np.nan, t)[lost]
+    upper = np.append(t, np.inf)[lost]
+    return lower, np.where(lost == 0, np.nan, upper)
+
+
+def time_to_forget(times: ArrayLike, values_NT: ArrayLike, criterion: float) -> TimeToForget:
+    """Weibull time to forget from interval-censored items (lifelines; Turnbull's data, parametric).
+
+    Args:
+        times: (T,) since the last exposure, positive and rising.
+        values_NT: a measure per item and checkpoint.
+        criterion: below it an item counts as forgotten.
+    """
+    from lifelines import WeibullFitter
+
+    lower, upper = forgetting_intervals(times, values_NT, criterion)
+    known = np.isfinite(lower)
+    if np.isfinite(upper[known]).sum() < 2:
+        raise ValueError("fewer than two items were forgotten: there is no time to estimate")
+    fitted = WeibullFitter().fit_interval_censoring(lower[known], upper[known])
+    scale, shape = float(fitted.lambda_), float(fitted.rho_)
+    median = scale * math.log(2) ** (1 / shape)
+    # ln median = ln lambda + ln(ln 2) / rho.
+    slope = np.array([1 / scale, -math.log(math.log(2)) / shape**2])
+    error = math.sqrt(float(slope @ fitted.variance_matrix_.to_numpy() @ slope))
+    return TimeToForget(
+        median,
+        median * math.exp(-1.959964 * error),
+        median * math.exp(1.959964 * error),
+        scale,
+        shape,
+        int(known.sum()),
+        int((~known).sum()),
+        int(np.isinf(upper[known]).sum()),
+    )
+
+
+def held_by_dose(
+    times: ArrayLike, values_NT: ArrayLike, dose_N: ArrayLike, criterion: float
+) -> dict[float, tuple[Floats, Floats, Floats]]:
+    """Kaplan-Meier share still held at each checkpoint, by dose, with 95 % limits (lifelines).
+
+    An item counts as lost at the first checkpoint below the criterion: exact for "held at this checkpoint", an
+    upper step function for the time between.
+    """
+    from lifelines import KaplanMeierFitter
+
+    t = np.asarray(times, np.float64)
+    lower, upper = forgetting_intervals(t, values_NT, criterion)
+    found = {}
+    for dose in np.unique(np.asarray(dose_N)):
+        here = (np.asarray(dose_N) == dose) & np.isfinite(lower)
+        if not here.any():
+            continue
+        event = np.isfinite(upper[here])
+        km = KaplanMeierFitter().fit(np.where(event, upper[here], t[-1]), event)
+        band = km.confidence_interval_survival_function_.reindex(
+            km.survival_function_.index.union(t), method="ffill"
+        ).loc[t]
+        held = km.survival_function_at_times(t).to_numpy()
+        found[float(dose)] = (held, band.iloc[:, 0].to_numpy(), band.iloc[:, 1].to_numpy())
+    return found

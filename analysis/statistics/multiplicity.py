@@ -1,0 +1,131 @@
+"""Many tests and whole curves: Holm, Benjamini-Hochberg, simultaneous bands; ratios by Fieller's theorem."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+def _adjusted(p_values: ArrayLike, method: str) -> Floats:
+    from statsmodels.stats.multitest import multipletests
+
+    p = np.asarray(p_values, np.float64)
+    found = np.full(p.shape, np.nan)
+    known = np.isfinite(p)
+    if known.any():
+        found[known] = multipletests(p[known], method=method)[1]
+    return found
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Holm (1979): adjusted p-values that hold the familywise error, for the declared endpoints of a domain.
+
+    ``p_(i) -> max_{j<=i} min(1, (m - j + 1) p_(j))``. NaN (not computed) stays NaN and is no test of the family.
+    """
+    return _adjusted(p_values, "holm")
+
+
+def benjamini_hochberg(p_values: ArrayLike) -> Floats:
+    """Benjamini & Hochberg (1995): adjusted p-values that hold the false discovery rate, for exploration.
+
+    ``p_(i) -> min_{j>=i} min(1, m p_(j) / j)``. NaN stays NaN.
+    """
+    return _adjusted(p_values, "fdr_bh")
+
+
+class Band(NamedTuple):
+    """Simultaneous limits of a curve."""
+
+    low: Floats
+    high: Floats
+    critical: float
+    """Multiple of the standard error; 1.96 would hold at one point only."""
+
+
+def simultaneous_band(estimate_D: ArrayLike, replicates_BD: ArrayLike, level: float = 0.95) -> Band:
+    """Max-t band: ``estimate +- c se``, c the quantile over replicates of ``max_d |rep_d - estimate_d| / se_d``.
+
+    The whole curve lies inside with the given confidence (Montiel Olea & Plagborg-Moller 2019). Points without
+    spread have width 0.
+    """
+    estimate, replicates = np.asarray(estimate_D, np.float64), np.asarray(replicates_BD, np.float64)
+    error = replicates.std(axis=0, ddof=1)
+    away = np.abs(replicates - estimate)
+    scaled = np.divide(away, error, out=np.zeros_like(away), where=error > 0)
+    critical = float(np.quantile(scaled.max(axis=1), level))
+    return Band(estimate - critical * error, estimate + critical * error, critical)
+
+
+class Ratio(NamedTuple):
+    """A ratio of means with Fieller's confidence set."""
+
+    estimate: float
+    low: float
+    high: float
+    bounded: bool
+    """False where the denominator cannot be told from 0: the set is then everything outside (low, high), or the
+    whole line (both infinite)."""
+
+
+def fieller(
+    numerator: float,
+    denominator: float,
+    var_numerator: float,
+    var_denominator: float,
+    covariance: float = 0.0,
+    df: float = math.inf,
+    level: float = 0.95,
+) -> Ratio:
+    """Fieller's theorem (1954): all r with ``(a - r b)^2 <= t^2 (v_aa - 2 r v_ab + r^2 v_bb)``.
+
+    Exact for normal a and b, unlike the delta method where b is near 0.
+
+    Args:
+        numerator: a.
+        denominator: b.
+        var_numerator: variance of a.
+        var_denominator: variance of b.
+        covariance: of a and b.
+        df: degrees of freedom of the variances.
+        level: confidence.
+    """
+    if denominator == 0:
+        return Ratio(math.nan, -math.inf, math.inf, False)
+    t2 = (
+        float(stats.t.ppf((1 + level) / 2, df)) ** 2 if math.isfinite(df) else float(stats.chi2.ppf(level, 1))
+    )
+    estimate = numerator / denominator
+    square = denominator**2 - t2 * var_denominator
+    middle = numerator * denominator - t2 * covariance
+    constant = numerator**2 - t2 * var_numerator
+    root = middle**2 - square * constant
+    if square == 0 or root < 0:
+        return Ratio(estimate, -math.inf, math.inf, False)
+    ends = sorted(((middle - math.sqrt(root)) / square, (middle + math.sqrt(root)) / square))
+    return Ratio(estimate, ends[0], ends[1], square > 0)
+
+
+def fieller_of_items(numerator_N: ArrayLike, denominator_N: ArrayLike, level: float = 0.95) -> Ratio:
+    """Ratio of means over items with both measured on each: ``mean a / mean b``, variances and covariance from the
+    items."""
+    both = np.stack([np.asarray(numerator_N, np.float64), np.asarray(denominator_N, np.float64)])
+    n = both.shape[1]
+    if n < 2:
+        raise ValueError("a ratio with an interval needs two items")
+    covariance = np.cov(both) / n
+    top, bottom = both.mean(axis=1)
+    return fieller(
+        float(top),
+        float(bottom),
+        float(covariance[0, 0]),
+        float(covariance[1, 1]),
+        float(covariance[0, 1]),
+        n - 1,
+        level,
+    )

@@ -1,0 +1,293 @@
+"""Power, clusters, bootstraps by counts, multiplicity, TPR at low FPR, forgetting: closed forms, nulls, controls."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.statistics import (
+    auc_error,
+    benjamini_hochberg,
+    bootstrap_auc,
+    bootstrap_means,
+    cluster_bootstrap,
+    cluster_contrast,
+    cluster_mean,
+    clustered_auc,
+    compare_families,
+    delong,
+    design_effect,
+    detectable_effect,
+    did,
+    draw_counts,
+    error_with_seeds,
+    fieller,
+    fieller_of_items,
+    fit_curve,
+    forgetting_intervals,
+    forgetting_slope,
+    held_by_dose,
+    holm,
+    intraclass_correlation,
+    items_for_auc,
+    items_for_effect,
+    items_for_one_event,
+    items_for_rates,
+    items_for_spearman,
+    learning_rate_time,
+    mann_whitney_p,
+    over_seeds,
+    paired_share,
+    pairs_for_effect,
+    percentile_limits,
+    simultaneous_band,
+    time_to_forget,
+    tpr_at_fpr,
+    tpr_at_heldout_threshold,
+)
+
+MEMBERS = -np.array([2.1, 2.4, 2.5, 2.7, 2.9, 3.0, 3.1, 3.4])
+CONTROLS = -np.array([2.5, 2.8, 3.0, 3.2, 3.3, 3.5, 3.6, 3.9])
+
+
+def test_o10_membership_evaluation() -> None:
+    u, p = mann_whitney_p(MEMBERS, CONTROLS)
+    assert u == 50
+    assert p == pytest.approx(0.032842, abs=5.1e-7)
+    assert auc_error(0.78125, 8, 8) == pytest.approx(0.119262, abs=5.1e-7)
+    assert [tpr_at_fpr(MEMBERS, CONTROLS, a).tpr for a in (0.01, 0.125, 0.25)] == [0.25, 0.5, 0.625]
+    assert tpr_at_fpr(MEMBERS, CONTROLS, 0.125, strict=True).tpr == 0.25
+
+
+def test_power_gives_the_checked_numbers() -> None:
+    rates = [(0, 0.01), (0, 0.02), (0, 0.05), (0.25, 0.30), (0.25, 0.35), (0.5, 0.55), (0.0013, 0.0066)]
+    # The reference rounds some up and some to the nearest.
+    assert [items_for_rates(*r) for r in rates] == pytest.approx(
+        [780, 387, 152, 1251, 329, 1565, 2198], abs=1
+    )
+    assert [items_for_one_event(r) for r in (0.01, 0.001)] == pytest.approx([299, 2995], abs=1)
+    effects = (0.1, 0.2, 0.3, 0.5)
+    assert [items_for_effect(d) for d in effects] == pytest.approx([1571, 393, 175, 64], abs=1)
+    four = [items_for_effect(d, controls_per_item=4) for d in effects]
+    assert four == pytest.approx([982, 246, 109, 40], abs=1)
+    assert [pairs_for_effect(d) for d in effects] == pytest.approx([787, 198, 89, 33], abs=1)
+    arms = (759, 379, 152, 76)
+    assert [detectable_effect(n, 759) for n in arms] == pytest.approx([0.144, 0.176, 0.249, 0.338], abs=6e-4)
+    five = [detectable_effect(n, 759, comparisons=5) for n in arms]
+    assert five == pytest.approx([0.176, 0.215, 0.304, 0.412], abs=6e-4)
+    areas = (0.52, 0.55, 0.60, 0.65, 0.75)
+    assert [items_for_auc(a) for a in areas] == pytest.approx([3269, 522, 129, 57, 20], abs=1)
+    errors = [auc_error(0.5, n, n) for n in (100, 500, 1000, 2500)]
+    assert errors == pytest.approx([0.0409, 0.0183, 0.0129, 0.0082], abs=5.1e-5)
+    rhos = [items_for_spearman(r) for r in (0.02, 0.05, 0.078, 0.1)]
+    assert rhos == pytest.approx([20_797, 3_325, 1_365, 829], abs=1)
+    assert [paired_share(0.9), paired_share(0.95)] == pytest.approx([0.19, 0.0975])
+    assert [error_with_seeds(0.0181, 0.02, s) for s in (1, 3)] == pytest.approx([0.0270, 0.0215], abs=5.1e-5)
+    assert [design_effect(7, i) for i in (0.1, 0.5)] == pytest.approx([1.6, 4.0])
+
+
+def test_power_is_what_simulation_finds() -> None:
+    rng = np.random.default_rng(0)
+    n = math.ceil(items_for_effect(0.5))
+    found = stats.ttest_ind(rng.normal(0.5, 1, (4000, n)), rng.normal(0, 1, (4000, n)), axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_clusters_of_one_are_welch_and_clusters_of_copies_count_once() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(1, 2, 12), rng.normal(0, 1, 15)
+    treated = np.r_[np.ones(12, bool), np.zeros(15, bool)]
+    plain = cluster_contrast(np.r_[x, y], treated)
+    welch = stats.ttest_ind(x, y, equal_var=False).confidence_interval()
+    assert (plain.low, plain.high) == pytest.approx((welch.low, welch.high))
+    copied = cluster_contrast(np.repeat(np.r_[x, y], 7), np.repeat(treated, 7), np.repeat(np.arange(27), 7))
+    assert (copied.low, copied.high) == pytest.approx((welch.low, welch.high))
+
+
+def test_clusters_in_both_arms_are_pairs() -> None:
+    rng = np.random.default_rng(2)
+    own = rng.normal(0, 5, 20)
+    y = np.r_[own + 1 + rng.normal(0, 0.1, 20), own + rng.normal(0, 0.1, 20)]
+    found = cluster_contrast(y, np.arange(40) < 20, np.tile(np.arange(20), 2))
+    paired = stats.ttest_rel(y[:20], y[20:]).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((paired.low, paired.high))
+
+
+def test_seven_fields_a_person_need_clusters() -> None:
+    rng = np.random.default_rng(3)
+    cluster = np.repeat(np.arange(60), 7)
+    y = rng.normal(size=60)[cluster] + rng.normal(size=420)
+    assert intraclass_correlation(y, cluster) == pytest.approx(0.5, abs=0.12)
+    ratio = float(cluster_mean(y, cluster).error / cluster_mean(y, np.arange(420)).error)
+    assert ratio == pytest.approx(math.sqrt(design_effect(7, 0.5)), rel=0.2)
+    boot = cluster_bootstrap(y, cluster < 30, cluster, replicates=2000)[:, 0]
+    closed = cluster_contrast(y, cluster < 30, cluster)
+    assert boot.std() == pytest.approx(float(closed.error), rel=0.08)
+    assert boot.mean() == pytest.approx(float(closed.estimate), abs=0.03)
+
+
+def test_a_shared_drift_of_the_checkpoints_cancels() -> None:
+    rng = np.random.default_rng(4)
+    times, treated = np.geomspace(1, 1000, 12), np.arange(40) < 20
+    memory = np.where(treated, -0.2, 0)[:, None] * np.log10(times) + rng.normal(0, 0.05, (40, 12))
+    drift = np.cumsum(rng.normal(0, 1, 12))
+    calm, stormy = (forgetting_slope(memory + d, times, treated) for d in (0.0, drift))
+    assert calm.estimate == pytest.approx(float(stormy.estimate))
+    assert stormy.low < -0.2 < stormy.high < -0.1
+    values = np.where(treated, 0.5, 0)[:, None] * (np.arange(12) >= 3) + rng.normal(0, 0.05, (40, 12)) + drift
+    effect, placebo = did(values, treated, 3, 11), did(values, treated, 3, 0)
+    assert effect.low < 0.5 < effect.high
+    assert placebo.low < 0 < placebo.high
+
+
+def test_clustered_auc_is_delong_for_single_items_and_wider_for_copies() -> None:
+    found = clustered_auc(MEMBERS, CONTROLS, np.arange(8), np.arange(8, 16))
+    plain = delong(MEMBERS, CONTROLS)
+    assert (found.estimate, found.error) == pytest.approx((plain.auc, math.sqrt(plain.variance)))
+    copied = clustered_auc(
+        np.repeat(MEMBERS, 3),
+        np.repeat(CONTROLS, 3),
+        np.repeat(np.arange(8), 3),
+        np.repeat(np.arange(8, 16), 3),
+    )
+    assert copied.error == pytest.approx(float(found.error))
+    perfect = clustered_auc([3.0, 4.0], [1.0, 2.0], [0, 1], [2, 3])
+    assert (perfect.low, perfect.high) == pytest.approx((0.025**0.5, 1.0))
+
+
+def test_bootstrap_by_counts_is_the_bootstrap() -> None:
+    rng = np.random.default_rng(5)
+    dose, stratum = np.repeat([0, 4], [150, 90]), np.tile([0, 1, 2], 80)
+    score = rng.normal(size=240) + 0.8 * (dose == 4)
+    counts = draw_counts(dose * 10 + stratum, 1500, seed=1)
+    for cell in np.unique(dose * 10 + stratum):
+        here = dose * 10 + stratum == cell
+        assert (counts[here].sum(0) == here.sum()).all()
+    means = bootstrap_means(counts, score, dose)[:, :, 0]
+    assert means[1].mean() == pytest.approx(score[dose == 4].mean(), abs=0.02)
+    assert means[1].std() == pytest.approx(score[dose == 4].std() / math.sqrt(90), rel=0.1)
+    area = bootstrap_auc(counts, score, dose, 0)[0]
+    plain = delong(score[dose == 4], score[dose == 0])
+    assert area.mean() == pytest.approx(plain.auc, abs=0.005)
+    assert area.std() == pytest.approx(math.sqrt(plain.variance), rel=0.1)
+    one = np.repeat(np.arange(240), counts[:, 0].astype(int))
+    again = delong(score[one][dose[one] == 4], score[one][dose[one] == 0])
+    assert area[0] == pytest.approx(again.auc, abs=1e-6)
+    low, high = percentile_limits(area)
+    assert low < plain.auc < high
+
+
+def test_holm_and_benjamini_hochberg() -> None:
+    p = [0.01, 0.04, 0.03, math.nan, 0.005]
+    assert holm(p) == pytest.approx([0.03, 0.06, 0.06, math.nan, 0.02], nan_ok=True)
+    assert benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, math.nan, 0.02], nan_ok=True)
+
+
+def test_a_simultaneous_band_holds_the_whole_curve() -> None:
+    rng = np.random.default_rng(6)
+    inside = 0
+    for _ in range(200):
+        y = rng.normal(size=(50, 6))
+        replicates = y[rng.integers(0, 50, (400, 50))].mean(axis=1)
+        band = simultaneous_band(y.mean(axis=0), replicates)
+        inside += bool(np.all((band.low <= 0) & (band.high >= 0)))
+    assert 2.3 < band.critical < 3.1
+    assert inside / 200 == pytest.approx(0.95, abs=0.05)
+
+
+def test_fieller_solves_its_quadratic_and_says_when_it_is_unbounded() -> None:
+    found = fieller(2.0, 4.0, 0.04, 0.09)
+    for end in (found.low, found.high):
+        assert (2 - 4 * end) ** 2 == pytest.approx(stats.chi2.ppf(0.95, 1) * (0.04 + 0.09 * end**2))
+    assert found.low < 0.5 < found.high
+    assert not fieller(2.0, 0.1, 0.04, 0.09).bounded
+    rng = np.random.default_rng(7)
+    bottom = rng.normal(1, 0.5, (1000, 12))
+    top = 0.3 * bottom + rng.normal(0, 0.2, (1000, 12))
+    covered = [r.low <= 0.3 <= r.high for r in map(fieller_of_items, top, bottom)]
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_chance_at_low_fpr_is_more_than_the_fpr() -> None:
+    rng = np.random.default_rng(8)
+    found = [tpr_at_fpr(rng.normal(size=1000), rng.normal(size=1000), 0.001) for _ in range(1000)]
+    rates = np.array([f.tpr for f in found])
+    assert found[0].chance_mean == pytest.approx(0.002, abs=1e-4)
+    assert rates.mean() == pytest.approx(found[0].chance_mean, abs=2e-4)
+    assert np.mean(rates > found[0].chance_high) <= 0.025 + 0.012
+    assert found[0].chance_high == pytest.approx(0.007, abs=1e-9)
+    shown = tpr_at_fpr(rng.normal(3, 1, 5000), rng.normal(size=5000), 0.001)
+    assert shown.low > shown.chance_high
+    assert shown.chance_high == pytest.approx(0.0028, abs=1e-9)
+    held, low, high = tpr_at_heldout_threshold(
+        rng.normal(3, 1, 1000), rng.normal(size=5000), rng.normal(size=5000), 0.01
+    )
+    assert low < 0.01 < high
+    assert held.tpr > 0.7
+
+
+def test_over_seeds_is_a_t_interval() -> None:
+    found = over_seeds([1.0, 1.2, 1.1])
+    assert (found.low, found.high) == pytest.approx(
+        stats.t.interval(0.95, 2, 1.1, stats.sem([1.0, 1.2, 1.1]))
+    )
+
+
+TIMES = np.geomspace(1, 4096, 13)
+TRUTHS = {
+    "log_linear": 0.9 - 0.08 * np.log(TIMES),
+    "power": 0.9 * TIMES**-0.3,
+    "shifted_power": 0.9 * (1 + TIMES / 100) ** -1.2,
+    "exponential": 0.9 * np.exp(-TIMES / 300),
+    "exponential_floor": 0.3 + 0.6 * np.exp(-TIMES / 100),
+    "weibull": 0.9 * np.exp(-((TIMES / 200) ** 0.5)),
+}
+
+
+@pytest.mark.parametrize("family", TRUTHS)
+def test_each_family_is_told_from_the_others(family: str) -> None:
+    rng = np.random.default_rng(9)
+    found = compare_families(TIMES, TRUTHS[family] + rng.normal(0, 0.01, (60, 13)), replicates=200)
+    assert found.identified
+    assert found.curves[0].family == family
+    assert max(found.weights, key=lambda name: found.weights[name]) == family
+    assert sum(found.weights.values()) == pytest.approx(1)
+
+
+def test_exact_curves_give_back_their_parameters() -> None:
+    assert fit_curve(TIMES, TRUTHS["power"], "power").parameters == pytest.approx(
+        {"A": 0.9, "b": 0.3}, rel=1e-4
+    )
+    floor = fit_curve(TIMES, TRUTHS["exponential_floor"], "exponential_floor").parameters
+    assert floor == pytest.approx({"F": 0.3, "A": 0.6, "c": 100}, rel=1e-4)
+    line = fit_curve(TIMES, TRUTHS["log_linear"], "log_linear").parameters
+    assert line == pytest.approx({"a": 0.9, "b": 0.08}, rel=1e-6)
+    assert math.isinf(fit_curve(TIMES[:4], TRUTHS["weibull"][:4], "weibull").aicc)
+
+
+def test_time_to_forget_is_found_between_checkpoints() -> None:
+    rng = np.random.default_rng(10)
+    gone = 200 * rng.weibull(1.5, 300)
+    values = (gone[:, None] > TIMES).astype(float)
+    found = time_to_forget(TIMES, values, 0.5)
+    truth = 200 * math.log(2) ** (1 / 1.5)
+    assert found.low < truth < found.high < 1.3 * truth
+    assert found.shape == pytest.approx(1.5, rel=0.15)
+    assert found.items + found.never_learned == 300
+    assert found.still_held == 0
+    lower, upper = forgetting_intervals([1, 2, 4], [[1, 1, 1], [1, 0, 1], [0, 0, 0]], 0.5)
+    assert lower.tolist()[:2] == [4, 1]
+    assert upper.tolist()[:2] == [math.inf, 2]
+    assert math.isnan(lower[2])
+    held = held_by_dose(TIMES, values, np.repeat([1, 4, 16], 100), 0.5)
+    assert list(held) == [1, 4, 16]
+    share, low, high = held[4.0]
+    assert np.all((low <= share + 1e-9) & (share <= high + 1e-9))
+    assert share[-1] == 0
+
+
+def test_time_in_learning_rate() -> None:
+    assert learning_rate_time([2, 4], [0.1, 0.2, 0.3, 0.4], 1).tolist() == pytest.approx([0.2, 0.9])
