@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
+import math
 import os
 import re
 import sys
@@ -13,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.errors import HydraException
@@ -24,13 +27,24 @@ from pydantic import TypeAdapter, ValidationError
 from data.artifact import json_digest
 from data.errors import UserError, nearest
 from data.prepare import CorpusConfig
+from insertion.families import registry
 from insertion.ledger import PlanViolation
 from insertion.plan import InsertionConfig, RunShape
-from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from pretrain.config import (
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RuntimeConfig,
+    TrainConfig,
+    check_seed,
+)
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 INTEGRITY = 3
 """Exit status when an audit fails or a batch is not what the plan says."""
+STATUS = "PALIMPSEST_STATUS"
+"""Environment variable: a file that gets exit status and line of the first rank that fails, for torchrun itself
+always ends with 1."""
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -70,6 +84,15 @@ class Experiment:
                 raise UserError(
                     f"{key}={value!r} must be letters, digits, '.', '_' and '-' (it names a directory)"
                 )
+        check_seed("seed", self.seed)
+        check_seed("insertion.seed", self.insertion.seed)
+        if self.insertion.heldout_probes < 0:
+            raise UserError(f"insertion.heldout_probes={self.insertion.heldout_probes} must be 0 or above")
+        for family, settings in self.insertion.families.items():
+            registry.check(family, settings)
+        self.optimizer.check(self.train)
+        # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
+        self.parallel.check(self.parallel.tensor * self.parallel.pipeline, self.model, self.train)
 
     @property
     def corpus_directory(self) -> Path:
@@ -80,9 +103,11 @@ class Experiment:
     @property
     def directory(self) -> Path:
         """Where this run lies. The digest covers what changes the result, and nothing else."""
-        train = {k: v for k, v in _plain(self.train).items() if k != "micro_batch_size"}
-        parts = [_plain(part) for part in (self.corpus, self.model, self.insertion, self.optimizer)]
-        return self.runs / self.experiment / f"{self.name}-{json_digest([*parts, train])[:8]}"
+        model, train = _plain(self.model), _plain(self.train)
+        for settings, free in ((model, "name"), (train, "micro_batch_size"), (train, "checkpoint_every")):
+            del settings[free]
+        parts = [_plain(self.corpus), model, _plain(self.insertion), _plain(self.optimizer), train]
+        return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"
 
     @property
     def shape(self) -> RunShape:
@@ -117,7 +142,10 @@ def build(config: DictConfig) -> Experiment:
     if missing:
         raise UserError(f"{missing[0]} has no value; set it: {missing[0]}=...")
     values: Any = OmegaConf.to_container(config, resolve=True)
-    _refuse_unknown(Experiment, values, "")
+    values = _fitted(Experiment, values, "")
+    insertion = values.get("insertion")
+    if isinstance(insertion, dict) and isinstance(families := insertion.get("families"), dict):
+        insertion["families"] = dict(sorted(families.items()))  # their order means nothing
     try:
         return TypeAdapter(Experiment).validate_python(values)
     except ValidationError as error:
@@ -125,20 +153,62 @@ def build(config: DictConfig) -> Experiment:
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, UserError):
             raise cause from None
-        key = ".".join(str(part) for part in first["loc"])
-        given = "" if isinstance(first["input"], dict) else f"={first['input']}"
+        key = _key(first["loc"], values)
+        given = "" if isinstance(first["input"], dict) else f"={_typed(first['input'])}"
         raise UserError(f"{key}{given}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
-def _refuse_unknown(kind: type, values: dict[str, Any], prefix: str) -> None:
-    """A key added with ``+`` that no dataclass has is a mistake, not a comment."""
-    types = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
-    for key, value in values.items():
-        if key not in known:
-            raise UserError(f"{prefix}{key}: there is no such setting{nearest(key, known)}")
-        if is_dataclass(types[key]) and isinstance(value, dict):
-            _refuse_unknown(types[key], value, f"{prefix}{key}.")  # type: ignore[arg-type]
+def _key(location: tuple[int | str, ...], values: Any) -> str:
+    """The setting that a pydantic location means: without the names of a union's alternatives."""
+    parts = []
+    for part in location:
+        inside = part in values if isinstance(values, dict) else isinstance(values, list)
+        if inside and (isinstance(values, dict) or isinstance(part, int)):
+            values = values[part]
+            parts.append(str(part))
+        elif isinstance(values, dict) and part == location[-1]:  # what is missing
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _fitted(kind: Any, value: Any, name: str) -> Any:
+    """A value from OmegaConf made ready for pydantic, which takes much (true as 1) and says little.
+
+    Numbers become texts where a text is wanted (``name=2024``).
+
+    Raises:
+        UserError: for a setting that no dataclass has, true or false for a number, a number that is not finite, or
+            one value where a list is wanted.
+    """
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    lists = [option for option in options if get_origin(option) is tuple]
+    records = [option for option in options if is_dataclass(option)]
+    if isinstance(value, dict) and records:
+        types = get_type_hints(records[0])
+        for key in value:
+            if key not in types:  # one added with + is a mistake, not a comment
+                prefix = f"{name}." if name else ""
+                raise UserError(f"{prefix}{key}: there is no such setting{nearest(key, types)}")
+        return {k: _fitted(types[k], v, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, list) and lists:
+        return [_fitted(get_args(lists[0])[0], part, name) for part in value]
+    if lists == list(options) and value is not None:
+        raise UserError(f"{name}={_typed(value)} must be a list: write it as {name}=[{_typed(value)}]")
+    numbers = {int, float} & set(options)
+    if isinstance(value, bool) and numbers and bool not in options:
+        raise UserError(f"{name}: {_typed(value)} is no number")
+    if isinstance(value, float) and numbers and not math.isfinite(value):
+        raise UserError(f"{name}: {value} is no finite number")
+    if isinstance(value, int | float) and not isinstance(value, bool) and {str, Path} & set(options):
+        return str(value)
+    return value
 
 
 def _experiments() -> list[str]:
@@ -165,6 +235,9 @@ def _one_line(error: Exception) -> str:
         return f"{found[1]}={found[2]}: there is no such {found[1]}" + nearest(
             found[2], [path.stem for path in group.glob("*.yaml")]
         )
+    if found := re.search(r"Could not override 'experiment'.*", text):
+        typed = next((a for a in sys.argv[1:] if a.startswith("experiment=")), "experiment=NAME")
+        return f"{typed} lacks a plus: write +{typed}"
     if found := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         from hydra import compose, initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
@@ -199,26 +272,26 @@ def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
 
         status = 0
         try:
-            compose()
+            _compose(compose)
             for config in composed:  # none after --help or --cfg
                 status = max(status, main(build(config)) or 0)
         except PlanViolation as error:
-            _end(str(error), INTEGRITY, 0)  # whichever rank saw it says so
+            end(str(error), INTEGRITY, 0)  # whichever rank saw it says so
         except (UserError, HydraException, OmegaConfBaseException) as error:
             line = str(error) if isinstance(error, UserError) else _one_line(error)
-            _end(line, 2, rank)
+            end(line, 2, rank)
         except OSError as error:
             if error.errno in _FULL_DISK:
-                _end(
+                end(
                     f"the disk is full ({error}); what was finished before is intact: free space, run again",
                     2,
                     rank,
                 )
             if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-                _end(f"no permission to write: {error}", 2, rank)
+                end(f"no permission to write: {error}", 2, rank)
             raise
         except KeyboardInterrupt:
-            _end("interrupted; run the same command again to go on", 130, rank)
+            end("interrupted; run the same command again to go on", 130, rank)
         sys.exit(status)
 
     return start
@@ -229,8 +302,24 @@ def say(line: str) -> None:
     logging.getLogger("palimpsest").info(line)
 
 
-def _end(line: str, status: int, rank: int) -> None:
-    if rank == 0 or "RANK" not in os.environ:
+def _compose(compose: Callable[[], None]) -> None:
+    """Let Hydra work. A reader of ``--help`` that has seen enough, such as ``head``, is no error."""
+    try:
+        compose()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(0)
+
+
+def end(line: str, status: int, rank: int = 0) -> NoReturn:
+    """End the program with one line. Of several ranks the first one speaks; see also ``STATUS``."""
+    ranked = "RANK" in os.environ
+    if ranked and (path := os.environ.get(STATUS)):
+        # Only the first to fail says why; the others fail because of it.
+        with contextlib.suppress(FileExistsError), Path(path).open("x") as file:
+            file.write(f"{status}\n{line}")
+    if rank == 0 or not ranked:
         sys.stderr.write(f"palimpsest: {line}\n")
         sys.stderr.flush()
     sys.exit(status)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data.errors import UserError
 from launch import audit as audits
-from launch.config import INTEGRITY, Experiment, program, say
+from launch.config import INTEGRITY, STATUS, Experiment, end, program, say
 from launch.plan import plan
 from launch.prepare import prepare
 from launch.report import report
@@ -33,11 +34,18 @@ def _train(experiment: Experiment, which: str) -> None:
         f"--nproc-per-node={ranks}",
         str(script),
     ]
-    done = subprocess.run([*command, *sys.argv[1:], f"run={which}"], check=False)
-    if done.returncode:
-        raise UserError(
-            f"training {which} on {ranks} processes ended with status {done.returncode}; see above"
+    with tempfile.TemporaryDirectory() as directory:
+        told = Path(directory, "status")
+        done = subprocess.run(
+            [*command, *sys.argv[1:], f"run={which}"], check=False, env={**os.environ, STATUS: str(told)}
         )
+        said = told.read_text() if told.exists() else ""
+    if done.returncode:
+        status, _, line = said.partition("\n")
+        here = f"training {which} on {ranks} processes"
+        if status:
+            end(f"{here}: {line}", int(status))
+        end(f"{here} ended with status {done.returncode}; see above", 1)
 
 
 @program

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from data.errors import UserError
 
+SEEDS = 2**32
+"""Seeds lie below this."""
+
 
 def _positive(owner: str, **values: int | float) -> None:
     for name, value in values.items():
-        if value <= 0:
+        if not 0 < value < math.inf:  # nan is neither
             raise UserError(f"{owner}.{name}={value} must be above 0")
+
+
+def _not_negative(owner: str, **values: int | float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{owner}.{name}={value} must be 0 or above")
+
+
+def check_seed(name: str, value: int) -> None:
+    """Check that every generator takes a seed.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not 0 <= value < SEEDS:
+        raise UserError(f"{name}={value} must lie between 0 and {SEEDS - 1}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +57,18 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        _positive("model", layers=self.layers, hidden=self.hidden, heads=self.heads, ffn=self.ffn)
+        _positive(
+            "model",
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=self.heads,
+            ffn=self.ffn,
+            rotary_base=self.rotary_base,
+            init_std=self.init_std,
+            norm_epsilon=self.norm_epsilon,
+        )
+        if self.kv_heads is not None:
+            _positive("model", kv_heads=self.kv_heads)
         if self.hidden % self.heads:
             raise UserError(f"model.hidden={self.hidden} must be a multiple of model.heads={self.heads}")
         if (self.hidden // self.heads) % 2:
@@ -68,6 +99,7 @@ class OptimizerConfig:
     min_learning_rate: float
     """At the last step."""
     warmup_steps: int
+    """Fewer than ``train.steps``."""
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -76,11 +108,32 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 clips nothing."""
 
     def __post_init__(self) -> None:
-        _positive("optimizer", learning_rate=self.learning_rate)
+        _positive("optimizer", learning_rate=self.learning_rate, epsilon=self.epsilon)
+        _not_negative(
+            "optimizer",
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            clip_grad=self.clip_grad,
+        )
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise UserError(f"optimizer.{name}={beta} must lie between 0 and 1, 1 excluded")
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise UserError(
                 f"optimizer.min_learning_rate={self.min_learning_rate} must lie between 0 and "
                 f"optimizer.learning_rate={self.learning_rate}"
+            )
+
+    def check(self, train: TrainConfig) -> None:
+        """Check the schedule against the length of the run.
+
+        Raises:
+            UserError: if the learning rate would never decay.
+        """
+        if self.warmup_steps >= train.steps:
+            raise UserError(
+                f"optimizer.warmup_steps={self.warmup_steps} must be below train.steps={train.steps}; lower the "
+                "one or raise the other"
             )
 
 
@@ -110,8 +163,7 @@ class TrainConfig:
             sequence_length=self.sequence_length,
             checkpoint_every=self.checkpoint_every,
         )
-        if self.seed < 0:
-            raise UserError(f"train.seed={self.seed} must be 0 or above")
+        check_seed("train.seed", self.seed)
 
     @property
     def windows(self) -> int:
@@ -125,17 +177,26 @@ class TrainConfig:
         return sorted(step for step in powers | regular | {self.steps} if step <= self.steps)
 
 
+_VOCABULARY_MULTIPLE = 128
+"""``pretrain.model.VOCABULARY_MULTIPLE``; a copy, because that module takes seconds to import."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
     """How the ranks share the work. Data-parallel size is what remains of the world size."""
 
     tensor: int = 1
-    """Ranks that share each matrix."""
+    """Ranks that share each matrix; a divisor of the heads, of the inner width and of 128."""
     pipeline: int = 1
     """Ranks that share the layers."""
 
     def __post_init__(self) -> None:
         _positive("parallel", tensor=self.tensor, pipeline=self.pipeline)
+        if _VOCABULARY_MULTIPLE % self.tensor:
+            raise UserError(
+                f"parallel.tensor={self.tensor} must divide {_VOCABULARY_MULTIPLE}, of which the padded "
+                "vocabulary is a multiple"
+            )
 
     def data(self, world_size: int) -> int:
         """Data-parallel size.
@@ -154,6 +215,8 @@ class ParallelConfig:
 
     def check(self, world_size: int, model: ModelConfig, train: TrainConfig) -> None:
         """Check the topology against the model and the batch.
+
+        With a world of ``tensor * pipeline`` ranks this says what no number of ranks could mend.
 
         Raises:
             UserError: naming the field, the value and what would fit.
@@ -181,3 +244,7 @@ class RuntimeConfig:
     """CPU threads a process; 0 leaves it to PyTorch (and to torchrun's OMP_NUM_THREADS)."""
     workers: int = 2
     """Processes that read and tokenize text."""
+
+    def __post_init__(self) -> None:
+        _positive("runtime", workers=self.workers)
+        _not_negative("runtime", threads=self.threads)

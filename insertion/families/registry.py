@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,11 +53,14 @@ def family(name: str) -> Callable[[Family], Family]:
     return register
 
 
-def make(name: str, ground: Ground, count: int, settings: Mapping[str, Any]) -> Sequence[Item]:
-    """Make ``count`` items of a family.
+def check(name: str, settings: Mapping[str, Any]) -> Family:
+    """Check a family's settings: each has the type of its default, and numbers are above 0.
+
+    Returns:
+        The family.
 
     Raises:
-        UserError: for an unknown family or setting.
+        UserError: for an unknown family, or a setting that is unknown or impossible.
     """
     # The modules register themselves.
     from insertion.families import biographies, ghost_sentences, passages  # noqa: F401
@@ -64,8 +68,35 @@ def make(name: str, ground: Ground, count: int, settings: Mapping[str, Any]) -> 
     if name not in _FAMILIES:
         raise UserError(f"insertion.families: there is no family '{name}'{nearest(name, _FAMILIES)}")
     function = _FAMILIES[name]
-    known = list(function.__kwdefaults__ or ())
-    for key in settings:
+    known: Mapping[str, Any] = function.__kwdefaults__ or {}
+    for key, value in settings.items():
+        full = f"insertion.families.{name}.{key}"
         if key not in known:
-            raise UserError(f"insertion.families.{name}.{key}: no such setting{nearest(key, known)}")
-    return function(ground, count, **settings)
+            raise UserError(f"{full}: no such setting{nearest(key, known)}")
+        _check_value(full, value, known[key])
+    return function
+
+
+def _check_value(name: str, value: object, default: object) -> None:
+    """A given value against the default of its setting. A default of None or of a tuple says nothing."""
+    accepted, said = {
+        bool: ((bool,), "true or false"),
+        int: ((int,), "a whole number"),
+        float: ((int, float), "a number"),
+        str: ((str,), "a text"),
+    }.get(type(default), ((object,), ""))
+    wrong = not isinstance(value, accepted) or (isinstance(value, bool) and not isinstance(default, bool))
+    if said and wrong:
+        raise UserError(f"{name}={value} must be {said}")
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    if number and isinstance(value, int | float) and not 0 < value < math.inf:
+        raise UserError(f"{name}={value} must be above 0")
+
+
+def make(name: str, ground: Ground, count: int, settings: Mapping[str, Any]) -> Sequence[Item]:
+    """Make ``count`` items of a family.
+
+    Raises:
+        UserError: see ``check``, and where the family cannot make so many.
+    """
+    return check(name, settings)(ground, count, **settings)

@@ -5,10 +5,16 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from tests.conftest import SMALL, Workplace, write_text
+from data.errors import UserError
+from launch.config import CONF, build
+from tests.conftest import REPO, SMALL, Workplace, write_text
 
 
 def snapshot(path):
@@ -39,6 +45,11 @@ CASES = {
     "missing value": (["+experiment=quickstart", "corpus=jsonl"], ["corpus.source.paths"]),
     "no controls": (["+experiment=quickstart", "insertion.doses=[1,4]"], ["insertion.doses=[1, 4] lacks 0"]),
     "syntax": (["+experiment=quickstart", "train.steps"], ["train.steps"]),
+    "no plus": (["experiment=quickstart"], ["write +experiment=quickstart"]),
+    "warm-up": (
+        ["+experiment=quickstart", "train.steps=20"],
+        ["optimizer.warmup_steps=20 must be below train.steps=20"],
+    ),
 }
 
 
@@ -47,6 +58,137 @@ def test_configuration(tmp_path, case):
     overrides, told = CASES[case]
     refused(Workplace(tmp_path).run("plan", *overrides), *told)
     assert snapshot(tmp_path) == []
+
+
+def made(*overrides):
+    """The experiment that a command line means, without starting a program."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build(compose("config", ["+experiment=quickstart", *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "train.micro_batch_size=3",
+            "train.global_batch_size=8 must be a multiple of train.micro_batch_size=3",
+        ),
+        ("parallel.tensor=8", "parallel.tensor=8 must divide model.heads=4"),
+        ("parallel.tensor=3", "parallel.tensor=3 must divide 128"),
+        ("parallel.pipeline=3", "parallel.pipeline=3 must divide model.layers=4"),
+        ("seed=-1", "seed=-1 must lie between 0 and 4294967295"),
+        ("seed=4294967296", "seed=4294967296 must lie between"),
+        ("train.seed=-1", "train.seed=-1 must lie between"),
+        ("insertion.seed=4294967296", "insertion.seed=4294967296 must lie between"),
+        ("insertion.heldout_probes=-1", "insertion.heldout_probes=-1 must be 0 or above"),
+        ("insertion.families.passages.tokens=abc", "families.passages.tokens=abc must be a whole number"),
+        ("insertion.families.passages.tokens=true", "families.passages.tokens=True must be a whole number"),
+        ("insertion.families.ghost_sentences.words=-2", "ghost_sentences.words=-2 must be above 0"),
+        ("+insertion.families.passages.token=3", "no such setting; did you mean 'tokens'"),
+        ("insertion.families.passages=40", "insertion.families.passages=40"),
+        ("model.kv_heads=0", "model.kv_heads=0 must be above 0"),
+        ("optimizer.beta1=1", "optimizer.beta1=1.0 must lie between 0 and 1"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate: nan is no finite number"),
+        ("insertion.doses=[0,true]", "insertion.doses: true is no number"),
+        ("insertion.items_per_dose=true", "insertion.items_per_dose: true is no number"),
+        ("insertion.items_per_dose=ten", "insertion.items_per_dose=ten: "),
+        ("train.steps=false", "train.steps: false is no number"),
+        ("train.steps=[3]", "train.steps=[3]: "),
+        ("insertion.doses=4", "write it as insertion.doses=[4]"),
+        ("insertion.phase=[{stop: 0.5}]", "insertion.phase.stop: there is no such setting"),
+        ("~train.seed", "train.seed: field required"),
+        ("name=true", "name=true: "),
+    ],
+)
+def test_values(override, told):
+    with pytest.raises(UserError) as error:
+        made(override)
+    line = str(error.value)
+    assert told in line
+    assert "\n" not in line
+
+
+def test_one_text_for_a_list():
+    with pytest.raises(UserError, match=r"write it as corpus\.source\.paths=\[x\.jsonl\]"):
+        made("corpus=jsonl", "corpus.source.paths=x.jsonl")
+
+
+def test_what_people_may_write():
+    """Whole numbers for fractions, numbers for names, lists, one level for a factor."""
+    experiment = made("name=2024", "runs=7", "optimizer.learning_rate=1", "insertion.phase=[{end: 1}]")
+    assert (experiment.name, experiment.runs.name) == ("2024", "7")
+    assert type(experiment.optimizer.learning_rate) is float
+    assert experiment.insertion.doses == (0, 1, 4, 16, 64)
+
+
+def test_the_directory_changes_with_the_result_alone():
+    usual = made().directory
+    for same in (
+        ["train.checkpoint_every=10"],
+        ["model.name=other"],
+        ["train.micro_batch_size=8"],
+        ["parallel.tensor=2"],
+        [
+            "~insertion.families.biographies",
+            "~insertion.families.ghost_sentences",
+            "+insertion.families.ghost_sentences={list_size: 1024, words: 16}",
+            "+insertion.families.biographies={}",
+        ],
+    ):
+        assert made(*same).directory == usual, same
+    for other in ("seed=2", "model.ffn=256", "insertion.families.passages.tokens=30", "train.steps=500"):
+        assert made(other).directory != usual, other
+
+
+def test_help_that_nobody_reads_to_its_end(tmp_path):
+    place = Workplace(tmp_path)
+    program = subprocess.Popen(
+        place.command("train", "--help"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    assert program.wait() == 0
+
+
+RANK = """
+from insertion.ledger import PlanViolation
+from launch.config import program
+
+@program
+def main(experiment):
+    raise PlanViolation("step 3: the batch is not what the plan says")
+
+main()
+"""
+
+
+def test_a_rank_leaves_status_and_line_for_who_started_torchrun(tmp_path):
+    """torchrun itself always ends with 1."""
+    told = tmp_path / "status"
+    for rank in ("1", "0"):  # the second finds that the first has spoken
+        done = subprocess.run(
+            [sys.executable, "-c", RANK, "+experiment=quickstart"],
+            cwd=REPO,
+            env={**os.environ, "RANK": rank, "PALIMPSEST_STATUS": str(told)},
+            check=False,
+            capture_output=True,
+        )
+        assert done.returncode == 3, done.stderr
+    assert told.read_text() == "3\nstep 3: the batch is not what the plan says"
+
+
+@pytest.mark.slow
+def test_run_ends_as_its_ranks_do(prepared):
+    prepared.ok("plan", "name=ranks")
+    directory = prepared.directory("ranks") / "perturbed"
+    directory.mkdir()
+    with (directory / ".lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        done = prepared.run("run", "name=ranks", "parallel.tensor=2")
+    assert done.status == 2, done.out
+    assert "training perturbed on 2 processes: " in done.lines[-1]
+    assert "in use by another process" in done.lines[-1]
 
 
 def test_a_stage_before_its_time(tmp_path):
