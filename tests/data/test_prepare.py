@@ -7,7 +7,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from data import artifact
-from data import prepare as module
+from data import shards as module
 from data.errors import UserError
 from data.prepare import CorpusConfig, load_tokenizer, prepare
 from data.sources import SourceConfig
@@ -101,7 +101,11 @@ def test_facts_and_the_table_of_documents_agree_with_the_tokens(tmp_path):
         "train_bytes": sum(len(text.encode()) for text in trained),
         "train_tokens": sum(row["tokens"] for row in rows),
         "vocab_size": 300, "eod": tokenizer.eod, "tokenizer_digest": tokenizer.digest,
+        "long_dropped": 0, "language_dropped": 0, "unwanted_dropped": 0, "bad_dropped": 0,
+        "near_duplicates_dropped": 0, "shards_by_tokenizers": 0, "encoder": facts["encoder"],
     }  # fmt: skip
+    assert "gigatoken" in facts["encoder"]
+    assert "same ids as tokenizers" in facts["encoder"]
 
 
 def test_the_split_depends_on_the_text_not_on_its_position(tmp_path):
