@@ -72,7 +72,7 @@ class SourceConfig:
     """Documents of fewer words (separated by white space) are dropped and counted."""
     max_words: int | None = None
     """Documents of more words are dropped and counted."""
-    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    keep: Mapping[str, tuple[str | int | float | bool, ...]] = field(default_factory=dict)
     """Field (``meta.source`` reaches inside) -> the values to keep; documents with another are dropped and counted."""
     languages: tuple[str, ...] = ()
     """Language tags to keep; ``en`` keeps ``en-GB`` and ``EN_us``, too. Empty: all."""
