@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from data.tokenizer import Tokenizer
 
-SAMPLE_CHARACTERS = 1 << 21
+SAMPLE_CHARACTERS = 1 << 19
 """About how much text of a corpus both encode before ``gigatoken`` is trusted with it."""
 _PROBES = (
     "\x00\x01\x7f \u200b\ufeff\u00a0\u2028",

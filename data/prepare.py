@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -237,10 +237,15 @@ def _check_sizes(directory: Path, manifest: Manifest) -> None:
 
 def _work(work: Work, workers: int, share: tuple[int, int], progress: Progress) -> None:
     """Do the share's shards of every step that can be done now."""
+    with _Crew(workers, progress) as crew:
+        _steps(work, crew, share, progress)
+
+
+def _steps(work: Work, crew: _Crew, share: tuple[int, int], progress: Progress) -> None:
     number, of = share
     mine = list(range(number, len(work.shards), of))
     began = time.monotonic()
-    for counts in _each(shards.read, work, mine, workers, progress):
+    for counts in crew.each(shards.read, work, mine):
         if counts.facts.get("files_skipped"):
             progress(f"skipped {counts.facts['files_skipped']} files that do not parse")
     progress(f"read {len(mine)} of {len(work.shards)} shards in {time.monotonic() - began:.0f} s")
@@ -249,9 +254,7 @@ def _work(work: Work, workers: int, share: tuple[int, int], progress: Progress) 
         progress(f"{len(unread)} shards are still unread; run the same again when all shares are done")
         return
     if of > 1:
-        list(
-            _each(shards.read, work, [n for n in range(len(work.shards)) if n not in set(mine)], 1, progress)
-        )
+        crew.each(shards.read, work, [n for n in range(len(work.shards)) if n % of != number])
     shards.find_duplicates(work)
     began = time.monotonic()
     facts = shards.make_tokenizer(work).facts
@@ -260,32 +263,46 @@ def _work(work: Work, workers: int, share: tuple[int, int], progress: Progress) 
         f"({facts['reason']})"
     )
     began = time.monotonic()
-    list(_each(shards.tokenize, work, mine, workers, progress))
+    crew.each(shards.tokenize, work, mine)
     progress(f"tokenized {len(mine)} of {len(work.shards)} shards in {time.monotonic() - began:.0f} s")
 
 
-def _each(
-    step: Callable[[Work, int], Manifest], work: Work, numbers: list[int], workers: int, progress: Progress
-) -> Iterator[Manifest]:
-    """Do some shards of a step, here or in worker processes; manifests in order."""
-    last = time.monotonic()
-    if workers == 1 or len(numbers) == 1:
-        done = (step(work, number) for number in numbers)
-        pool = None
-    else:
-        # spawn: the caller may have threads (torch, tokenizers), which a fork would copy in mid-step
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(numbers)), mp_context=context, initializer=_start_worker)
-        done = (future.result() for future in [pool.submit(step, work, number) for number in numbers])
-    try:
-        for finished, manifest in enumerate(done, start=1):
+class _Crew:
+    """Does shards here, or in worker processes that start with the first step that has several shards.
+
+    Args:
+        workers: processes.
+        progress: gets short lines for a person.
+    """
+
+    def __init__(self, workers: int, progress: Progress) -> None:
+        self._workers, self._progress = workers, progress
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def each(self, step: Callable[[Work, int], Manifest], work: Work, numbers: list[int]) -> list[Manifest]:
+        """Do some shards of a step; their manifests in order."""
+        done: Iterator[Manifest] = (step(work, number) for number in numbers)
+        if self._workers > 1 and len(numbers) > 1:
+            if self._pool is None:
+                # spawn: the caller may have threads (torch, tokenizers), which a fork would copy in mid-step
+                context = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
+            futures = [self._pool.submit(step, work, number) for number in numbers]
+            done = (future.result() for future in futures)
+        manifests, last = [], time.monotonic()
+        for manifest in done:
+            manifests.append(manifest)
             if time.monotonic() - last > _REPORT_SECONDS:
                 last = time.monotonic()
-                progress(f"{step.__name__}: {finished} of {len(numbers)} shards")
-            yield manifest
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+                self._progress(f"{step.__name__}: {len(manifests)} of {len(numbers)} shards")
+        return manifests
 
 
 def _start_worker() -> None:

@@ -391,7 +391,7 @@ def tokenize(work: Work, number: int) -> Manifest:
 def _encoder(ours: Tokenizer, library: str, batch: pa.RecordBatch) -> tuple[Encoder, int]:
     """The shard's encoder: the corpus's, unless gigatoken fails on a sample of this shard. And 1 if so."""
     if library == "gigatoken":
-        texts = encoder.sample([batch["text"].to_pylist()], encoder.SAMPLE_CHARACTERS // 16)
+        texts = encoder.sample([batch["text"].to_pylist()], encoder.SAMPLE_CHARACTERS // 8)
         if encoder.choose(ours, texts)[0] == "gigatoken":
             return Encoder(ours, "gigatoken"), 0
     return Encoder(ours, "tokenizers"), int(library == "gigatoken")

@@ -23,7 +23,7 @@ from data.errors import UserError, nearest
 from data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
 
 _BLOCK = 1 << 20  # bytes read at a time
-_STRETCH = 1 << 26  # bytes of a plain file in one part
+_STRETCH = 1 << 24  # bytes of a plain file in one part
 
 
 def _survey(path: Path) -> list[Part]:
