@@ -57,6 +57,7 @@ _COUNTED = (
         "unwanted_dropped",
     ),
     *("bad_dropped", "duplicates_dropped", "near_duplicates_dropped", "tokenless_dropped"),
+    *("contaminated_dropped", "contaminations_found"),
     *("files_read", "files_skipped", "heldout_documents", "heldout_words"),
     *("train_documents", "train_words", "train_bytes", "train_tokens"),
 )
@@ -183,7 +184,7 @@ def _recall(path: Path, config: CorpusConfig) -> list[Part] | None:
 def _identity(work: Work) -> tuple[dict[str, Any], dict[str, str]]:
     settings: dict[str, Any] = json.loads(json.dumps(asdict(work.config)))
     parts = [part for shard in work.shards for part in shard]
-    return settings, sources.inputs(parts) | work.tokenizer_inputs
+    return settings, sources.inputs(parts) | work.tokenizer_inputs | work.wanted_inputs
 
 
 def load_tokenizer(corpus: Path) -> Tokenizer:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from data import artifact, duplicates, encoder, sources, tokenizer, tokens
 from data.artifact import Draft, Manifest
+from data.contamination import DecontaminateConfig, Finder
 from data.encoder import Encoder
 from data.errors import UserError
 from data.sources import Document, Part, SourceConfig
@@ -67,6 +68,7 @@ class CorpusConfig:
     """Share of the documents that neither tokenizer nor model sees, chosen by a hash of their text."""
     deduplicate: bool = True
     """Keep the first of documents that are equal but for white space."""
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     near_duplicates: bool = False
     """Drop documents that nearly equal an earlier one, too: MinHash over 5-word shingles, see ``data.duplicates``."""
 
@@ -93,6 +95,19 @@ class Work:
     def tokenizer_inputs(self) -> dict[str, str]:
         """Digest of a tokenizer that is brought along."""
         return tokenizer.inputs(self.config.tokenizer)
+
+    @property
+    def wanted(self) -> SourceConfig | None:
+        """The texts whose documents are dropped."""
+        rule = self.config.decontaminate
+        if not rule.paths:
+            return None
+        return SourceConfig(kind="jsonl", paths=rule.paths, text_field=rule.text_field, min_words=0)
+
+    @property
+    def wanted_inputs(self) -> dict[str, str]:
+        """Digests of the files that hold them."""
+        return {} if self.wanted is None else sources.inputs(sources.split(self.wanted))
 
     def shard(self, step: str, number: int) -> Path:
         """Directory of a shard of a step."""
@@ -354,8 +369,13 @@ def tokenize(work: Work, number: int) -> Manifest:
         UserError: if ready tokens are outside the vocabulary.
     """
     made = artifact.read(work.place / TOKENIZER, kind=f"corpus {TOKENIZER}", schema_version=VERSION)
-    config = {"heldout_fraction": work.config.heldout_fraction, "library": made.facts["version"]}
+    config = {
+        "heldout_fraction": work.config.heldout_fraction,
+        "library": made.facts["version"],
+        "decontaminate": asdict(work.config.decontaminate),
+    }
     inputs = {
+        **work.wanted_inputs,
         "read": _digest(work.shard(READ, number)),
         "duplicates": _digest(work.place / DUPLICATES),
         "tokenizer": made.digest,
@@ -374,6 +394,7 @@ def tokenize(work: Work, number: int) -> Manifest:
             pq.ParquetWriter(draft.path / DOCUMENTS, DOCUMENTS_SCHEMA, compression="zstd") as table,
             pq.ParquetWriter(draft.path / HELDOUT, HELDOUT_SCHEMA, compression="zstd") as heldout,
         ):
+            finder = _finder(work, ours)
             encode: Encoder | None = None
             for kept in _kept(work, number):
                 _hold_out(kept.heldout, heldout, counts)
@@ -381,7 +402,7 @@ def tokenize(work: Work, number: int) -> Manifest:
                     continue
                 if encode is None:
                     encode, counts["shards_by_tokenizers"] = _encoder(ours, library, kept.train)
-                _write_tokens(kept.train, encode, writer, table, counts)
+                _write_tokens(kept.train, encode, finder, writer, table, counts)
             counts["train_documents"], counts["train_tokens"] = writer.documents, writer.tokens
         draft.facts.update(counts)
 
@@ -397,6 +418,13 @@ def _encoder(ours: Tokenizer, library: str, batch: pa.RecordBatch) -> tuple[Enco
     return Encoder(ours, "tokenizers"), int(library == "gigatoken")
 
 
+def _finder(work: Work, ours: Tokenizer) -> Finder | None:
+    if work.wanted is None:
+        return None
+    texts = [document.text for document in sources.read(work.wanted)]
+    return Finder(ours.encode_batch(texts), work.config.decontaminate)
+
+
 def _hold_out(batch: pa.RecordBatch, table: pq.ParquetWriter, counts: Counter[str]) -> None:
     if batch.num_rows:
         texts = batch["text"].to_pylist()
@@ -410,6 +438,7 @@ def _hold_out(batch: pa.RecordBatch, table: pq.ParquetWriter, counts: Counter[st
 def _write_tokens(
     batch: pa.RecordBatch,
     encode: Encoder,
+    finder: Finder | None,
     writer: tokens.TokenWriter,
     table: pq.ParquetWriter,
     counts: Counter[str],
@@ -422,6 +451,13 @@ def _write_tokens(
         ids, lengths = encode.encode(batch["text"].to_pylist())
     some = lengths > 0
     counts["tokenless_dropped"] += int((~some).sum())
+    if finder is not None:
+        texts, documents = finder.find(ids, np.cumsum(lengths))
+        counts["contaminations_found"] += len(texts)
+        clean = np.ones(len(lengths), dtype=bool)
+        clean[documents] = False
+        counts["contaminated_dropped"] += int((some & ~clean).sum())
+        ids, some = ids[np.repeat(clean, lengths)], some & clean
     batch, lengths = batch.filter(pa.array(some)), lengths[some]
     if not len(lengths):
         return

@@ -102,6 +102,7 @@ def test_facts_and_the_table_of_documents_agree_with_the_tokens(tmp_path):
         "train_tokens": sum(row["tokens"] for row in rows),
         "vocab_size": 300, "eod": tokenizer.eod, "tokenizer_digest": tokenizer.digest,
         "long_dropped": 0, "language_dropped": 0, "unwanted_dropped": 0, "bad_dropped": 0,
+        "contaminated_dropped": 0, "contaminations_found": 0,
         "near_duplicates_dropped": 0, "shards_by_tokenizers": 0, "encoder": facts["encoder"],
     }  # fmt: skip
     assert "gigatoken" in facts["encoder"]
