@@ -156,4 +156,5 @@ def _holding(
     document = np.searchsorted(ends, at, side="right")
     fits = at + len(gram) <= ends[document]
     windows = ids[at[fits][:, None] + np.arange(len(gram))]
-    return document[fits][(windows == gram).all(axis=1)].astype(np.int64)
+    found: npt.NDArray[np.int64] = document[fits][(windows == gram).all(axis=1)]
+    return found

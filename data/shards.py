@@ -210,13 +210,14 @@ def read(work: Work, number: int) -> Manifest:
 
 
 def _spooled(batch: list[Document], words: list[list[str]], keys: list[bytes]) -> pa.RecordBatch:
+    ids, ready = pa.list_(pa.int64()), batch[0].ids is not None
     columns = [
         pa.array([d.text for d in batch], pa.string()),
         pa.array([d.source for d in batch], pa.string()),
         pa.array([d.row for d in batch], pa.string()),
         pa.array([len(w) for w in words], pa.int32()),
         pa.array(keys, pa.binary(16)),
-        pa.array([d.ids for d in batch], pa.list_(pa.int64())),
+        pa.array([d.ids for d in batch], ids) if ready else pa.nulls(len(batch), ids),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SPOOL_SCHEMA)
 
@@ -412,9 +413,10 @@ def tokenize(work: Work, number: int) -> Manifest:
 def _encoder(ours: Tokenizer, library: str, batch: pa.RecordBatch) -> tuple[Encoder, int]:
     """The shard's encoder: the corpus's, unless gigatoken fails on a sample of this shard. And 1 if so."""
     if library == "gigatoken":
-        texts = encoder.sample([batch["text"].to_pylist()], encoder.SAMPLE_CHARACTERS // 8)
-        if encoder.choose(ours, texts)[0] == "gigatoken":
-            return Encoder(ours, "gigatoken"), 0
+        fast = Encoder(ours, "gigatoken")
+        texts = encoder.sample([batch["text"].to_pylist()], encoder.SAMPLE_CHARACTERS // 16)
+        if encoder.disagreement(fast, ours, texts) is None:
+            return fast, 0
     return Encoder(ours, "tokenizers"), int(library == "gigatoken")
 
 

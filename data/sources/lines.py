@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import orjson
 import zstandard
 
 from data.errors import UserError, nearest
@@ -147,14 +148,23 @@ def text_of(line: bytes, field: str, where: str) -> tuple[str, dict[str, Any]]:
         UserError: starting with ``where``.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = orjson.loads(line)
+    except (
+        orjson.JSONDecodeError
+    ):  # the slower one takes more (NaN, long numbers, lone surrogates) and says where
+        row = _slowly(line, where)
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: holds a {type(row).__name__}, not an object; write one JSON object a line")
+    return checked(row, field, where), row
+
+
+def _slowly(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}); write one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: holds a {type(row).__name__}, not an object; write one JSON object a line")
-    return checked(row, field, where), row
 
 
 def checked(row: dict[str, Any], field: str, where: str) -> str:
@@ -169,7 +179,8 @@ def checked(row: dict[str, Any], field: str, where: str) -> str:
     if not isinstance(text, str):
         raise UserError(f"{where}: field {field!r} holds a {type(text).__name__}, not a string; mend it")
     try:
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"{where}: field {field!r} holds a lone surrogate at character {error.start}, which no "
