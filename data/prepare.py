@@ -96,7 +96,10 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Pr
         try:
             _work(work, workers, (0, 1), progress)
         except UserError:
-            if not any(shards.finished(work, shards.READ, number) for number in range(len(work.shards))):
+            read = [shards.finished(work, shards.READ, number) for number in range(len(work.shards))]
+            # What is read is kept while a row is mended. An error about the whole of it asks for other settings,
+            # which have a directory of their own.
+            if not any(read) or (all(read) and not (place / shards.TOKENIZER).exists()):
                 shutil.rmtree(place, ignore_errors=True)
             raise
         with artifact.writing(

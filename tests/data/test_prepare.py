@@ -204,6 +204,7 @@ def test_nothing_to_train_on_is_refused(tmp_path):
         make(config, tmp_path / "out")
     with pytest.raises(UserError, match="corpus is empty"):
         make(corpus(tmp_path, []), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     for fraction in (1.0, -0.1, float("nan")):
         with pytest.raises(UserError, match="heldout_fraction="):
             corpus(tmp_path, [], heldout_fraction=fraction)
