@@ -150,7 +150,7 @@ def test_a_finished_corpus_is_reused_and_never_replaced(tmp_path):
     lines = []
     assert make(config, out, lines) == first
     assert lines[-1].startswith("reusing")
-    with pytest.raises(UserError, match="setting heldout_fraction: .*is not replaced: remove it"):
+    with pytest.raises(UserError, match=r"setting heldout_fraction: .*is not replaced: remove it"):
         make(corpus(tmp_path, texts(), heldout_fraction=0.0), out)
     changed = corpus(tmp_path, texts(seed=5))  # same path, other text
     with pytest.raises(UserError, match=r"input .*in\.jsonl: .*is not replaced: remove it"):
@@ -192,7 +192,7 @@ def test_a_ready_tokenizer_is_taken_and_its_change_noticed(tmp_path):
     assert manifest.facts["tokenizer_digest"] == load_tokenizer(tmp_path / "out").digest == brought.digest
     assert manifest.facts["vocab_size"] == 280
     train(texts(50, seed=8), TokenizerConfig(vocab_size=290)).save(tmp_path / "tokenizer.json")
-    with pytest.raises(UserError, match="input tokenizer: .*is not replaced"):
+    with pytest.raises(UserError, match=r"input tokenizer: .*is not replaced"):
         make(config, tmp_path / "out")
     assert make(config, tmp_path / "other").facts["vocab_size"] == 290
 
