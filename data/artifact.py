@@ -8,6 +8,7 @@ and is never read.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -114,6 +115,30 @@ class Draft:
     facts: dict[str, Any] = field(default_factory=dict)
     manifest: Manifest | None = None
     """Set once the artefact is in place."""
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a place: whoever else wants to make the artefact there waits. What a killed writer left is removed.
+
+    The lock, ``.<name>.lock`` beside the directory, is let go of by the system when its holder dies, on any machine
+    that shares the file system.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    path = directory.with_name(f".{directory.name}.lock")
+    while True:
+        with path.open("w") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # the last holder removed it while this one waited
+            try:
+                for pattern in (f".{directory.name}.*.tmp", f".{directory.name}.*.old"):
+                    for left in directory.parent.glob(pattern):
+                        shutil.rmtree(left, ignore_errors=True)
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 @contextmanager

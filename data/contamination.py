@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from data.errors import UserError
 from data.tokens import read_tokens
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 """Odd, so that no token's contribution to the hash (mod 2^64) is lost."""
 _BLOCK = 1 << 22  # tokens hashed at once
+_COMPARED = 1 << 14  # places compared at once
 
 
 def _hashes(tokens: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
@@ -56,3 +59,102 @@ def ngram_counts(
             hit = wanted[place] == block
             found += np.bincount(place[hit], minlength=len(found))
     return [found[np.searchsorted(wanted, grams)] for grams in hashed]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecontaminateConfig:
+    """Documents that contain these texts are dropped. The numbers are Hubble's rule; all of them are in tokens."""
+
+    paths: tuple[str, ...] = ()
+    """JSONL files, globs or directories of the texts, such as test sets or the items of a plan; none: nothing is
+    dropped."""
+    text_field: str = "text"
+    """The field that holds a text."""
+    skip_below: int = 10
+    """Shorter texts are not looked for, and counted."""
+    exact_up_to: int = 40
+    """Texts up to this length are looked for whole; of a longer one of n tokens, its (n/2)-grams at stride n/4."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.paths, str):  # type: ignore[unreachable]
+            raise UserError(
+                f"corpus.decontaminate.paths={self.paths!r} is one string; give a list: [{self.paths}]"
+            )
+        object.__setattr__(self, "paths", tuple(map(str, self.paths)))
+        if self.skip_below < 2 or self.exact_up_to < 2 * self.skip_below:
+            raise UserError(
+                f"corpus.decontaminate.skip_below={self.skip_below} and exact_up_to={self.exact_up_to} do not go "
+                "together; skip_below is at least 2 and exact_up_to at least twice that"
+            )
+
+
+class Finder:
+    """Finds texts in token streams, exactly: an n-gram's beginning is looked up by hash, then all of it is compared.
+
+    Args:
+        spans: ids of each text.
+        rule: what of them to look for.
+    """
+
+    def __init__(self, spans: Sequence[npt.NDArray[np.int32]], rule: DecontaminateConfig) -> None:
+        self._short = rule.skip_below
+        grams: list[npt.NDArray[np.int64]] = []
+        owner: list[int] = []
+        self.skipped = np.array([len(span) < rule.skip_below for span in spans], dtype=bool)
+        """Which texts are too short to look for: (S,) bool."""
+        for number, span in enumerate(spans):
+            size, stride = len(span), 1
+            if size > rule.exact_up_to:
+                size, stride = size // 2, size // 4
+            if not self.skipped[number]:
+                starts = range(0, len(span) - size + 1, stride)
+                grams += [np.asarray(span[start : start + size], dtype=np.int64) for start in starts]
+                owner += [number] * len(starts)
+        self._grams, self._owner = grams, np.array(owner, dtype=np.int64)
+        heads = [_hashes(gram[: self._short].astype(np.uint64), self._short) for gram in grams]
+        head = np.concatenate([*heads, np.empty(0, dtype=np.uint64)])
+        self._order = np.argsort(head, kind="stable")
+        self._heads, self._first = np.unique(head[self._order], return_index=True)
+
+    def find(
+        self, ids: npt.NDArray[np.integer], ends: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where the texts occur inside documents.
+
+        Args:
+            ids: documents back to back, (T,).
+            ends: where each document ends, (D,), the last being T.
+
+        Returns:
+            For each occurrence of an n-gram, the text's number and the document's: two (F,) arrays.
+        """
+        texts, documents = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        if not len(self._heads):
+            return texts[0], documents[0]
+        for start in range(0, len(ids), _BLOCK):
+            block = _hashes(ids[start : start + _BLOCK + self._short - 1].astype(np.uint64), self._short)
+            place = np.searchsorted(self._heads, block)
+            place[place == len(self._heads)] = 0
+            hits = np.flatnonzero(self._heads[place] == block)
+            for head in np.unique(place[hits]).tolist():
+                at = start + hits[place[hits] == head]
+                last = self._first[head + 1] if head + 1 < len(self._first) else len(self._order)
+                for gram in self._order[self._first[head] : last].tolist():
+                    for some in np.array_split(at, -(-len(at) // _COMPARED)):
+                        documents.append(_holding(ids, ends, some, self._grams[gram]))
+                        texts.append(np.full(len(documents[-1]), self._owner[gram]))
+        return np.concatenate(texts), np.concatenate(documents)
+
+
+def _holding(
+    ids: npt.NDArray[np.integer],
+    ends: npt.NDArray[np.int64],
+    at: npt.NDArray[np.int64],
+    gram: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """The documents that hold an n-gram at one of these places, once for each place."""
+    document = np.searchsorted(ends, at, side="right")
+    fits = at + len(gram) <= ends[document]
+    windows = ids[at[fits][:, None] + np.arange(len(gram))]
+    found: npt.NDArray[np.int64] = document[fits][(windows == gram).all(axis=1)]
+    return found

@@ -67,13 +67,22 @@ class Order:
         eod: id of the end-of-document token.
         sequence_length: L; a window holds L + 1 tokens.
         seed: of the shuffles.
+        build: build the index arrays where they are not there yet.
 
     Raises:
-        UserError: if the token files are damaged, or too small for one window.
+        UserError: if the token files are damaged, or too small for one window, or the order is not built.
     """
 
     def __init__(
-        self, corpus: Path, *, corpus_digest: str, vocab_size: int, eod: int, sequence_length: int, seed: int
+        self,
+        corpus: Path,
+        *,
+        corpus_digest: str,
+        vocab_size: int,
+        eod: int,
+        sequence_length: int,
+        seed: int,
+        build: bool = True,
     ) -> None:
         self.sequence_length = sequence_length
         self.seed = seed
@@ -88,6 +97,11 @@ class Order:
         place = blake2b(str(prefix.resolve()).encode(), digest_size=4).hexdigest()
         cache = corpus / "order" / f"length{sequence_length}-seed{seed}-{place}"
         if not cache.is_dir():
+            if not build:
+                raise UserError(
+                    f"the order {cache} is not built, and training on several nodes does not build it (all would at "
+                    "once, on GPUs that wait); run launch/prepare.py with index=true first"
+                )
             cache.parent.mkdir(exist_ok=True)
             aside = Path(tempfile.mkdtemp(prefix=".building-", dir=cache.parent))
             built = self._build(prefix, facts, aside)

@@ -1,71 +1,66 @@
 """Corpus text to a corpus artefact: tokenizer, Megatron token files, held-out text, provenance.
 
-The text passes once from the sources into a spool on disk, then from there through the tokenizer: it may
-be larger than memory. Only a digest of each document is kept, to find duplicates.
+The work is done in shards (``data.shards``), by several processes or by the tasks of a SLURM array. A run that was
+killed goes on after the last shard it finished; the bytes are the same whoever did what. No step's memory grows with
+the corpus.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import multiprocessing
+import os
+import shutil
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import artifact, sources, tokenizer, tokens
+from data import artifact, shards, sources, tokenizer, tokens
 from data.artifact import Manifest
 from data.errors import UserError
-from data.sources import Document, Progress, SourceConfig
-from data.tokenizer import Tokenizer, TokenizerConfig
+from data.shards import DOCUMENTS, HELDOUT, TRAIN, CorpusConfig, Work
+from data.sources import Part, Progress
+from data.tokenizer import Tokenizer
 
-_log = logging.getLogger(__name__)
+__all__ = [
+    "DOCUMENTS",
+    "HELDOUT",
+    "KIND",
+    "SCHEMA_VERSION",
+    "TRAIN",
+    "CorpusConfig",
+    "load_tokenizer",
+    "prepare",
+]
 
 KIND = "corpus"
 SCHEMA_VERSION = 1
-TRAIN = "train"  # prefix of train.bin and train.idx
-HELDOUT = "heldout.parquet"
-DOCUMENTS = "documents.parquet"
 
-_HELDOUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "source", "row", "digest")])
-_DOCUMENTS_SCHEMA = pa.schema(
-    [("source", pa.string()), ("row", pa.string()), ("words", pa.int32()), ("tokens", pa.int32())]
-)
-_SPOOL_SCHEMA = pa.schema(
-    [("text", pa.string()), ("source", pa.string()), ("row", pa.string()), ("words", pa.int32())]
-)
-_BATCH_CHARACTERS = 1 << 21  # about 100 bytes of memory a token while `tokenizers` holds a batch
-_BATCH_DOCUMENTS = 1 << 14
 _REPORT_SECONDS = 3.0
+_COPY = 1 << 24  # bytes copied at a time
 _COUNTED = (
-    *("documents_read", "empty_dropped", "short_dropped", "duplicates_dropped", "tokenless_dropped"),
+    *(
+        "documents_read",
+        "empty_dropped",
+        "short_dropped",
+        "long_dropped",
+        "language_dropped",
+        "unwanted_dropped",
+    ),
+    *("bad_dropped", "duplicates_dropped", "near_duplicates_dropped", "tokenless_dropped"),
+    *("contaminated_dropped", "contaminations_found"),
     *("files_read", "files_skipped", "heldout_documents", "heldout_words"),
     *("train_documents", "train_words", "train_bytes", "train_tokens"),
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CorpusConfig:
-    """What a corpus is made of."""
-
-    source: SourceConfig
-    tokenizer: TokenizerConfig
-    heldout_fraction: float = 0.02
-    """Share of the documents that neither tokenizer nor model sees, chosen by a hash of their text."""
-    deduplicate: bool = True
-    """Keep the first of documents that are equal but for white space."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.heldout_fraction < 1:
-            raise UserError(
-                f"corpus.heldout_fraction={self.heldout_fraction} is no share; choose from 0 up to below 1"
-            )
 
 
 def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Progress) -> Manifest:
@@ -73,52 +68,126 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Pr
 
     It holds ``tokenizer.json``; ``train.bin`` and ``train.idx``; ``heldout.parquet`` (text, source, row, and
     digest: 64-bit BLAKE2b of the text in hex); ``documents.parquet``, a row for each document of
-    ``train.bin`` in order (source, row, words int32, tokens int32: the end-of-document token included).
+    ``train.bin`` in its order (source, row, words, and tokens, end-of-document token included).
 
     Args:
         config: what to make it of.
-        directory: where; a corpus there that differs is replaced at the end, and what differs is reported.
-        workers: processes to read the sources with.
+        directory: where; a corpus made from something else is never replaced.
+        workers: processes to read and tokenize with, at least 1.
         progress: gets short lines for a person.
 
     Returns:
-        The manifest. Its facts count ``documents_read``, ``empty_dropped``, ``short_dropped``,
-        ``duplicates_dropped``, ``tokenless_dropped``, ``files_read``, ``files_skipped``,
-        ``heldout_documents``, ``heldout_words``, ``train_documents``, ``train_words``, ``train_bytes``
-        (UTF-8) and ``train_tokens`` (with end-of-document tokens), and give ``vocab_size``, ``eod`` and
-        ``tokenizer_digest``.
+        Its manifest, with counts in ``facts``.
 
     Raises:
         UserError: if an input is missing or damaged, nothing is left to train on, the tokenizer does not
             serve, or a finished corpus is there but damaged.
     """
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    inputs = {**sources.inputs(config.source), **tokenizer.inputs(config.tokenizer)}
-    if (finished := _reusable(directory, settings, inputs, progress)) is not None:
-        return finished
+    if workers < 1:
+        raise UserError(f"workers={workers} is not possible; use at least 1")
     began = time.monotonic()
-    with artifact.writing(
-        directory, kind=KIND, schema_version=SCHEMA_VERSION, config=settings, inputs=inputs
-    ) as draft:
-        counts = Counter(dict.fromkeys(_COUNTED, 0))
-        spool = draft.path / "spool.arrow"
-        _split(config, draft.path, spool, counts, workers, progress)
-        spooled = time.monotonic()
-        if not (left := _spooled_documents(spool)):
-            raise UserError(
-                f"the corpus has no training documents: all {counts['heldout_documents']} are held out by "
-                f"corpus.heldout_fraction={config.heldout_fraction}; lower it or add text"
-            )
-        progress(f"{left:,} documents to train on in {spooled - began:.0f} s; now the tokenizer")
-        ours = tokenizer.build(_texts(spool), config.tokenizer)
-        ours.save(draft.path / tokenizer.FILE)
-        progress(f"tokenizer of {ours.vocab_size} ids in {time.monotonic() - spooled:.0f} s; now the tokens")
-        _tokenize(spool, ours, draft.path, counts, progress)
-        spool.unlink()
-        draft.facts.update(counts, vocab_size=ours.vocab_size, eod=ours.eod, tokenizer_digest=ours.digest)
-    progress(f"corpus of {counts['train_tokens']:,} tokens in {time.monotonic() - began:.0f} s: {directory}")
+    place = work_directory(directory)
+    with artifact.held(directory):
+        work = survey(config, place, workers)
+        settings, inputs = _identity(work)
+        if (finished := _reusable(directory, settings, inputs, progress)) is not None:
+            shutil.rmtree(place, ignore_errors=True)
+            return finished
+        try:
+            _work(work, workers, (0, 1), progress)
+        except UserError:
+            read = [shards.finished(work, shards.READ, number) for number in range(len(work.shards))]
+            # What is read is kept while a row is mended. An error about the whole of it asks for other settings,
+            # which have a directory of their own.
+            if not any(read) or (all(read) and not (place / shards.TOKENIZER).exists()):
+                shutil.rmtree(place, ignore_errors=True)
+            raise
+        with artifact.writing(
+            directory, kind=KIND, schema_version=SCHEMA_VERSION, config=settings, inputs=inputs
+        ) as draft:
+            draft.facts.update(_merge(work, draft.path))
+        shutil.rmtree(place, ignore_errors=True)
     assert draft.manifest is not None
+    facts = draft.manifest.facts
+    progress(f"corpus of {facts['train_tokens']:,} tokens in {time.monotonic() - began:.0f} s: {directory}")
     return draft.manifest
+
+
+def prepare_share(
+    config: CorpusConfig, directory: Path, *, share: tuple[int, int], workers: int, progress: Progress
+) -> None:
+    """Do every n-th shard, from shard k on, of the step that is next; ``prepare`` then puts them together.
+
+    Run it twice for every k in 0..n-1 (two SLURM arrays, the second after the first): the first time reads, the
+    second tokenizes. Whatever is missing then, ``prepare`` does itself.
+
+    Args:
+        config: what to make the corpus of.
+        directory: where it will be; the shards lie in ``work_directory(directory)``.
+        share: (k, n).
+        workers: processes to use.
+        progress: gets short lines for a person.
+
+    Raises:
+        UserError: as ``prepare``.
+    """
+    number, of = share
+    if not 0 <= number < of:
+        raise UserError(f"shard={number}/{of} is not possible; k/n has k from 0 to n - 1")
+    work = survey(config, work_directory(directory), workers)
+    _work(work, workers, share, progress)
+
+
+def work_directory(directory: Path) -> Path:
+    """Where the finished shards of a corpus lie until it is put together."""
+    return directory.with_name(f".{directory.name}.work")
+
+
+def survey(config: CorpusConfig, place: Path, workers: int) -> Work:
+    """Find out what there is to read, or recall it if no file's size or time changed since.
+
+    Raises:
+        UserError: if a source cannot be found or read.
+    """
+    path = place / "survey.json"
+    with artifact.held(place):
+        known = _recall(path, config)
+        if known is None:
+            stats = _stats(config)
+            known = sources.split(config.source, workers)
+            place.mkdir(parents=True, exist_ok=True)
+            saved = {
+                "source": asdict(config.source),
+                "stats": stats,
+                "parts": [asdict(part) for part in known],
+            }
+            artifact.write_json(path, saved)
+    return Work(place, config, shards.cut(known))
+
+
+def _stats(config: CorpusConfig) -> dict[str, list[int]]:
+    """Path -> size in bytes and time of change in ns of each input file."""
+    if config.source.kind not in sources.FILE_KINDS:
+        return {}
+    found = {str(path): path.stat() for path in sources.files(config.source)}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in found.items()}
+
+
+def _recall(path: Path, config: CorpusConfig) -> list[Part] | None:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    source = json.loads(json.dumps(asdict(config.source)))
+    if saved["source"] != source or not saved["stats"] or saved["stats"] != _stats(config):
+        return None
+    return [Part(**part) for part in saved["parts"]]
+
+
+def _identity(work: Work) -> tuple[dict[str, Any], dict[str, str]]:
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(work.config)))
+    parts = [part for shard in work.shards for part in shard]
+    return settings, sources.inputs(parts) | work.tokenizer_inputs | work.wanted_inputs
 
 
 def load_tokenizer(corpus: Path) -> Tokenizer:
@@ -141,10 +210,12 @@ def _reusable(
         return None
     manifest = artifact.read(directory, kind=KIND, schema_version=SCHEMA_VERSION)
     differences = artifact.differences(manifest, config=settings, inputs=inputs)
-    for difference in differences:
-        progress(f"making {directory} again: {difference}")
     if differences:
-        return None
+        # Never replaced: finished runs rest on it, and without it could not be audited.
+        raise UserError(
+            f"corpus {directory} was made of something else ({differences[0]}); runs may rest on it, so it is not "
+            "replaced: remove it, or leave the text as it was and give the new one another path"
+        )
     _check_sizes(directory, manifest)
     progress(f"reusing {directory}: {manifest.facts['train_tokens']:,} tokens")
     return manifest
@@ -170,94 +241,122 @@ def _check_sizes(directory: Path, manifest: Manifest) -> None:
         raise UserError(f"{error} (delete {directory} first)") from None
 
 
-def _split(
-    config: CorpusConfig, place: Path, spool: Path, counts: Counter[str], workers: int, progress: Progress
-) -> None:
-    """Read the sources; write held-out documents to their table and the others to the spool."""
-    seen: set[bytes] = set()
-    limit = int(config.heldout_fraction * 2**64)
-    documents = sources.read(config.source, workers, progress, counts)
-    with (
-        pq.ParquetWriter(place / HELDOUT, _HELDOUT_SCHEMA, compression="zstd") as heldout_table,
-        pa.ipc.new_file(str(spool), _SPOOL_SCHEMA) as spool_table,
-    ):
-        for batch in _batches(documents):
-            heldout: list[dict[str, Any]] = []
-            train: list[dict[str, Any]] = []
-            for document in batch:
-                words = document.text.split()
-                # Copies that differ in white space alone must not fall on both sides of the split.
-                key = blake2b(" ".join(words).encode(), digest_size=16).digest()
-                if config.deduplicate:
-                    if key in seen:
-                        counts["duplicates_dropped"] += 1
-                        continue
-                    seen.add(key)
-                row = {"text": document.text, "source": document.source, "row": document.row}
-                if int.from_bytes(key[:8], "big") < limit:
-                    digest = blake2b(document.text.encode(), digest_size=8).hexdigest()
-                    heldout.append({**row, "digest": digest})
-                    counts["heldout_words"] += len(words)
-                else:
-                    train.append({**row, "words": len(words)})
-            counts["heldout_documents"] += len(heldout)
-            if heldout:
-                heldout_table.write_table(pa.Table.from_pylist(heldout, _HELDOUT_SCHEMA))
-            if train:
-                spool_table.write_table(pa.Table.from_pylist(train, _SPOOL_SCHEMA))
+def _work(work: Work, workers: int, share: tuple[int, int], progress: Progress) -> None:
+    """Do the share's shards of every step that can be done now."""
+    with _Crew(workers, progress) as crew:
+        _steps(work, crew, share, progress)
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Group documents so that a group fits in memory whatever their length."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _steps(work: Work, crew: _Crew, share: tuple[int, int], progress: Progress) -> None:
+    number, of = share
+    mine = list(range(number, len(work.shards), of))
+    began = time.monotonic()
+    for counts in crew.each(shards.read, work, mine):
+        if counts.facts.get("files_skipped"):
+            progress(f"skipped {counts.facts['files_skipped']} files that do not parse")
+    progress(f"read {len(mine)} of {len(work.shards)} shards in {time.monotonic() - began:.0f} s")
+    unread = [n for n in range(len(work.shards)) if not shards.finished(work, shards.READ, n)]
+    if unread:
+        progress(f"{len(unread)} shards are still unread; run the same again when all shares are done")
+        return
+    if of > 1:
+        crew.each(shards.read, work, [n for n in range(len(work.shards)) if n % of != number])
+    shards.find_duplicates(work)
+    began = time.monotonic()
+    facts = shards.make_tokenizer(work).facts
+    progress(
+        f"tokenizer of {facts['vocab_size']} ids in {time.monotonic() - began:.0f} s; {facts['version']} encodes "
+        f"({facts['reason']})"
+    )
+    began = time.monotonic()
+    crew.each(shards.tokenize, work, mine)
+    progress(f"tokenized {len(mine)} of {len(work.shards)} shards in {time.monotonic() - began:.0f} s")
 
 
-def _spooled(spool: Path) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(spool)) as file:
-        reader = pa.ipc.open_file(file)
-        for number in range(reader.num_record_batches):
-            yield reader.get_batch(number)
+class _Crew:
+    """Does shards here, or in worker processes that start with the first step that has several shards.
 
+    Args:
+        workers: processes.
+        progress: gets short lines for a person.
+    """
 
-def _spooled_documents(spool: Path) -> int:
-    return sum(batch.num_rows for batch in _spooled(spool))
+    def __init__(self, workers: int, progress: Progress) -> None:
+        self._workers, self._progress = workers, progress
+        self._pool: ProcessPoolExecutor | None = None
 
+    def __enter__(self) -> Self:
+        return self
 
-def _texts(spool: Path) -> Iterator[str]:
-    for batch in _spooled(spool):
-        yield from batch["text"].to_pylist()
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
-
-def _tokenize(spool: Path, ours: Tokenizer, place: Path, counts: Counter[str], progress: Progress) -> None:
-    """Tokenize the spool into the token files and the table of documents."""
-    last = time.monotonic()
-    with (
-        tokens.TokenWriter(place / TRAIN, ours.vocab_size, ours.eod) as writer,
-        pq.ParquetWriter(place / DOCUMENTS, _DOCUMENTS_SCHEMA, compression="zstd") as table,
-    ):
-        for batch in _spooled(spool):
-            texts = batch["text"].to_pylist()
-            encoded = ours.encode_batch(texts)
-            kept = [number for number, ids in enumerate(encoded) if len(ids)]
-            counts["tokenless_dropped"] += len(encoded) - len(kept)
-            writer.add([encoded[number] for number in kept])
-            columns = batch.select(["source", "row", "words"]).take(pa.array(kept, pa.int64()))
-            lengths = pa.array([len(encoded[number]) + 1 for number in kept], pa.int32())
-            table.write_batch(
-                pa.RecordBatch.from_arrays([*columns.columns, lengths], schema=_DOCUMENTS_SCHEMA)
-            )
-            counts["train_words"] += sum(columns["words"].to_pylist())
-            counts["train_bytes"] += sum(len(texts[number].encode()) for number in kept)
+    def each(self, step: Callable[[Work, int], Manifest], work: Work, numbers: list[int]) -> list[Manifest]:
+        """Do some shards of a step; their manifests in order."""
+        done: Iterator[Manifest] = (step(work, number) for number in numbers)
+        if self._workers > 1 and len(numbers) > 1:
+            if self._pool is None:
+                # spawn: the caller may have threads (torch, tokenizers), which a fork would copy in mid-step
+                context = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
+            futures = [self._pool.submit(step, work, number) for number in numbers]
+            done = (future.result() for future in futures)
+        manifests, last = [], time.monotonic()
+        for manifest in done:
+            manifests.append(manifest)
             if time.monotonic() - last > _REPORT_SECONDS:
                 last = time.monotonic()
-                progress(f"{writer.documents:,} documents, {writer.tokens:,} tokens")
-        counts["train_documents"], counts["train_tokens"] = writer.documents, writer.tokens
+                self._progress(f"{step.__name__}: {len(manifests)} of {len(numbers)} shards")
+        return manifests
+
+
+def _start_worker() -> None:
+    """Single-threaded, and gone when its parent is: a killed run must not leave workers that go on writing."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _merge(work: Work, place: Path) -> dict[str, Any]:
+    """Put the shards together, one at a time.
+
+    Returns:
+        The facts of the corpus.
+    """
+    made = artifact.read(
+        work.place / shards.TOKENIZER, kind="corpus tokenizer", schema_version=shards.VERSION
+    )
+    shutil.copyfile(work.place / shards.TOKENIZER / tokenizer.FILE, place / tokenizer.FILE)
+    directories = [work.shard(shards.TOKENS, number) for number in range(len(work.shards))]
+    counts = sum(shards.read_counts(work), Counter(dict.fromkeys(_COUNTED, 0)))
+    with tokens.bin_path(place / TRAIN).open("wb") as target:
+        for directory in directories:
+            counts.update(artifact.read(directory, kind="corpus tokens", schema_version=shards.VERSION).facts)
+            with tokens.bin_path(directory / TRAIN).open("rb") as source:
+                shutil.copyfileobj(source, target, _COPY)
+    if not counts["train_documents"]:
+        raise UserError(
+            f"the corpus has no training documents: all {counts['heldout_documents']} are held out by "
+            f"corpus.heldout_fraction={work.config.heldout_fraction}; lower it or add text"
+        )
+    lengths = [tokens.map_lengths(directory / TRAIN) for directory in directories]
+    tokens.write_index(place / TRAIN, lengths, tokens.dtype_for(made.facts["vocab_size"]))
+    for name, schema in ((DOCUMENTS, shards.DOCUMENTS_SCHEMA), (HELDOUT, shards.HELDOUT_SCHEMA)):
+        with pq.ParquetWriter(place / name, schema, compression="zstd") as table:
+            for directory in directories:
+                for batch in pq.ParquetFile(directory / name).iter_batches():
+                    table.write_batch(batch)
+    return {
+        **{name: counts[name] for name in _COUNTED},
+        **{name: made.facts[name] for name in ("vocab_size", "eod")},
+        "tokenizer_digest": made.facts["digest"],
+        "encoder": f"{made.facts['version']}: {made.facts['reason']}",
+        "shards_by_tokenizers": counts["shards_by_tokenizers"],
+    }

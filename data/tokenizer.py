@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ class TokenizerConfig:
     """``train`` on the corpus, a ``file``, or a name on the Hugging Face ``hub``."""
     vocab_size: int = 4096
     """Number of ids to train for, the end-of-document token included; ``train`` only."""
+    train_megabytes: int = 512
+    """Megabytes of text to train on at most; of more, documents are drawn by a hash of their text."""
     path: str | None = None
     """``tokenizer.json``, or a directory holding one; ``file`` only."""
     name: str | None = None
@@ -43,6 +46,10 @@ class TokenizerConfig:
             raise UserError(
                 f"corpus.tokenizer.vocab_size={self.vocab_size} is too small; a byte-level vocabulary "
                 f"needs {_SMALLEST}"
+            )
+        if self.train_megabytes < 1:
+            raise UserError(
+                f"corpus.tokenizer.train_megabytes={self.train_megabytes} is too small; give at least 1"
             )
         for field, value, kind in (("path", self.path, "file"), ("name", self.name, "hub")):
             if self.kind == kind and not value:
@@ -79,6 +86,8 @@ class Tokenizer:
     """Id of the end-of-document token."""
     digest: str
     """128-bit BLAKE2b (hex) of the text that ``save`` writes: ``file_digest`` of the saved file."""
+    backend: tokenizers.Tokenizer
+    """What encodes; its settings must stay as they are."""
 
     def __init__(self, backend: tokenizers.Tokenizer, eod: str = DEFAULT_EOD) -> None:
         backend.no_truncation()
@@ -91,7 +100,7 @@ class Tokenizer:
             raise UserError(
                 f"corpus.tokenizer.eod={eod!r} is not in the tokenizer; its special tokens: {known}"
             )
-        self._backend = backend
+        self.backend = backend
         self._text = backend.to_str(pretty=True)
         self.eod = int(found)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -111,12 +120,25 @@ class Tokenizer:
         Raises:
             UserError: naming the first text that holds a lone surrogate.
         """
+        return [np.array(ids, dtype=np.int32) for ids in self._ids(texts)]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Ids of all texts back to back, int32 (T,), and the tokens of each, int64 (D,).
+
+        Raises:
+            UserError: naming the first text that holds a lone surrogate.
+        """
+        ids = self._ids(texts)
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        return np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum())), lengths
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         try:
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError:
             _refuse_surrogates(texts)
             raise
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return [encoding.ids for encoding in encodings]
 
     def encode_offsets(self, text: str) -> tuple[npt.NDArray[np.int32], list[tuple[int, int]]]:
         """Ids of a text, int32 (tokens,), and the character range ``[start, end)`` of each token.
@@ -128,7 +150,7 @@ class Tokenizer:
             UserError: if the text holds a lone surrogate.
         """
         try:
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            encoding = self.backend.encode(text, add_special_tokens=False)
         except TypeError:
             _refuse_surrogates([text])
             raise
@@ -144,7 +166,7 @@ class Tokenizer:
         outside = values[(values < 0) | (values >= self.vocab_size)]
         if len(outside):
             raise UserError(f"id {outside[0]} is outside the vocabulary of {self.vocab_size} ids")
-        return str(self._backend.decode(values.tolist(), skip_special_tokens=False))
+        return str(self.backend.decode(values.tolist(), skip_special_tokens=False))
 
     def save(self, path: Path) -> None:
         """Write ``tokenizer.json``; equal tokenizers give equal bytes."""

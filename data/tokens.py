@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,13 @@ _HEADER = struct.Struct("<9sQBQQ")
 _VERSION = 1
 _Dtype = np.dtype[np.int32] | np.dtype[np.uint16]
 _CODES: dict[int, _Dtype] = {4: np.dtype(np.int32), 8: np.dtype(np.uint16)}
+_FOREIGN: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("i1"),
+    3: np.dtype("<i2"),
+    5: np.dtype("<i8"),
+}
+"""Other integer dtypes that Megatron and gpt-neox know; read as sources, never written."""
 _UINT16_VOCABULARY = 65_500  # megatron-core's DType.optimal_dtype draws the line here, not at 65,536
 _BLOCK = 1 << 22  # documents; bounds the memory for offsets of a large .idx
 
@@ -105,24 +112,37 @@ class TokenWriter:
             UserError: if a document is empty (the caller drops and counts those) or holds an id outside the
                 vocabulary. Nothing of this call is written then.
         """
+        if documents:
+            lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+            self.add_flat(np.concatenate(documents), lengths)
+
+    def add_flat(self, ids: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> None:
+        """Append documents that lie back to back, each followed by the end-of-document id.
+
+        Args:
+            ids: of all documents, (T,) integers.
+            lengths: tokens of each document, (D,), summing to T.
+
+        Raises:
+            UserError: as ``add``.
+        """
         if self._bin is None:
             raise RuntimeError("TokenWriter.add is called inside its with block")
-        if not documents:
+        if not len(lengths):
             return
-        lengths = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-        self._check(documents, lengths)
+        self._check(ids, lengths)
         ends = np.cumsum(lengths + 1) - 1
         tokens = np.empty(int(ends[-1]) + 1, dtype=self.dtype)
         is_text = np.ones(len(tokens), dtype=bool)
         is_text[ends] = False
-        tokens[is_text] = np.concatenate(documents)
+        tokens[is_text] = ids
         tokens[ends] = self.eod
         self._bin.write(tokens.data)
         self._lengths.append((lengths + 1).astype(np.int32))
-        self.documents += len(documents)
+        self.documents += len(lengths)
         self.tokens += len(tokens)
 
-    def _check(self, documents: Sequence[npt.NDArray[np.integer]], lengths: npt.NDArray[np.int64]) -> None:
+    def _check(self, ids: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> None:
         empty = np.flatnonzero(lengths == 0)
         if len(empty):
             raise UserError(f"document {self.documents + int(empty[0])} has no tokens; drop it")
@@ -131,42 +151,46 @@ class TokenWriter:
             raise UserError(
                 f"document {worst} has {lengths.max()} tokens; the format ends at 2**31 - 2: split it"
             )
-        for number, ids in enumerate(documents, start=self.documents):
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= self.vocab_size:
-                raise UserError(
-                    f"document {number} holds id {low if low < 0 else high}, outside the vocabulary of "
-                    f"{self.vocab_size} ids; tokenize it with the tokenizer of this corpus"
-                )
+        if int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size:
+            place = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
+            number = self.documents + int(np.searchsorted(np.cumsum(lengths), place, side="right"))
+            raise UserError(
+                f"document {number} holds id {ids[place]}, outside the vocabulary of "
+                f"{self.vocab_size} ids; tokenize it with the tokenizer of this corpus"
+            )
 
     def _write_index(self) -> None:
-        lengths = np.concatenate(self._lengths) if self._lengths else np.empty(0, dtype=np.int32)
-        write_index(self.prefix, lengths, self.dtype)
+        write_index(self.prefix, self._lengths, self.dtype)
 
     def _remove(self) -> None:
         bin_path(self.prefix).unlink(missing_ok=True)
         idx_path(self.prefix).unlink(missing_ok=True)
 
 
-def write_index(prefix: Path, lengths: npt.NDArray[np.int32], dtype: _Dtype) -> None:
-    """Write ``<prefix>.idx``.
+def write_index(prefix: Path, lengths: Sequence[npt.NDArray[np.int32]], dtype: _Dtype) -> None:
+    """Write ``<prefix>.idx``, in a memory that does not grow with the number of documents.
 
     Args:
         prefix: path without suffix.
-        lengths: tokens of each document, int32 (D,), the end-of-document token included.
+        lengths: tokens of each document, the end-of-document token included: int32 arrays, one after the other;
+            they may be mapped.
         dtype: of the tokens in ``.bin``: uint16 or int32.
     """
     code = next(code for code, known in _CODES.items() if known == dtype)
-    count = len(lengths)
+    count = sum(map(len, lengths))
     with idx_path(prefix).open("wb") as file:
         file.write(_HEADER.pack(_MAGIC, _VERSION, code, count, count + 1))
-        file.write(np.ascontiguousarray(lengths, dtype="<i4").data)
+        for piece in lengths:
+            for start in range(0, len(piece), _BLOCK):
+                file.write(np.ascontiguousarray(piece[start : start + _BLOCK], dtype="<i4").data)
         offset = 0
-        for start in range(0, count, _BLOCK):
-            stops = offset + np.cumsum(lengths[start : start + _BLOCK], dtype="<i8") * dtype.itemsize
-            file.write(struct.pack("<q", offset))
-            file.write(stops[:-1].data)
-            offset = int(stops[-1])
+        for piece in lengths:
+            for start in range(0, len(piece), _BLOCK):
+                sizes = piece[start : start + _BLOCK].astype("<i8") * dtype.itemsize
+                stops = np.cumsum(sizes, out=np.empty_like(sizes))
+                total = int(stops[-1])
+                file.write((stops - sizes + offset).data)  # where each document begins
+                offset += total
         for start in range(0, count + 1, _BLOCK):
             file.write(np.arange(start, min(start + _BLOCK, count + 1), dtype="<i8").data)
 
@@ -175,13 +199,13 @@ def write_index(prefix: Path, lengths: npt.NDArray[np.int32], dtype: _Dtype) -> 
 class _Index:
     """An ``.idx`` as mapped: lengths int32 (N,), offsets int64 (N,), document starts int64 (D + 1,)."""
 
-    dtype: _Dtype
+    dtype: np.dtype[Any]
     lengths: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
 
 
-def _map_index(prefix: Path) -> _Index:
+def _map_index(prefix: Path, *, foreign: bool = False) -> _Index:
     path = idx_path(prefix)
     if not path.is_file():
         raise UserError(f"{path} does not exist; prepare the corpus again")
@@ -194,7 +218,8 @@ def _map_index(prefix: Path) -> _Index:
     _, version, code, sequences, documents = _HEADER.unpack(head)
     if version != _VERSION:
         raise UserError(f"{path} is an index of version {version}, not {_VERSION}; prepare the corpus again")
-    if code not in _CODES:
+    known: dict[int, np.dtype[Any]] = {**_CODES, **(_FOREIGN if foreign else {})}
+    if code not in known:
         raise UserError(
             f"{path} declares dtype code {code}, not 4 (int32) or 8 (uint16); prepare the corpus again"
         )
@@ -207,7 +232,7 @@ def _map_index(prefix: Path) -> _Index:
     raw = np.memmap(path, dtype=np.uint8, mode="r", offset=0)
     cuts = np.cumsum([_HEADER.size, 4 * sequences, 8 * sequences, 8 * documents])
     lengths, offsets, starts = (raw[a:b] for a, b in pairwise(cuts))
-    return _Index(_CODES[code], lengths.view("<i4"), offsets.view("<i8"), starts.view("<i8"))
+    return _Index(known[code], lengths.view("<i4"), offsets.view("<i8"), starts.view("<i8"))
 
 
 def read_lengths(prefix: Path) -> npt.NDArray[np.int32]:
@@ -225,9 +250,70 @@ def read_lengths(prefix: Path) -> npt.NDArray[np.int32]:
     return np.array(index.lengths, dtype=np.int32)
 
 
-def read_tokens(prefix: Path) -> npt.NDArray[np.int32] | npt.NDArray[np.uint16]:
-    """All tokens of the corpus, back to back, mapped read-only: (T,) uint16 or int32."""
-    return np.memmap(bin_path(prefix), dtype=_map_index(prefix).dtype, mode="r")
+def map_lengths(prefix: Path) -> npt.NDArray[np.int32]:
+    """As ``read_lengths``, but mapped: (D,) int32, not aligned."""
+    return _map_index(prefix).lengths
+
+
+def read_tokens(prefix: Path) -> npt.NDArray[Any]:
+    """All tokens of the corpus, back to back, mapped read-only: (T,) uint16 or int32 (or what made them used)."""
+    dtype = _map_index(prefix, foreign=True).dtype
+    if not bin_path(prefix).stat().st_size:  # nothing cannot be mapped
+        return np.empty(0, dtype=dtype)
+    return np.memmap(bin_path(prefix), dtype=dtype, mode="r")
+
+
+def document_offsets(prefix: Path) -> npt.NDArray[np.int64]:
+    """Where each document of any Megatron or gpt-neox token file begins, and the end: int64 (D + 1,), in tokens.
+
+    Documents of several sequences are taken as one.
+
+    Raises:
+        UserError: if a file is missing, truncated, or contradicts the other.
+    """
+    index = _map_index(prefix, foreign=True)
+    ends = np.concatenate([[0], np.cumsum(index.lengths, dtype=np.int64)])
+    starts = np.array(index.starts)
+    consistent = (
+        len(starts) > 0
+        and starts[0] == 0
+        and starts[-1] == len(index.lengths)
+        and bool((np.diff(starts) >= 0).all())
+        and bool((index.lengths >= 0).all())
+        and np.array_equal(index.offsets, ends[:-1] * index.dtype.itemsize)
+    )
+    if not consistent:
+        raise UserError(f"{idx_path(prefix)} contradicts itself: it was edited or is of another format")
+    path = bin_path(prefix)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; it belongs to {idx_path(prefix)}")
+    if (size := path.stat().st_size) != (expected := int(ends[-1]) * index.dtype.itemsize):
+        raise UserError(
+            f"{path} has {size} bytes where {idx_path(prefix).name} announces {expected}: it was truncated or edited"
+        )
+    return ends[starts]
+
+
+def scan(prefix: Path, vocab_size: int) -> None:
+    """Read every token and check that it is an id of the vocabulary.
+
+    Args:
+        prefix: path without suffixes.
+        vocab_size: number of ids.
+
+    Raises:
+        UserError: naming the file, the document and the id.
+    """
+    ids = read_tokens(prefix)
+    for start in range(0, len(ids), _BLOCK):
+        block = ids[start : start + _BLOCK]
+        if int(block.max()) >= vocab_size or int(block.min()) < 0:
+            place = start + int(np.flatnonzero((block >= vocab_size) | (block < 0))[0])
+            document = int(np.searchsorted(document_offsets(prefix), place, side="right")) - 1
+            raise UserError(
+                f"{bin_path(prefix)} document {document} holds id {ids[place]}, outside the vocabulary of "
+                f"{vocab_size} ids: it was edited, or made with another tokenizer; prepare the corpus again"
+            )
 
 
 def check(prefix: Path, vocab_size: int) -> None:

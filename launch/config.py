@@ -68,6 +68,10 @@ class Experiment:
     run: Literal["perturbed", "twin"]
     runs: Path
     takes: str
+    shard: str | None
+    index: bool
+    verify: bool
+    show: int | None
     wandb: Literal["off", "offline", "online"]
     corpus: CorpusConfig
     model: ModelConfig

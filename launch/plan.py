@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 
@@ -34,7 +35,14 @@ def open_order(experiment: Experiment) -> Order:
         eod=manifest.facts["eod"],
         sequence_length=experiment.train.sequence_length,
         seed=experiment.train.seed,
+        build=not _several_nodes(),
     )
+
+
+def _several_nodes() -> bool:
+    """Whether torchrun started this process as one of several machines'."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return ranks > int(os.environ.get("LOCAL_WORLD_SIZE", str(ranks)))
 
 
 def plan(experiment: Experiment) -> Manifest:

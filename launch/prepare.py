@@ -1,9 +1,17 @@
-"""Text to token windows: ``python launch/prepare.py +experiment=quickstart``."""
+"""Text to token windows: ``python launch/prepare.py +experiment=quickstart``.
+
+``shard=k/n`` does one share of the work, for an array of jobs; ``index=true`` builds the order of the windows as well;
+``verify=true`` reads all of the corpus again; ``show=S`` prints what step S reads, with its sources.
+"""
 
 from __future__ import annotations
 
+import re
+
+from data import inspect
 from data import prepare as corpus
 from data.artifact import Manifest
+from data.errors import UserError
 from launch.config import Experiment, program, say
 
 
@@ -14,15 +22,61 @@ def prepare(experiment: Experiment) -> Manifest:
     )
 
 
+def _share(experiment: Experiment, text: str) -> None:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None:
+        raise UserError(f"shard={text!r} is not k/n; give shard=0/8, shard=1/8, ... shard=7/8")
+    corpus.prepare_share(
+        experiment.corpus,
+        experiment.corpus_directory,
+        share=(int(found[1]), int(found[2])),
+        workers=experiment.runtime.workers,
+        progress=say,
+    )
+
+
+def _show(experiment: Experiment, step: int) -> None:
+    """Print the batch of a step, as the corpus has it.
+
+    Raises:
+        UserError: if the run has no such step.
+    """
+    from launch.plan import open_order
+
+    if not 0 <= step < experiment.train.steps:
+        raise UserError(f"show={step} is no step; the run has steps 0 to {experiment.train.steps - 1}")
+    size = experiment.train.global_batch_size
+    directory = experiment.corpus_directory
+    order = open_order(experiment)
+    order.require((step + 1) * size)
+    positions = range(step * size, (step + 1) * size)
+    for piece in inspect.pieces(order, directory, corpus.load_tokenizer(directory), positions):
+        where = f"window {piece.position} token {piece.offset}: {piece.source} row {piece.row}"
+        say(f"{where}\n    {piece.text!r}")
+
+
 @program
 def main(experiment: Experiment) -> None:
     """Prepare and say where."""
+    if experiment.shard is not None:
+        _share(experiment, experiment.shard)
+        return
     manifest = prepare(experiment)
     facts = manifest.facts
     say(
         f"corpus {experiment.corpus_directory}: {facts['train_documents']:,} documents, {facts['train_words']:,} "
         f"words, {facts['train_tokens']:,} tokens"
     )
+    if experiment.verify:
+        inspect.verify(experiment.corpus_directory)
+        say("every file is as it was written, every id inside the vocabulary")
+    if experiment.index:
+        from launch.plan import open_order
+
+        order = open_order(experiment)
+        say(f"order of {len(order):,} windows: {order.identity}")
+    if experiment.show is not None:
+        _show(experiment, experiment.show)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The order of windows: megatron-core's own, and document starts without reading a token."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from data.errors import UserError
 from data.order import Order
 from data.tokens import TokenWriter
+from tests.data import neox_order
 
 EOD = 0
 VOCABULARY = 50
@@ -19,10 +23,9 @@ def corpus(directory, lengths, seed=0):
         writer.add([rng.integers(1, VOCABULARY, n).astype(np.int32) for n in lengths])
 
 
-def order(directory, length=16, seed=3):
-    return Order(
-        directory, corpus_digest="c", vocab_size=VOCABULARY, eod=EOD, sequence_length=length, seed=seed
-    )
+def order(directory, length=16, seed=3, **options):
+    facts = {"corpus_digest": "c", "vocab_size": VOCABULARY, "eod": EOD}
+    return Order(directory, **facts, sequence_length=length, seed=seed, **options)
 
 
 @settings(max_examples=30, deadline=None)
@@ -67,6 +70,29 @@ def test_equal_to_megatron_core(tmp_path):
             sample = theirs[p]
             assert ours.window(p)[:-1].tolist() == sample["tokens"].tolist()
             assert ours.window(p)[1:].tolist() == sample["labels"].tolist()
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_order.json").read_text())
+
+
+def test_one_epoch_is_gpt_neoxs(tmp_path):
+    """The indices of the golden file, which an implementation of the published algorithm wrote."""
+    lengths, length, seed = GOLDEN["lengths"], GOLDEN["sequence_length"], GOLDEN["seed"]
+    documents, samples, shuffled = neox_order.one_epoch(lengths, length, seed)
+    assert [documents, samples, shuffled] == [GOLDEN[name] for name in ("documents", "samples", "order")]
+    corpus(tmp_path, [n - 1 for n in lengths])  # the writer adds the end-of-document token
+    ours = order(tmp_path, length, seed)
+    assert np.asarray(ours.dataset.document_index).tolist() == documents
+    assert np.asarray(ours.dataset.sample_index).tolist() == samples
+    assert np.asarray(ours.dataset.shuffle_index).tolist() == shuffled
+
+
+def test_an_order_is_not_built_where_it_must_be_there(tmp_path):
+    corpus(tmp_path, [50] * 40)
+    with pytest.raises(UserError, match=r"order .* is not built.*index=true"):
+        order(tmp_path, build=False)
+    built = order(tmp_path)
+    assert order(tmp_path, build=False).window(3).tolist() == built.window(3).tolist()
 
 
 def test_seed_and_length_are_its_identity(tmp_path):

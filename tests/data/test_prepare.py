@@ -1,5 +1,6 @@
 import json
 import random
+import shutil
 from hashlib import blake2b
 
 import pyarrow.parquet as pq
@@ -7,7 +8,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from data import artifact
-from data import prepare as module
+from data import shards as module
 from data.errors import UserError
 from data.prepare import CorpusConfig, load_tokenizer, prepare
 from data.sources import SourceConfig
@@ -101,7 +102,12 @@ def test_facts_and_the_table_of_documents_agree_with_the_tokens(tmp_path):
         "train_bytes": sum(len(text.encode()) for text in trained),
         "train_tokens": sum(row["tokens"] for row in rows),
         "vocab_size": 300, "eod": tokenizer.eod, "tokenizer_digest": tokenizer.digest,
+        "long_dropped": 0, "language_dropped": 0, "unwanted_dropped": 0, "bad_dropped": 0,
+        "contaminated_dropped": 0, "contaminations_found": 0,
+        "near_duplicates_dropped": 0, "shards_by_tokenizers": 0, "encoder": facts["encoder"],
     }  # fmt: skip
+    assert "gigatoken" in facts["encoder"]
+    assert "same ids as tokenizers" in facts["encoder"]
 
 
 def test_the_split_depends_on_the_text_not_on_its_position(tmp_path):
@@ -136,20 +142,22 @@ def test_the_same_input_gives_the_same_corpus(tmp_path):
     assert make(config, tmp_path / "a").digest == make(config, tmp_path / "b").digest
 
 
-def test_a_finished_corpus_is_reused_until_something_differs(tmp_path):
+def test_a_finished_corpus_is_reused_and_never_replaced(tmp_path):
+    """Finished runs rest on it: what would make another one is refused, and the old one stays."""
     config, out = corpus(tmp_path, texts()), tmp_path / "out"
     first = make(config, out)
     stamp = (out / "train.bin").stat().st_mtime_ns
     lines = []
     assert make(config, out, lines) == first
-    assert (out / "train.bin").stat().st_mtime_ns == stamp
     assert lines[-1].startswith("reusing")
+    with pytest.raises(UserError, match=r"setting heldout_fraction: .*is not replaced: remove it"):
+        make(corpus(tmp_path, texts(), heldout_fraction=0.0), out)
     changed = corpus(tmp_path, texts(seed=5))  # same path, other text
-    assert make(changed, out, lines).digest != first.digest
-    assert any("again: input" in line and "in.jsonl" in line for line in lines)
-    again = corpus(tmp_path, texts(seed=5), heldout_fraction=0.0)
-    assert make(again, out, lines).facts["heldout_documents"] == 0
-    assert any("setting heldout_fraction" in line for line in lines)
+    with pytest.raises(UserError, match=r"input .*in\.jsonl: .*is not replaced: remove it"):
+        make(changed, out)
+    assert (out / "train.bin").stat().st_mtime_ns == stamp
+    shutil.rmtree(out)
+    assert make(changed, out).digest != first.digest
 
 
 @pytest.mark.parametrize(
@@ -184,7 +192,9 @@ def test_a_ready_tokenizer_is_taken_and_its_change_noticed(tmp_path):
     assert manifest.facts["tokenizer_digest"] == load_tokenizer(tmp_path / "out").digest == brought.digest
     assert manifest.facts["vocab_size"] == 280
     train(texts(50, seed=8), TokenizerConfig(vocab_size=290)).save(tmp_path / "tokenizer.json")
-    assert make(config, tmp_path / "out").facts["vocab_size"] == 290
+    with pytest.raises(UserError, match=r"input tokenizer: .*is not replaced"):
+        make(config, tmp_path / "out")
+    assert make(config, tmp_path / "other").facts["vocab_size"] == 290
 
 
 def test_text_that_spells_the_end_of_document_stays_text(tmp_path):
@@ -199,6 +209,7 @@ def test_nothing_to_train_on_is_refused(tmp_path):
         make(config, tmp_path / "out")
     with pytest.raises(UserError, match="corpus is empty"):
         make(corpus(tmp_path, []), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     for fraction in (1.0, -0.1, float("nan")):
         with pytest.raises(UserError, match="heldout_fraction="):
             corpus(tmp_path, [], heldout_fraction=fraction)

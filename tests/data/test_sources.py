@@ -8,24 +8,19 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import sources
 from data.errors import UserError
-from data.sources import Document, SourceConfig, files, inputs, read
+from data.sources import Document, SourceConfig, files, inputs, lines, read, split
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 PACK = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.ZstdCompressor().compress}
-
-
-def quiet(line):
-    pass
 
 
 def jsonl(*paths, **settings):
     return SourceConfig(**{"kind": "jsonl", "paths": tuple(map(str, paths)), "min_words": 0, **settings})
 
 
-def rows(config, counts=None, workers=1):
-    return list(read(config, workers, quiet, counts))
+def rows(config, counts=None):
+    return list(read(config, counts))
 
 
 def write(path, data):
@@ -36,7 +31,7 @@ def write(path, data):
 @given(st.lists(TEXT, min_size=1, max_size=8), st.sampled_from(sorted(PACK)), st.integers(1, 50))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_good_document_is_lost(tmp_path_factory, monkeypatch, texts, suffix, block):
-    monkeypatch.setattr(sources, "_BLOCK", block)  # lines and archives straddle the blocks
+    monkeypatch.setattr(lines, "_BLOCK", block)  # lines and archives straddle the blocks
     path = tmp_path_factory.mktemp("x") / f"a{suffix}"
     write(path, "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts).encode())
     good = [(t, str(n)) for n, t in enumerate(texts, start=1) if t.strip()]
@@ -120,16 +115,16 @@ def test_files_directories_and_globs_come_in_a_stable_order_and_once(tmp_path):
     (tmp_path / "d" / "notes.txt").write_text("not JSON")
     config = jsonl(tmp_path / "z.jsonl", tmp_path / "d", tmp_path / "d" / "*.jsonl")
     assert [d.text for d in rows(config)] == ["z.jsonl", "d/a.jsonl.gz", "d/b.jsonl", "d/sub/c.jsonl.zst"]
-    assert list(inputs(config)) == [str(path) for path in files(config)]
+    assert list(inputs(split(config))) == [str(path) for path in files(config)]
 
 
 def test_relative_globs_and_the_input_digest_follow_the_content(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", b'{"text": "one"}')
-    before = inputs(jsonl("*.jsonl"))
+    before = inputs(split(jsonl("*.jsonl")))
     assert list(before) == ["a.jsonl"]
     write(tmp_path / "a.jsonl", b'{"text": "two"}')
-    assert inputs(jsonl("*.jsonl")) != before
+    assert inputs(split(jsonl("*.jsonl"))) != before
 
 
 @pytest.mark.parametrize("name", ["gone.jsonl", "*.jsonl", "empty"])
@@ -164,12 +159,6 @@ def test_short_and_empty_documents_are_counted(tmp_path):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         SourceConfig(**settings)
-
-
-def test_workers_below_one_are_refused(tmp_path):
-    path = write(tmp_path / "a.jsonl", b'{"text": "x"}')
-    with pytest.raises(UserError, match="workers=0"):
-        rows(jsonl(path), workers=0)
 
 
 MODULE = '''"""The module."""
@@ -235,19 +224,15 @@ def test_docstrings_are_found_named_and_cleaned(library):
 
 def test_packages_are_added_and_files_that_do_not_parse_are_counted(library, caplog):
     counts = Counter()
-    lines = []
     with caplog.at_level("INFO"):
-        found = list(read(SourceConfig(kind="installed_docs", min_words=1), 1, lines.append, counts))
+        found = rows(SourceConfig(kind="installed_docs", min_words=1), counts)
     assert [d.source for d in found if not d.source.startswith("lib/")] == ["site-packages/p/core.py"]
     assert (counts["files_read"], counts["files_skipped"]) == (4, 2)
     assert "site-packages/p/broken.py: SyntaxError" in caplog.text
-    assert any("skipped 2 files" in line for line in lines)
 
 
-def test_the_standard_library_has_the_words_promised_whatever_the_workers():
-    config = SourceConfig(kind="installed_docs", packages=False)
-    one = rows(config, workers=1)
-    assert rows(config, workers=2) == one
+def test_the_standard_library_has_the_words_promised():
+    one = rows(SourceConfig(kind="installed_docs", packages=False))
     assert sum(len(d.text.split()) for d in one) > 200_000
     assert min(len(d.text.split()) for d in one) >= 20
     assert "lib/json/decoder.py" in {d.source for d in one}

@@ -58,9 +58,9 @@ def test_megatron_reads_what_was_written(tmp_path, vocab_size, dtype):
 
 def test_index_is_written_in_blocks_without_seams(tmp_path, monkeypatch):
     lengths = np.arange(1, 30, dtype=np.int32)
-    tokens.write_index(tmp_path / "whole", lengths, tokens.dtype_for(300))
+    tokens.write_index(tmp_path / "whole", [lengths], tokens.dtype_for(300))
     monkeypatch.setattr(tokens, "_BLOCK", 7)
-    tokens.write_index(tmp_path / "blocks", lengths, tokens.dtype_for(300))
+    tokens.write_index(tmp_path / "blocks", [lengths[:11], lengths[11:]], tokens.dtype_for(300))
     assert idx_path(tmp_path / "whole").read_bytes() == idx_path(tmp_path / "blocks").read_bytes()
 
 

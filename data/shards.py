@@ -1,0 +1,479 @@
+"""The steps between sources and a corpus, each in shards that are finished once and for all.
+
+A shard is a run of the sources' parts; which ones depends on the sources alone. Under the work directory::
+
+    read-00000/    documents.arrow (what passed the filters), keys.npy (to find duplicates), dropped.npy
+    duplicates/    dropped.bin: a byte for each document of all shards
+    tokenizer/     tokenizer.json, and which library encodes
+    tokens-00000/  train.bin, train.idx, documents.parquet, heldout.parquet
+
+Each is an artefact with a manifest of what it was made from: it is reused if that is unchanged, whoever made it and
+whenever it was killed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import artifact, duplicates, encoder, sources, tokenizer, tokens
+from data.artifact import Draft, Manifest
+from data.contamination import DecontaminateConfig, Finder
+from data.encoder import Encoder
+from data.errors import UserError
+from data.sources import Document, Part, SourceConfig
+from data.tokenizer import Tokenizer, TokenizerConfig
+
+TRAIN = "train"  # prefix of train.bin and train.idx
+HELDOUT = "heldout.parquet"
+DOCUMENTS = "documents.parquet"
+READ, TOKENS, DUPLICATES, TOKENIZER = "read", "tokens", "duplicates", "tokenizer"
+VERSION = 1
+
+HELDOUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "source", "row", "digest")])
+DOCUMENTS_SCHEMA = pa.schema(
+    [("source", pa.string()), ("row", pa.string()), ("words", pa.int32()), ("tokens", pa.int32())]
+)
+_SPOOL_SCHEMA = pa.schema(
+    [
+        *(("text", pa.string()), ("source", pa.string()), ("row", pa.string()), ("words", pa.int32())),
+        *(("key", pa.binary(16)), ("ids", pa.list_(pa.int64()))),
+    ]
+)
+_SPOOL, _KEYS, _DROPPED = "documents.arrow", "keys.npy", "dropped.npy"
+_ALL_DROPPED = "dropped.bin"
+_BATCH_CHARACTERS = 1 << 21  # about 100 bytes of memory a token while `tokenizers` holds a batch
+_BATCH_DOCUMENTS = 1 << 14
+_SMALLEST, _LARGEST, _SHARDS = 1 << 23, 1 << 30, 1 << 10  # bytes in a shard; shards to aim at
+_SAMPLED = 16  # shards that the sample for the choice of the encoder comes from
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusConfig:
+    """What a corpus is made of."""
+
+    source: SourceConfig
+    tokenizer: TokenizerConfig
+    heldout_fraction: float = 0.02
+    """Share of the documents that neither tokenizer nor model sees, chosen by a hash of their text."""
+    deduplicate: bool = True
+    """Keep the first of documents that are equal but for white space."""
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    near_duplicates: bool = False
+    """Drop documents that nearly equal an earlier one, too: MinHash over 5-word shingles, see ``data.duplicates``."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.heldout_fraction < 1:
+            raise UserError(
+                f"corpus.heldout_fraction={self.heldout_fraction} is no share; choose from 0 up to below 1"
+            )
+        if self.near_duplicates and not self.deduplicate:
+            raise UserError(
+                "corpus.near_duplicates=true needs corpus.deduplicate=true; equal documents are near duplicates, too"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A corpus in the making: the same in every process that takes part."""
+
+    place: Path
+    config: CorpusConfig
+    shards: tuple[tuple[Part, ...], ...]
+
+    @property
+    def tokenizer_inputs(self) -> dict[str, str]:
+        """Digest of a tokenizer that is brought along."""
+        return tokenizer.inputs(self.config.tokenizer)
+
+    @property
+    def wanted(self) -> SourceConfig | None:
+        """The texts whose documents are dropped."""
+        rule = self.config.decontaminate
+        if not rule.paths:
+            return None
+        return SourceConfig(kind="jsonl", paths=rule.paths, text_field=rule.text_field, min_words=0)
+
+    @property
+    def wanted_inputs(self) -> dict[str, str]:
+        """Digests of the files that hold them."""
+        return {} if self.wanted is None else sources.inputs(sources.split(self.wanted))
+
+    def shard(self, step: str, number: int) -> Path:
+        """Directory of a shard of a step."""
+        return self.place / f"{step}-{number:05}"
+
+
+def cut(parts: list[Part]) -> tuple[tuple[Part, ...], ...]:
+    """Shards of parts: about a thousand of them, of 8 MiB at least and 1 GiB at most where parts allow it."""
+    size = min(max(sum(part.size for part in parts) // _SHARDS, _SMALLEST), _LARGEST)
+    shards: list[list[Part]] = []
+    filled = 0
+    for part in parts:
+        if not shards or (filled and filled + part.size > size):
+            shards.append([])
+            filled = 0
+        shards[-1].append(part)
+        filled += part.size
+    return tuple(map(tuple, shards))
+
+
+def _make(
+    directory: Path, config: Mapping[str, Any], inputs: Mapping[str, str], fill: Callable[[Draft], None]
+) -> Manifest:
+    """The artefact in ``directory``, made by ``fill`` unless it is there already; one process makes it."""
+    kind = f"corpus {directory.name.partition('-')[0]}"
+    settings = json.loads(json.dumps(config))
+    with artifact.held(directory):
+        done, _ = artifact.reuse(directory, kind=kind, schema_version=VERSION, config=settings, inputs=inputs)
+        if done is not None:
+            return done
+        with artifact.writing(
+            directory, kind=kind, schema_version=VERSION, config=settings, inputs=inputs
+        ) as draft:
+            fill(draft)
+    assert draft.manifest is not None
+    return draft.manifest
+
+
+def finished(work: Work, step: str, number: int) -> bool:
+    """Whether a shard of a step was finished, from whatever inputs."""
+    return (work.shard(step, number) / artifact.MANIFEST).is_file()
+
+
+def _digest(directory: Path) -> str:
+    """Digest of a step's artefact, from its manifest."""
+    kind = f"corpus {directory.name.partition('-')[0]}"
+    return artifact.read(directory, kind=kind, schema_version=VERSION).digest
+
+
+# ---- read ----
+
+
+def read(work: Work, number: int) -> Manifest:
+    """Read a shard's parts: what passes the filters goes to ``documents.arrow``, its keys beside it.
+
+    Raises:
+        UserError: if an input is damaged (naming file and row).
+    """
+    parts = work.shards[number]
+    config = {
+        "source": asdict(work.config.source),
+        "parts": [asdict(part) for part in parts],
+        "near_duplicates": work.config.near_duplicates,
+    }
+
+    def fill(draft: Draft) -> None:
+        counts: Counter[str] = Counter()
+        keys = [np.empty((0, 2), dtype=np.uint64)]
+        near, owners, documents = list(keys), [np.empty(0, dtype=np.int64)], 0
+        ready = work.config.source.kind in ("megatron", "olmo")
+        decoder = (
+            tokenizer.build((), work.config.tokenizer)
+            if ready and work.config.tokenizer.kind != "train"
+            else None
+        )
+        found = (d for part in parts for d in sources.read_part(work.config.source, part, counts, decoder))
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with (
+            pa.OSFile(str(draft.path / _SPOOL), "wb") as file,
+            pa.ipc.new_file(file, _SPOOL_SCHEMA, options=options) as out,
+        ):
+            for batch in _batches(found):
+                split = [document.text.split() for document in batch]
+                # Copies that differ in white space alone must not fall on both sides of the split.
+                exact = [duplicates.key_of(words) for words in split]
+                keys.append(np.frombuffer(b"".join(exact), dtype=">u8").reshape(-1, 2).astype(np.uint64))
+                if work.config.near_duplicates:
+                    bands = [duplicates.near_keys(words) for words in split]
+                    near.extend(bands)
+                    owners += [np.full(len(b), documents + k, dtype=np.int64) for k, b in enumerate(bands)]
+                documents += len(batch)
+                out.write_batch(_spooled(batch, split, exact))
+        everything = np.concatenate([*keys, *near])
+        owner = np.concatenate([np.arange(documents, dtype=np.int64), *owners])
+        dropped = duplicates.write_keys(draft.path / _KEYS, everything, owner, documents)
+        np.save(draft.path / _DROPPED, dropped)
+        draft.facts.update(counts, documents=documents)
+
+    return _make(work.shard(READ, number), config, sources.inputs(list(parts)) | work.tokenizer_inputs, fill)
+
+
+def _spooled(batch: list[Document], words: list[list[str]], keys: list[bytes]) -> pa.RecordBatch:
+    ids, ready = pa.list_(pa.int64()), batch[0].ids is not None
+    columns = [
+        pa.array([d.text for d in batch], pa.string()),
+        pa.array([d.source for d in batch], pa.string()),
+        pa.array([d.row for d in batch], pa.string()),
+        pa.array([len(w) for w in words], pa.int32()),
+        pa.array(keys, pa.binary(16)),
+        pa.array([d.ids for d in batch], ids) if ready else pa.nulls(len(batch), ids),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_SPOOL_SCHEMA)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Group documents so that a group fits in memory whatever their length."""
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+# ---- duplicates ----
+
+
+def read_counts(work: Work) -> list[Counter[str]]:
+    """What each shard counted while it was read."""
+    kind = f"corpus {READ}"
+    shards = range(len(work.shards))
+    return [
+        Counter(artifact.read(work.shard(READ, n), kind=kind, schema_version=VERSION).facts) for n in shards
+    ]
+
+
+def find_duplicates(work: Work) -> Manifest:
+    """Mark the duplicates among all shards; all of them are read."""
+    config = {"deduplicate": work.config.deduplicate, "near_duplicates": work.config.near_duplicates}
+    places = [work.shard(READ, number) for number in range(len(work.shards))]
+
+    def fill(draft: Draft) -> None:
+        counts = [shard["documents"] for shard in read_counts(work)]
+        if not (total := sum(counts)):
+            (draft.path / _ALL_DROPPED).write_bytes(b"")
+            return
+        dropped = np.memmap(draft.path / _ALL_DROPPED, dtype=np.uint8, mode="w+", shape=(total,))
+        if work.config.deduplicate:
+            start = 0
+            for place, count in zip(places, counts, strict=True):
+                dropped[start : start + count] = np.load(place / _DROPPED)
+                start += count
+            duplicates.across([place / _KEYS for place in places], counts, dropped)
+        dropped.flush()
+
+    return _make(work.place / DUPLICATES, config, {p.name: _digest(p) for p in places}, fill)
+
+
+def _dropped(work: Work, number: int) -> npt.NDArray[np.uint8]:
+    counts = [int(shard["documents"]) for shard in read_counts(work)[: number + 1]]
+    if not counts[-1]:
+        return np.empty(0, dtype=np.uint8)
+    return np.fromfile(
+        work.place / DUPLICATES / _ALL_DROPPED, dtype=np.uint8, count=counts[-1], offset=sum(counts[:-1])
+    )
+
+
+# ---- what is left: training documents and held-out ones ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A batch of a shard without its duplicates."""
+
+    train: pa.RecordBatch
+    heldout: pa.RecordBatch
+
+
+def _kept(work: Work, number: int) -> Iterator[_Kept]:
+    """Batches of a shard without duplicates, split by a hash of the words."""
+    limit = np.uint64(int(work.config.heldout_fraction * 2**64))
+    dropped, start = _dropped(work, number), 0
+    with pa.memory_map(str(work.shard(READ, number) / _SPOOL)) as file:
+        reader = pa.ipc.open_file(file)
+        for place in range(reader.num_record_batches):
+            batch = reader.get_batch(place)
+            keep = dropped[start : start + batch.num_rows] == 0
+            start += batch.num_rows
+            held = _key_half(batch, 0) < limit
+            yield _Kept(batch.filter(pa.array(keep & ~held)), batch.filter(pa.array(keep & held)))
+
+
+def _key_half(batch: pa.RecordBatch, half: int) -> npt.NDArray[np.uint64]:
+    """First or second 64 bits of the documents' keys: (D,) uint64."""
+    column = batch["key"]
+    raw = np.frombuffer(column.buffers()[1], dtype=">u8")[2 * column.offset :][: 2 * len(column)]
+    return raw.reshape(-1, 2)[:, half].astype(np.uint64)
+
+
+def _training_texts(work: Work) -> Iterator[str]:
+    """Text to train a tokenizer on: all of it, or, if that is too much, documents drawn by a hash of their words."""
+    sizes = sum(part.size for shard in work.shards for part in shard)
+    share = work.config.tokenizer.train_megabytes * 1e6 / max(sizes, 1)
+    for number in range(len(work.shards)):
+        for kept in _kept(work, number):
+            batch = kept.train
+            if share < 1:
+                batch = batch.filter(pa.array(_key_half(batch, 1) < np.uint64(int(share * 2**64))))
+            yield from batch["text"].to_pylist()
+
+
+# ---- tokenizer ----
+
+
+def make_tokenizer(work: Work) -> Manifest:
+    """Train or load the tokenizer, and choose the library that encodes.
+
+    Raises:
+        UserError: if there is nothing to train on, or the tokenizer does not serve.
+    """
+    config = asdict(work.config.tokenizer) | {"heldout_fraction": work.config.heldout_fraction}
+    inputs = {"duplicates": _digest(work.place / DUPLICATES), **work.tokenizer_inputs}
+
+    def fill(draft: Draft) -> None:
+        numbers = np.unique(np.linspace(0, len(work.shards) - 1, _SAMPLED).astype(int)).tolist()
+        firsts = [next((k for k in _kept(work, n) if k.train.num_rows), None) for n in numbers]
+        texts = encoder.sample([kept.train["text"].to_pylist() for kept in firsts if kept is not None])
+        if not texts and next(_training_texts(work), None) is None:
+            raise _all_held_out(work)
+        ours = tokenizer.build(_training_texts(work), work.config.tokenizer)
+        ours.save(draft.path / tokenizer.FILE)
+        library, reason = encoder.choose(ours, texts)
+        draft.facts.update(library=library, reason=reason, version=encoder.version(library))
+        draft.facts.update(vocab_size=ours.vocab_size, eod=ours.eod, digest=ours.digest)
+
+    return _make(work.place / TOKENIZER, config, inputs, fill)
+
+
+def _all_held_out(work: Work) -> UserError:
+    counts = sum(read_counts(work), Counter())
+    if not counts["documents"]:
+        return sources.nothing(work.config.source, counts)
+    return UserError(
+        f"the corpus has no training documents: all {counts['documents']} are held out by "
+        f"corpus.heldout_fraction={work.config.heldout_fraction} or duplicates; lower it or add text"
+    )
+
+
+# ---- tokens ----
+
+
+def tokenize(work: Work, number: int) -> Manifest:
+    """Tokenize a shard: its token files, its table of documents and its held-out texts.
+
+    Raises:
+        UserError: if ready tokens are outside the vocabulary.
+    """
+    made = artifact.read(work.place / TOKENIZER, kind=f"corpus {TOKENIZER}", schema_version=VERSION)
+    config = {
+        "heldout_fraction": work.config.heldout_fraction,
+        "library": made.facts["version"],
+        "decontaminate": asdict(work.config.decontaminate),
+    }
+    inputs = {
+        **work.wanted_inputs,
+        "read": _digest(work.shard(READ, number)),
+        "duplicates": _digest(work.place / DUPLICATES),
+        "tokenizer": made.digest,
+    }
+
+    def fill(draft: Draft) -> None:
+        ours = tokenizer.load(work.place / TOKENIZER / tokenizer.FILE, work.config.tokenizer.eod)
+        library = made.facts["library"]
+        marks = _dropped(work, number)
+        counts = Counter(
+            duplicates_dropped=int((marks == duplicates.EXACT).sum()),
+            near_duplicates_dropped=int((marks == duplicates.NEAR).sum()),
+        )
+        with (
+            tokens.TokenWriter(draft.path / TRAIN, ours.vocab_size, ours.eod) as writer,
+            pq.ParquetWriter(draft.path / DOCUMENTS, DOCUMENTS_SCHEMA, compression="zstd") as table,
+            pq.ParquetWriter(draft.path / HELDOUT, HELDOUT_SCHEMA, compression="zstd") as heldout,
+        ):
+            finder = _finder(work, ours)
+            encode: Encoder | None = None
+            for kept in _kept(work, number):
+                _hold_out(kept.heldout, heldout, counts)
+                if not kept.train.num_rows:
+                    continue
+                if encode is None:
+                    encode, counts["shards_by_tokenizers"] = _encoder(ours, library, kept.train)
+                _write_tokens(kept.train, encode, finder, writer, table, counts)
+            counts["train_documents"], counts["train_tokens"] = writer.documents, writer.tokens
+        draft.facts.update(counts)
+
+    return _make(work.shard(TOKENS, number), config, inputs, fill)
+
+
+def _encoder(ours: Tokenizer, library: str, batch: pa.RecordBatch) -> tuple[Encoder, int]:
+    """The shard's encoder: the corpus's, unless gigatoken fails on a sample of this shard. And 1 if so."""
+    if library == "gigatoken":
+        fast = Encoder(ours, "gigatoken")
+        texts = encoder.sample([batch["text"].to_pylist()], encoder.SAMPLE_CHARACTERS // 16)
+        if encoder.disagreement(fast, ours, texts) is None:
+            return fast, 0
+    return Encoder(ours, "tokenizers"), int(library == "gigatoken")
+
+
+def _finder(work: Work, ours: Tokenizer) -> Finder | None:
+    if work.wanted is None:
+        return None
+    texts = [document.text for document in sources.read(work.wanted)]
+    return Finder(ours.encode_batch(texts), work.config.decontaminate)
+
+
+def _hold_out(batch: pa.RecordBatch, table: pq.ParquetWriter, counts: Counter[str]) -> None:
+    if batch.num_rows:
+        texts = batch["text"].to_pylist()
+        digests = pa.array([blake2b(text.encode(), digest_size=8).hexdigest() for text in texts])
+        columns = [batch["text"], batch["source"], batch["row"], digests]
+        table.write_batch(pa.RecordBatch.from_arrays(columns, schema=HELDOUT_SCHEMA))
+        counts["heldout_documents"] += batch.num_rows
+        counts["heldout_words"] += int(np.sum(batch["words"].to_numpy(), dtype=np.int64))
+
+
+def _write_tokens(
+    batch: pa.RecordBatch,
+    encode: Encoder,
+    finder: Finder | None,
+    writer: tokens.TokenWriter,
+    table: pq.ParquetWriter,
+    counts: Counter[str],
+) -> None:
+    """Tokenize a batch into the token files and the table of documents."""
+    if batch["ids"].null_count == 0:  # ready tokens are taken as they are
+        ids: npt.NDArray[np.integer[Any]] = batch["ids"].flatten().to_numpy()
+        lengths = batch["ids"].value_lengths().to_numpy().astype(np.int64)
+    else:
+        ids, lengths = encode.encode(batch["text"].to_pylist())
+    some = lengths > 0
+    counts["tokenless_dropped"] += int((~some).sum())
+    if finder is not None:
+        texts, documents = finder.find(ids, np.cumsum(lengths))
+        counts["contaminations_found"] += len(texts)
+        clean = np.ones(len(lengths), dtype=bool)
+        clean[documents] = False
+        counts["contaminated_dropped"] += int((some & ~clean).sum())
+        ids, some = ids[np.repeat(clean, lengths)], some & clean
+    batch, lengths = batch.filter(pa.array(some)), lengths[some]
+    if not len(lengths):
+        return
+    try:
+        writer.add_flat(ids, lengths)
+    except UserError as error:
+        raise UserError(f"{batch['source'][0]} at or after row {batch['row'][0]}: {error}") from None
+    columns = [batch["source"], batch["row"], batch["words"], pa.array(lengths + 1, pa.int32())]
+    table.write_batch(pa.RecordBatch.from_arrays(columns, schema=DOCUMENTS_SCHEMA))
+    counts["train_words"] += int(np.sum(batch["words"].to_numpy(), dtype=np.int64))
+    counts["train_bytes"] += _bytes(batch["text"])
+
+
+def _bytes(texts: pa.StringArray) -> int:
+    """UTF-8 bytes of an array of strings."""
+    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int32)[texts.offset :][: len(texts) + 1]
+    return int(offsets[-1] - offsets[0])

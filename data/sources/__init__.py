@@ -1,0 +1,37 @@
+"""Where documents come from: one file a kind, each giving them in an order that depends on nothing local."""
+
+from data.sources import docs, hub, lines, parquet, token_files
+from data.sources.base import (
+    FILE_KINDS,
+    READERS,
+    Document,
+    Part,
+    Progress,
+    SourceConfig,
+    files,
+    inputs,
+    nothing,
+    read,
+    read_part,
+    split,
+)
+
+__all__ = [
+    "FILE_KINDS",
+    "READERS",
+    "Document",
+    "Part",
+    "Progress",
+    "SourceConfig",
+    "docs",
+    "files",
+    "hub",
+    "inputs",
+    "lines",
+    "nothing",
+    "parquet",
+    "read",
+    "read_part",
+    "split",
+    "token_files",
+]

@@ -1,0 +1,107 @@
+"""Hugging Face ``datasets``: a directory made by ``save_to_disk``, a data set of the hub (cached), or streamed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.artifact import file_digest, json_digest
+from data.errors import UserError, nearest
+from data.sources.base import READERS, Document, Part, Reader, SourceConfig
+from data.sources.parquet import document, wanted_columns
+
+_ROWS = 1 << 16  # rows in one part
+_BATCH = 1 << 10  # rows in memory at a time
+
+
+def _load(config: SourceConfig, path: str) -> Any:
+    """The data set behind a path or name: a ``Dataset``, or an ``IterableDataset`` if streamed.
+
+    Raises:
+        UserError: if ``datasets`` is not installed, or the data set cannot be loaded.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "corpus.source.kind=datasets needs the package datasets; pip install -e '.[datasets]'"
+        ) from None
+    try:
+        if Path(path).is_dir() and (
+            (Path(path) / "state.json").is_file() or (Path(path) / "dataset_dict.json").is_file()
+        ):
+            found = datasets.load_from_disk(path)
+            if isinstance(found, datasets.DatasetDict):
+                if config.dataset_split not in found:
+                    raise UserError(
+                        f"{path}: has no split {config.dataset_split!r}{nearest(config.dataset_split, found)}; "
+                        "set corpus.source.dataset_split"
+                    )
+                found = found[config.dataset_split]
+            return found
+        return datasets.load_dataset(
+            path,
+            config.dataset_name,
+            split=config.dataset_split,
+            revision=config.revision,
+            streaming=config.streaming,
+        )
+    except UserError:
+        raise
+    except Exception as error:  # datasets, the hub and the network share no narrower class
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"corpus.source.paths: the data set {path!r} could not be loaded ({reason}); check its name, "
+            "corpus.source.dataset_name, corpus.source.dataset_split and the network"
+        ) from error
+
+
+def _split(config: SourceConfig, workers: int) -> list[Part]:
+    del workers
+    parts: list[Part] = []
+    for path in config.paths:
+        found = _load(config, path)
+        if config.streaming and not hasattr(found, "__len__"):
+            digest = json_digest([path, config.dataset_name, config.dataset_split, config.revision])
+            shards = max(getattr(found, "num_shards", 1), 1)
+            parts += [Part(path, k, shards, size=1 << 26, digest=digest) for k in range(shards)]
+            continue
+        wanted_columns(config, found.column_names, path)
+        local = sorted(Path(path).rglob("*.arrow")) if Path(path).is_dir() else []
+        # The fingerprint of a data set from disk is stored beside it: an edited file would keep it.
+        digest = json_digest([file_digest(f) for f in local]) if local else str(found._fingerprint)
+        size = int(found.data.nbytes / max(len(found), 1))
+        parts += [
+            Part(
+                path,
+                start,
+                min(start + _ROWS, len(found)),
+                start + 1,
+                size * min(_ROWS, len(found) - start),
+                digest,
+            )
+            for start in range(0, max(len(found), 1), _ROWS)
+        ]
+    return parts
+
+
+def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Document]:
+    found = _load(config, part.path)
+    counts["files_read"] += part.start == 0
+    if config.streaming and not hasattr(found, "__len__"):
+        label = f"{part.path} shard {part.start} of {part.stop}"
+        for number, row in enumerate(found.shard(part.stop, part.start), start=1):
+            if (made := document(row, config, label, number, counts)) is not None:
+                yield made
+        return
+    chosen = found.select_columns(wanted_columns(config, found.column_names, part.path))
+    for start in range(part.start, part.stop, _BATCH):
+        rows = chosen.select(range(start, min(start + _BATCH, part.stop)))
+        for number, row in enumerate(rows, start=start + 1):
+            if (made := document(row, config, part.path, number, counts)) is not None:
+                yield made
+
+
+READERS["datasets"] = Reader(_split, _read)

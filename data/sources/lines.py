@@ -1,0 +1,240 @@
+"""Text in lines: JSONL and plain text; plain, gzip or zstd.
+
+Plain files are cut into stretches of bytes, compressed ones are read whole: nothing inside them can be reached
+without unpacking what comes before.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+
+from data.errors import UserError, nearest
+from data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
+
+_BLOCK = 1 << 20  # bytes read at a time
+_STRETCH = 1 << 24  # bytes of a plain file in one part
+
+
+def _survey(path: Path) -> list[Part]:
+    """The parts of a file: one if compressed, else one for each stretch of ``_STRETCH`` bytes."""
+    packed = path.suffix in (".gz", ".zst")
+    digest = hashlib.blake2b(digest_size=16)
+    starts = [(0, 1)]  # byte, number of the first line that begins at or after it
+    position, newlines = 0, 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(min(_BLOCK, _STRETCH)):
+                digest.update(block)
+                if not packed:
+                    position += len(block)
+                    newlines += block.count(b"\n")
+                    if position - starts[-1][0] >= _STRETCH:
+                        # A line that began before belongs to the stretch before, whole.
+                        starts.append((position, newlines + (1 if block.endswith(b"\n") else 2)))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    size = path.stat().st_size
+    stops = [start for start, _ in starts[1:]] + [size]
+    return [
+        Part(str(path), start, stop, row, (stop - start) * (4 if packed else 1), digest.hexdigest())
+        for (start, row), stop in zip(starts, stops, strict=True)
+        if stop > start or start == 0
+    ]
+
+
+def _split_lines(config: SourceConfig, workers: int) -> list[Part]:
+    with ThreadPoolExecutor(max(workers, 1)) as pool:  # hashing lets go of the interpreter
+        return [part for parts in pool.map(_survey, files(config)) for part in parts]
+
+
+def _split_whole(config: SourceConfig, workers: int) -> list[Part]:
+    parts = _split_lines(config, workers)
+    if config.documents == "line":
+        return parts
+    last = {part.path: part for part in parts}  # documents of many lines: a file is one part
+    return [Part(path, 0, part.stop, 1, part.stop, part.digest) for path, part in last.items()]
+
+
+def _numbered(part: Part) -> Iterator[tuple[int, bytes]]:
+    """(1-based number, line) of the lines that begin inside a part; without their newlines."""
+    path = Path(part.path)
+    packed = path.suffix in (".gz", ".zst")
+    blocks = _blocks(path) if packed else _stretch(path, part.start, part.stop)
+    for number, line in enumerate(_lines(blocks), start=part.row):
+        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def _stretch(path: Path, start: int, stop: int) -> Iterator[bytes]:
+    """The lines that begin at ``start`` or later and before ``stop``, whole."""
+    block = b"\n"
+    try:
+        with path.open("rb") as file:
+            if start:
+                file.seek(start - 1)
+                while (piece := file.readline(_BLOCK)) and not piece.endswith(b"\n"):
+                    pass  # the rest of a line of the part before
+            while (position := file.tell()) < stop:
+                if not (block := file.read(min(_BLOCK, stop - position))):
+                    raise UserError(f"{path}: became shorter while it was read; run again")
+                yield block
+            while not block.endswith(b"\n") and (block := file.readline(_BLOCK)):
+                yield block
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_jsonl(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Document]:
+    """One JSON object a line; blank lines are no rows."""
+    counts["files_read"] += part.start == 0
+    for number, line in _numbered(part):
+        if line.strip():
+            try:
+                text, row = text_of(line, config.text_field, f"{part.path} row {number}")
+            except UserError:
+                if config.bad_rows == "refuse":
+                    raise
+                counts["documents_read"] += 1
+                counts["bad_dropped"] += 1
+                continue
+            yield Document(text, part.path, str(number), row)
+
+
+def _read_text(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Document]:
+    """Plain text: a document is a file, a line, a paragraph, or what begins at a line that matches a pattern."""
+    counts["files_read"] += part.start == 0
+    first = re.compile(config.pattern) if config.pattern is not None else None
+    held: list[str] = []
+    row = part.row
+    for number, raw in _numbered(part):
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if config.bad_rows == "drop":
+                counts["bad_dropped"] += 1
+                continue
+            raise UserError(
+                f"{part.path} row {number}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8"
+            ) from None
+        line = line.removesuffix("\r")
+        blank = not line.strip()
+        ends = config.documents == "line" or (config.documents == "paragraph" and blank)
+        if held and (ends or (first is not None and first.search(line))):
+            yield Document("\n".join(held), part.path, str(row))
+            held = []
+        if not held:
+            row = number
+        if not (blank and (ends or not held)):
+            held.append(line)
+    if held:
+        yield Document("\n".join(held), part.path, str(row))
+
+
+def text_of(line: bytes, field: str, where: str) -> tuple[str, dict[str, Any]]:
+    """The text in one row, and the row.
+
+    Raises:
+        UserError: starting with ``where``.
+    """
+    try:
+        row = orjson.loads(line)
+    except (
+        orjson.JSONDecodeError
+    ):  # the slower one takes more (NaN, long numbers, lone surrogates) and says where
+        row = _slowly(line, where)
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: holds a {type(row).__name__}, not an object; write one JSON object a line")
+    return checked(row, field, where), row
+
+
+def _slowly(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error}); write one JSON object a line") from None
+
+
+def checked(row: dict[str, Any], field: str, where: str) -> str:
+    """The text field of a row.
+
+    Raises:
+        UserError: starting with ``where``, if it is missing, no string, or holds a lone surrogate.
+    """
+    if field not in row:
+        raise UserError(f"{where}: has no field {field!r}{nearest(field, row)}; set source.text_field")
+    text = row[field]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: field {field!r} holds a {type(text).__name__}, not a string; mend it")
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: field {field!r} holds a lone surrogate at character {error.start}, which no "
+            "tokenizer can take; remove it"
+        ) from None
+    return text
+
+
+def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Split blocks of bytes at newlines; a line of any length costs its own length once."""
+    head: list[bytes] = []
+    for block in blocks:
+        first, *rest = block.split(b"\n")
+        head.append(first)
+        if rest:
+            yield b"".join(head)
+            yield from rest[:-1]
+            head = [rest[-1]]
+    if last := b"".join(head):
+        yield last
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a compressed file, unpacked by its suffix.
+
+    Raises:
+        UserError: if it cannot be read, or its archive is corrupt or cut off.
+    """
+    try:
+        if path.suffix == ".zst":
+            yield from _zstd_blocks(path)
+            return
+        with gzip.open(path) as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise UserError(f"{path}: corrupt archive ({error}); fetch or compress it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _zstd_blocks(path: Path) -> Iterator[bytes]:
+    # Not stream_reader: it takes a cut-off frame for the end of the file, and documents would go missing.
+    with path.open("rb") as file:
+        frame = None
+        while block := file.read(_BLOCK):
+            while block:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(block)
+                block = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
+        if frame is not None:
+            raise EOFError("it ends inside a frame")
+
+
+READERS["jsonl"] = Reader(_split_lines, _read_jsonl, (".jsonl", ".jsonl.gz", ".jsonl.zst"))
+READERS["text"] = Reader(_split_whole, _read_text, (".txt", ".txt.gz", ".txt.zst", ".md"))
