@@ -51,8 +51,10 @@ class Settings:
         train = asdict(self.train)
         for free in ("micro_batch_size", "checkpoint_every"):
             del train[free]
+        model = asdict(self.model)
+        del model["name"]
         return {
-            "model": asdict(self.model),
+            "model": model,
             "optimizer": asdict(self.optimizer),
             "train": train,
             "vocab_size": vocab_size,

@@ -263,7 +263,7 @@ def test_checkpoints_of_something_else(prepared, tmp_path):
     for name, override, told in (
         ("model", "model.ffn=96", "setting model.ffn: it was made with 64, asked for is 96"),
         ("plan", "insertion.items_per_dose=6", "input plan"),
-        ("tokenizer", "corpus.tokenizer.vocab_size=390", "setting vocab_size: it was made with 400"),
+        ("tokenizer", "corpus.tokenizer.vocab_size=390", "setting vocab_size: it was made with"),
     ):
         if name == "tokenizer":
             prepared.ok("prepare", override)
@@ -292,7 +292,9 @@ def test_a_changed_tokenizer_or_plan(prepared, tmp_path):
     refused(place.run("train"), "items.parquet", "changed since it was written")
     items.write_bytes(original)
     path = next((tmp_path / "runs" / "corpora").glob("*/tokenizer.json"))
-    path.write_text(json.dumps(json.loads(path.read_text())))
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["merges"].pop()
+    path.write_text(json.dumps(tokenizer))
     refused(place.run("prepare"), "tokenizer.json")
 
 
