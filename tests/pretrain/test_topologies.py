@@ -73,6 +73,6 @@ def test_checkpoint_of_one_topology_goes_on_in_others(prepared, alone):
 
 
 def test_world_size_that_does_not_divide(prepared):
-    done = prepared.run("train", "parallel.tensor=3", ranks=2)
+    done = prepared.run("train", "parallel.tensor=2", "parallel.pipeline=2", ranks=2)
     assert done.status != 0
     assert "does not divide the world size 2" in done.out
