@@ -291,7 +291,10 @@ def test_a_changed_tokenizer_or_plan(prepared, tmp_path):
     items.write_bytes(original[:100] + b"x" + original[101:])
     refused(place.run("train"), "items.parquet", "changed since it was written")
     items.write_bytes(original)
-    path = next((tmp_path / "runs" / "corpora").glob("*/tokenizer.json"))
+    (corpus,) = {
+        line.split()[1].rstrip(":") for line in place.ok("prepare").lines if line.startswith("corpus ")
+    }
+    path = tmp_path / corpus / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["model"]["merges"].pop()
     path.write_text(json.dumps(tokenizer))
