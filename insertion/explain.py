@@ -134,6 +134,6 @@ def family(items: Sequence[Item], tokenizer: Tokenizer) -> Iterator[str]:
             .select("kind", "name", "correct", "text", "target_char")
             .iter_rows()
         ):
-            label = f"{kind} {name}".strip() + ("" if correct else " (never inserted)")
+            label = f"{kind} {name}".strip() + ("" if correct else " (decoy)")
             yield f"  {label}: {text[:start]!r} >>{text[start:]!r}<<"
     yield from (f"left out: {line}" for line in left_out)

@@ -1,12 +1,10 @@
 """Every family: deterministic, stable when items are added, probes where they say they are."""
 
-import math
-
 import pytest
 
 from data.errors import UserError
 from data.tokenizer import TokenizerConfig, build
-from insertion.families import biographies, ghost_sentences
+from insertion.families import ghost_sentences
 from insertion.families.registry import Ground, make, names
 from insertion.items import Item, Probe, tokenize_items, tokenize_probes
 from tests.conftest import NOUNS, REPO
@@ -19,7 +17,6 @@ TEXTS = [
 FAMILIES = {
     "passages": {"tokens": 8},
     "ghost_sentences": {"words": 6, "list_size": 30},
-    "biographies": {},
 }
 
 
@@ -44,7 +41,7 @@ def test_probes_are_in_the_text(ground, name):
     for item in make(name, ground, 10, FAMILIES[name]):
         assert item.probes[0] == Probe("verbatim", "", item.text)
         for probe in item.probes:
-            assert item.text.startswith(probe.prompt + probe.target)
+            assert item.text.startswith(probe.prompt + probe.target) or not probe.correct
 
 
 def test_passages_survive_tokenization(ground):
@@ -60,14 +57,6 @@ def test_ghost_words_come_from_the_list(ground):
         drawn = item.text.rstrip(".").lower().split()
         assert len(drawn) == 6
         assert set(drawn) <= set(words)
-
-
-def test_biography_bits():
-    """Counted by hand: 33,600 dates, two cities of two syllables each, 24 subjects, 24 crafts."""
-    syllables = 20 * 8 * 8
-    assert biographies.bits() == pytest.approx(
-        math.log2(12 * 28 * 100) + 4 * math.log2(syllables) + 2 * math.log2(24), abs=1e-9
-    )
 
 
 def test_unknown_family_and_setting(ground):
