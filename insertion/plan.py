@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from data.order import Order
 from data.tokenizer import Tokenizer
 from insertion import design, schedule
 from insertion.arms import FACTORS, Arm, Phase, product
-from insertion.families.registry import OVERLAP, Ground, files_of, make
+from insertion.families.registry import OVERLAP, Ground, Reference, files_of, make
 from insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
 from insertion.overlay import Overlay
 
@@ -214,14 +214,19 @@ def plan_inputs(insertion: InsertionConfig, order: Order) -> dict[str, str]:
 
 
 def ground(
-    insertion: InsertionConfig, order: Order, tokenizer: Tokenizer, heldout: Sequence[tuple[str, str]]
+    insertion: InsertionConfig,
+    order: Order,
+    tokenizer: Tokenizer,
+    heldout: Sequence[tuple[str, str]],
+    reference: Callable[[str], Reference] | None = None,
 ) -> Ground:
     """What the families of a plan may draw on."""
 
     def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
         return _occurrences(order.prefix, spans)
 
-    return Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
+    basis = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
+    return replace(basis, reference=reference) if reference else basis
 
 
 def create(
@@ -232,6 +237,7 @@ def create(
     tokenizer: Tokenizer,
     heldout: list[tuple[str, str]],
     directory: Path,
+    reference: Callable[[str], Reference] | None = None,
 ) -> Manifest:
     """Make the plan: items, assignment, placement; and write it.
 
@@ -242,6 +248,7 @@ def create(
         tokenizer: the corpus's.
         heldout: (digest, text) of the held-out documents.
         directory: where the plan goes.
+        reference: opens the model at a path, for families that sample from one.
 
     Raises:
         UserError: for an unknown family, an item that does not fit, more exposures than windows, or a run that
@@ -251,7 +258,7 @@ def create(
     arms = insertion.arms()
     per_family = sum(insertion.counts().values())
 
-    basis = ground(insertion, order, tokenizer, heldout)
+    basis = ground(insertion, order, tokenizer, heldout, reference)
     made = [
         item for name, given in insertion.families.items() for item in make(name, basis, per_family, given)
     ]
