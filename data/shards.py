@@ -64,7 +64,7 @@ class CorpusConfig:
     """What a corpus is made of."""
 
     source: SourceConfig
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     heldout_fraction: float = 0.02
     """Share of the documents that neither tokenizer nor model sees, chosen by a hash of their text."""
     deduplicate: bool = True

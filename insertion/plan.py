@@ -21,7 +21,7 @@ from data import artifact
 from data.artifact import Manifest
 from data.contamination import ngram_counts
 from data.errors import UserError
-from data.order import Order
+from data.mixture import Windows
 from data.tokenizer import Tokenizer
 from insertion import design, schedule
 from insertion.arms import FACTORS, Arm, Phase, product
@@ -207,7 +207,7 @@ def create(
     insertion: InsertionConfig,
     run: RunShape,
     *,
-    order: Order,
+    order: Windows,
     tokenizer: Tokenizer,
     heldout: list[tuple[str, str]],
     directory: Path,
@@ -231,7 +231,7 @@ def create(
     per_family = sum(insertion.counts().values())
 
     def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
-        return _occurrences(order.prefix, spans)
+        return [sum(found) for found in zip(*(_occurrences(p, spans) for p in order.prefixes), strict=True)]
 
     ground = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
     made = [
@@ -359,7 +359,7 @@ def _exposures(
     wordings: pl.DataFrame,
     insertion: InsertionConfig,
     run: RunShape,
-    order: Order,
+    order: Windows,
     tokenizer: Tokenizer,
 ) -> pl.DataFrame:
     """Times, places and wordings of all exposures. Each purpose has random numbers of its own."""
@@ -449,7 +449,7 @@ def _wordings(
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
 
-def _starts(order: Order, tokenizer: Tokenizer) -> Callable[[str, schedule.Integers], tuple[Any, Any]]:
+def _starts(order: Windows, tokenizer: Tokenizer) -> Callable[[str, schedule.Integers], tuple[Any, Any]]:
     """Where documents, sentences or words start in windows."""
 
     def starts(kind: str, at: schedule.Integers) -> tuple[schedule.Integers, schedule.Integers]:

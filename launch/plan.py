@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import polars as pl
 
@@ -12,6 +13,7 @@ from data import artifact
 from data import prepare as corpus
 from data.artifact import Manifest
 from data.errors import UserError
+from data.mixture import Mixture, Windows
 from data.order import Order
 from insertion import explain
 from insertion import plan as plans
@@ -19,24 +21,41 @@ from insertion.families.registry import OVERLAP
 from launch.config import Experiment, program, say
 
 
-def open_order(experiment: Experiment) -> Order:
-    """The windows of the experiment's corpus.
+def open_order(experiment: Experiment) -> Windows:
+    """What the experiment reads: one epoch of its corpus, or its mixture.
 
     Raises:
-        UserError: if the corpus is not prepared.
+        UserError: if a corpus is not prepared, or they do not go together.
     """
-    manifest = artifact.read(
-        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
-    )
+    train, mixture = experiment.train, experiment.mixture
+    corpora = [
+        [
+            _order(directory, train.sequence_length, _seed(train.seed, epoch))
+            for epoch in range(mixture.epochs)
+        ]
+        for _, directory in experiment.corpora.values()
+    ]
+    if mixture.plain:
+        return corpora[0][0]
+    return Mixture(corpora, mixture.stretches(train.steps, train.global_batch_size))
+
+
+def _order(directory: Path, sequence_length: int, seed: int) -> Order:
+    manifest = artifact.read(directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION)
     return Order(
-        experiment.corpus_directory,
+        directory,
         corpus_digest=manifest.digest,
         vocab_size=manifest.facts["vocab_size"],
         eod=manifest.facts["eod"],
-        sequence_length=experiment.train.sequence_length,
-        seed=experiment.train.seed,
+        sequence_length=sequence_length,
+        seed=seed,
         build=not _several_nodes(),
     )
+
+
+def _seed(seed: int, epoch: int) -> int:
+    """Of an epoch's order: another one for each, and none that a run with a seed nearby begins with."""
+    return (seed + 1_000_003 * epoch) % 2**32
 
 
 def _several_nodes() -> bool:
@@ -95,10 +114,8 @@ def show(experiment: Experiment, wanted: Mapping[str, str]) -> None:
             until = _number(wanted, "checkpoint") if "checkpoint" in wanted else None
             lines = explain.item(made, wanted["item"], order, tokenizer, until=until)
         else:
-            documents = pl.read_parquet(
-                experiment.corpus_directory / corpus.DOCUMENTS, columns=["source", "row"]
-            )
-            lines = explain.step(made, _number(wanted, "step"), order, tokenizer, documents)
+            places = [directory for _, directory in experiment.corpora.values()]
+            lines = explain.step(made, _number(wanted, "step"), order, tokenizer, places)
     for line in lines:
         say(line)
 

@@ -23,7 +23,7 @@ from torch import Tensor, distributed
 
 from data.artifact import verify
 from data.errors import UserError
-from data.order import Order
+from data.mixture import Windows
 from insertion import ledger
 from insertion.ledger import PlanViolation, Recorder
 from insertion.overlay import Overlay
@@ -85,7 +85,7 @@ class Trainer:
         settings: Settings,
         world: World,
         *,
-        order: Order,
+        order: Windows,
         plan: Plan | None,
         vocab_size: int,
         directory: Path,
