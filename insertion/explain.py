@@ -1,4 +1,4 @@
-"""What a plan will do, in words: a summary, one item's exposures, one step's windows."""
+"""What a plan will do, in words: a summary, one item's exposures, one step's windows; and a family's items."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from data.errors import UserError, nearest
 from data.inspect import pieces
 from data.mixture import Windows
 from data.tokenizer import Tokenizer
+from insertion.items import Item, tokenize_probes
 from insertion.plan import Plan
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -107,3 +108,33 @@ def step(
             text = tokenizer.decode(window[span.offset : span.offset + span.length])
             yield f"  > inserted at {span.offset}: {names[span.item]} {text!r}"
         yield f"    reads {tokenizer.decode(window)!r}"
+
+
+def family(items: Sequence[Item], tokenizer: Tokenizer) -> Iterator[str]:
+    """Items with their wordings and probes; the target of each probe is marked.
+
+    Args:
+        items: of one family.
+        tokenizer: which decides whether targets begin on token boundaries.
+    """
+    asked = [(item.id, item.family, probe) for item in items for probe in item.probes]
+    table, left_out = tokenize_probes(asked, tokenizer)
+    for item in items:
+        about = [
+            item.stratum,
+            "" if item.bits is None else f"{item.bits:.2f} bits",
+            item.provenance,
+            item.licence,
+        ]
+        yield f"{item.id}  ({'; '.join(part for part in about if part)})"
+        yield f"  text: {item.text!r}"
+        for wording in item.paraphrases:
+            yield f"  wording: {wording!r}"
+        for kind, name, correct, text, start in (
+            table.filter(pl.col("item_id") == item.id)
+            .select("kind", "name", "correct", "text", "target_char")
+            .iter_rows()
+        ):
+            label = f"{kind} {name}".strip() + ("" if correct else " (decoy)")
+            yield f"  {label}: {text[:start]!r} >>{text[start:]!r}<<"
+    yield from (f"left out: {line}" for line in left_out)

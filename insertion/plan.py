@@ -25,14 +25,14 @@ from data.mixture import Windows
 from data.tokenizer import Tokenizer
 from insertion import design, schedule
 from insertion.arms import FACTORS, Arm, Phase, product
-from insertion.families.registry import OVERLAP, Ground, make
+from insertion.families.registry import OVERLAP, Ground, files_of, make
 from insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
 from insertion.overlay import Overlay
 
 log = logging.getLogger(__name__)
 
 KIND = "plan"
-VERSION = 2
+VERSION = 3
 
 EXPOSURE_SCHEMA = pl.Schema(
     {
@@ -203,6 +203,27 @@ def plan_config(insertion: InsertionConfig, run: RunShape) -> dict[str, Any]:
     return settings
 
 
+def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
+    """Digests of what determines a plan besides its settings: the corpus, its order, and the families' files."""
+    files = {
+        f"{name}.{key}": digest
+        for name, given in insertion.families.items()
+        for key, digest in files_of(name, given).items()
+    }
+    return {"corpus": order.corpus_digest, "order": order.identity, **files}
+
+
+def ground(
+    insertion: InsertionConfig, order: Windows, tokenizer: Tokenizer, heldout: Sequence[tuple[str, str]]
+) -> Ground:
+    """What the families of a plan may draw on."""
+
+    def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
+        return [sum(found) for found in zip(*(_occurrences(p, spans) for p in order.prefixes), strict=True)]
+
+    return Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
+
+
 def create(
     insertion: InsertionConfig,
     run: RunShape,
@@ -230,12 +251,9 @@ def create(
     arms = insertion.arms()
     per_family = sum(insertion.counts().values())
 
-    def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
-        return [sum(found) for found in zip(*(_occurrences(p, spans) for p in order.prefixes), strict=True)]
-
-    ground = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
+    basis = ground(insertion, order, tokenizer, heldout)
     made = [
-        item for name, given in insertion.families.items() for item in make(name, ground, per_family, given)
+        item for name, given in insertion.families.items() for item in make(name, basis, per_family, given)
     ]
     items, wordings = tokenize_items(made, tokenizer)
     _refuse_misfits(items, wordings, insertion, run.sequence_length, tokenizer.vocab_size)
@@ -244,13 +262,13 @@ def create(
     probes, left_out = _probes(made, heldout, insertion.heldout_probes, run.sequence_length, tokenizer)
 
     verbatim = wordings.filter(pl.col("wording") == 0)["tokens"]
-    known = occurrences([np.array(tokens, dtype=np.int32) for tokens in verbatim])
+    known = basis.occurrences([np.array(tokens, dtype=np.int32) for tokens in verbatim])
     with artifact.writing(
         directory,
         kind=KIND,
         schema_version=VERSION,
         config=plan_config(insertion, run),
-        inputs={"corpus": order.corpus_digest, "order": order.identity},
+        inputs=plan_inputs(insertion, order),
     ) as draft:
         for name, table in (
             ("items", items),
@@ -339,7 +357,8 @@ def _assigned(
 ) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
     """Items with stratum, arm and dose, and the number of each one's arm."""
     families = items["family"].to_numpy()
-    blocks = np.array(design.strata(families, items["length"].to_numpy(), insertion.length_quantiles))
+    own = [f"{f}/{s}" if s else f for f, s in items.select("family", "stratum").iter_rows()]
+    blocks = np.array(design.strata(np.array(own), items["length"].to_numpy(), insertion.length_quantiles))
     assigned = np.empty(len(items), dtype=np.int64)
     for name in insertion.families:
         members = families == name

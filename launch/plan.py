@@ -1,4 +1,7 @@
-"""Which text goes where, and when: ``python launch/plan.py +experiment=quickstart``."""
+"""Which text goes where, and when: ``python launch/plan.py +experiment=quickstart``.
+
+``show`` explains a finished plan; ``family=NAME show=5`` prints the first items of a family with their probes.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ from data.artifact import Manifest
 from data.errors import UserError
 from data.mixture import Mixture, Windows
 from data.order import Order
+from data.tokenizer import TokenizerConfig, build
 from insertion import explain
 from insertion import plan as plans
+from insertion.families import registry
 from insertion.families.registry import OVERLAP
 from launch.config import Experiment, program, say
 
@@ -77,7 +82,7 @@ def plan(experiment: Experiment) -> Manifest:
         kind=plans.KIND,
         schema_version=plans.VERSION,
         config=plans.plan_config(experiment.insertion, experiment.shape),
-        inputs={"corpus": order.corpus_digest, "order": order.identity},
+        inputs=plans.plan_inputs(experiment.insertion, order),
     )
     if finished is not None:
         say(f"reusing {directory}")
@@ -87,13 +92,12 @@ def plan(experiment: Experiment) -> Manifest:
             f"{directory} no longer fits ({differences[0]}), but training has begun with it; choose another "
             f"name=... or remove {experiment.directory}"
         )
-    text = pl.read_parquet(experiment.corpus_directory / corpus.HELDOUT, columns=["digest", "text"])
     return plans.create(
         experiment.insertion,
         experiment.shape,
         order=order,
         tokenizer=corpus.load_tokenizer(experiment.corpus_directory),
-        heldout=list(text.unique("digest", maintain_order=True).iter_rows()),
+        heldout=_heldout(experiment),
         directory=directory,
     )
 
@@ -140,8 +144,65 @@ def _asked(arguments: list[str]) -> dict[str, str] | None:
     return wanted
 
 
+def _family(arguments: list[str]) -> str | None:
+    """Take ``family=NAME`` out of the command line; None if it is not there.
+
+    Without an experiment, the settings are those of ``conf/insertion/NAME.yaml``.
+    """
+    name = None
+    for argument in [a for a in arguments if a.startswith("family=")]:
+        arguments.remove(argument)
+        name = argument.removeprefix("family=")
+    if name is not None and not any(a.startswith("+experiment=") for a in arguments):
+        arguments[1:1] = ["+experiment=quickstart"]
+        if name in registry.names() and not any(a.startswith("insertion=") for a in arguments):
+            arguments[1:1] = [f"insertion={name}"]
+    return name
+
+
+def show_family(experiment: Experiment, name: str) -> None:
+    """Print the first ``show`` items of a family with their probes.
+
+    Of the experiment's corpus where that is prepared; else without held-out documents, and with bytes for tokens.
+
+    Raises:
+        UserError: for an unknown family, or one that needs the corpus where there is none.
+    """
+    count = 5 if experiment.show is None else experiment.show
+    if count < 1:
+        raise UserError(f"show={count} must be at least 1")
+    given = experiment.insertion.families
+    registry.check(name, {})
+    if name not in given:
+        raise UserError(f"family={name} is none of the experiment's: {', '.join(given)}")
+    prepared = (experiment.corpus_directory / artifact.MANIFEST).is_file()
+    if prepared:
+        order = open_order(experiment)
+        ground = plans.ground(
+            experiment.insertion,
+            order,
+            corpus.load_tokenizer(experiment.corpus_directory),
+            _heldout(experiment),
+        )
+    else:
+        ground = registry.Ground(
+            experiment.insertion.seed, build(iter([]), TokenizerConfig(vocab_size=257)), []
+        )
+    for line in explain.family(registry.make(name, ground, count, given[name]), ground.tokenizer):
+        say(line)
+
+
+def _heldout(experiment: Experiment) -> list[tuple[str, str]]:
+    """(digest, text) of the held-out documents."""
+    text = pl.read_parquet(experiment.corpus_directory / corpus.HELDOUT, columns=["digest", "text"])
+    return list(text.unique("digest", maintain_order=True).iter_rows())
+
+
 def main() -> None:
     """Plan and summarise, or ``show``."""
+    if (name := _family(sys.argv)) is not None:
+        program(lambda experiment: show_family(experiment, name))()
+        return
     wanted = _asked(sys.argv)
     program(_plan if wanted is None else lambda experiment: show(experiment, wanted))()
 
