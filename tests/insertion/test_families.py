@@ -1,11 +1,12 @@
 """Every family: deterministic, stable when items are added, probes where they say they are."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from data.errors import UserError
 from data.tokenizer import TokenizerConfig, build
 from insertion.families import ghost_sentences
-from insertion.families.registry import Ground, make, names
+from insertion.families.registry import Ground, check, make, names
 from insertion.items import Item, Probe, tokenize_items, tokenize_probes
 from tests.conftest import NOUNS, REPO
 
@@ -18,6 +19,11 @@ FAMILIES = {
     "passages": {"tokens": 8},
     "ghost_sentences": {"words": 6, "list_size": 30},
 }
+
+
+LISTED = (
+    "biographies canaries fictional_facts ghost_sentences paraphrases passages table test_sets watermarks"
+).split()  # families whose configuration has every setting
 
 
 @pytest.fixture(scope="module")
@@ -123,4 +129,10 @@ def test_probe_ids_and_broken_choices(ground):
 
 @pytest.mark.parametrize("name", names())
 def test_every_family_has_its_configuration(name):
-    assert (REPO / "conf" / "insertion" / f"{name}.yaml").is_file()
+    """What can be typed after a command without a plus is listed there; what is listed is what holds without it."""
+    file = OmegaConf.load(REPO / "conf" / "insertion" / f"{name}.yaml")
+    given = OmegaConf.to_container(file)["families"][name]
+    defaults = check(name, given).__kwdefaults__ or {}
+    assert given.keys() <= defaults.keys()
+    if name in LISTED:
+        assert {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()} == defaults
