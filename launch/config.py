@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -194,6 +194,7 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     lists = [option for option in options if get_origin(option) is tuple]
     records = [option for option in options if is_dataclass(option)]
+    tables = [option for option in options if get_origin(option) is Mapping]
     if isinstance(value, dict) and records:
         types = get_type_hints(records[0])
         for key in value:
@@ -201,6 +202,8 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
                 prefix = f"{name}." if name else ""
                 raise UserError(f"{prefix}{key}: there is no such setting{nearest(key, types)}")
         return {k: _fitted(types[k], v, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, dict) and tables:
+        return {k: _fitted(get_args(tables[0])[1], v, f"{name}.{k}") for k, v in value.items()}
     if isinstance(value, list) and lists:
         return [_fitted(get_args(lists[0])[0], part, name) for part in value]
     if lists == list(options) and value is not None:
@@ -210,8 +213,8 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
         raise UserError(f"{name}: {_typed(value)} is no number")
     if isinstance(value, float) and numbers and not math.isfinite(value):
         raise UserError(f"{name}: {value} is no finite number")
-    if isinstance(value, int | float) and not isinstance(value, bool) and {str, Path} & set(options):
-        return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not numbers:
+        return str(value) if {str, Path} & set(options) else value
     return value
 
 
