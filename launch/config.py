@@ -230,8 +230,8 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
         raise UserError(f"{name}: {_typed(value)} is no number")
     if isinstance(value, float) and numbers and not math.isfinite(value):
         raise UserError(f"{name}: {value} is no finite number")
-    if isinstance(value, int | float) and not isinstance(value, bool) and {str, Path} & set(options):
-        return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not numbers:
+        return str(value) if {str, Path} & set(options) else value
     return value
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -130,6 +131,53 @@ def _number(wanted: Mapping[str, str], key: str) -> int:
     return int(wanted[key])
 
 
+def power(experiment: Experiment, wanted: float) -> None:
+    """Print what each arm can show, and what a wanted standardised effect would take. Reads the design alone."""
+    from analysis.statistics import power as powers
+
+    insertion = experiment.insertion
+    if not 0 < wanted < 10:
+        raise UserError(f"effect={wanted:g} must lie between 0 and 10 standard deviations")
+    arms = insertion.arms()
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for family in insertion.families:
+        alike.setdefault(tuple(insertion.arm_sizes(family)), []).append(family)
+    say(
+        "smallest effects that show with power .8 at alpha .05 (two-sided), in standard deviations of a score"
+    )
+    for sizes, families in alike.items():
+        say(f"{', '.join(families)}: {sizes[0]:,} items are never inserted")
+        treated = [(arm, size) for (arm, _), size in zip(arms[1:], sizes[1:], strict=True)]
+        found = powers.of_arms([size for _, size in treated], sizes[0], wanted)
+        width = max(len(arm) for arm, _ in treated)
+        head = (
+            f"{'from dose 0':>11}  {f'of {len(found)} arms':>10}  {'from its twin':>13}  {'rate above 0':>12}"
+        )
+        say(f"  {'arm':{width}}  {'items':>6}  {head}  {f'items for {wanted:g}':>14}")
+        for (arm, size), row in zip(treated, found, strict=True):
+            needed = "more controls" if math.isinf(row.needed) else f"{math.ceil(row.needed):,}"
+            say(
+                f"  {arm:{width}}  {size:6,}  {row.effect:11.3f}  {row.corrected:10.3f}  {row.paired:13.3f}"
+                f"  {row.rate:12.3f}  {needed:>14}"
+            )
+    each, pairs = powers.items_for_effect(wanted), powers.pairs_for_effect(wanted)
+    say(
+        f"an effect of {wanted:g} takes {math.ceil(each):,} items with as many controls, or {math.ceil(pairs):,} items "
+        "against their own twins"
+    )
+
+
+def _effect(arguments: list[str]) -> float:
+    """What ``effect=D`` of the command line says, or 0.2."""
+    given = next((a.removeprefix("effect=") for a in arguments if a.startswith("effect=")), "0.2")
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(
+            f"effect={given} must be a number of standard deviations, such as effect=0.2"
+        ) from None
+
+
 def _asked(arguments: list[str]) -> dict[str, str] | None:
     """Take ``show [item=ID] [step=S] [checkpoint=S]`` out of the command line; None if it is not there."""
     if "show" not in arguments:
@@ -199,9 +247,14 @@ def _heldout(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Plan and summarise, or ``show``."""
+    """Plan and summarise, ``show``, ``power=true``, or ``family=NAME``."""
     if (name := _family(sys.argv)) is not None:
         program(lambda experiment: show_family(experiment, name))()
+        return
+    if "power=true" in sys.argv:
+        arguments = sys.argv.copy()
+        sys.argv[:] = [a for a in sys.argv if a != "power=true" and not a.startswith("effect=")]
+        program(lambda experiment: power(experiment, _effect(arguments)))()
         return
     wanted = _asked(sys.argv)
     program(_plan if wanted is None else lambda experiment: show(experiment, wanted))()
@@ -218,10 +271,11 @@ def _plan(experiment: Experiment) -> None:
             f"  balance of {row['covariate']}: largest difference {row['largest_standardised_difference']:.2f} sd, "
             f"p = {row['p']:.2f}"
         )
-    if found := facts["items_in_corpus"]:
-        say(
-            f"  {len(found)} items share {OVERLAP} tokens in a row with the corpus: {', '.join(found[:5])}, ..."
-        )
+    for kind, said in (("found", "in the plan nonetheless"), ("dropped", "replaced by others")):
+        for name, lines in facts[kind].items():
+            if lines:
+                more = "" if len(lines) <= 5 else f", and {len(lines) - 5} more"
+                say(f"  preflight: {name}: {len(lines)} items, {said}: {', '.join(lines[:5])}{more}")
     if found := facts["items_alike"]:
         say(f"  {len(found)} pairs of items share {OVERLAP} tokens in a row with each other: {found[0]}, ...")
     for line in facts["probes_left_out"]:
