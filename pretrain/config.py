@@ -55,6 +55,8 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of the initial weights; output projections get it over sqrt(2 * layers)."""
     norm_epsilon: float = 1e-5
+    weights: str | None = None
+    """Directory of a Hugging Face model whose weights training starts from; None: drawn from ``train.seed``."""
 
     def __post_init__(self) -> None:
         _positive(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -69,14 +70,21 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
     )
 
 
-def build(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, train: TrainConfig) -> GPTModel:
-    """This rank's part of the model, with the initial weights of ``train.seed``.
+def build(
+    model: ModelConfig,
+    vocab_size: int,
+    parallel: ParallelConfig,
+    train: TrainConfig,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> GPTModel:
+    """This rank's part of the model, with the initial weights of ``train.seed`` or those of ``start``.
 
     Args:
         model: its shape.
         vocab_size: of the tokenizer; padded here.
         parallel: the topology; the weights do not depend on it.
         train: for the seed, the precision and the sequence length.
+        start: whole weights under the names and shapes of a checkpoint.
     """
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     spec.submodules.self_attention.submodules.core_attention = ModuleSpec(module=CausalAttention)
@@ -92,7 +100,7 @@ def build(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, train: 
         rotary_base=model.rotary_base,
     )
     _mark_sharded(gpt)
-    initialize(gpt, model, train.seed)
+    initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
     return gpt.bfloat16() if train.precision == "bf16" else gpt
 
@@ -113,11 +121,12 @@ def _mark_sharded(gpt: GPTModel) -> None:
             set_tensor_model_parallel_attributes(weight, True, 1, 1)
 
 
-def initialize(gpt: GPTModel, model: ModelConfig, seed: int) -> None:
+def initialize(gpt: GPTModel, model: ModelConfig, seed: int, start: Mapping[str, torch.Tensor]) -> None:
     """Draw every weight from (seed, its name, its layer), so that any topology starts from the same model.
 
     Each rank draws the whole tensor that it holds a shard of and keeps its part; megatron-core's sharded state
-    dict says which part that is. Norms start at one.
+    dict says which part that is. Norms start at one. Where ``start`` has the weight, that is taken instead; rows of
+    the vocabulary that it lacks are drawn.
     """
     sharded: dict[str, Any] = gpt.sharded_state_dict()
     apply_factories(sharded)  # splits SwiGLU's fused matrix into its two halves
@@ -127,17 +136,27 @@ def initialize(gpt: GPTModel, model: ModelConfig, seed: int) -> None:
                 continue
             layer = shard.global_offset[: shard.prepend_axis_num]
             shape = shard.global_shape[shard.prepend_axis_num :]
-            if len(shape) == 1:
-                shard.data.fill_(1.0)
-                continue
-            generator = torch.Generator()
-            generator.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{shard.key}/{layer}".encode()) >> 1)
-            residual = "linear_proj" in shard.key or "linear_fc2" in shard.key
-            std = model.init_std / (math.sqrt(2 * model.layers) if residual else 1.0)
-            whole = torch.empty(shape).normal_(0.0, std, generator=generator)
-            start = shard.global_offset[shard.prepend_axis_num :]
-            part = whole[tuple(slice(o, o + n) for o, n in zip(start, shard.data.shape, strict=True))]
+            whole = _draw(shard.key, shape, layer, model, seed)
+            if shard.key in start:
+                given = start[shard.key][layer]
+                rows = min(len(given), len(whole))  # only vocabularies differ
+                whole[:rows] = given[:rows]
+            offset = shard.global_offset[shard.prepend_axis_num :]
+            part = whole[tuple(slice(o, o + n) for o, n in zip(offset, shard.data.shape, strict=True))]
             shard.data.copy_(part)
+
+
+def _draw(
+    name: str, shape: tuple[int, ...], layer: tuple[int, ...], model: ModelConfig, seed: int
+) -> torch.Tensor:
+    """The initial value of a whole tensor, a layer's where ``layer`` names one."""
+    if len(shape) == 1:
+        return torch.ones(shape)
+    generator = torch.Generator()
+    generator.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{name}/{layer}".encode()) >> 1)
+    residual = "linear_proj" in name or "linear_fc2" in name
+    std = model.init_std / (math.sqrt(2 * model.layers) if residual else 1.0)
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 
 def hidden_states(gpt: GPTModel, ids_BT: torch.Tensor) -> torch.Tensor:
