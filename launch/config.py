@@ -74,6 +74,7 @@ class Experiment:
     index: bool
     verify: bool
     show: int | None
+    step: int | None
     wandb: Literal["off", "offline", "online"]
     corpus: CorpusConfig
     mixture: MixtureConfig
