@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import re
-
 from data import inspect
 from data import prepare as corpus
 from data.artifact import Manifest
 from data.errors import UserError
-from launch.config import Experiment, program, say
+from launch.config import Experiment, program, say, share_of
 
 
 def prepare(experiment: Experiment) -> Manifest:
@@ -23,13 +21,10 @@ def prepare(experiment: Experiment) -> Manifest:
 
 
 def _share(experiment: Experiment, text: str) -> None:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None:
-        raise UserError(f"shard={text!r} is not k/n; give shard=0/8, shard=1/8, ... shard=7/8")
     corpus.prepare_share(
         experiment.corpus,
         experiment.corpus_directory,
-        share=(int(found[1]), int(found[2])),
+        share=share_of(text),
         workers=experiment.runtime.workers,
         progress=say,
     )
