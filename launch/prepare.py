@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import re
-
 from data import artifact, inspect
 from data import prepare as corpus
 from data.artifact import Manifest
 from data.errors import UserError
 from data.mixture import MAIN
-from launch.config import Experiment, program, say
+from launch.config import Experiment, program, say, share_of
 
 
 def prepare(experiment: Experiment) -> Manifest:
@@ -30,10 +28,7 @@ def prepare(experiment: Experiment) -> Manifest:
 
 
 def _share(experiment: Experiment, text: str) -> None:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None:
-        raise UserError(f"shard={text!r} is not k/n; give shard=0/8, shard=1/8, ... shard=7/8")
-    share = int(found[1]), int(found[2])
+    share = share_of(text)
     for name, (config, directory) in experiment.corpora.items():
         if name != MAIN and not (experiment.corpus_directory / artifact.MANIFEST).is_file():
             say(f"{name}: comes when {MAIN}, whose tokenizer it has, is finished")
