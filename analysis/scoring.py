@@ -147,6 +147,7 @@ def score_run(
     vocab_size: int,
     eod: int,
     device: torch.device,
+    share: tuple[int, int] = (0, 1),
 ) -> list[int]:
     """Score every finished checkpoint of a run; those scored already are left alone.
 
@@ -160,12 +161,13 @@ def score_run(
         vocab_size: of the tokenizer.
         eod: id of the end-of-document token.
         device: to score on.
+        share: k and n: only every n-th checkpoint, from the k-th on.
 
     Returns:
         The steps scored.
     """
     gpt = None
-    steps: list[int] = checkpoint.finished(checkpoints)
+    steps: list[int] = checkpoint.finished(checkpoints)[share[0] :: share[1]]
     for step in steps:
         inputs = {"checkpoint": checkpoint.read(checkpoints, step).digest, "plan": plan_digest}
         target = scores / f"step_{step:08d}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from data.errors import UserError, nearest
-from data.order import Order
+from data.inspect import pieces
+from data.mixture import Windows
 from data.tokenizer import Tokenizer
 from insertion.items import Item, tokenize_probes
 from insertion.plan import Plan
@@ -40,7 +42,7 @@ def summary(plan: Plan) -> Iterator[str]:
 
 
 def item(
-    plan: Plan, name: str, order: Order, tokenizer: Tokenizer, *, until: int | None = None
+    plan: Plan, name: str, order: Windows, tokenizer: Tokenizer, *, until: int | None = None
 ) -> Iterator[str]:
     """Every exposure of an item, as the model meets it.
 
@@ -79,7 +81,7 @@ def item(
 
 
 def step(
-    plan: Plan, number: int, order: Order, tokenizer: Tokenizer, documents: pl.DataFrame
+    plan: Plan, number: int, order: Windows, tokenizer: Tokenizer, corpora: Sequence[Path]
 ) -> Iterator[str]:
     """What the model sees in a step: for every row its documents and what is inserted.
 
@@ -88,7 +90,7 @@ def step(
         number: of the step, from 0.
         order: the corpus's windows.
         tokenizer: the corpus's.
-        documents: table with ``source`` and ``row`` of every document.
+        corpora: their directories.
 
     Raises:
         UserError: if the run has no such step.
@@ -99,9 +101,8 @@ def step(
     names = plan.items["item_id"].to_list()
     for position in range(number * batch, (number + 1) * batch):
         yield f"step {number}, row {position % batch} (window {position})"
-        for document, start, end in order.documents(position):
-            source, row = documents.row(document)[:2]
-            yield f"    corpus tokens {start} to {end - 1}: {source} {row}"
+        for piece in pieces(order, corpora, tokenizer, range(position, position + 1)):
+            yield f"    corpus tokens {piece.offset} to {piece.end - 1}: {piece.source} {piece.row}"
         window = overlay.apply(position, order.window(position))
         for span in overlay.spans(position):
             text = tokenizer.decode(window[span.offset : span.offset + span.length])

@@ -11,9 +11,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -26,7 +26,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from data.artifact import json_digest
 from data.errors import UserError, nearest
+from data.mixture import MAIN, MixtureConfig
 from data.prepare import CorpusConfig
+from data.tokenizer import FILE, TokenizerConfig
 from insertion.families import registry
 from insertion.ledger import PlanViolation
 from insertion.plan import InsertionConfig, RunShape
@@ -47,6 +49,59 @@ STATUS = "PALIMPSEST_STATUS"
 always ends with 1."""
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+REQUEUE = 75
+"""Exit status of a training that was told to stop, has saved, and wants to go on later (sysexits' EX_TEMPFAIL)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LauncherConfig:
+    """Where ``launch/sweep.py`` runs a sweep. Only ``kind`` and ``jobs`` matter outside SLURM."""
+
+    kind: Literal["local", "slurm", "report"]
+    """``report`` starts nothing: it shows how far the sweep is and writes its report."""
+    jobs: int | None = None
+    """Runs at a time; None: as many as the cluster gives (locally: one)."""
+    partition: str | None = None
+    account: str | None = None
+    time: str = "24:00:00"
+    """Limit of one job, as SLURM writes it."""
+    signal_before: int = 300
+    """Seconds before the limit at which the programs get SIGTERM."""
+    retries: int = 3
+    """How often a job is put back that ended by a signal or a crash. Preemption and the time limit do not count."""
+    nodes: int = 1
+    """Nodes of one training."""
+    processes: int = 1
+    """Training processes on a node; one a GPU."""
+    gpus: int = 0
+    """GPUs a node."""
+    cpus: int = 1
+    """CPU cores a process."""
+    memory: str | None = None
+    """Memory a node, as SLURM writes it."""
+    container: str | None = None
+    """Command that the programs are started with, such as ``apptainer exec --nv image.sif``."""
+    modules: tuple[str, ...] = ()
+    """Environment modules to load."""
+    setup: tuple[str, ...] = ()
+    """Shell lines at the start of each job."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch."""
+    srun: tuple[str, ...] = ()
+    """Further options of srun."""
+    score_shares: int = 1
+    """Jobs among which the checkpoints of a run are divided for scoring."""
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "nodes", "processes", "cpus", "score_shares"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"launcher.{name}={value} must be above 0")
+        for name in ("signal_before", "retries", "gpus"):
+            if getattr(self, name) < 0:
+                raise UserError(f"launcher.{name}={getattr(self, name)} must be 0 or above")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +127,10 @@ class Experiment:
     index: bool
     verify: bool
     show: int | None
+    step: int | None
     wandb: Literal["off", "offline", "online"]
     corpus: CorpusConfig
+    mixture: MixtureConfig
     model: ModelConfig
     insertion: InsertionConfig
     optimizer: OptimizerConfig
@@ -81,6 +138,7 @@ class Experiment:
     parallel: ParallelConfig
     runtime: RuntimeConfig
     report: ReportConfig
+    launcher: LauncherConfig
 
     def __post_init__(self) -> None:
         for key, value in (("experiment", self.experiment), ("name", self.name)):
@@ -105,12 +163,26 @@ class Experiment:
         return self.runs / "corpora" / f"{self.corpus.source.kind}-{digest}"
 
     @property
+    def corpora(self) -> dict[str, tuple[CorpusConfig, Path]]:
+        """Every corpus by name, the first being ``corpus``: what it is made of, and where it lies."""
+        place = self.corpus_directory
+        found = {MAIN: (self.corpus, place)}
+        for name, given in self.mixture.corpora.items():
+            tokenizer = TokenizerConfig(kind="file", path=str(place / FILE), eod=self.corpus.tokenizer.eod)
+            config = replace(given, tokenizer=tokenizer)
+            digest = json_digest([_plain(given), place.name])[:8]
+            found[name] = (config, self.runs / "corpora" / f"{given.source.kind}-{digest}")
+        return found
+
+    @property
     def directory(self) -> Path:
         """Where this run lies. The digest covers what changes the result, and nothing else."""
         model, train = _plain(self.model), _plain(self.train)
         for settings, free in ((model, "name"), (train, "micro_batch_size"), (train, "checkpoint_every")):
             del settings[free]
         parts = [_plain(self.corpus), model, _plain(self.insertion), _plain(self.optimizer), train]
+        if not self.mixture.plain:
+            parts.append(_plain(self.mixture))
         return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"
 
     @property
@@ -194,6 +266,7 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     lists = [option for option in options if get_origin(option) is tuple]
     records = [option for option in options if is_dataclass(option)]
+    tables = [option for option in options if get_origin(option) is Mapping]
     if isinstance(value, dict) and records:
         types = get_type_hints(records[0])
         for key in value:
@@ -201,6 +274,8 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
                 prefix = f"{name}." if name else ""
                 raise UserError(f"{prefix}{key}: there is no such setting{nearest(key, types)}")
         return {k: _fitted(types[k], v, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, dict) and tables:
+        return {k: _fitted(get_args(tables[0])[1], v, f"{name}.{k}") for k, v in value.items()}
     if isinstance(value, list) and lists:
         return [_fitted(get_args(lists[0])[0], part, name) for part in value]
     if lists == list(options) and value is not None:
@@ -210,8 +285,8 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
         raise UserError(f"{name}: {_typed(value)} is no number")
     if isinstance(value, float) and numbers and not math.isfinite(value):
         raise UserError(f"{name}: {value} is no finite number")
-    if isinstance(value, int | float) and not isinstance(value, bool) and {str, Path} & set(options):
-        return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not numbers:
+        return str(value) if {str, Path} & set(options) else value
     return value
 
 
@@ -249,6 +324,8 @@ def _one_line(error: Exception) -> str:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             known = _keys(compose("config"))
+        if found[1] in known:  # Hydra takes new entries of a table with a plus alone
+            return f"{found[1]} is a table; add entries to it with a plus: +{found[1]}.NAME=..."
         return f"{found[1]}: there is no such setting{nearest(found[1].split('=')[0].lstrip('+~'), known)}"
     return " ".join(text.split())
 
@@ -261,44 +338,65 @@ def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
     """
 
     def start() -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us
-        rank = int(os.environ.get("RANK", "0"))
-        logging.basicConfig(
-            level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr
-        )
-        logging.getLogger("megatron").setLevel(logging.CRITICAL)  # what matters is raised, too
-        warnings.filterwarnings("ignore", module=r"(megatron|torch|hydra)")
         composed: list[DictConfig] = []
 
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
         def compose(config: DictConfig) -> None:
             composed.append(config)  # the work is done outside, where Hydra adds nothing to errors
 
-        status = 0
-        try:
+        def work() -> int:
             _compose(compose)
-            for config in composed:  # none after --help or --cfg
-                status = max(status, main(build(config)) or 0)
-        except PlanViolation as error:
-            end(str(error), INTEGRITY, 0)  # whichever rank saw it says so
-        except (UserError, HydraException, OmegaConfBaseException) as error:
-            line = str(error) if isinstance(error, UserError) else _one_line(error)
-            end(line, 2, rank)
-        except OSError as error:
-            if error.errno in _FULL_DISK:
-                end(
-                    f"the disk is full ({error}); what was finished before is intact: free space, run again",
-                    2,
-                    rank,
-                )
-            if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-                end(f"no permission to write: {error}", 2, rank)
-            raise
-        except KeyboardInterrupt:
-            end("interrupted; run the same command again to go on", 130, rank)
-        sys.exit(status)
+            return max(
+                (main(build(config)) or 0 for config in composed), default=0
+            )  # none after --help or --cfg
+
+        guarded(work)
 
     return start
+
+
+def guarded(work: Callable[[], int]) -> NoReturn:
+    """Do the work of a program and end with its status, or with what its error means."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr
+    )
+    logging.getLogger("megatron").setLevel(logging.CRITICAL)  # what matters is raised, too
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|hydra)")
+    status = 0
+    try:
+        status = work()
+    except PlanViolation as error:
+        end(str(error), INTEGRITY, 0)  # whichever rank saw it says so
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        line = str(error) if isinstance(error, UserError) else _one_line(error)
+        end(line, 2, rank)
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            end(
+                f"the disk is full ({error}); what was finished before is intact: free space, run again",
+                2,
+                rank,
+            )
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            end(f"no permission to write: {error}", 2, rank)
+        raise
+    except KeyboardInterrupt:
+        end("interrupted; run the same command again to go on", 130, rank)
+    sys.exit(status)
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """``k/n`` as two numbers.
+
+    Raises:
+        UserError: if it is none of ``0/n`` ... ``n-1/n``.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not int(found[1]) < int(found[2]):
+        raise UserError(f"shard={text!r} is not k/n; give shard=0/8, shard=1/8, ... shard=7/8")
+    return int(found[1]), int(found[2])
 
 
 def say(line: str) -> None:

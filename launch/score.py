@@ -1,4 +1,7 @@
-"""Ask every checkpoint about every item: ``python launch/score.py +experiment=quickstart``."""
+"""Ask every checkpoint about every item: ``python launch/score.py +experiment=quickstart``.
+
+``shard=k/n`` scores one share of the checkpoints, for an array of jobs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from data import artifact
 from data import prepare as corpus
 from data.errors import UserError
 from insertion import plan as plans
-from launch.config import Experiment, program, say
+from launch.config import Experiment, program, say, share_of
 
 
 def score(experiment: Experiment) -> None:
@@ -19,6 +22,7 @@ def score(experiment: Experiment) -> None:
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
     )
     plan = plans.read(experiment.directory / "plan")
+    share = (0, 1) if experiment.shard is None else share_of(experiment.shard)
     with parallel.start(ParallelConfig(), experiment.runtime) as world:
         for which in ("perturbed", "twin"):
             checkpoints = experiment.directory / which / "checkpoints"
@@ -36,6 +40,7 @@ def score(experiment: Experiment) -> None:
                 vocab_size=manifest.facts["vocab_size"],
                 eod=manifest.facts["eod"],
                 device=world.device,
+                share=share,
             )
             say(f"{which}: {len(plan.probes)} probes scored at {len(steps)} checkpoints")
 

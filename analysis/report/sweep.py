@@ -1,0 +1,255 @@
+"""The report of a sweep: runs against factors, seeds aggregated, in one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import polars as pl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from scipy import stats
+
+from analysis import look
+from analysis.report.answer import interval
+from analysis.report.table import Table
+from analysis.statistics import PAIRED
+
+_HERE = Path(__file__).parent
+
+GAIN_SCHEMA = pl.Schema(
+    {
+        "cell": pl.String(),
+        "dose": pl.Int64(),
+        "estimate": pl.Float64(),
+        "low": pl.Float64(),
+        "high": pl.Float64(),
+        "seeds": pl.UInt32(),
+    }
+)
+"""One row a cell and dose: the mean gain over the cell's runs, its 95 % limits, and how many runs it is of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepRun:
+    """A finished run of a sweep."""
+
+    factors: Mapping[str, str]
+    """Setting -> this run's value."""
+    directory: Path
+    """Of the run; its ``report/estimates.csv`` is read."""
+    summary: Mapping[str, Any]
+    """Its ``report/summary.json``."""
+    link: str
+    """Its ``report.html``, as seen from the sweep's report."""
+
+    @property
+    def cell(self) -> str:
+        """What it shares with runs that differ from it in the seed alone."""
+        return (
+            " ".join(f"{key}={value}" for key, value in self.factors.items() if not _seed(key)) or "all runs"
+        )
+
+
+def _seed(key: str) -> bool:
+    return key.split(".")[-1] == "seed"
+
+
+def gains(run: SweepRun) -> pl.DataFrame:
+    """A run's gains by dose, of its primary metric over all families at its last checkpoint: ``dose``, ``estimate``,
+    ``low``, ``high``. Against the twin where there is one.
+    """
+    found = pl.read_csv(run.directory / "report" / "estimates.csv", infer_schema_length=None).filter(
+        (pl.col("statistic") == "gain")
+        & (pl.col("family") == "all")
+        & (pl.col("metric") == run.summary["primary_metric"])
+        & (pl.col("step") == run.summary["step"])
+    )
+    which = PAIRED if PAIRED in found["run"] else "perturbed"
+    return (
+        found.filter(pl.col("run") == which)
+        .select(
+            pl.col("dose").cast(pl.Int64),
+            *(pl.col(name).cast(pl.Float64) for name in ("estimate", "low", "high")),
+        )
+        .sort("dose")
+    )
+
+
+def aggregate(runs: Sequence[SweepRun]) -> pl.DataFrame:
+    """Mean gain of each cell at each dose.
+
+    Runs that differ in the seed alone have their own items, assignment, order and weights; so between them the
+    estimates are independent, and the interval is Student's t over runs. Of one run it is that run's own.
+
+    Returns:
+        A table of ``GAIN_SCHEMA``.
+    """
+    rows: list[dict[str, Any]] = []
+    tables = [(run.cell, gains(run)) for run in runs]
+    for cell in dict.fromkeys(name for name, _ in tables):
+        both = pl.concat([table for name, table in tables if name == cell])
+        for (dose,), part in both.group_by("dose", maintain_order=True):
+            low, high = limits(part["estimate"].to_numpy()) if part.height > 1 else part.row(0)[2:4]
+            rows.append(
+                {
+                    "cell": cell,
+                    "dose": dose,
+                    "estimate": float(part["estimate"].mean()),  # type: ignore[arg-type]
+                    "low": low,
+                    "high": high,
+                    "seeds": part.height,
+                }
+            )
+    return pl.DataFrame(rows, schema=GAIN_SCHEMA)
+
+
+def limits(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of a mean.
+
+    Args:
+        values: (n,), n above 1.
+        level: coverage.
+    """
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def _dose_figure(rows: pl.DataFrame, y_title: str) -> look.Figure:
+    """Gain by dose, one line a cell."""
+    cells = rows["cell"].unique(maintain_order=True).to_list()
+    # Doses as names, in order: dose 1 and dose 1,024 get the same room.
+    doses = sorted(rows["dose"].unique().to_list())
+    x = alt.X("dose:O", title="dose: times inserted", sort=doses, axis=alt.Axis(labelAngle=0))
+    offset = alt.XOffset("cell:N", sort=cells)
+    colour = alt.Color(
+        "cell:N", title=None, sort=cells, scale=alt.Scale(scheme="viridis" if len(cells) > 8 else "dark2")
+    )
+    base = alt.Chart(look.values(rows)).encode(x=x, xOffset=offset, color=colour)
+    chart = alt.layer(
+        base.mark_rule(strokeWidth=1.6).encode(alt.Y("low:Q", title=y_title), alt.Y2("high")),
+        base.mark_point(filled=True, size=60, opacity=1).encode(alt.Y("estimate:Q", title=y_title)),
+    ).properties(width=620, height=300)
+    return look.Figure(look.styled(chart), rows)
+
+
+def _factor_figure(runs: Sequence[SweepRun], y_title: str) -> look.Figure:
+    """Gain at the highest dose of each run, against each factor."""
+    records = [
+        {"factor": key, "level": value, "gain": table["estimate"][-1], "cell": run.cell}
+        for run in runs
+        if (table := gains(run)).height
+        for key, value in run.factors.items()
+    ]
+    rows = pl.DataFrame(
+        records,
+        schema={"factor": pl.String, "level": pl.String, "gain": pl.Float64, "cell": pl.String},
+    )
+    panels = []
+    for key in rows["factor"].unique(maintain_order=True):
+        part = rows.filter(pl.col("factor") == key)
+        levels = part["level"].unique(maintain_order=True).to_list()
+        base = alt.Chart(look.values(part)).encode(
+            x=alt.X("level:N", title=key, sort=levels, axis=alt.Axis(labelAngle=-30))
+        )
+        panels.append(
+            alt.layer(
+                base.mark_point(filled=True, size=50, color=look.CONTROL_COLOUR).encode(
+                    alt.Y("gain:Q", title=y_title)
+                ),
+                base.mark_tick(thickness=3, size=26, color=look.INK).encode(
+                    alt.Y("mean(gain):Q", title=y_title)
+                ),
+            ).properties(width=max(140, 60 * len(levels)), height=220)
+        )
+    chart = alt.concat(*panels, columns=3).resolve_scale(y="shared")
+    return look.Figure(look.styled(chart), rows)
+
+
+def _cells(rows: pl.DataFrame) -> Table:
+    doses = sorted(rows["dose"].unique().to_list())
+    body = []
+    for cell in rows["cell"].unique(maintain_order=True):
+        own = {row["dose"]: row for row in rows.filter(pl.col("cell") == cell).iter_rows(named=True)}
+        seeds = max(row["seeds"] for row in own.values())
+        body.append(
+            [cell, str(seeds), *(interval(own[dose], signed=True) if dose in own else "–" for dose in doses)]
+        )
+    return Table(
+        ["", "runs", *(f"dose {dose}" for dose in doses)], body, "Mean gain and 95 % interval, by dose"
+    )
+
+
+def _list(runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
+    return [
+        {
+            "factors": list(run.factors.values()),
+            "audit": run.summary["audit"],
+            "verdict": run.summary["verdict"],
+            "dose": run.summary["minimum_effective_dose"],
+            "gain": interval(table.row(-1, named=True), signed=True) if (table := gains(run)).height else "–",
+            "link": run.link,
+        }
+        for run in runs
+    ]
+
+
+def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -> None:
+    """Write ``report.html``, and beside it the figures, ``cells.csv`` and ``runs.csv``.
+
+    Args:
+        title: of the sweep.
+        runs: the finished ones, at least one.
+        planned: how many the sweep has.
+        directory: of the report.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    metrics = {(run.summary["primary_metric"], run.summary["unit"]) for run in runs}
+    _, unit = sorted(metrics)[0]
+    y_title = f"gain, {unit}"
+    audited = [run for run in runs if run.summary["audit"] == "PASS"]
+    rows = aggregate(audited)
+    rows.write_csv(directory / "cells.csv")
+    pl.DataFrame(
+        [
+            {
+                **run.factors,
+                "directory": str(run.directory),
+                **{key: run.summary[key] for key in ("audit", "verdict", "minimum_effective_dose", "step")},
+            }
+            for run in runs
+        ],
+        infer_schema_length=None,
+    ).write_csv(directory / "runs.csv")
+    figures = {}
+    if audited:
+        figures["doses"] = _dose_figure(rows, y_title)
+        if any(run.factors for run in audited):
+            figures["factors"] = _factor_figure(audited, y_title)
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("sweep.html").render(
+        title=title,
+        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        planned=planned,
+        finished=len(runs),
+        left_out=len(runs) - len(audited),
+        mixed=len(metrics) > 1,
+        metric=", ".join(sorted(name for name, _ in metrics)),
+        factors=list(dict.fromkeys(key for run in runs for key in run.factors)),
+        runs=_list(runs),
+        cells=_cells(rows) if audited else None,
+        figures={
+            key: Markup(look.save(made.chart, directory, key, made.rows)) for key, made in figures.items()
+        },
+    )
+    (directory / "report.html").write_text(page, encoding="utf-8")

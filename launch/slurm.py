@@ -1,0 +1,229 @@
+"""A sweep as SLURM arrays: plain sbatch scripts, one a stage, all with the same index: the line of the sweep.
+
+prepare (once for each corpus) -> plan -> training of the perturbed run and of the twin -> scoring -> audit and report
+-> report of the sweep. Each task waits for its own predecessor alone (``aftercorr``), so that a run that fails holds up
+nobody else. The scripts lie in the sweep's directory, can be read, and can be submitted by hand.
+
+Neither submitit nor Hydra's launcher is used: both start pickled Python functions, know no dependencies between arrays,
+and would stand between ``srun``, ``torchrun`` and the signals that a training must see.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import UserError
+from launch.config import INTEGRITY, REQUEUE, LauncherConfig
+
+PROGRAMS = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One array of jobs."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    """Programs with further arguments, one after the other; the second also after an audit that failed."""
+    training: bool = False
+    """Whether it takes the nodes and processes of a training."""
+    gpu: bool = False
+    single: bool = False
+    """Whether it is one job, without an index, that takes no arguments of a run."""
+
+
+def stages(launcher: LauncherConfig, sweep_arguments: Sequence[str]) -> list[Stage]:
+    """The arrays of a sweep, in order."""
+    shares = launcher.score_shares
+    scores = [
+        Stage(
+            name="score" if shares == 1 else f"score-{k}",
+            commands=(("score", f"shard={k}/{shares}"),),
+            gpu=True,
+        )
+        for k in range(shares)
+    ]
+    return [
+        Stage(name="prepare", commands=(("prepare",),)),
+        Stage(name="plan", commands=(("plan",),)),
+        Stage(name="train-perturbed", commands=(("train", "run=perturbed"),), training=True, gpu=True),
+        Stage(name="train-twin", commands=(("train", "run=twin"),), training=True, gpu=True),
+        *scores,
+        Stage(name="report", commands=(("audit",), ("report",))),
+        Stage(name="sweep", commands=(("sweep", *sweep_arguments, "launcher=report"),), single=True),
+    ]
+
+
+def script(stage: Stage, launcher: LauncherConfig, directory: Path) -> str:
+    """The sbatch script of a stage.
+
+    Args:
+        stage: which.
+        launcher: the cluster.
+        directory: of the sweep, absolute; it has ``arguments.txt``, a line a run, quoted for the shell.
+    """
+    nodes, processes = (launcher.nodes, launcher.processes) if stage.training else (1, 1)
+    gpus = (launcher.gpus if stage.training else min(1, launcher.gpus)) if stage.gpu else 0
+    which = "%j" if stage.single else "%a"
+    sbatch: dict[str, object] = {
+        "job-name": f"palimpsest-{stage.name}",
+        "account": launcher.account,
+        "partition": launcher.partition,
+        "time": launcher.time,
+        "nodes": nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": launcher.cpus * processes,
+        "gpus-per-node": gpus or None,
+        "mem": launcher.memory,
+        "signal": f"TERM@{launcher.signal_before}" if launcher.signal_before else None,
+        "chdir": Path.cwd(),
+        "output": directory / "logs" / f"{stage.name}-{which}.log",
+        "open-mode": "append",
+    }
+    head = [
+        f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in sbatch.items() if value is not None
+    ]
+    head += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in launcher.options)]
+    start = ["set -uo pipefail", *(f"module load {shlex.quote(module)}" for module in launcher.modules)]
+    start += launcher.setup
+    if not stage.single:
+        start += [
+            f'line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(directory / "arguments.txt"))})',
+            'eval "set -- $line"',
+        ]
+    status = f"{shlex.quote(str(directory / 'logs'))}/.{stage.name}-$SLURM_JOB_ID.status"
+    ends = [
+        f"export PALIMPSEST_STATUS={status}  # torchrun always ends with 1; its ranks write theirs here",
+        'rm -f "$PALIMPSEST_STATUS"',
+        _command(stage.commands[0], launcher, nodes, processes),
+        "status=$?",
+        'if [ -s "$PALIMPSEST_STATUS" ]; then status=$(head -n 1 "$PALIMPSEST_STATUS"); fi',
+        'rm -f "$PALIMPSEST_STATUS"',
+        *(
+            f'if [ "$status" -eq 0 ] || [ "$status" -eq {INTEGRITY} ]; then\n'
+            f"  {_command(command, launcher, nodes, processes)}\n  status=$?\nfi"
+            for command in stage.commands[1:]
+        ),
+        'case "$status" in 0 | 2 | 3) exit "$status" ;; esac  # done, or nothing that another try would change',
+        f'if [ "$status" -eq {REQUEUE} ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {launcher.retries} ]; then',
+        '  echo "palimpsest: ended with status $status; put back, to go on from the last checkpoint"',
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        "fi",
+        'exit "$status"',
+    ]
+    return "\n".join(["#!/bin/bash", *head, *start, *ends]) + "\n"
+
+
+def _command(command: tuple[str, ...], launcher: LauncherConfig, nodes: int, processes: int) -> str:
+    """One program under srun, which passes signals on to it; under torchrun, too, where it has several processes."""
+    python = "python" if launcher.container else sys.executable
+    container = shlex.split(launcher.container) if launcher.container else []
+    srun = ["srun", "--kill-on-bad-exit=1", *launcher.srun, *container]
+    program = str(PROGRAMS / f"{command[0]}.py")
+    given = shlex.join(command[1:])
+    if nodes * processes == 1:
+        return f'{shlex.join([*srun, python, program])} "$@" {given}'.rstrip()
+    # The agent must leave TERM to the ranks, which get it from srun, too: it would kill them after 30 seconds.
+    torchrun = (
+        f"trap '' TERM; exec {shlex.quote(python)} -m torch.distributed.run --signals_to_handle=SIGINT "
+        f'--nnodes={nodes} --nproc-per-node={processes} --node-rank="$SLURM_NODEID" '
+        '--master-addr="$1" --master-port="$2" "${@:3}"'
+    )
+    head = (
+        '"$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" "$((20000 + SLURM_JOB_ID % 10000))"'
+    )
+    return f'{shlex.join([*srun, "bash", "-c", torchrun, "torchrun"])} {head} {shlex.quote(program)} "$@" {given}'
+
+
+def submit(
+    launcher: LauncherConfig,
+    directory: Path,
+    unfinished: Sequence[int],
+    corpora: Sequence[int],
+    arguments: Sequence[str],
+) -> dict[str, str]:
+    """Write the scripts and submit the arrays.
+
+    Args:
+        launcher: the cluster.
+        directory: of the sweep.
+        unfinished: indices to run.
+        corpora: of those, the first of each corpus.
+        arguments: of the sweep's command line, without the launcher's.
+
+    Returns:
+        Stage -> job number.
+
+    Raises:
+        UserError: if SLURM is not there or refuses; what was submitted before is cancelled.
+    """
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "launcher=slurm, but there is no sbatch on this machine; use a login node, or launcher=local"
+        )
+    directory = directory.absolute()
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    jobs: dict[str, str] = {}
+    try:
+        for stage in stages(launcher, arguments):
+            path = directory / f"{stage.name}.sh"
+            path.write_text(script(stage, launcher, directory), encoding="utf-8")
+            jobs[stage.name] = _sbatch(
+                path, stage, launcher, jobs, corpora if stage.name == "prepare" else unfinished
+            )
+    except BaseException:
+        if jobs:
+            subprocess.run(["scancel", *jobs.values()], check=False)
+        raise
+    return jobs
+
+
+def _sbatch(
+    path: Path, stage: Stage, launcher: LauncherConfig, jobs: dict[str, str], indices: Sequence[int]
+) -> str:
+    command = ["sbatch", "--parsable", "--kill-on-invalid-dep=yes"]
+    if not stage.single:
+        throttle = f"%{launcher.jobs}" if launcher.jobs else ""
+        command.append(f"--array={','.join(map(str, indices))}{throttle}")
+    if waits := _dependency(stage, jobs):
+        command.append(f"--dependency={waits}")
+    done = subprocess.run([*command, str(path)], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(
+            f"sbatch refuses {path}: {' '.join(done.stderr.split())}; see launcher.* (conf/launcher/)"
+        )
+    return done.stdout.strip().split(";")[0]
+
+
+def _dependency(stage: Stage, jobs: dict[str, str]) -> str:
+    """What a stage waits for; ``jobs`` are those submitted before it."""
+    trainings = [job for name, job in jobs.items() if name.startswith("train-")]
+    scores = [job for name, job in jobs.items() if name.startswith("score")]
+    if stage.name == "plan":
+        return f"afterok:{jobs['prepare']}"
+    if stage.training:
+        return f"aftercorr:{jobs['plan']}"
+    if stage.name.startswith("score"):
+        return f"aftercorr:{':'.join(trainings)}"
+    if stage.name == "report":
+        return f"aftercorr:{':'.join(scores)}"
+    return f"afterany:{jobs['report']}" if stage.single else ""
+
+
+def queued(jobs: Sequence[str]) -> bool:
+    """Whether any of these jobs still waits or runs."""
+    if not jobs or shutil.which("squeue") is None:
+        return False
+    done = subprocess.run(
+        ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return bool(done.stdout.strip())  # SLURM forgets jobs, and then says that there are none

@@ -1,0 +1,349 @@
+"""Many runs from one line: ``python launch/sweep.py +experiment=quickstart seed=1,2,3 model=nano,tiny``.
+
+Every setting with several values is a factor; all combinations are run, each as ``launch/run.py`` would. The sweep lies
+in ``runs/sweeps/<experiment>-<digest>/``: ``runs.jsonl`` (a line a run), logs, and the report of the sweep. The same
+command again goes on: runs that are finished are skipped, those that failed or were stopped are started again, alone.
+
+``launcher.jobs=4`` runs four at a time; ``launcher=slurm`` submits arrays (``conf/launcher/``); ``launcher=report``
+starts nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from analysis.report import sweep as pages
+from data import artifact
+from data.artifact import json_digest
+from data.errors import UserError
+from launch import slurm
+from launch.config import CONF, INTEGRITY, Experiment, build, guarded, locked, program, resolved, say
+from launch.report import KIND as REPORT
+from launch.report import VERSION as REPORT_VERSION
+
+KIND = "sweep"
+VERSION = 1
+MANIFEST = "runs.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One line of a sweep."""
+
+    index: int
+    arguments: tuple[str, ...]
+    factors: dict[str, str]
+    """The settings with several values, and this run's."""
+    experiment: Experiment
+
+    @property
+    def title(self) -> str:
+        """The factors, for people."""
+        return " ".join(f"{key}={value}" for key, value in self.factors.items()) or "the only run"
+
+
+def expand(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, str]]]:
+    """All combinations of the settings with several values, in Hydra's syntax: ``a,b``, ``choice``, ``range``.
+
+    Returns:
+        For each, the arguments of a run, and the factors' values; the last factor changes fastest.
+
+    Raises:
+        UserError: for values that cannot be counted out.
+    """
+    parser = OverridesParser.create()
+    options: list[list[tuple[str, str | None, str]]] = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            options.append([(argument, None, "")])
+            continue
+        override = parser.parse_override(argument)
+        if not override.is_sweep_override():
+            options.append([(argument, None, "")])
+            continue
+        key = override.get_key_element()
+        if not override.is_discrete_sweep() or "glob(" in argument:
+            raise UserError(f"{argument}: give the values of a sweep one by one: {key}=a,b,c")
+        values = list(override.sweep_string_iterator())
+        if len(set(values)) < len(values):
+            raise UserError(f"{argument} names a value twice")
+        options.append([(f"{key}={value}", key.lstrip("+"), value) for value in values])
+    return [
+        (tuple(text for text, _, _ in chosen), {key: value for _, key, value in chosen if key is not None})
+        for chosen in itertools.product(*options)
+    ]
+
+
+def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Run]:
+    """Check every line's configuration.
+
+    Raises:
+        UserError: for a mistake in any of them, and for two lines that mean one and the same run.
+    """
+    GlobalHydra.instance().clear()
+    runs: list[Run] = []
+    seen: dict[Path, Run] = {}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for index, (arguments, factors) in enumerate(lines):
+            for key in factors:
+                if key.split(".")[0] in ("launcher", "runs"):
+                    raise UserError(f"{key} takes one value: a sweep has one launcher and one place")
+            experiment = build(compose("config", _overrides(arguments)))
+            run = Run(
+                index=index,
+                arguments=tuple(text for text in arguments if not text.lstrip("+~").startswith("launcher")),
+                factors=factors,
+                experiment=experiment,
+            )
+            other = seen.setdefault(experiment.directory, run)
+            if other is not run:
+                raise UserError(
+                    f"{run.title} and {other.title} are the same run, {experiment.directory}: they differ in nothing "
+                    "that changes the result"
+                )
+            runs.append(run)
+    return runs
+
+
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    """Arguments for Hydra's compose, which knows ``--config-dir`` as a search path."""
+    found = []
+    for argument in arguments:
+        if argument.startswith("--config-dir="):
+            found.append(f"hydra.searchpath=[file://{Path(argument.split('=', 1)[1]).absolute()}]")
+        elif argument.startswith("-"):
+            raise UserError(f"a sweep takes no {argument}; known: --config-dir=DIRECTORY, --help, --cfg job")
+        else:
+            found.append(argument)
+    return found
+
+
+def directory_of(runs: Sequence[Run]) -> Path:
+    """Where a sweep lies; the digest covers which runs it has."""
+    experiments = list(dict.fromkeys(run.experiment.experiment for run in runs))
+    digest = json_digest([run.experiment.directory.name for run in runs] + experiments)[:8]
+    return runs[0].experiment.runs / "sweeps" / f"{'+'.join(experiments)}-{digest}"
+
+
+def verdict(experiment: Experiment) -> dict[str, Any] | None:
+    """The summary of a finished run; None if there is no report, or one with other settings of the report."""
+    place = experiment.directory / "report"
+    if not (place / artifact.MANIFEST).is_file():
+        return None
+    manifest = artifact.read(place, kind=REPORT, schema_version=REPORT_VERSION)
+    if artifact.differences(manifest, config=resolved(experiment)["report"], inputs=manifest.inputs):
+        return None
+    found: dict[str, Any] = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def write(directory: Path, runs: Sequence[Run]) -> None:
+    """Write the manifest, a line a run, and the same arguments as a shell reads them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "index": run.index,
+            "directory": str(run.experiment.directory),
+            "factors": run.factors,
+            "arguments": list(run.arguments),
+        }
+        for run in runs
+    ]
+    for name, text in (
+        (MANIFEST, "".join(json.dumps(line) + "\n" for line in lines)),
+        ("arguments.txt", "".join(shlex.join(run.arguments) + "\n" for run in runs)),
+    ):
+        draft = directory / f".{name}.tmp"
+        draft.write_text(text, encoding="utf-8")
+        draft.rename(directory / name)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to stop this child with a sweep that is killed, lest the next one finds it at work."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]:
+    """Start runs, ``jobs`` at a time, until all have ended.
+
+    Returns:
+        Index -> exit status of those that failed.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ}
+    if jobs > 1:  # or each would use all cores
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    left, ended = list(waiting), 0
+    running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = {}
+    failed: dict[int, int] = {}
+    try:
+        while left or running:
+            while left and len(running) < jobs:
+                run = left.pop(0)
+                with (logs / f"run-{run.index}.log").open("ab") as log:
+                    process = subprocess.Popen(
+                        [sys.executable, str(slurm.PROGRAMS / "run.py"), *run.arguments],
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                        preexec_fn=_end_with_parent,
+                    )
+                running[run.index] = (run, process, time.monotonic())
+            for index, (run, process, began) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[index]
+                ended += 1
+                told = f"[{ended}/{len(waiting)}] {run.title}"
+                if process.returncode:
+                    failed[index] = process.returncode
+                    say(f"{told}: failed, {_last_line(logs / f'run-{index}.log')}")
+                else:
+                    say(f"{told}: done in {time.monotonic() - began:.0f} s")
+            time.sleep(0.1)
+    finally:
+        for _, process, _ in running.values():
+            process.send_signal(signal.SIGTERM)
+        for _, process, _ in running.values():
+            process.wait()
+    return failed
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"see {path}"
+
+
+def _submit(runs: Sequence[Run], waiting: Sequence[Run], directory: Path, arguments: Sequence[str]) -> None:
+    record = directory / "jobs.json"
+    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    if slurm.queued(list(before.values())):
+        raise UserError(
+            f"this sweep is in SLURM's queue (squeue -j {','.join(before.values())}); wait, or scancel it first"
+        )
+    launcher = runs[0].experiment.launcher
+    for run in waiting:
+        run.experiment.parallel.check(
+            launcher.nodes * launcher.processes, run.experiment.model, run.experiment.train
+        )
+    corpora: dict[Path, int] = {}
+    for run in waiting:
+        corpora.setdefault(run.experiment.corpus_directory, run.index)
+    jobs = slurm.submit(
+        launcher, directory, [run.index for run in waiting], sorted(corpora.values()), arguments
+    )
+    artifact.write_json(record, jobs)
+    say(f"submitted: {', '.join(f'{name} {job}' for name, job in jobs.items())}")
+    say(f"squeue -j {','.join(jobs.values())} shows them; logs are in {directory / 'logs'}")
+
+
+def gather(runs: Sequence[Run], directory: Path) -> None:
+    """Write the report of the finished runs."""
+    found = [
+        pages.SweepRun(
+            factors=run.factors,
+            directory=run.experiment.directory,
+            summary=summary,
+            link=os.path.relpath(run.experiment.directory / "report" / "report.html", directory / "report"),
+        )
+        for run in runs
+        if (summary := verdict(run.experiment)) is not None
+    ]
+    if not found:
+        say("no run is finished: there is nothing to report")
+        return
+    inputs = {
+        run.directory.name: artifact.read(
+            run.directory / "report", kind=REPORT, schema_version=REPORT_VERSION
+        ).digest
+        for run in found
+    }
+    with artifact.writing(
+        directory / "report", kind=KIND, schema_version=VERSION, config={}, inputs=inputs
+    ) as draft:
+        pages.build(directory.name, found, len(runs), draft.path)
+    say(f"report: {directory / 'report' / 'report.html'}")
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Run what the command line says.
+
+    Returns:
+        0; 3 if an audit failed; the status of the first run that failed.
+    """
+    runs = composed(expand(arguments))
+    launcher = runs[0].experiment.launcher
+    directory = directory_of(runs)
+    with locked(directory):
+        write(directory, runs)
+        waiting = [run for run in runs if verdict(run.experiment) is None]
+        done = len(runs) - len(waiting)
+        say(f"{directory}: {len(runs)} runs" + (f", {done} of them finished" if done else ""))
+        failed: dict[int, int] = {}
+        if launcher.kind == "slurm" and waiting:
+            own = [text for text in arguments if not text.lstrip("+~").startswith("launcher")]
+            _submit(runs, waiting, directory, own)
+            return 0
+        if launcher.kind == "local" and waiting:
+            signal.signal(signal.SIGTERM, _interrupted)
+            failed = run_locally(waiting, launcher.jobs or 1, directory / "logs")
+        gather(runs, directory)
+        for run in runs:
+            if (summary := verdict(run.experiment)) is None:
+                say(f"  {run.index}  {run.title}: unfinished")
+            else:
+                say(f"  {run.index}  {run.title}: {summary['headline']}")
+    if failed:
+        status = next(iter(failed.values()))
+        raise_ = (
+            f"{len(failed)} of {len(runs)} runs failed ({', '.join(map(str, sorted(failed)))}); logs are in "
+        )
+        say(f"{raise_}{directory / 'logs'}; the same command starts them again, and them alone")
+        return status if status in (1, 2, INTEGRITY) else 1
+    verdicts = [summary["verdict"] for run in runs if (summary := verdict(run.experiment))]
+    return INTEGRITY if "audit failed" in verdicts else 0
+
+
+@program
+def _single(experiment: Experiment) -> int:
+    """Only for ``--help`` and ``--cfg``, which compose nothing to run."""
+    raise AssertionError(experiment)
+
+
+def main() -> None:
+    """Sweep, or leave ``--help`` and the like to Hydra."""
+    arguments = sys.argv[1:]
+    if any(
+        text.split("=")[0] in ("--help", "-h", "--cfg", "-c", "--hydra-help", "--info", "-i")
+        for text in arguments
+    ):
+        _single()
+    guarded(lambda: sweep(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""A sweep: what a line expands to, and that nothing is lost or run twice."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+
+from data.errors import UserError
+from launch.sweep import composed, expand
+from tests.conftest import Workplace, write_text
+
+QUICK = "+experiment=quickstart"
+
+
+def test_every_combination_once():
+    lines = expand([QUICK, "seed=1,2,3", "train.steps=500", "model=nano,tiny"])
+    assert [arguments for arguments, _ in lines] == [
+        (QUICK, f"seed={seed}", "train.steps=500", f"model={model}")
+        for seed in (1, 2, 3)
+        for model in ("nano", "tiny")
+    ]
+    assert lines[3][1] == {"seed": "2", "model": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("insertion.doses=[0,1,4]", None),  # a list is one value
+        ("insertion.doses=[0,1],[0,4]", ["[0,1]", "[0,4]"]),
+        ("insertion.phase=[{end: 0.25}],[{start: 0.75}]", ["[{end:0.25}]", "[{start:0.75}]"]),
+        ("seed=range(1,4)", ["1", "2", "3"]),
+        ("seed=choice(5,7)", ["5", "7"]),
+        ("~insertion.families.passages", None),
+    ],
+)
+def test_what_a_list_of_values_is(argument, values):
+    lines = expand([QUICK, argument])
+    if values is None:
+        assert lines == [((QUICK, argument), {})]
+    else:
+        key = argument.split("=")[0]
+        assert [factors for _, factors in lines] == [{key: value} for value in values]
+        composed(lines)  # what was expanded can be read again
+
+
+def test_runs_have_their_own_directories():
+    runs = composed(expand([QUICK, "seed=1,2", "model=nano,tiny", "launcher.jobs=2"]))
+    assert len({run.experiment.directory for run in runs}) == 4
+    assert [run.experiment.seed for run in runs] == [1, 1, 2, 2]
+    assert [run.experiment.model.name for run in runs] == ["nano", "tiny"] * 2
+    assert all("launcher.jobs=2" not in run.arguments for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["seed=1,1"], "names a value twice"),
+        (["train.checkpoint_every=10,20"], "the same run"),
+        (["launcher.jobs=1,2"], "launcher.jobs takes one value"),
+        (["runs=a,b"], "runs takes one value"),
+        (["model=glob(*)"], "one by one"),
+        (["seed=1,-1"], "seed=-1 must lie between"),
+        (["--multirun"], "a sweep takes no --multirun"),
+        (["launcher.jobs=0"], "launcher.jobs=0 must be above 0"),
+    ],
+)
+def test_refused_before_anything_starts(arguments, told):
+    with pytest.raises(UserError, match=told):
+        composed(expand([QUICK, *arguments]))
+
+
+def test_unset_account_and_absent_slurm(tmp_path):
+    place = Workplace(tmp_path)
+    done = place.run("sweep", QUICK, "seed=1,2", "launcher=slurm")
+    assert done.status == 2
+    assert done.lines[-1].startswith("palimpsest: launcher.account has no value; set it: launcher.account=")
+    assert list(tmp_path.iterdir()) == []
+    done = place.run(
+        "sweep", QUICK, "seed=1,2", "launcher=slurm", "launcher.account=me", env={"PATH": "/nowhere"}
+    )
+    assert done.status == 2
+    assert "there is no sbatch on this machine" in done.lines[-1]
+
+
+def test_runs_that_fail_are_named_and_run_again_alone(prepared):
+    """Both runs fail at planning; status 2 as theirs, and each one's line is shown."""
+    arguments = ("name=long", "insertion.families.passages.tokens=70,71", "launcher.jobs=2")
+    for _ in range(2):
+        done = prepared.run("sweep", *arguments)
+        assert done.status == 2, done.out
+        assert sum("longer than a window: item passage-" in line for line in done.lines) == 2
+        assert "2 of 2 runs failed (0, 1)" in done.lines[-1]
+    (manifest,) = (prepared.path / "runs" / "sweeps").glob("small-*/runs.jsonl")
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert [line["factors"] for line in lines] == [
+        {"insertion.families.passages.tokens": "70"},
+        {"insertion.families.passages.tokens": "71"},
+    ]
+
+
+FOUR = ("seed=1,2", "train.steps=20,21", "insertion.items_per_dose=2", "report.bootstrap=20")
+
+
+def results(place):
+    """What the runs of a sweep found: run -> every number of its report, and the digest of its last checkpoint."""
+    found = {}
+    for report in sorted(place.path.glob("runs/small/*/report")):
+        last = sorted((report.parent / "perturbed" / "checkpoints").glob("step_*"))[-1]
+        found[report.parent.name] = (
+            (report / "estimates.csv").read_text(),
+            json.loads((last / "manifest.json").read_text())["digest"],
+        )
+    return found
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory):
+    """A sweep of four on this machine, two at a time, that was interrupted after its first finished run."""
+    place = Workplace(tmp_path_factory.mktemp("sweep"), prepared_overrides())
+    write_text(place.path / "text.jsonl", 500)
+    command = place.command("sweep", *FOUR, "launcher.jobs=2")
+    process = subprocess.Popen(command, cwd=place.path, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(place.path.glob("runs/small/*/report")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate()[1]
+    before = {path: path.stat().st_mtime_ns for path in place.path.glob("runs/small/*/report/*")}
+    done = place.ok("sweep", *FOUR, "launcher.jobs=2")
+    return place, (process.returncode, told), before, done
+
+
+def prepared_overrides():
+    from tests.conftest import SMALL
+
+    return SMALL
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on(swept):
+    place, (status, told), before, done = swept
+    assert status == 130
+    assert told.strip().splitlines()[-1] == "palimpsest: interrupted; run the same command again to go on"
+    assert before
+    assert "4 runs, 1 of them finished" in done.lines[0] or "4 runs, 2 of them finished" in done.lines[0]
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # finished ones were left alone
+    assert len(results(place)) == 4
+    page = next(place.path.glob("runs/sweeps/small-*/report/report.html")).read_text()
+    assert "4 of 4 runs are finished" in page
