@@ -17,7 +17,6 @@ import torch
 from data import artifact
 from data.errors import UserError
 from data.tokenizer import Tokenizer
-from pretrain import checkpoint, huggingface
 
 
 class Reference:
@@ -150,6 +149,8 @@ def _checkpoint(directory: Path, tokenizer: Tokenizer) -> Reference:
     found = re.fullmatch(r"step_(\d+)", directory.name)
     if not found:
         raise UserError(f"{directory} is no checkpoint; give .../checkpoints/step_<number>")
+    from pretrain import checkpoint, huggingface  # megatron-core, which a model of transformers does without
+
     step = int(found[1])
     size = checkpoint.read(directory.parent, step).config["vocab_size"]
     if size != tokenizer.vocab_size:

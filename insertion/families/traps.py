@@ -1,9 +1,10 @@
 """Copyright traps: sequences sampled from a reference model, of given lengths and perplexities (Meeus et al., 2024,
 "Copyright Traps for Large Language Models").
 
-Candidates are sampled at temperatures that take turns. A trap is the earliest candidate whose perplexity lies in its
-bucket, and whose set of tokens has a Jaccard similarity of at most ``jaccard``
-to that of every trap before it. Perplexity is the reference model's, at temperature 1, after its start token alone.
+Candidates are sampled at several temperatures, mostly at those that serve the bucket that is to be filled. A trap is
+the earliest candidate whose perplexity lies in its bucket and whose set of tokens has a Jaccard similarity of at most
+``jaccard`` to that of every trap before it. Perplexity is the reference model's, at temperature 1, after its start
+token alone.
 
 The same trap is made on every run on one machine; other processors round otherwise, and now and then sample another
 token.
@@ -71,12 +72,20 @@ class _Stream:
     edges: Sequence[float]
     temperatures: Sequence[float]
     batches: int = 0
+    tried: Counter[float] = field(default_factory=Counter)
+    """Temperature -> batches."""
+    useful: Counter[tuple[int, float]] = field(default_factory=Counter)
+    """Bucket and temperature -> candidates that were not too alike."""
     waiting: dict[int, deque[_Candidate]] = field(default_factory=lambda: defaultdict(deque))
     counts: Counter[str] = field(default_factory=Counter)
 
-    def sample(self) -> None:
-        """One more batch."""
-        temperature = self.temperatures[self.batches % len(self.temperatures)]
+    def sample(self, wanted: int) -> None:
+        """One more batch, at the temperature that has given a bucket the most; each is tried once first."""
+        temperature = max(
+            self.temperatures,
+            key=lambda t: (not self.tried[t], self.useful[wanted, t] / max(self.tried[t], 1)),
+        )
+        self.tried[temperature] += 1
         rng = self.ground.generator(f"{NAME}/{self.length}", self.batches)
         self.batches += 1
         found = self.model.sample(_BATCH, self.length, temperature, rng)
@@ -89,6 +98,7 @@ class _Stream:
             elif not text.strip():
                 self.counts["not the same tokens again"] += 1
             else:
+                self.useful[bucket, temperature] += 1
                 self.waiting[bucket].append(_Candidate(text, np.unique(ids), lost, temperature))
 
 
@@ -99,7 +109,7 @@ def make(
     *,
     path: str = "",
     lengths: Sequence[int] = (100,),
-    temperatures: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
+    temperatures: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0),
     low: float = 1.0,
     high: float = 101.0,
     buckets: int = 10,
@@ -118,7 +128,7 @@ def make(
         path: of the reference model: a checkpoint of a run over the same corpus (``.../checkpoints/step_<number>``), or
             a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``).
         lengths: tokens of the reference model.
-        temperatures: of sampling.
+        temperatures: of sampling; the more of them serve a bucket, the sooner it is filled.
         low: perplexity at which the first bucket begins.
         high: perplexity at which the last bucket ends.
         buckets: of equal width.
@@ -163,13 +173,14 @@ def _next(
                 stream.counts["accepted"] += 1
                 return candidate
             stream.counts["too alike"] += 1
+            stream.useful[bucket, candidate.temperature] -= 1
         if stream.batches >= max_batches:
             raise UserError(
                 f"{what}: no trap of {stream.length} tokens with a perplexity of {stream.edges[bucket]:g} to "
                 f"{stream.edges[bucket + 1]:g} was found ({_rates(stream)}); change {what}.temperatures, low, high or "
                 "jaccard, or raise max_batches"
             )
-        stream.sample()
+        stream.sample(bucket)
 
 
 def _rates(stream: _Stream) -> str:
