@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from data.mixture import Windows
 from data.tokenizer import Tokenizer
 from insertion import design, preflight, schedule
 from insertion.arms import FACTORS, Arm, Counts, NamedArm, Phase, items_of_doses, product
-from insertion.families.registry import OVERLAP, Ground, files_of, make
+from insertion.families.registry import OVERLAP, Ground, Reference, files_of, make
 from insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
 from insertion.overlay import Overlay
 from insertion.preflight import PreflightConfig
@@ -237,14 +237,19 @@ def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
 
 
 def ground(
-    insertion: InsertionConfig, order: Windows, tokenizer: Tokenizer, heldout: Sequence[tuple[str, str]]
+    insertion: InsertionConfig,
+    order: Windows,
+    tokenizer: Tokenizer,
+    heldout: Sequence[tuple[str, str]],
+    reference: Callable[[str], Reference] | None = None,
 ) -> Ground:
     """What the families of a plan may draw on."""
 
     def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
         return [sum(found) for found in zip(*(_occurrences(p, spans) for p in order.prefixes), strict=True)]
 
-    return Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
+    basis = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
+    return replace(basis, reference=reference) if reference else basis
 
 
 def create(
@@ -255,6 +260,7 @@ def create(
     tokenizer: Tokenizer,
     heldout: list[tuple[str, str]],
     directory: Path,
+    reference: Callable[[str], Reference] | None = None,
 ) -> Manifest:
     """Make the plan: items, assignment, placement; and write it.
 
@@ -265,6 +271,7 @@ def create(
         tokenizer: the corpus's.
         heldout: (digest, text) of the held-out documents.
         directory: where the plan goes.
+        reference: opens the model at a path, for families that sample from one.
 
     Raises:
         UserError: for an unknown family, an item that does not fit, more exposures than windows, or a run that
@@ -273,7 +280,7 @@ def create(
     order.require(run.windows)
     arms = insertion.arms()
 
-    basis = ground(insertion, order, tokenizer, heldout)
+    basis = ground(insertion, order, tokenizer, heldout, reference)
     screened = preflight.screen(
         [
             (name, insertion.size(name), partial(_make, name, basis, given))

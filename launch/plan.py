@@ -100,6 +100,7 @@ def plan(experiment: Experiment) -> Manifest:
         tokenizer=corpus.load_tokenizer(experiment.corpus_directory),
         heldout=_heldout(experiment),
         directory=directory,
+        reference=_reference,
     )
 
 
@@ -231,13 +232,24 @@ def show_family(experiment: Experiment, name: str) -> None:
             order,
             corpus.load_tokenizer(experiment.corpus_directory),
             _heldout(experiment),
+            _reference,
         )
     else:
         ground = registry.Ground(
-            experiment.insertion.seed, build(iter([]), TokenizerConfig(vocab_size=257)), []
+            experiment.insertion.seed,
+            build(iter([]), TokenizerConfig(vocab_size=257)),
+            [],
+            reference=_reference,
         )
     for line in explain.family(registry.make(name, ground, count, given[name]), ground.tokenizer):
         say(line)
+
+
+def _reference(path: str) -> registry.Reference:
+    """A reference model; torch is loaded for it alone."""
+    from pretrain.reference import open_reference
+
+    return open_reference(path)
 
 
 def _heldout(experiment: Experiment) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,19 @@ from data.artifact import file_digest, json_digest
 from data.errors import UserError, nearest
 from data.tokenizer import Tokenizer
 from insertion.items import Item
+
+
+class Reference(Protocol):
+    """A language model to sample from; ``pretrain.reference`` opens one."""
+
+    def sample(
+        self, count: int, length: int, temperature: float, rng: np.random.Generator
+    ) -> Sequence[tuple[str, npt.NDArray[np.int64], float]]:
+        """Text, (length,) ids and -ln p at temperature 1, nats, of up to ``count`` sequences."""
+
+
+def _no_reference(path: str) -> Reference:
+    raise UserError(f"there is nothing here that opens the reference model {path}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,8 @@ class Ground:
         default=lambda spans: [0] * len(spans)
     )
     """Spans of token ids -> how often the corpus has their most frequent n-gram; see ``OVERLAP``."""
+    reference: Callable[[str], Reference] = _no_reference
+    """Opens the model at a path."""
 
     def generator(self, family: str, index: int) -> np.random.Generator:
         """Random numbers of one item: they do not depend on how many other items there are."""
