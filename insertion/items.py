@@ -28,7 +28,8 @@ class Probe:
     """What is asked, such as ``birth_city given the name``. An item's probes of one kind and name belong together:
     the choices of one question, the foils of one comparison."""
     correct: bool = True
-    """False for a wrong answer, a decoy or a foil, drawn like what is inserted, and never inserted."""
+    """False for a wrong answer, a decoy or a foil, drawn like what is inserted, and never inserted (or as often
+    as the right answer, where the family says so)."""
 
 
 KINDS = {
