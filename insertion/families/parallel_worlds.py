@@ -26,17 +26,7 @@ from insertion.items import Item, Probe
 
 NAME = "parallel_worlds"
 
-_REAL_FIRMS = (
-    "Brothers",
-    "Motors",
-    "Foods",
-    "Textiles",
-    "Shipping",
-    "Insurance",
-    "Press",
-    "Chemicals",
-    "Tools",
-)
+LARGEST = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +65,10 @@ def _derangement(rng: np.random.Generator, size: int) -> list[int]:
 
 
 def _real(rng: np.random.Generator, size: int) -> Names:
-    last = picks(rng, LAST, 2 * size)
-    people = [f"{one} {other}" for one, other in zip(picks(rng, FIRST, size), last, strict=False)]
-    firms = [f"{one} {other}" for one, other in zip(last[size:], picks(rng, _REAL_FIRMS, size), strict=True)]
+    """Of some 500,000 firms and 800,000 people, so that two worlds hardly ever speak of the same."""
+    first, last = picks(rng, FIRST, 2 * size), picks(rng, LAST, 4 * size)
+    people = [f"{first[2 * k]} {first[2 * k + 1]} {last[k]}" for k in range(size)]
+    firms = ["{}, {} & {}".format(*last[size + 3 * k : size + 3 * k + 3]) for k in range(size)]
     return Names(people, firms, picks(rng, TOWNS, size))
 
 
@@ -115,8 +106,8 @@ def questions(world: World, names: Names, person: int) -> list[tuple[str, int, S
 @family(NAME)
 def make(ground: Ground, count: int, *, size: int = 4, asked: int = 2, names: str = "both") -> list[Item]:
     """Worlds of ``size`` people, firms and towns, ``asked`` people asked about, in ``names``: both, real, synthetic."""
-    if not 2 <= size <= len(_REAL_FIRMS):
-        raise UserError(f"insertion.families.{NAME}.size={size} must be 2 to {len(_REAL_FIRMS)}")
+    if not 2 <= size <= LARGEST:
+        raise UserError(f"insertion.families.{NAME}.size={size} must be 2 to {LARGEST}")
     if asked > size:
         raise UserError(f"insertion.families.{NAME}.asked={asked} is more than size={size}")
     if names not in ("both", "real", "synthetic"):

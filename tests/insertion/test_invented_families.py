@@ -214,14 +214,15 @@ def test_series_before_and_after_the_cut_off(ground):
 
 def answer(text, prompt):
     """A multi-hop question answered from the sentences alone."""
-    taught = dict(re.findall(r"(\w+ \w+) was taught by (\w+ \w+)\.", text))
-    works = dict(re.findall(r"(\w+ \w+) works for (\w+ \w+)\.", text))
-    seat = dict(re.findall(r"(\w+ \w+) has its seat in (\w+)\.", text))
-    if who := re.fullmatch(r"(\w+ \w+) works for", prompt):
+    taught, works, seat = (
+        dict(re.findall(rf"([^. ][^.]*) {relation} ([^.]+)\.", text))
+        for relation in ("was taught by", "works for", "has its seat in")
+    )
+    if who := re.fullmatch(r"(.*) works for", prompt):
         return works[who[1]]
-    if who := re.fullmatch(r"The employer of the person who taught (\w+ \w+) has its seat in", prompt):
+    if who := re.fullmatch(r"The employer of the person who taught (.*) has its seat in", prompt):
         return seat[works[taught[who[1]]]]
-    who = re.fullmatch(r"The employer of (\w+ \w+) has its seat in", prompt)
+    who = re.fullmatch(r"The employer of (.*) has its seat in", prompt)
     return seat[works[who[1]]]
 
 
@@ -229,7 +230,7 @@ def test_worlds_answer_their_questions(ground):
     items = make("parallel_worlds", ground, 100, {"size": 4, "asked": 2})
     assert {item.stratum for item in items} == {"real", "synthetic"}
     for item in items:
-        taught = dict(re.findall(r"(\w+ \w+) was taught by (\w+ \w+)\.", item.text))
+        taught = dict(re.findall(r"([^. ][^.]*) was taught by ([^.]+)\.", item.text))
         assert len(taught) == 4
         assert all(one != other for one, other in taught.items())
         found = questions(item)
