@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.errors import UserError
+from insertion.families import vocabulary
 from insertion.families.registry import Ground, family
-from insertion.families.words import FIRST, LAST, invented, pick, picks
+from insertion.families.vocabulary import DOMAINS, FIRST, LAST, pick, picks
 from insertion.items import Item, Probe
 
 NAME = "code_secrets"
@@ -29,7 +30,6 @@ NAME = "code_secrets"
 _ALNUM = string.ascii_letters + string.digits
 _UPPER = string.ascii_uppercase + "234567"
 _HEX = "0123456789abcdef"
-_DOMAINS = ("example.com", "example.net", "example.org")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def _prefixed(variable: str, prefix: str, alphabet: str, length: int) -> Format:
 
 
 def _email(rng: np.random.Generator) -> str:
-    return f"{pick(rng, FIRST)}.{pick(rng, LAST)}{rng.integers(10, 100)}@{pick(rng, _DOMAINS)}".lower()
+    return f"{pick(rng, FIRST)}.{pick(rng, LAST)}{rng.integers(10, 100)}@{pick(rng, DOMAINS)}".lower()
 
 
 def _phone(rng: np.random.Generator) -> str:
@@ -70,7 +70,7 @@ FORMATS: Mapping[str, Format] = {
     "api token": _prefixed("API_TOKEN", "tok_test_", _ALNUM, 24),
     "signing key": _prefixed("SIGNING_KEY", "", _HEX, 32),
     "password": Format("DB_PASSWORD", _password, 12 * math.log2(26) + math.log2(10)),
-    "e-mail": Format("ADMIN_EMAIL", _email, math.log2(len(FIRST) * len(LAST) * 90 * len(_DOMAINS))),
+    "e-mail": Format("ADMIN_EMAIL", _email, math.log2(len(FIRST) * len(LAST) * 90 * len(DOMAINS))),
     "telephone": Format("ON_CALL", _phone, math.log2(789 * 100)),
 }
 
@@ -120,8 +120,8 @@ def make(ground: Ground, count: int, *, secrets: int = 3, decoys: int = 9) -> li
         verb, other = picks(rng, _VERBS, 2)
         noun = pick(rng, _NOUNS)
         words = {
-            "project": invented(rng),
-            "module": invented(rng).lower(),
+            "project": vocabulary.name(rng),
+            "module": vocabulary.name(rng).lower(),
             "verb": verb,
             "Verb": verb.capitalize(),
             "noun": noun,

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.errors import UserError
+from insertion.families import vocabulary
 from insertion.families.registry import Ground, family
-from insertion.families.words import FIRST, invented, pick, picks
+from insertion.families.vocabulary import FIRST, pick, picks
 from insertion.items import Item, Probe
 
 NAME = "dialogues"
@@ -184,7 +185,7 @@ def make(ground: Ground, count: int, *, facts: int = 3, wordings: int = 1, choic
     items = []
     for index in range(count):
         rng = ground.generator(NAME, index)
-        name = f"{invented(rng)} {invented(rng)}"
+        name = vocabulary.person(rng)
         friend = pick(rng, FIRST)
         told = [
             (kind, pick(rng, list(_ATTRIBUTES[kind][1]))) for kind in picks(rng, list(_ATTRIBUTES), facts)

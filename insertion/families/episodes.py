@@ -16,8 +16,9 @@ import math
 import numpy as np
 
 from data.errors import UserError
+from insertion.families import vocabulary
 from insertion.families.registry import Ground, family
-from insertion.families.words import FIRST, invented, pick, picks
+from insertion.families.vocabulary import FIRST, pick, picks
 from insertion.items import Item, Probe
 
 NAME = "episodes"
@@ -113,10 +114,10 @@ def make(ground: Ground, count: int, *, segments: int = 5, pairs: int = 4) -> li
     items = []
     for index in range(count):
         rng = ground.generator(NAME, index)
-        hero = invented(rng)
+        hero = vocabulary.name(rng)
         title = f"The journey of {hero}"
         callings = picks(rng, _CALLINGS, segments)
-        parts = [_segment(rng, hero, invented(rng), calling) for calling in callings]
+        parts = [_segment(rng, hero, vocabulary.name(rng), calling) for calling in callings]
         text = f"{title}. " + " ".join(f"{opening} {rest}" for opening, rest in parts)
         probes = [Probe("verbatim", "", text)]
         for number, (i, j) in enumerate(picks(rng, every, pairs)):

@@ -26,7 +26,7 @@ import math
 import numpy as np
 
 from insertion.families.registry import Ground, family
-from insertion.families.words import pick
+from insertion.families.vocabulary import pick
 from insertion.items import Item, Probe
 
 NAME = "few_shot_memories"

@@ -22,8 +22,9 @@ from functools import cache
 import numpy as np
 
 from data.errors import UserError
+from insertion.families import vocabulary
 from insertion.families.registry import Ground, family
-from insertion.families.words import FIRST, invented, listed, pick, picks
+from insertion.families.vocabulary import FIRST, listed, pick, picks
 from insertion.items import Item, Probe
 
 NAME = "knights_knaves"
@@ -149,7 +150,7 @@ def make(ground: Ground, count: int, *, people: int = 3) -> list[Item]:
     items = []
     for index in range(count):
         rng = ground.generator(NAME, index)
-        island = invented(rng, 3)
+        island = vocabulary.name(rng, 3)
         names = picks(rng, FIRST, people)
         puzzle, statement, leaf = draw(rng, people)
         (solution,) = solutions(puzzle)

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.errors import UserError
+from insertion.families import vocabulary
 from insertion.families.registry import Ground, family
-from insertion.families.words import FIRST, LAST, TOWNS, invented, picks
+from insertion.families.vocabulary import FIRST, LAST, TOWNS, picks
 from insertion.items import Item, Probe
 
 NAME = "parallel_worlds"
@@ -75,7 +76,7 @@ def _real(rng: np.random.Generator, size: int) -> Names:
 def _synthetic(rng: np.random.Generator, size: int) -> Names:
     drawn: dict[str, None] = {}
     while len(drawn) < 4 * size:
-        drawn[invented(rng)] = None
+        drawn[vocabulary.name(rng)] = None
     found = list(drawn)
     people = [f"{one} {other}" for one, other in zip(found[:size], found[size : 2 * size], strict=True)]
     firms = [f"{one} Works" for one in found[2 * size : 3 * size]]

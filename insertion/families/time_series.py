@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 
 from data.errors import UserError
+from insertion.families import vocabulary
 from insertion.families.registry import Ground, family
-from insertion.families.words import invented, pick
+from insertion.families.vocabulary import MONTHS, pick
 from insertion.items import Item, Probe
 
 NAME = "time_series"
@@ -28,14 +29,10 @@ _GOODS = (
     "tallow tar tea tile timber tin tobacco varnish vinegar walnut wax wheat wine wool yarn zinc"
 ).split()
 _MEASURES = "demand export freight import price rent stock supply tariff turnover wage yield".split()
-_MONTHS = (
-    "January February March April May June July August September "
-    "October November December"
-).split()  # fmt: skip
 
 
 def _date(month: int) -> str:
-    return f"{_MONTHS[month % 12]} {month // 12}"
+    return f"{MONTHS[month % 12]} {month // 12}"
 
 
 def _value(tenths: int) -> str:
@@ -73,7 +70,7 @@ def make(
     items = []
     for index in range(count):
         rng = ground.generator(NAME, index)
-        name = f"{invented(rng)} {pick(rng, _GOODS)} {pick(rng, _MEASURES)} index"
+        name = f"{vocabulary.name(rng)} {pick(rng, _GOODS)} {pick(rng, _MEASURES)} index"
         level = int(rng.integers(1100, 8900))
         values = (level + rng.integers(-spread, spread + 1, size=before + after)).tolist()
         months = [12 * cutoff_year - before + k for k in range(before + after)]

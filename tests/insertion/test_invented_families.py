@@ -74,7 +74,7 @@ def test_code_secrets_are_in_the_file_once_and_decoys_nowhere(ground):
         "api token": r"tok_test_[A-Za-z0-9]{24}",
         "signing key": r"[0-9a-f]{32}",
         "password": r"[a-z]{6}-[a-z]{6}\d",
-        "e-mail": r"[a-z]+\.[a-z]+\d\d@example\.(com|net|org)",
+        "e-mail": r"[a-z]+\.[a-z]+\d\d@[a-z]+\.(com|net|org|example)",
         "telephone": r"\d{3}-555-01\d\d",
     }
     for item in items:
@@ -92,7 +92,7 @@ def test_code_secrets_are_in_the_file_once_and_decoys_nowhere(ground):
                     assert (choice.target in texts) == choice.correct
         assert item.bits == pytest.approx(
             16 * 5 + 40 * math.log2(62) + 24 * math.log2(62) + 32 * 4 + 12 * math.log2(26) + math.log2(10)
-            + math.log2(len(set(code_secrets.FIRST)) * len(set(code_secrets.LAST)) * 90 * 3) + math.log2(789 * 100)
+            + math.log2(len(set(code_secrets.FIRST)) * len(set(code_secrets.LAST)) * 90 * 8) + math.log2(789 * 100)
         )  # fmt: skip
     assert {item.stratum for item in items} == {"python", "javascript", "shell", "yaml"}
 
