@@ -159,11 +159,9 @@ def of_checkpoint(gpt: Any) -> Model:
         and config.gated_linear_unit
         and config.activation_func is functional.silu
         and config.num_moe_experts is None
-        and frequencies is not None
-        and 2 * len(frequencies) == config.kv_channels  # all of each head is rotated
     )
-    if not covered:
-        return plain
+    if not covered or frequencies is None or 2 * len(frequencies) != config.kv_channels:
+        return plain  # the last: only part of each head is rotated
     shape = Shape(
         config.num_attention_heads, config.num_query_groups, config.layernorm_epsilon, frequencies.float()
     )
