@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +19,7 @@ from data.artifact import Manifest
 from data.errors import UserError
 from data.mixture import Mixture, Windows
 from data.order import Order
-from data.tokenizer import TokenizerConfig, build
+from data.tokenizer import Tokenizer, TokenizerConfig, build
 from insertion import explain
 from insertion import plan as plans
 from insertion.families import registry
@@ -93,14 +93,15 @@ def plan(experiment: Experiment) -> Manifest:
             f"{directory} no longer fits ({differences[0]}), but training has begun with it; choose another "
             f"name=... or remove {experiment.directory}"
         )
+    tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
     return plans.create(
         experiment.insertion,
         experiment.shape,
         order=order,
-        tokenizer=corpus.load_tokenizer(experiment.corpus_directory),
+        tokenizer=tokenizer,
         heldout=_heldout(experiment),
         directory=directory,
-        reference=_reference,
+        reference=_references(tokenizer),
     )
 
 
@@ -226,30 +227,25 @@ def show_family(experiment: Experiment, name: str) -> None:
         raise UserError(f"family={name} is none of the experiment's: {', '.join(given)}")
     prepared = (experiment.corpus_directory / artifact.MANIFEST).is_file()
     if prepared:
-        order = open_order(experiment)
-        ground = plans.ground(
-            experiment.insertion,
-            order,
-            corpus.load_tokenizer(experiment.corpus_directory),
-            _heldout(experiment),
-            _reference,
-        )
+        tokenizer, heldout = corpus.load_tokenizer(experiment.corpus_directory), _heldout(experiment)
+        opened = _references(tokenizer)
+        ground = plans.ground(experiment.insertion, open_order(experiment), tokenizer, heldout, opened)
     else:
-        ground = registry.Ground(
-            experiment.insertion.seed,
-            build(iter([]), TokenizerConfig(vocab_size=257)),
-            [],
-            reference=_reference,
-        )
+        tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
+        ground = registry.Ground(experiment.insertion.seed, tokenizer, [], reference=_references(tokenizer))
     for line in explain.family(registry.make(name, ground, count, given[name]), ground.tokenizer):
         say(line)
 
 
-def _reference(path: str) -> registry.Reference:
-    """A reference model; torch is loaded for it alone."""
-    from pretrain.reference import open_reference
+def _references(tokenizer: Tokenizer) -> Callable[[str], registry.Reference]:
+    """What opens reference models; torch is loaded for them alone."""
 
-    return open_reference(path)
+    def opened(path: str) -> registry.Reference:
+        from pretrain.reference import open_reference
+
+        return open_reference(path, tokenizer)
+
+    return opened
 
 
 def _heldout(experiment: Experiment) -> list[tuple[str, str]]:

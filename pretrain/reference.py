@@ -1,10 +1,11 @@
-"""Reference models, from which copyright traps are sampled: causal models of ``transformers`` on disk.
+"""Reference models, from which copyright traps are sampled: checkpoints, and causal models of ``transformers``.
 
 No process groups are needed, and no code that comes with a model is run. Shapes: B sequences, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import numpy.typing as npt
 import tokenizers
 import torch
 
+from data import artifact
 from data.errors import UserError
+from data.tokenizer import Tokenizer
+from pretrain import checkpoint, huggingface
 
 
 class Reference:
@@ -102,8 +106,13 @@ class Reference:
         return ids_BT
 
 
-def open_reference(path: str) -> Reference:
-    """A model of ``transformers`` from a directory of ``save_pretrained``, in float32.
+def open_reference(path: str, tokenizer: Tokenizer) -> Reference:
+    """A model of ``transformers``, or a checkpoint of a run here, in float32.
+
+    Args:
+        path: directory of ``save_pretrained`` or of ``launch/export.py``; or a checkpoint, ``.../step_<number>``.
+        tokenizer: of the corpus, which a checkpoint must have been trained with; a model of ``transformers`` brings its
+            own ``tokenizer.json``.
 
     Raises:
         UserError: without ``transformers``, or if the directory is no such model.
@@ -111,13 +120,15 @@ def open_reference(path: str) -> Reference:
     try:
         import transformers
     except ImportError:
-        raise UserError(
-            "a reference model needs the package transformers; pip install transformers"
-        ) from None
+        raise UserError("a reference model needs transformers; pip install -e '.[huggingface]'") from None
     directory = Path(path)
+    if (directory / artifact.MANIFEST).is_file() and not (directory / "config.json").is_file():
+        return _checkpoint(directory, tokenizer)
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
-            raise UserError(f"{path}: there is no {name} in it; give a directory of save_pretrained")
+            raise UserError(
+                f"{path}: there is no {name} in it; give a directory of save_pretrained, or a checkpoint"
+            )
     try:
         gpt = transformers.AutoModelForCausalLM.from_pretrained(
             directory,
@@ -133,3 +144,18 @@ def open_reference(path: str) -> Reference:
     if not isinstance(start, int):
         raise UserError(f"{path}: its config.json names no bos_token_id, which stands before every text")
     return Reference(gpt, tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")), start)
+
+
+def _checkpoint(directory: Path, tokenizer: Tokenizer) -> Reference:
+    found = re.fullmatch(r"step_(\d+)", directory.name)
+    if not found:
+        raise UserError(f"{directory} is no checkpoint; give .../checkpoints/step_<number>")
+    step = int(found[1])
+    size = checkpoint.read(directory.parent, step).config["vocab_size"]
+    if size != tokenizer.vocab_size:
+        raise UserError(
+            f"{directory} has a vocabulary of {size}, the corpus here one of {tokenizer.vocab_size}; prepare the "
+            "corpus that it was trained on, or export it and give the export"
+        )
+    gpt = huggingface.load(directory.parent, step, eod=tokenizer.eod).float()
+    return Reference(gpt, tokenizers.Tokenizer.from_str(tokenizer.backend.to_str()), tokenizer.eod)

@@ -115,7 +115,8 @@ def make(
     Args:
         ground: seed, reference model; held-out documents for ``context``.
         count: traps.
-        path: of the reference model: a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``).
+        path: of the reference model: a checkpoint of a run over the same corpus (``.../checkpoints/step_<number>``), or
+            a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``).
         lengths: tokens of the reference model.
         temperatures: of sampling.
         low: perplexity at which the first bucket begins.

@@ -21,6 +21,18 @@ GOLDEN = Path(__file__).with_name("golden_families.json")
 FIRST = 5
 
 
+class Scatter:
+    """Stands for a reference model: texts of numbers drawn from a million, with any perplexity from 1 to 101."""
+
+    def sample(self, count, length, temperature, rng):
+        ids = rng.integers(1_000_000, size=(count, length))
+        losses = length * np.log(rng.uniform(1, 101, count))
+        return [
+            (" ".join(map(str, row.tolist())), row, loss)
+            for row, loss in zip(ids, losses.tolist(), strict=True)
+        ]
+
+
 @cache
 def ground(documents: int) -> Ground:
     """Held-out documents of invented words, and a tokenizer of bytes."""
@@ -29,7 +41,8 @@ def ground(documents: int) -> Ground:
     words = np.array(["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(3000)])
     texts = [" ".join(row) for row in words[rng.integers(3000, size=(documents, 40))]]
     heldout = [(f"{k:05d}", text) for k, text in enumerate(texts)]
-    return Ground(1, build(iter([]), TokenizerConfig(vocab_size=257)), heldout)
+    tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
+    return Ground(1, tokenizer, heldout, reference=lambda path: Scatter())
 
 
 def settings(name: str, folder: Path, rows: int) -> dict:
@@ -41,6 +54,8 @@ def settings(name: str, folder: Path, rows: int) -> dict:
             texts = (text for _, text in ground(rows).heldout)
             path.write_text("".join(json.dumps({"id": k, "text": t}) + "\n" for k, t in enumerate(texts)))
         given["path"] = str(path)
+    if name == "traps":
+        given |= {"path": "model", "lengths": [25]}
     return given
 
 

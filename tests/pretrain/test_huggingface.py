@@ -185,3 +185,28 @@ def test_only_safetensors_are_read(llama, tmp_path):
     )
     with pytest.raises(UserError, match=r"no \.safetensors"):
         huggingface.read(tmp_path, shape)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_a_reference_model(started, prepared):
+    """Without process groups: -ln p of texts is that of the exported model."""
+    import torch
+
+    from data import prepare
+    from data.errors import UserError
+    from data.tokenizer import TokenizerConfig, build
+    from pretrain.reference import open_reference
+
+    (corpus,) = (path for path in (prepared.path / "runs" / "corpora").iterdir() if path.is_dir())
+    tokenizer = prepare.load_tokenizer(corpus)
+    place = str(started / "checkpoints" / "step_00000008")
+    found = open_reference(place, tokenizer).sample(8, 12, 1.0, np.random.default_rng(2))
+    assert found
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(started / "export" / "step_00000008").eval()
+    for text, ids, lost in found:
+        assert tokenizer.encode(text).tolist() == ids.tolist()
+        row = torch.tensor([[tokenizer.eod, *ids.tolist()]])
+        with torch.inference_mode():
+            assert 12 * theirs(row, labels=row).loss.item() == pytest.approx(lost, rel=1e-4)
+    with pytest.raises(UserError, match="has a vocabulary of"):
+        open_reference(place, build(iter([]), TokenizerConfig(vocab_size=257)))

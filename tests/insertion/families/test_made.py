@@ -1,6 +1,5 @@
 """Families that make their items here: the same bytes everywhere, enough of them, and what they say they are."""
 
-import hashlib
 import math
 import re
 
@@ -26,34 +25,6 @@ FAMILIES = (
 @pytest.fixture(scope="module")
 def ground():
     return Ground(5, build(iter([]), TokenizerConfig(vocab_size=257)), [])
-
-
-GOLDEN = {
-    "biographies": "88b4a2e41ac8ca7b",
-    "canaries": "4b68f64cd68d0c5b",
-    "fictional_facts": "dcdbe6dad47a51a6",
-    "ghost_sentences": "091a978958993ec0",
-    "paraphrases": "2902a7ee3f7d6311",
-    "test_sets": "7184053466ba751a",
-    "watermarks": "f60f8225e8d78d15",
-}
-"""Digests of the first 20 items; they change only when a family is changed on purpose."""
-
-
-def digest(items):
-    parts = [
-        (i.id, i.text, i.paraphrases, [(p.kind, p.name, p.prompt, p.target, p.correct) for p in i.probes])
-        for i in items
-    ]
-    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_same_on_every_run_and_platform(ground, name):
-    few, many = make(name, ground, 20, {}), make(name, ground, 60, {})
-    assert list(many[:20]) == list(few)
-    assert len({item.text for item in many}) == len({item.id for item in many}) == 60
-    assert digest(few) == GOLDEN[name]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

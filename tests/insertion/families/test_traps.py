@@ -115,7 +115,7 @@ def test_a_reference_model(directory):
     from pretrain.reference import open_reference
 
     path, tokenizer = directory
-    reference = open_reference(str(path))
+    reference = open_reference(str(path), tokenizer)
     found = reference.sample(6, 10, 1.0, np.random.default_rng(0))
     assert 1 <= len(found) <= 6
     gpt = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
@@ -134,7 +134,7 @@ def test_a_reference_model(directory):
 def test_colder_is_likelier(directory):
     from pretrain.reference import open_reference
 
-    reference = open_reference(str(directory[0]))
+    reference = open_reference(str(directory[0]), directory[1])
     cold, hot = (
         np.mean([lost for _, _, lost in reference.sample(32, 10, t, np.random.default_rng(0))])
         for t in (0.3, 2.0)
@@ -142,12 +142,12 @@ def test_colder_is_likelier(directory):
     assert cold < hot - 5
 
 
-def test_no_reference_model(tmp_path):
+def test_no_reference_model(tmp_path, ground):
     from pretrain.reference import open_reference
 
     with pytest.raises(UserError, match=r"there is no config\.json in it"):
-        open_reference(str(tmp_path))
+        open_reference(str(tmp_path), ground.tokenizer)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be loaded"):
-        open_reference(str(tmp_path))
+        open_reference(str(tmp_path), ground.tokenizer)
