@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from dataclasses import asdict
 from functools import cache
@@ -21,6 +22,16 @@ GOLDEN = Path(__file__).with_name("golden_families.json")
 FIRST = 5
 
 
+class Reference:
+    """A model under which all words have the same chance."""
+
+    words = 20_000
+
+    def sample(self, count, length, temperature, rng):
+        ids = rng.integers(self.words, size=(count, length))
+        return [(" ".join(f"w{k}" for k in row), np.array(row), length * math.log(self.words)) for row in ids.tolist()]
+
+
 @cache
 def ground(documents: int) -> Ground:
     """Held-out documents of invented words, and a tokenizer of bytes."""
@@ -29,12 +40,15 @@ def ground(documents: int) -> Ground:
     words = np.array(["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(3000)])
     texts = [" ".join(row) for row in words[rng.integers(3000, size=(documents, 40))]]
     heldout = [(f"{k:05d}", text) for k, text in enumerate(texts)]
-    return Ground(1, build(iter([]), TokenizerConfig(vocab_size=257)), heldout)
+    tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
+    return Ground(1, tokenizer, heldout, reference=lambda path: Reference())
 
 
 def settings(name: str, folder: Path, rows: int) -> dict:
     """The family's settings in conf/insertion; a family that reads a file gets one of ``rows`` rows."""
     given = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))["families"][name]
+    if name == "traps":
+        given |= {"path": "model", "lengths": [25], "high": 1e6, "buckets": 1, "max_batches": rows}
     if name == "table":
         path = folder / "table.jsonl"
         if not path.exists():
