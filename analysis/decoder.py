@@ -25,8 +25,10 @@ class Layer:
     """((N + 2K) * E, D): queries, keys, values."""
     out: Tensor
     """(D, N * E)."""
-    gate_up: Tensor
-    """(2F, D): what SiLU is applied to, then what it is multiplied with."""
+    gate: Tensor
+    """(F, D): what SiLU is applied to."""
+    up: Tensor
+    """(F, D): what that is multiplied with."""
     down: Tensor
     """(D, F)."""
 
@@ -178,19 +180,26 @@ class Decoder:
         """Output projection and feed-forward block, with their residuals."""
         flat = attended.transpose(1, 2).flatten(2)
         x_BTD = x_BTD + linear(flat, layer.out)
-        gate, up = linear(self._norm(x_BTD), layer.gate_up).chunk(2, -1)
-        return x_BTD + linear(functional.silu(gate).mul_(up), layer.down)
+        normed = self._norm(x_BTD)
+        inner = linear(normed, layer.gate, silu=True).mul_(linear(normed, layer.up))
+        return x_BTD + linear(inner, layer.down)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T`` in the precision of both, by whichever library is faster.
+def linear(x: Tensor, weight: Tensor, *, silu: bool = False) -> Tensor:
+    """``x @ weight.T`` in the precision of both, and SiLU of it if asked for, by whichever library is faster.
 
     For float32 PyTorch calls MKL, which reaches less than half of what oneDNN does on processors not made by Intel.
     oneDNN is in PyTorch as well; the operator is what ``torch.compile`` uses.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or not _ONEDNN:
-        return functional.linear(x, weight)
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        found = functional.linear(x, weight)
+        return functional.silu(found) if silu else found
+    return _onednn_linear(x, weight, silu)
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
+    after = "swish" if silu else "none"
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, after, [], "")
     return found
 
 
@@ -198,11 +207,14 @@ def _onednn() -> bool:
     """Whether oneDNN's product is there, and right."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(3, 8, generator=generator) for _ in range(2))
+    plain = x @ weight.T
     try:
-        found = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return bool(
+            torch.allclose(_onednn_linear(x, weight, False), plain, atol=1e-5)
+            and torch.allclose(_onednn_linear(x, weight, True), functional.silu(plain), atol=1e-5)
+        )
     except (AttributeError, RuntimeError):
         return False
-    return bool(torch.allclose(found, x @ weight.T, atol=1e-5))
 
 
 _ONEDNN = _onednn()
@@ -227,7 +239,7 @@ def from_llama(state: Mapping[str, Tensor], shape: Shape) -> Decoder:
             _take(left, f"{at}{name}_layernorm.weight") for name in ("input", "post_attention")
         )
         layers.append(
-            Layer(_fold(torch.cat([q, k, v]), before), out, _fold(torch.cat([gate, up]), between), down)
+            Layer(_fold(torch.cat([q, k, v]), before), out, _fold(gate, between), _fold(up, between), down)
         )
     _nothing_left(left)
     return Decoder(embedding, layers, _fold(head, norm), shape)
@@ -253,11 +265,13 @@ def from_gpt(state: Mapping[str, Tensor], shape: Shape) -> Decoder:
         # megatron-core keeps the queries of a group beside the group's key and value.
         groups = mixed.view(shape.kv_heads, shape.heads // shape.kv_heads + 2, -1, mixed.shape[1])
         parts = groups[:, :-2].flatten(0, 2), groups[:, -2].flatten(0, 1), groups[:, -1].flatten(0, 1)
+        gate, up = _take(left, f"{at}mlp.linear_fc1.weight").chunk(2)
         layers.append(
             Layer(
                 _fold(torch.cat(parts), before),
                 _take(left, f"{at}self_attention.linear_proj.weight"),
-                _fold(_take(left, f"{at}mlp.linear_fc1.weight"), between),
+                _fold(gate, between),
+                _fold(up, between),
                 _take(left, f"{at}mlp.linear_fc2.weight"),
             )
         )

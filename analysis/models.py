@@ -17,7 +17,6 @@ from torch.nn import functional
 from analysis import decoder
 from analysis.decoder import Shape
 from data.errors import UserError
-from pretrain import model as engine
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +57,8 @@ class Trained:
     @property
     def head(self) -> Tensor:
         """Output matrix, (V, D)."""
+        from pretrain import model as engine  # takes seconds, and models of transformers need none of it
+
         weight: Tensor = engine.output_weight(self.gpt)
         return weight
 
@@ -72,6 +73,8 @@ class Trained:
         """Final hidden states, (B, T, D); plainly causal."""
         if positions_BT is not None or mask_BTT is not None:
             raise NotImplementedError("this model is plainly causal")
+        from pretrain import model as engine
+
         found: Tensor = engine.hidden_states(self.gpt, ids_BT)
         return found
 
