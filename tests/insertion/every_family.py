@@ -29,7 +29,10 @@ class Reference:
 
     def sample(self, count, length, temperature, rng):
         ids = rng.integers(self.words, size=(count, length))
-        return [(" ".join(f"w{k}" for k in row), np.array(row), length * math.log(self.words)) for row in ids.tolist()]
+        return [
+            (" ".join(f"w{k}" for k in row), np.array(row), length * math.log(self.words))
+            for row in ids.tolist()
+        ]
 
 
 @cache
