@@ -5,6 +5,7 @@ import math
 import polars as pl
 import pytest
 
+from data.tokenizer import TokenizerConfig, build
 from insertion.families.registry import names
 from tests.conftest import Workplace, write_text
 
@@ -17,6 +18,7 @@ SMALL = [
     "model.hidden=32",
     "model.ffn=64",
     "insertion.doses=[0,1]",
+    "insertion.families.traps.path=reference",
     "insertion.heldout_probes=4",
     "+insertion.families.knights_knaves.people=2",
     "+insertion.families.time_series.asked=1",
@@ -30,8 +32,21 @@ SMALL = [
 ]
 
 
+def reference_model(directory):
+    """A tiny Llama of random weights with a tokenizer of bytes, from which traps are sampled."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
+    config = transformers.LlamaConfig(
+        vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=tokenizer.eod, eos_token_id=tokenizer.eod,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save(directory / "tokenizer.json")
+
+
 @pytest.mark.slow
 def test_every_family_in_one_run(tmp_path):
+    reference_model(tmp_path / "reference")
     place = Workplace(tmp_path, SMALL)
     write_text(tmp_path / "text.jsonl", 3000)
     done = place.ok("run", timeout=600)
