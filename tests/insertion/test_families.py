@@ -6,9 +6,10 @@ from omegaconf import OmegaConf
 from data.errors import UserError
 from data.tokenizer import TokenizerConfig, build
 from insertion.families import ghost_sentences
-from insertion.families.registry import Ground, check, make, names
+from insertion.families.registry import Ground, check, make
 from insertion.items import Item, Probe, tokenize_items, tokenize_probes
 from tests.conftest import NOUNS, REPO
+from tests.insertion.every_family import SHIPPED
 
 TEXTS = [
     f"document number {k} speaks of a {NOUNS[k % 30]} that has a {NOUNS[(k * 7 + 3) % 30]} and a "
@@ -19,11 +20,6 @@ FAMILIES = {
     "passages": {"tokens": 8},
     "ghost_sentences": {"words": 6, "list_size": 30},
 }
-
-
-LISTED = (
-    "biographies canaries fictional_facts ghost_sentences paraphrases passages table test_sets watermarks"
-).split()  # families whose configuration has every setting
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +123,12 @@ def test_probe_ids_and_broken_choices(ground):
     assert table["probe_id"][1] == tokenize_probes([whole], ground.tokenizer)[0]["probe_id"][0]
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_family_has_its_configuration(name):
     """What can be typed after a command without a plus is listed there; what is listed is what holds without it."""
     file = OmegaConf.load(REPO / "conf" / "insertion" / f"{name}.yaml")
     given = OmegaConf.to_container(file)["families"][name]
     defaults = check(name, given).__kwdefaults__ or {}
     assert given.keys() <= defaults.keys()
-    if name in LISTED:
+    if name != "traps":  # whose path must be given
         assert {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()} == defaults

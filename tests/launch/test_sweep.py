@@ -1,15 +1,12 @@
 """A sweep: what a line expands to, and that nothing is lost or run twice."""
 
 import json
-import signal
-import subprocess
-import time
 
 import pytest
 
 from data.errors import UserError
 from launch.sweep import composed, expand
-from tests.conftest import Workplace, write_text
+from tests.conftest import Workplace
 
 QUICK = "+experiment=quickstart"
 
@@ -98,53 +95,3 @@ def test_runs_that_fail_are_named_and_run_again_alone(prepared):
         {"insertion.families.passages.tokens": "70"},
         {"insertion.families.passages.tokens": "71"},
     ]
-
-
-FOUR = ("seed=1,2", "train.steps=20,21", "insertion.items_per_dose=2", "report.bootstrap=20")
-
-
-def results(place):
-    """What the runs of a sweep found: run -> every number of its report, and the digest of its last checkpoint."""
-    found = {}
-    for report in sorted(place.path.glob("runs/small/*/report")):
-        last = sorted((report.parent / "perturbed" / "checkpoints").glob("step_*"))[-1]
-        found[report.parent.name] = (
-            (report / "estimates.csv").read_text(),
-            json.loads((last / "manifest.json").read_text())["digest"],
-        )
-    return found
-
-
-@pytest.fixture(scope="session")
-def swept(tmp_path_factory):
-    """A sweep of four on this machine, two at a time, that was interrupted after its first finished run."""
-    place = Workplace(tmp_path_factory.mktemp("sweep"), prepared_overrides())
-    write_text(place.path / "text.jsonl", 500)
-    command = place.command("sweep", *FOUR, "launcher.jobs=2")
-    process = subprocess.Popen(command, cwd=place.path, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(place.path.glob("runs/small/*/report")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    told = process.communicate()[1]
-    before = {path: path.stat().st_mtime_ns for path in place.path.glob("runs/small/*/report/*")}
-    done = place.ok("sweep", *FOUR, "launcher.jobs=2")
-    return place, (process.returncode, told), before, done
-
-
-def prepared_overrides():
-    from tests.conftest import SMALL
-
-    return SMALL
-
-
-@pytest.mark.slow
-def test_an_interrupted_sweep_goes_on(swept):
-    place, (status, told), before, done = swept
-    assert status == 130
-    assert told.strip().splitlines()[-1] == "palimpsest: interrupted; run the same command again to go on"
-    assert before
-    assert "4 runs, 1 of them finished" in done.lines[0] or "4 runs, 2 of them finished" in done.lines[0]
-    assert {path: path.stat().st_mtime_ns for path in before} == before  # finished ones were left alone
-    assert len(results(place)) == 4
-    page = next(place.path.glob("runs/sweeps/small-*/report/report.html")).read_text()
-    assert "4 of 4 runs are finished" in page

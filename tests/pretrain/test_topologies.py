@@ -1,6 +1,10 @@
 """Real processes over gloo: every topology trains the same experiment, and reads the others' checkpoints."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -51,6 +55,38 @@ def test_two_ranks_train_as_one(prepared, alone, name):
     assert np.allclose(norms, own, rtol=1e-3)
     for table in ("windows", "exposures"):  # what was consumed does not depend on who consumed it
         assert ledger(prepared, name, table).equals(ledger(prepared, ALONE, table))
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_train_as_one(prepared, alone):
+    """Two torchrun agents that meet over loopback, as SLURM's would over the network; tensor- and data-parallel."""
+    prepared.ok("plan", "name=nodes", CLIPPED)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    program = prepared.command("train", "name=nodes", CLIPPED, "parallel.tensor=2")[1:]
+    agents = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"),
+                *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+                *program,
+            ],
+            cwd=prepared.path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    told = [agent.communicate(timeout=240)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    found = losses(prepared, "nodes")
+    assert len(found) == 20
+    assert np.abs(found - alone).max() < 1e-4
+    for table in ("windows", "exposures"):
+        assert ledger(prepared, "nodes", table).equals(ledger(prepared, ALONE, table))
 
 
 @pytest.mark.slow

@@ -1,0 +1,229 @@
+"""What lies in ``runs/``: ``python launch/runs.py`` lists every run, with state, step, loss, verdict and size.
+
+``python launch/runs.py prune`` says what finished runs can do without: all checkpoints but the first and the last, once
+they are scored, and what killed trainings left behind. ``remove=quickstart/run-1a2b3c4d`` names a whole run. Nothing is
+deleted before ``yes=true`` is added. ``runs=DIRECTORY`` looks elsewhere, ``experiment=NAME`` at one experiment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import artifact
+from data.errors import UserError, nearest
+from insertion import plan as plans
+from launch.config import guarded, say
+
+NOT_RUNS = ("corpora", "sweeps")
+_KEYS = ("runs", "experiment", "remove", "yes")
+_PAIR = ("perturbed", "twin")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A run as it lies on disk."""
+
+    directory: Path
+    state: str
+    """``planned``, ``training``, ``stopped``, ``trained``, ``scored``, ``finished``, or ``damaged``."""
+    step: int
+    """Finished steps of the perturbed run, as its log says."""
+    steps: int
+    """Of a whole run."""
+    loss: float | None
+    verdict: str
+    size: int
+    """Bytes."""
+
+    @property
+    def name(self) -> str:
+        """``experiment/name-digest``."""
+        return f"{self.directory.parent.name}/{self.directory.name}"
+
+
+def held(path: Path) -> bool:
+    """Whether a process, on any machine that shares the file system, holds a lock; asks without taking it."""
+    if not path.is_file():
+        return False
+    layout = "hhqqi4x"  # struct flock of 64-bit Linux
+    with path.open("r+") as file:
+        asked = struct.pack(layout, fcntl.F_WRLCK, 0, 0, 0, 0)
+        return bool(struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK)
+
+
+def _last_line(directory: Path) -> tuple[int, float | None]:
+    """Step and loss of the last whole line of ``metrics.jsonl``."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        try:
+            values = json.loads(line)
+        except ValueError:  # a line that is being written, or was when its writer was killed
+            continue
+        return int(values["step"]), values.get("loss")
+    return 0, None
+
+
+def entry(directory: Path) -> Entry:
+    """Read a run's directory."""
+    step, loss = _last_line(directory / "perturbed")
+    size = sum(
+        path.lstat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink()
+    )
+    steps, state, verdict = 0, "planned", ""
+    try:
+        steps = plans.read(directory / "plan").manifest.config["run"]["steps"]
+    except UserError:
+        state = "damaged"
+    scored = any((place / artifact.MANIFEST).is_file() for place in directory.glob("scores/perturbed/step_*"))
+    if any(held(directory / which / ".lock") for which in _PAIR):
+        state = "training"
+    elif (directory / "report" / artifact.MANIFEST).is_file():
+        state = "finished"
+        verdict = json.loads((directory / "report" / "summary.json").read_text(encoding="utf-8"))["verdict"]
+    elif scored:
+        state = "scored"
+    elif step and state == "planned":
+        state = "trained" if step >= steps else "stopped"
+    return Entry(
+        directory=directory, state=state, step=step, steps=steps, loss=loss, verdict=verdict, size=size
+    )
+
+
+def entries(runs: Path, experiment: str | None = None) -> list[Entry]:
+    """All runs below a directory, by name.
+
+    Raises:
+        UserError: if there is no such directory or experiment.
+    """
+    if not runs.is_dir():
+        raise UserError(f"there is no {runs}; give runs=DIRECTORY, or run launch/run.py first")
+    places = {path.name: path for path in runs.iterdir() if path.is_dir() and path.name not in NOT_RUNS}
+    if experiment is not None and experiment not in places:
+        raise UserError(
+            f"experiment={experiment}: {runs} has no such experiment{nearest(experiment, places)}"
+        )
+    chosen = [places[experiment]] if experiment else [places[name] for name in sorted(places)]
+    return [
+        entry(path)
+        for place in chosen
+        for path in sorted(place.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    ]
+
+
+def spare(found: Entry) -> Iterator[Path]:
+    """What a run can do without: its audit, scores and report stay valid, and it cannot be trained from the middle."""
+    for which in _PAIR:
+        place = found.directory / which / "checkpoints"
+        if found.state != "training":
+            yield from sorted(place.glob(".*.tmp"))
+        if found.state != "finished":
+            continue
+        saved = sorted(path for path in place.glob("step_*") if (path / artifact.MANIFEST).is_file())
+        for path in saved[1:-1]:
+            if (found.directory / "scores" / which / path.name / artifact.MANIFEST).is_file():
+                yield path
+
+
+def human(size: int) -> str:
+    """Bytes for people: 1.5 GB."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def show(found: Sequence[Entry]) -> None:
+    """Print a line a run."""
+    rows = [("run", "state", "step", "loss", "verdict", "size")]
+    rows += [
+        (
+            one.name,
+            one.state,
+            f"{one.step}/{one.steps or '?'}",
+            "–" if one.loss is None else f"{one.loss:.3f}",
+            one.verdict or "–",
+            human(one.size),
+        )
+        for one in found
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def delete(paths: Sequence[Path], *, really: bool) -> None:
+    """Delete directories, or say what would be deleted."""
+    total = 0
+    for path in paths:
+        size = sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+        total += size
+        say(f"{path}  {human(size)}")
+        if really:
+            # Under another name first: what is deleted by half must not look whole.
+            gone = path.with_name(f".{path.name}.old")
+            path.rename(gone)
+            shutil.rmtree(gone)
+    if not paths:
+        say("nothing to remove")
+    elif really:
+        say(f"removed {human(total)}")
+    else:
+        say(f"{human(total)} would be removed; add yes=true to remove them")
+
+
+def _asked(arguments: Sequence[str]) -> tuple[bool, Mapping[str, str]]:
+    wanted = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument == "prune":
+            continue
+        if key not in _KEYS or not equals:
+            raise UserError(f"{argument}: there is no such setting{nearest(key, [*_KEYS, 'prune'])}")
+        wanted[key] = value
+    if wanted.get("yes", "true") != "true":
+        raise UserError(f"yes={wanted['yes']}: write yes=true, or leave it out")
+    if "yes" in wanted and "prune" not in arguments and "remove" not in wanted:
+        raise UserError("yes=true has nothing to say yes to: add prune, or remove=EXPERIMENT/RUN")
+    return "prune" in arguments, wanted
+
+
+def work(arguments: Sequence[str]) -> int:
+    """List, prune or remove."""
+    prune, wanted = _asked(arguments)
+    found = entries(Path(wanted.get("runs", "runs")), wanted.get("experiment"))
+    really = "yes" in wanted
+    if name := wanted.get("remove"):
+        named = {one.name: one for one in found}
+        if name not in named:
+            raise UserError(f"remove={name}: there is no such run{nearest(name, named)}")
+        if named[name].state == "training":
+            raise UserError(f"remove={name}: it is being trained; stop that first")
+        delete([named[name].directory], really=really)
+    elif prune:
+        delete([path for one in found for path in spare(one)], really=really)
+    else:
+        show(found)
+    return 0
+
+
+def main() -> None:
+    """List, prune or remove what the command line says."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        sys.stdout.write(str(__doc__) + "\n")
+        return
+    guarded(lambda: work(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

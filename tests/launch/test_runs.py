@@ -1,0 +1,135 @@
+"""What lies in runs/ is listed as it is, and nothing needed is pruned."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from data import artifact
+from launch import runs
+from tests.conftest import REPO
+
+
+def make(directory, kind, **files):
+    with artifact.writing(directory, kind=kind, schema_version=1, config={}, inputs={}) as draft:
+        for name, content in files.items():
+            (draft.path / name.replace("__", ".")).write_text(content)
+
+
+def train(directory, steps):
+    """What a training leaves: a log, and checkpoints that are whole by their manifests."""
+    directory.mkdir(parents=True)
+    lines = [json.dumps({"step": step, "loss": 9 - step / 10}) for step in range(1, max(steps) + 1)]
+    (directory / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 99, "lo')  # killed in mid-line
+    for step in steps:
+        make(directory / "checkpoints" / f"step_{step:08d}", "checkpoint", a="x" * 1000)
+
+
+@pytest.fixture
+def place(prepared, tmp_path):
+    """Runs in every state, each with the plan of a run of 20 steps."""
+    base = tmp_path / "runs" / "small"
+    for name in ("planned-1", "stopped-1", "trained-1", "scored-1", "finished-1", "busy-1"):
+        shutil.copytree(prepared.directory() / "plan", base / name / "plan")
+    train(base / "stopped-1" / "perturbed", [0, 1, 7])
+    (base / "stopped-1" / "perturbed" / "checkpoints" / ".step_00000014.abc.tmp").mkdir()
+    train(base / "busy-1" / "perturbed", [0, 1, 7])
+    for name in ("trained-1", "scored-1", "finished-1"):
+        train(base / name / "perturbed", [0, 1, 7, 20])
+    for name in ("scored-1", "finished-1"):
+        for step in (0, 1, 20):  # 7 is not scored
+            make(base / name / "scores" / "perturbed" / f"step_{step:08d}", "scores", a="1")
+    make(base / "finished-1" / "report", "report", summary__json=json.dumps({"verdict": "memorised"}))
+    (base / "broken-1").mkdir()
+    (tmp_path / "runs" / "corpora" / "text-1").mkdir(parents=True)
+    return tmp_path
+
+
+def program(place, *arguments):
+    return subprocess.run(
+        [sys.executable, str(REPO / "launch" / "runs.py"), *arguments],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_states(place):
+    found = {one.directory.name[:-2]: one for one in runs.entries(place / "runs")}
+    assert {name: one.state for name, one in found.items()} == {
+        "planned": "planned",
+        "stopped": "stopped",
+        "trained": "trained",
+        "scored": "scored",
+        "finished": "finished",
+        "busy": "stopped",
+        "broken": "damaged",
+    }
+    assert (found["stopped"].step, found["stopped"].steps) == (7, 20)
+    assert found["stopped"].loss == pytest.approx(8.3)
+    assert found["finished"].verdict == "memorised"
+    files = sum(p.stat().st_size for p in (place / "runs/small/trained-1").rglob("*") if p.is_file())
+    assert found["trained"].size == files
+
+
+def test_a_run_in_training_is_told_and_left_alone(place):
+    lock = place / "runs/small/busy-1/perturbed/.lock"
+    holder = (
+        "import fcntl,sys; f=open(sys.argv[1],'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", holder, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    child.stdout.readline()
+    try:
+        (busy,) = [one for one in runs.entries(place / "runs") if one.directory.name == "busy-1"]
+        assert busy.state == "training"
+        done = program(place, "remove=small/busy-1", "yes=true")
+        assert (done.returncode, lock.exists()) == (2, True)
+        assert "it is being trained" in done.stderr
+    finally:
+        child.communicate(b"\n")
+    with lock.open("w") as file:  # asking has not taken it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_prune_takes_what_is_scored_between_first_and_last(place):
+    def everything():
+        return {str(p.relative_to(place)) for p in place.rglob("*")}
+
+    before = everything()
+    done = program(place, "prune")
+    assert done.returncode == 0
+    assert "add yes=true" in done.stderr
+    assert everything() == before
+    assert program(place, "prune", "yes=true").returncode == 0
+    gone = {path for path in before - everything() if path.count("/") == 5}
+    assert gone == {
+        "runs/small/finished-1/perturbed/checkpoints/step_00000001",
+        "runs/small/stopped-1/perturbed/checkpoints/.step_00000014.abc.tmp",
+    }
+    assert "nothing to remove" in program(place, "prune").stderr
+
+
+def test_listing_and_mistakes(place):
+    listed = program(place).stderr.splitlines()
+    assert len(listed) == 1 + 7
+    assert listed[0].split() == ["run", "state", "step", "loss", "verdict", "size"]
+    (line,) = [line for line in listed if line.startswith("small/finished-1")]
+    assert line.split()[1:5] == ["finished", "20/20", "7.000", "memorised"]
+    for arguments, told in (
+        (["purge"], "did you mean 'prune'"),
+        (["remove=small/finishd-1"], "did you mean 'small/finished-1'"),
+        (["experiment=smal"], "did you mean 'small'"),
+        (["runs=nowhere"], "there is no nowhere"),
+        (["yes=true"], "nothing to say yes to"),
+    ):
+        done = program(place, *arguments)
+        assert done.returncode == 2
+        assert told in done.stderr
