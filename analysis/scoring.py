@@ -1,32 +1,32 @@
 """One teacher-forced pass per checkpoint over all probes.
 
-Shapes: B probes in a batch, T tokens of the longest, V vocabulary.
+Texts of like length are read together, those with a common beginning as one tree (:mod:`analysis.packing`). The output
+matrix is applied to a few tokens at a time, so that B x T x V logits never exist; six numbers a token leave the device.
+
+Shapes: B rows in a batch, R tokens of the longest, N tokens whose logits exist at once, V vocabulary, P predictions.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from data import artifact
-from pretrain import checkpoint, model
-from pretrain.config import ModelConfig, ParallelConfig, TrainConfig
+from analysis import packing
+from analysis.decoder import linear
+from analysis.models import Model
+from data.errors import UserError
 
-log = logging.getLogger(__name__)
-
-KIND = "scores"
-VERSION = 1
-TOKENS_A_BATCH = 4096
-TOKENS_A_CHUNK = 256
-"""Tokens whose logits exist at once: B x T x V never does, and the chunks stay in cache."""
+TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
+"""Tokens read at once: enough for fast matrix products; on CPUs, few enough to stay in cache."""
+BYTES_A_CHUNK = {"cpu": 2**20, "cuda": 2**29}
+"""Size of the logits that exist at once."""
 
 SCORE_SCHEMA = pl.Schema(
     {
@@ -36,6 +36,7 @@ SCORE_SCHEMA = pl.Schema(
         "entropy": pl.List(pl.Float32),
         "variance": pl.List(pl.Float32),
         "margin": pl.List(pl.Float32),
+        "argmax": pl.List(pl.Int32),
     }
 )
 """One row a probe, one list entry a token (the first one follows an end-of-document token).
@@ -43,144 +44,180 @@ SCORE_SCHEMA = pl.Schema(
 ``logprob``: ln p of the token, nats. ``rank``: tokens that the model holds more likely, at most 65,535.
 ``entropy``: H of the next-token distribution, nats. ``variance``: of ln p under that distribution, nats^2.
 ``margin``: the token's logit minus the best other one's; above 0 where greedy decoding picks it, 0 in a tie (of tied
-tokens the one with the smaller id comes first).
+tokens the one with the smaller id comes first). ``argmax``: the token that greedy decoding picks.
 """
+NUMBERS = tuple(name for name in SCORE_SCHEMA if name != "probe_id")
+
+_DTYPES = {"rank": np.uint16, "argmax": np.int32}
 
 
 def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
-    """The five numbers of each token, in float32.
+    """The six numbers of each token (``SCORE_SCHEMA``), computed in float32.
+
+    With z = logit - largest logit and e = exp(z): ``ln p = z_target - ln sum e``, ``H = ln sum e - E[z]``,
+    ``V = E[z^2] - E[z]^2``, E being weighted by e. Where the model is sure, E[z] is near 0 and nothing cancels, and the
+    sum is 1 plus little, whose logarithm is taken of the little; the last steps are in float64.
 
     Args:
-        logits_NV: (N, V), any float dtype.
+        logits_NV: (N, V), any float dtype; float32 ones are overwritten.
         targets_N: (N,) int64.
     """
-    logits_NV = logits_NV.float()
-    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
-    probs_NV = logprobs_NV.exp()
-    target = logits_NV.gather(1, targets_N[:, None])
-    entropy_N1 = -(probs_NV * logprobs_NV).sum(-1, keepdim=True)
-    best = logits_NV.topk(2, dim=-1).values
-    ahead = (logits_NV > target).sum(-1)
-    smaller_id = torch.arange(logits_NV.shape[1], device=logits_NV.device) < targets_N[:, None]
-    tied_before = ((logits_NV == target) & smaller_id).sum(-1)
-    other = torch.where(target >= best[:, :1], best[:, 1:], best[:, :1])
+    z_NV = logits_NV.float()
+    index_N1 = targets_N[:, None]
+    largest_N1, argmax_N1 = z_NV.max(-1, keepdim=True)
+    z_NV -= largest_N1
+    target_N1 = z_NV.gather(1, index_N1)
+    ahead_N = (z_NV > target_N1).sum(-1, dtype=torch.int32)
+    level_N = (z_NV == target_N1).sum(-1, dtype=torch.int32)
+    e_NV = z_NV.exp().scatter_(
+        1, argmax_N1, 0.0
+    )  # the largest adds 1 to the sum, and nothing to what follows
+    rest_N = e_NV.sum(-1).double()
+    sum_N, log_sum_N = 1 + rest_N, rest_N.log1p()
+    e_NV *= z_NV
+    mean_N = e_NV.sum(-1).double() / sum_N
+    e_NV *= z_NV
+    square_N = e_NV.sum(-1).double() / sum_N
+    ties = (level_N > 1).nonzero()[:, 0]
+    if len(ties):
+        ids = torch.arange(z_NV.shape[1], device=z_NV.device)
+        level = z_NV[ties] == target_N1[ties]
+        ahead_N[ties] += (level & (ids < index_N1[ties])).sum(-1, dtype=torch.int32)
+    # The best other token is the argmax, unless the target is.
+    margin_N = target_N1[:, 0].clone()
+    best = (ahead_N == 0).nonzero()[:, 0]
+    if len(best):
+        others = z_NV[best].scatter_(1, index_N1[best], -torch.inf)
+        margin_N[best] = -others.amax(-1)
     return {
-        "logprob": logprobs_NV.gather(1, targets_N[:, None])[:, 0],
-        "rank": (ahead + tied_before).clamp(max=65_535),
-        "entropy": entropy_N1[:, 0],
-        # Two passes: E[(ln p + H)^2] keeps its digits where E[ln p ^2] - H^2 cancels.
-        "variance": (probs_NV * (logprobs_NV + entropy_N1).square()).sum(-1),
-        "margin": (target - other)[:, 0],
+        "logprob": (target_N1[:, 0].double() - log_sum_N).float(),
+        "rank": ahead_N.clamp(max=65_535),
+        "entropy": (log_sum_N - mean_N).float(),
+        "variance": (square_N - mean_N.square()).clamp(min=0).float(),
+        "margin": margin_N,
+        "argmax": argmax_N1[:, 0].int(),
     }
 
 
-def batches(lengths: npt.NDArray[np.int64], tokens: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Rows sorted by length and cut so that a batch, padded to its longest, has at most ``tokens`` tokens."""
-    ranked = np.argsort(lengths, kind="stable")
-    start = 0
-    for stop in range(1, len(ranked) + 1):
-        if stop == len(ranked) or (stop + 1 - start) * lengths[ranked[stop]] > tokens:
-            yield ranked[start:stop]
-            start = stop
-
-
-def score(gpt: Any, probes: pl.DataFrame, *, eod: int, vocab_size: int, device: torch.device) -> pl.DataFrame:
+def score(model: Model, probes: pl.DataFrame, *, eod: int, vocab_size: int) -> pl.DataFrame:
     """Score every probe.
 
     Args:
-        gpt: the whole model on one rank; ids -> logits.
+        model: see :mod:`analysis.models`.
         probes: with ``probe_id`` and ``tokens``.
         eod: id of the end-of-document token, put before each probe.
-        vocab_size: of the tokenizer; logits of the padding beyond it are left out.
-        device: of the model.
+        vocab_size: rows of the output matrix that stand for tokens; logits of the padding beyond are left out.
 
     Returns:
         A table of ``SCORE_SCHEMA`` in the order of ``probes``.
+
+    Raises:
+        UserError: for a probe without tokens, or with a token beyond the vocabulary.
     """
-    gpt.eval()
-    ids = [np.asarray(tokens, dtype=np.int64) for tokens in probes["tokens"].to_list()]
-    rows: list[dict[str, npt.NDArray[Any]]] = [{} for _ in ids]
-    lengths = np.array([len(tokens) for tokens in ids])
+    lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
+    flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)
+    _check(probes, lengths, flat, vocab_size)
+    found = score_tokens(
+        model, np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else [], eod=eod, vocab_size=vocab_size
+    )
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return table(probes["probe_id"], offsets, found)
+
+
+def table(
+    probe_id: pl.Series, offsets: NDArray[np.int64], numbers: dict[str, NDArray[np.generic]]
+) -> pl.DataFrame:
+    """Flat numbers, tokens of all probes end to end, as a table of ``SCORE_SCHEMA``."""
+    rows = pl.DataFrame({"row": np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), **numbers})
+    lists = rows.group_by("row", maintain_order=True).agg(pl.col(NUMBERS))
+    return pl.DataFrame({"probe_id": probe_id, **{n: lists[n] for n in NUMBERS}}, schema=SCORE_SCHEMA)
+
+
+def score_tokens(
+    model: Model, texts: Sequence[NDArray[np.integer]], *, eod: int, vocab_size: int
+) -> dict[str, NDArray[np.generic]]:
+    """The six numbers of every token of every text, flat, text after text."""
+    rows, copies = packing.rows(texts, eod, trees=model.trees)
+    kind = model.device.type
+    batches = list(packing.batches(rows, TOKENS_A_BATCH[kind]))
+    total = sum(len(text) for text in texts)
+    numbers = {name: np.zeros(total, _DTYPES.get(name, np.float32)) for name in NUMBERS}
     with torch.inference_mode():
-        head_VH = model.output_weight(gpt)[:vocab_size].float()
-        for chosen in batches(lengths, TOKENS_A_BATCH):
-            found = _score_batch(gpt, head_VH, [ids[row] for row in chosen], eod, device)
-            ends = np.cumsum(lengths[chosen])[:-1]
-            for name, values in found.items():
-                for row, part in zip(chosen, np.split(values, ends), strict=True):
-                    rows[row][name] = part
-    columns = {name: [row[name] for row in rows] for name in SCORE_SCHEMA if name != "probe_id"}
-    return pl.DataFrame({"probe_id": probes["probe_id"], **columns}, schema=SCORE_SCHEMA)
+        head_VD = model.head[:vocab_size].float()
+    work = partial(_read, model, head_VD)
+    for batch, found in zip(batches, _each(work, batches, kind), strict=True):
+        places = np.concatenate([row.places for row in batch])
+        for name, values in found.items():
+            numbers[name][places] = values
+    for copy in copies:
+        for values in numbers.values():
+            values[copy.target : copy.target + copy.count] = values[copy.source : copy.source + copy.count]
+    return numbers
 
 
-def _score_batch(
-    gpt: Any, head_VH: Tensor, ids: list[npt.NDArray[np.int64]], eod: int, device: torch.device
-) -> dict[str, npt.NDArray[Any]]:
-    """The statistics of all tokens of some probes, one probe after the other."""
-    longest = max(len(tokens) for tokens in ids)
-    inputs = np.full((len(ids), longest + 1), eod, dtype=np.int64)
-    real = np.zeros((len(ids), longest), dtype=np.bool_)
-    for line, tokens in enumerate(ids):
-        inputs[line, 1 : len(tokens) + 1] = tokens
-        real[line, : len(tokens)] = True
-    inputs_BT = torch.from_numpy(inputs).to(device)
-    real_BT = torch.from_numpy(real).to(device)
-    hidden_NH = model.hidden_states(gpt, inputs_BT[:, :-1])[real_BT]
-    targets_N = inputs_BT[:, 1:][real_BT]
-    parts = [
-        statistics(hidden.float() @ head_VH.T, targets)
-        for hidden, targets in zip(
-            hidden_NH.split(TOKENS_A_CHUNK), targets_N.split(TOKENS_A_CHUNK), strict=True
+def _each(
+    work: partial[dict[str, NDArray[np.generic]]], batches: Sequence[list[packing.Row]], kind: str
+) -> list[dict[str, NDArray[np.generic]]]:
+    """The work on every batch, in order; on CPUs one thread a batch, which wastes less than sharing each operation."""
+    threads = torch.get_num_threads()
+    if kind != "cpu" or threads == 1 or len(batches) == 1:
+        return [work(batch) for batch in batches]
+    try:
+        with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            return list(pool.map(work, batches))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _read(model: Model, head_VD: Tensor, batch: Sequence[packing.Row]) -> dict[str, NDArray[np.generic]]:
+    """The numbers of a batch's predictions, row after row; whether gradients are tracked is each thread's own."""
+    with torch.inference_mode():
+        return _numbers(model, head_VD, batch)
+
+
+def _numbers(model: Model, head_VD: Tensor, batch: Sequence[packing.Row]) -> dict[str, NDArray[np.generic]]:
+    longest = max(len(row.ids) for row in batch)
+    ids = np.zeros((len(batch), longest), np.int64)
+    nodes = []
+    for line, row in enumerate(batch):
+        ids[line, : len(row.ids)] = row.ids
+        nodes.append(line * longest + row.nodes)
+    device = model.device
+    ids_BR = torch.from_numpy(ids).to(device)
+    if batch[0].seen is None:
+        hidden_BRD = model.hidden(ids_BR)
+    else:
+        positions = np.zeros((len(batch), longest), np.int64)
+        # Padding attends to itself, for attention to nothing is not a number.
+        seen = np.broadcast_to(np.eye(longest, dtype=np.bool_), (len(batch), longest, longest)).copy()
+        for line, row in enumerate(batch):
+            size = len(row.ids)
+            assert row.positions is not None, "rows of one kind are read together"
+            positions[line, :size] = row.positions
+            seen[line, :size, :size] = row.seen
+        hidden_BRD = model.hidden(
+            ids_BR, torch.from_numpy(positions).to(device), torch.from_numpy(seen).to(device)
         )
+    nodes_P = torch.from_numpy(np.concatenate(nodes)).to(device)
+    hidden_PD = hidden_BRD.flatten(0, 1)[nodes_P].float()
+    targets_P = torch.from_numpy(np.concatenate([row.targets for row in batch])).to(device)
+    chunk = max(16, BYTES_A_CHUNK[device.type] // (4 * len(head_VD)))
+    parts = [
+        statistics(linear(hidden, head_VD), targets)
+        for hidden, targets in zip(hidden_PD.split(chunk), targets_P.split(chunk), strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
 
 
-def score_run(
-    checkpoints: Path,
-    scores: Path,
-    probes: pl.DataFrame,
-    *,
-    plan_digest: str,
-    shape: ModelConfig,
-    train: TrainConfig,
-    vocab_size: int,
-    eod: int,
-    device: torch.device,
-    share: tuple[int, int] = (0, 1),
-) -> list[int]:
-    """Score every finished checkpoint of a run; those scored already are left alone.
-
-    Args:
-        checkpoints: directory of the run's checkpoints.
-        scores: directory that gets one artefact a checkpoint.
-        probes: of the plan.
-        plan_digest: its digest.
-        shape: of the model.
-        train: of the run.
-        vocab_size: of the tokenizer.
-        eod: id of the end-of-document token.
-        device: to score on.
-        share: k and n: only every n-th checkpoint, from the k-th on.
-
-    Returns:
-        The steps scored.
-    """
-    gpt = None
-    steps: list[int] = checkpoint.finished(checkpoints)[share[0] :: share[1]]
-    for step in steps:
-        inputs = {"checkpoint": checkpoint.read(checkpoints, step).digest, "plan": plan_digest}
-        target = scores / f"step_{step:08d}"
-        done, _ = artifact.reuse(target, kind=KIND, schema_version=VERSION, config={}, inputs=inputs)
-        if done is not None:
-            continue
-        if gpt is None:
-            gpt = model.build(shape, vocab_size, ParallelConfig(), train).to(device)
-        artifact.verify(checkpoint.path_of(checkpoints, step), checkpoint.read(checkpoints, step))
-        state = checkpoint.load(checkpoints, step, {"model": gpt.sharded_state_dict()})
-        gpt.load_state_dict(state["model"])
-        table = score(gpt, probes, eod=eod, vocab_size=vocab_size, device=device)
-        with artifact.writing(target, kind=KIND, schema_version=VERSION, config={}, inputs=inputs) as draft:
-            table.write_parquet(draft.path / "scores.parquet", compression="zstd")
-            draft.facts.update(step=step, probes=len(table))
-    return steps
+def _check(
+    probes: pl.DataFrame, lengths: NDArray[np.int64], flat: NDArray[np.integer], vocab_size: int
+) -> None:
+    if not lengths.all():
+        raise UserError(f"probe {probes['probe_id'][int(lengths.argmin())]!r} has no tokens; remove it")
+    if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < vocab_size:
+        wrong = int(np.flatnonzero((flat < 0) | (flat >= vocab_size))[0])
+        row = int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))
+        raise UserError(
+            f"probe {probes['probe_id'][row]!r} has token {flat[wrong]}, but the vocabulary has {vocab_size}: it was "
+            "tokenized for another model"
+        )

@@ -9,23 +9,25 @@ JSONL on disk to .bin/.idx on disk, processes started and manifests flushed; fig
 """
 
 import argparse
+import contextlib
 import filecmp
 import json
 import multiprocessing
 import os
 import platform
 import random
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from data import encoder, sources, tokens
 from data.prepare import CorpusConfig, prepare
@@ -154,20 +156,29 @@ def index(place, documents, rounds):
 
 
 def memory(place, documents):
-    """Largest resident memory of any process while a corpus with duplicates is prepared; run by itself."""
+    """Largest resident memory of this process and of its workers while a corpus with duplicates is prepared."""
     rng = random.Random(documents)
     words = [f"{rng.getrandbits(40):x}" for _ in range(50_000)]
     with (place / "many.jsonl").open("w") as file:
         for number in range(documents):
             text = " ".join(rng.choices(words, k=12)) if number % 10 else f"copy {number % 1000}"
             file.write(json.dumps({"text": text}) + "\n")
+    seen = {}
+    threading.Thread(target=_watch, args=(seen,), daemon=True).start()
     manifest = prepare(
         corpus(place, place / "many.jsonl"), place / "many", workers=WORKERS, progress=lambda line: None
     )
-    peak = [
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    ]
-    sys.stdout.write(json.dumps([manifest.facts["train_documents"], *peak]))
+    own = seen.pop(os.getpid())
+    sys.stdout.write(json.dumps([manifest.facts["train_documents"], own, max(seen.values())]))
+
+
+def _watch(seen):
+    """Largest resident memory, MB, of this process and its children; ru_maxrss would begin with the parent's."""
+    while True:
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                seen[process.pid] = max(seen.get(process.pid, 0), process.memory_info().rss / 2**20)
+        time.sleep(0.02)
 
 
 def _cpuinfo():

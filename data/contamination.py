@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,33 @@ import numpy.typing as npt
 from data.errors import UserError
 from data.tokens import read_tokens
 
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-"""Odd, so that no token's contribution to the hash (mod 2^64) is lost."""
-_BLOCK = 1 << 22  # tokens hashed at once
+_BASE = 0x9E3779B97F4A7C15
+"""Odd, so that it has an inverse mod 2^64 and no token's contribution to the hash is lost."""
+_BLOCK = 1 << 20  # tokens hashed at once
 _COMPARED = 1 << 14  # places compared at once
+_SIEVE = 1 << 22  # flags by which most n-grams of the corpus are passed over
+
+
+@cache
+def _powers(size: int, base: int) -> npt.NDArray[np.uint64]:
+    """1, base, base^2, ... (mod 2^64)."""
+    powers = np.full(size, base, dtype=np.uint64)
+    powers[:1] = 1
+    result: npt.NDArray[np.uint64] = np.multiply.accumulate(powers)
+    return result
 
 
 def _hashes(tokens: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
-    """Polynomial hash (mod 2^64, mixed) of every n-gram: (T,) -> (T - n + 1,)."""
+    """Polynomial hash (mod 2^64, mixed) of every n-gram: (T,) -> (T - n + 1,).
+
+    Differences of the sums of ``token_k base^k``, divided by ``base^k`` of their beginning: as fast for long n-grams.
+    """
     count = max(len(tokens) - n + 1, 0)
-    result = np.zeros(count, dtype=np.uint64)
-    for k in range(n):  # n passes over the array, none over its tokens
-        result *= _BASE
-        result += tokens[k : k + count] + np.uint64(1)
+    size = 1 << max(len(tokens) - 1, 1).bit_length()  # few sizes, so that the powers are made once
+    sums = np.zeros(len(tokens) + 1, dtype=np.uint64)
+    np.cumsum((tokens + np.uint64(1)) * _powers(size, _BASE)[: len(tokens)], out=sums[1:])
+    result = sums[n : n + count] - sums[:count]
+    result *= _powers(size, pow(_BASE, -1, 1 << 64))[:count]
     result ^= result >> np.uint64(29)
     result *= np.uint64(0xBF58476D1CE4E5B9)
     result ^= result >> np.uint64(32)
@@ -51,9 +66,12 @@ def ngram_counts(
     wanted = np.unique(np.concatenate([*hashed, np.empty(0, dtype=np.uint64)]))
     found = np.zeros(len(wanted) + 1, dtype=np.int64)
     tokens = read_tokens(prefix)
+    sieve = np.zeros(_SIEVE, dtype=np.bool_)
+    sieve[wanted & np.uint64(_SIEVE - 1)] = True
     if len(wanted):
         for start in range(0, len(tokens), _BLOCK):
             block = _hashes(tokens[start : start + _BLOCK + n - 1].astype(np.uint64), n)
+            block = block[sieve[block & np.uint64(_SIEVE - 1)]]
             place = np.searchsorted(wanted, block)
             place[place == len(wanted)] = 0
             hit = wanted[place] == block

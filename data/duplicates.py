@@ -24,13 +24,15 @@ _PAIR = np.random.default_rng(20240229).integers(1, 1 << 61, (2, _BANDS * _ROWS)
 """Multipliers and addends of the hash functions; part of the result, so fixed."""
 
 
-def key_of(words: Sequence[str]) -> bytes:
-    """128 bits of a document's words: equal for texts that differ in white space alone."""
-    return blake2b(" ".join(words).encode(), digest_size=16).digest()
+def key_of(text: str) -> tuple[bytes, int]:
+    """128 bits of a document's words, equal for texts that differ in white space alone, and how many words it has."""
+    words = text.split()
+    return blake2b(" ".join(words).encode(), digest_size=16).digest(), len(words)
 
 
-def near_keys(words: Sequence[str]) -> npt.NDArray[np.uint64]:
+def near_keys(text: str) -> npt.NDArray[np.uint64]:
     """Keys of the bands of a document's MinHash signature: (14, 2) uint64; fewer than 5 words have none, (0, 2)."""
+    words = text.split()
     if len(words) < _SHINGLE:
         return np.empty((0, 2), dtype=np.uint64)
     lowered = [word.lower() for word in words]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import metadata
 from itertools import chain
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from data.tokenizer import Tokenizer
 
@@ -112,7 +112,7 @@ def sample(texts: Sequence[Sequence[str]], characters: int = SAMPLE_CHARACTERS) 
 def _gigatoken(tokenizer: Tokenizer) -> Any:
     import gigatoken
 
-    settings = json.loads(tokenizer.backend.to_str())
+    settings = orjson.loads(tokenizer.backend.to_str())
     # Text that spells a special token is text; gigatoken has no switch for it, so it is not told of them.
     settings["added_tokens"] = [token for token in settings["added_tokens"] if not token["special"]]
-    return gigatoken.Tokenizer.from_json(json.dumps(settings))
+    return gigatoken.Tokenizer.from_json(orjson.dumps(settings).decode())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from data import artifact, tokens
-from data.order import Order
+from data.mixture import Windows
 from data.prepare import DOCUMENTS, KIND, SCHEMA_VERSION, TRAIN
 from data.tokenizer import Tokenizer
 
@@ -23,8 +23,10 @@ class Piece:
     """Of the window."""
     offset: int
     """Where it begins in the window, in tokens."""
+    end: int
+    """The first token after it."""
     document: int
-    """Number of the document in ``train.bin``."""
+    """Number of the document in its corpus's ``train.bin``."""
     source: str
     row: str
     text: str
@@ -42,35 +44,39 @@ def verify(corpus: Path) -> None:
     artifact.verify(corpus, manifest)
 
 
-def pieces(order: Order, corpus: Path, tokenizer: Tokenizer, positions: range) -> list[Piece]:
-    """What windows are made of, piece by piece, as the corpus has it (before any insertion).
+def pieces(order: Windows, corpora: Sequence[Path], tokenizer: Tokenizer, positions: range) -> list[Piece]:
+    """What windows are made of, piece by piece, as the corpora have it (before any insertion).
 
     Args:
-        order: of the corpus.
-        corpus: its directory.
-        tokenizer: its tokenizer.
+        order: of the corpora.
+        corpora: their directories.
+        tokenizer: their tokenizer.
         positions: of the windows.
     """
     found = []
-    index, documents = order.dataset.sample_index, order.dataset.document_index
     for position in positions:
-        sample = int(order.dataset.shuffle_index[position])
-        first = int(index[sample][0])
-        window = order.window(position)
-        splits, starts = order.boundaries(np.array([position]))
-        edges = [0, *starts[: splits[1]].tolist(), len(window)]
+        corpus, own, inside = order.locate(position)
+        window = own.window(inside)
         # A document that begins with the window's last token, which the next window predicts from, is listed, too.
-        for number, (start, stop) in enumerate(pairwise(edges)):
+        for document, start, stop in own.documents(inside):
             if stop > start:
-                text = tokenizer.decode(window[start:stop])
-                found.append((position, start, int(documents[first + number]), text))
-    rows = _rows(corpus, sorted({document for _, _, document, _ in found}))
-    return [Piece(p, offset, document, *rows[document], text) for p, offset, document, text in found]
+                found.append((position, start, stop, corpus, document, tokenizer.decode(window[start:stop])))
+    rows = {
+        (corpus, document): row
+        for corpus, place in enumerate(corpora)
+        for document, row in _rows(place, sorted({f[4] for f in found if f[3] == corpus})).items()
+    }
+    return [
+        Piece(position, start, stop, document, *rows[corpus, document], text)
+        for position, start, stop, corpus, document, text in found
+    ]
 
 
 def _rows(corpus: Path, documents: list[int]) -> dict[int, tuple[str, str]]:
     """Document -> (source, row); only the row groups that hold them are read."""
-    result = {}
+    result: dict[int, tuple[str, str]] = {}
+    if not documents:
+        return result
     with pq.ParquetFile(corpus / DOCUMENTS) as file:
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
         firsts = np.concatenate([[0], np.cumsum(sizes)])

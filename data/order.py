@@ -150,6 +150,15 @@ class Order:
         """Digest of everything that the order depends on."""
         return json_digest([self.corpus_digest, self.sequence_length, self.seed, "one epoch", self._arrays])
 
+    @property
+    def prefixes(self) -> list[Path]:
+        """The token files, without their endings."""
+        return [self.prefix]
+
+    def locate(self, position: int) -> tuple[int, Order, int]:
+        """Number of the corpus at a position, the order it is read in, and the position in that (``Mixture``)."""
+        return 0, self, position
+
     def verify(self) -> list[str]:
         """Compare the index arrays with those that megatron-core makes of this corpus now.
 
@@ -173,8 +182,8 @@ class Order:
         if windows > len(self):
             raise UserError(
                 f"the run needs {windows:,} windows but one epoch of the corpus has {len(self):,}; lower "
-                "train.steps or train.global_batch_size, or prepare more text (crossing an epoch would "
-                "change the order of all of it)"
+                "train.steps or train.global_batch_size, prepare more text, or set mixture.epochs to read it again "
+                "in another order"
             )
 
     def window(self, position: int) -> npt.NDArray[np.int64]:

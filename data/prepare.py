@@ -7,6 +7,7 @@ the corpus.
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -288,9 +289,11 @@ class _Crew:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, error: object, *_: object) -> None:
+        if (
+            self._pool is not None
+        ):  # idle workers end by themselves; busy ones must not outlive what they write to
+            self._pool.shutdown(wait=error is not None, cancel_futures=True)
 
     def each(self, step: Callable[[Work, int], Manifest], work: Work, numbers: list[int]) -> list[Manifest]:
         """Do some shards of a step; their manifests in order."""
@@ -314,6 +317,9 @@ class _Crew:
 def _start_worker() -> None:
     """Single-threaded, and gone when its parent is: a killed run must not leave workers that go on writing."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    gc.set_threshold(
+        1_000_000
+    )  # syntax trees and rows are many objects without cycles: each scan is for nothing
     parent = multiprocessing.parent_process()
     assert parent is not None
 

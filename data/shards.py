@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class CorpusConfig:
     """What a corpus is made of."""
 
     source: SourceConfig
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     heldout_fraction: float = 0.02
     """Share of the documents that neither tokenizer nor model sees, chosen by a hash of their text."""
     deduplicate: bool = True
@@ -190,16 +191,15 @@ def read(work: Work, number: int) -> Manifest:
             pa.ipc.new_file(file, _SPOOL_SCHEMA, options=options) as out,
         ):
             for batch in _batches(found):
-                split = [document.text.split() for document in batch]
                 # Copies that differ in white space alone must not fall on both sides of the split.
-                exact = [duplicates.key_of(words) for words in split]
+                exact, words = zip(*(duplicates.key_of(document.text) for document in batch), strict=True)
                 keys.append(np.frombuffer(b"".join(exact), dtype=">u8").reshape(-1, 2).astype(np.uint64))
                 if work.config.near_duplicates:
-                    bands = [duplicates.near_keys(words) for words in split]
+                    bands = [duplicates.near_keys(document.text) for document in batch]
                     near.extend(bands)
                     owners += [np.full(len(b), documents + k, dtype=np.int64) for k, b in enumerate(bands)]
                 documents += len(batch)
-                out.write_batch(_spooled(batch, split, exact))
+                out.write_batch(_spooled(batch, words, exact))
         everything = np.concatenate([*keys, *near])
         owner = np.concatenate([np.arange(documents, dtype=np.int64), *owners])
         dropped = duplicates.write_keys(draft.path / _KEYS, everything, owner, documents)
@@ -209,13 +209,13 @@ def read(work: Work, number: int) -> Manifest:
     return _make(work.shard(READ, number), config, sources.inputs(list(parts)) | work.tokenizer_inputs, fill)
 
 
-def _spooled(batch: list[Document], words: list[list[str]], keys: list[bytes]) -> pa.RecordBatch:
+def _spooled(batch: list[Document], words: Sequence[int], keys: Sequence[bytes]) -> pa.RecordBatch:
     ids, ready = pa.list_(pa.int64()), batch[0].ids is not None
     columns = [
         pa.array([d.text for d in batch], pa.string()),
         pa.array([d.source for d in batch], pa.string()),
         pa.array([d.row for d in batch], pa.string()),
-        pa.array([len(w) for w in words], pa.int32()),
+        pa.array(words, pa.int32()),
         pa.array(keys, pa.binary(16)),
         pa.array([d.ids for d in batch], ids) if ready else pa.nulls(len(batch), ids),
     ]
@@ -383,8 +383,8 @@ def tokenize(work: Work, number: int) -> Manifest:
     }
 
     def fill(draft: Draft) -> None:
-        ours = tokenizer.load(work.place / TOKENIZER / tokenizer.FILE, work.config.tokenizer.eod)
-        library = made.facts["library"]
+        path = work.place / TOKENIZER / tokenizer.FILE
+        ours, fast = _loaded(path, work.config.tokenizer.eod, made.facts["library"], made.digest)
         marks = _dropped(work, number)
         counts = Counter(
             duplicates_dropped=int((marks == duplicates.EXACT).sum()),
@@ -402,7 +402,7 @@ def tokenize(work: Work, number: int) -> Manifest:
                 if not kept.train.num_rows:
                     continue
                 if encode is None:
-                    encode, counts["shards_by_tokenizers"] = _encoder(ours, library, kept.train)
+                    encode, counts["shards_by_tokenizers"] = _encoder(ours, fast, kept.train)
                 _write_tokens(kept.train, encode, finder, writer, table, counts)
             counts["train_documents"], counts["train_tokens"] = writer.documents, writer.tokens
         draft.facts.update(counts)
@@ -410,14 +410,21 @@ def tokenize(work: Work, number: int) -> Manifest:
     return _make(work.shard(TOKENS, number), config, inputs, fill)
 
 
-def _encoder(ours: Tokenizer, library: str, batch: pa.RecordBatch) -> tuple[Encoder, int]:
+@lru_cache(maxsize=1)
+def _loaded(path: Path, eod: str, library: str, digest: str) -> tuple[Tokenizer, Encoder]:
+    """The corpus's tokenizer and encoder, loaded once for all shards of a process."""
+    del digest  # of the file: part of the key alone
+    ours = tokenizer.load(path, eod)
+    return ours, Encoder(ours, library)
+
+
+def _encoder(ours: Tokenizer, chosen: Encoder, batch: pa.RecordBatch) -> tuple[Encoder, int]:
     """The shard's encoder: the corpus's, unless gigatoken fails on a sample of this shard. And 1 if so."""
-    if library == "gigatoken":
-        fast = Encoder(ours, "gigatoken")
+    if chosen.library == "gigatoken":
         texts = encoder.sample([batch["text"].to_pylist()], encoder.SAMPLE_CHARACTERS // 16)
-        if encoder.disagreement(fast, ours, texts) is None:
-            return fast, 0
-    return Encoder(ours, "tokenizers"), int(library == "gigatoken")
+        if encoder.disagreement(chosen, ours, texts) is not None:
+            return Encoder(ours, "tokenizers"), 1
+    return chosen, 0
 
 
 def _finder(work: Work, ours: Tokenizer) -> Finder | None:

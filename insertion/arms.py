@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -148,3 +148,132 @@ def product(doses: tuple[int, ...], factors: Mapping[str, tuple[Any, ...]]) -> l
 
 FACTORS = tuple(field.name for field in fields(Arm) if field.name not in ("dose", "hold_last"))
 """What can vary besides the dose."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedArm:
+    """An arm that is no cell of the product. What is not given here, ``insertion``'s factors say."""
+
+    dose: int
+    items: int | tuple[str, ...]
+    """How many of each family, by lot; or which ones: ``0-39`` (by number, both ends count), ``7``, or an id."""
+    phase: Phase | None = None
+    spacing: str | None = None
+    position: str | None = None
+    displace: str | None = None
+    frame: str | None = None
+    wording: str | None = None
+    batch: str | None = None
+
+    def __post_init__(self) -> None:
+        listed = isinstance(self.items, tuple)
+        if (listed and not self.items) or (isinstance(self.items, int) and self.items < 1):
+            raise UserError(f"insertion.named_arms: items={self.items} holds no item")
+
+    def arm(self, factors: Mapping[str, tuple[Any, ...]], name: str) -> Arm:
+        """The treatment.
+
+        Args:
+            factors: levels of each factor, of which there must be one where this arm does not give its own.
+            name: of the arm, for messages.
+        """
+        if not self.dose:
+            return Arm(dose=0)
+        chosen = {}
+        for factor, levels in factors.items():
+            own = getattr(self, factor)
+            if own is None and len(levels) != 1:
+                raise UserError(
+                    f"insertion.named_arms.{name} says no {factor}, and insertion.{factor} has {len(levels)} levels; "
+                    "named arms are not crossed with factors: give one level"
+                )
+            chosen[factor] = levels[0] if own is None else own
+        return Arm(dose=self.dose, **chosen)
+
+    def chosen(self, ids: Sequence[str]) -> list[int] | None:
+        """Numbers of the family's items that are listed; None if the lot decides.
+
+        Raises:
+            UserError: for an item that is not there.
+        """
+        if isinstance(self.items, int):
+            return None
+        found: list[int] = []
+        for entry in self.items:
+            if span := self._span(entry):
+                found += span
+            elif entry in ids:
+                found.append(ids.index(entry))
+            else:
+                raise UserError(f"insertion.named_arms: there is no item '{entry}'{nearest(entry, ids)}")
+        if max(found) >= len(ids):
+            raise UserError(
+                f"insertion.named_arms: there is no item number {max(found)}; the last is {len(ids) - 1}"
+            )
+        return found
+
+    @property
+    def drawn(self) -> int:
+        """Items of each family by lot."""
+        return self.items if isinstance(self.items, int) else 0
+
+    @property
+    def size(self) -> int:
+        """Items of each family, by lot or listed."""
+        return (
+            self.items
+            if isinstance(self.items, int)
+            else sum(len(self._span(entry)) or 1 for entry in self.items)
+        )
+
+    @property
+    def reach(self) -> int:
+        """How many items a family must have for those that are listed by number."""
+        listed = () if isinstance(self.items, int) else self.items
+        return max((self._span(entry).stop for entry in listed), default=0)
+
+    @staticmethod
+    def _span(entry: str) -> range:
+        """The numbers that an entry means; none for an id."""
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", entry)
+        return range(0) if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+Counts = int | str | tuple[int, ...]
+"""Items of a dose: one number for all doses, one for each, or ``hubble:N``."""
+
+_HUBBLE = (10, 10, 5, 2, 1)
+
+
+def items_of_doses(counts: Counts, doses: Sequence[int]) -> dict[int, int]:
+    """Dose -> items of a family in each of its arms, ascending by dose.
+
+    ``hubble:N`` is the grid of Hubble (Wei et al., 2025): N items, of which half (rounded down) are never inserted, and
+    the others are shared among the five other doses, ascending, as 10:10:5:2:1 (largest remainders).
+
+    Raises:
+        UserError: for counts that do not fit the doses.
+    """
+    told = f"insertion.items_per_dose={list(counts) if isinstance(counts, tuple) else counts}"
+    if isinstance(counts, str):
+        found = re.fullmatch(r"hubble:(\d+)", counts)
+        if found is None:
+            raise UserError(f"{told}: give a number, a list with one for each dose, or hubble:N")
+        if len(doses) != 1 + len(_HUBBLE):
+            raise UserError(f"{told} is a grid of {1 + len(_HUBBLE)} doses; insertion.doses={list(doses)}")
+        total = int(found[1])
+        shares = (total // 2, *_shared(total - total // 2, _HUBBLE))
+        return dict(zip(sorted(doses), shares, strict=True))
+    if isinstance(counts, tuple) and len(counts) != len(doses):
+        raise UserError(f"{told} must be one number, or one for each of insertion.doses={list(doses)}")
+    each = (counts,) * len(doses) if isinstance(counts, int) else counts
+    return dict(sorted(zip(doses, each, strict=True)))
+
+
+def _shared(total: int, ratio: tuple[int, ...]) -> list[int]:
+    """A total in whole numbers as close to a ratio as can be: largest remainders, the first of equal ones."""
+    parts = [divmod(total * weight, sum(ratio)) for weight in ratio]
+    shares = [whole for whole, _ in parts]
+    for k in sorted(range(len(ratio)), key=lambda k: -parts[k][1])[: total - sum(shares)]:
+        shares[k] += 1
+    return shares

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from data.order import Order
+from data.mixture import Windows
 from data.tokenizer import Tokenizer
 from insertion.items import span_hash
 from insertion.ledger import Ledger, window_digest
@@ -44,7 +44,7 @@ def audit(
     plan: Plan,
     perturbed: Ledger,
     twin: Ledger | None,
-    order: Order,
+    order: Windows,
     tokenizer: Tokenizer,
     report: Audit | None = None,
 ) -> dict[str, Any]:
@@ -181,7 +181,9 @@ def _compare_exposures(plan: Plan, consumed: pl.DataFrame, batch: int) -> list[s
     ]
 
 
-def _compare_windows(report: Audit, plan: Plan, perturbed: Ledger, twin: Ledger | None, order: Order) -> None:
+def _compare_windows(
+    report: Audit, plan: Plan, perturbed: Ledger, twin: Ledger | None, order: Windows
+) -> None:
     """Recompute every window's digest from the corpus and the plan, and compare the runs' and the twin's."""
     overlay = (
         plan.overlay()

@@ -1,15 +1,18 @@
-"""What a plan will do, in words: a summary, one item's exposures, one step's windows."""
+"""What a plan will do, in words: a summary, one item's exposures, one step's windows; and a family's items."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from data.errors import UserError, nearest
-from data.order import Order
+from data.inspect import pieces
+from data.mixture import Windows
 from data.tokenizer import Tokenizer
+from insertion.items import Item, tokenize_probes
 from insertion.plan import Plan
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -39,7 +42,7 @@ def summary(plan: Plan) -> Iterator[str]:
 
 
 def item(
-    plan: Plan, name: str, order: Order, tokenizer: Tokenizer, *, until: int | None = None
+    plan: Plan, name: str, order: Windows, tokenizer: Tokenizer, *, until: int | None = None
 ) -> Iterator[str]:
     """Every exposure of an item, as the model meets it.
 
@@ -78,7 +81,7 @@ def item(
 
 
 def step(
-    plan: Plan, number: int, order: Order, tokenizer: Tokenizer, documents: pl.DataFrame
+    plan: Plan, number: int, order: Windows, tokenizer: Tokenizer, corpora: Sequence[Path]
 ) -> Iterator[str]:
     """What the model sees in a step: for every row its documents and what is inserted.
 
@@ -87,7 +90,7 @@ def step(
         number: of the step, from 0.
         order: the corpus's windows.
         tokenizer: the corpus's.
-        documents: table with ``source`` and ``row`` of every document.
+        corpora: their directories.
 
     Raises:
         UserError: if the run has no such step.
@@ -98,11 +101,40 @@ def step(
     names = plan.items["item_id"].to_list()
     for position in range(number * batch, (number + 1) * batch):
         yield f"step {number}, row {position % batch} (window {position})"
-        for document, start, end in order.documents(position):
-            source, row = documents.row(document)[:2]
-            yield f"    corpus tokens {start} to {end - 1}: {source} {row}"
+        for piece in pieces(order, corpora, tokenizer, range(position, position + 1)):
+            yield f"    corpus tokens {piece.offset} to {piece.end - 1}: {piece.source} {piece.row}"
         window = overlay.apply(position, order.window(position))
         for span in overlay.spans(position):
             text = tokenizer.decode(window[span.offset : span.offset + span.length])
             yield f"  > inserted at {span.offset}: {names[span.item]} {text!r}"
         yield f"    reads {tokenizer.decode(window)!r}"
+
+
+def family(items: Sequence[Item], tokenizer: Tokenizer) -> Iterator[str]:
+    """Items with their wordings and probes; the target of each probe is marked.
+
+    Args:
+        items: of one family.
+        tokenizer: which decides whether targets begin on token boundaries.
+    """
+    asked = [(item.id, item.family, probe) for item in items for probe in item.probes]
+    table, left_out = tokenize_probes(asked, tokenizer)
+    for item in items:
+        about = [
+            item.stratum,
+            "" if item.bits is None else f"{item.bits:.2f} bits",
+            item.provenance,
+            item.licence,
+        ]
+        yield f"{item.id}  ({'; '.join(part for part in about if part)})"
+        yield f"  text: {item.text!r}"
+        for wording in item.paraphrases:
+            yield f"  wording: {wording!r}"
+        for kind, name, correct, text, start in (
+            table.filter(pl.col("item_id") == item.id)
+            .select("kind", "name", "correct", "text", "target_char")
+            .iter_rows()
+        ):
+            label = f"{kind} {name}".strip() + ("" if correct else " (decoy)")
+            yield f"  {label}: {text[:start]!r} >>{text[start:]!r}<<"
+    yield from (f"left out: {line}" for line in left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,27 @@ class Probe:
     """A question put to a checkpoint about an item."""
 
     kind: str
-    """``verbatim``: the item's text; ``cloze``: a prompt and its continuation; ``heldout``: no item at all."""
+    """One of ``KINDS``."""
     prompt: str
     """Context; empty for a text that is scored whole."""
     target: str
     """What is scored."""
+    name: str = ""
+    """What is asked, such as ``birth_city given the name``. An item's probes of one kind and name belong together:
+    the choices of one question, the foils of one comparison."""
+    correct: bool = True
+    """False for a wrong answer, a decoy or a foil, drawn like what is inserted, and never inserted (or as often
+    as the right answer, where the family says so)."""
+
+
+KINDS = {
+    "verbatim": "an item's text, whole",
+    "cloze": "a prompt and its continuation",
+    "choice": "a question and one of its possible answers; each answer is a probe, one of them correct",
+    "bare": "an answer of a choice without its question, for PMI",
+    "foil": "a whole text that is never inserted, to be compared with the verbatim one",
+    "heldout": "a document of no item",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +56,13 @@ class Item:
     """Where the text comes from: a generator with its seed, or a document."""
     paraphrases: tuple[str, ...] = ()
     """Other wordings."""
+    stratum: str = ""
+    """A property known before the lot is drawn, such as ``popular``; arms are balanced over it."""
+    bits: float | None = None
+    """Information in the item: log2 of its generator's sample space, given what is no part of the claim (the
+    docstring of the family says what). None: no claim."""
+    licence: str = ""
+    """Of outside text; empty for text made here."""
 
 
 ITEM_SCHEMA = pl.Schema(
@@ -52,11 +76,14 @@ ITEM_SCHEMA = pl.Schema(
         "bytes": pl.Int32(),
         "length": pl.Int32(),
         "wordings": pl.Int32(),
+        "bits": pl.Float64(),
         "provenance": pl.String(),
+        "licence": pl.String(),
     }
 )
 """One row an item. ``bytes`` (UTF-8) and ``length`` (tokens) are of the verbatim text; ``wordings`` counts it and
-its paraphrases."""
+its paraphrases; ``bits`` is null where the family claims none. ``stratum`` holds family, the item's own stratum and
+its quantile of length."""
 
 WORDING_SCHEMA = pl.Schema(
     {
@@ -76,13 +103,17 @@ PROBE_SCHEMA = pl.Schema(
         "item_id": pl.String(),
         "family": pl.String(),
         "kind": pl.String(),
+        "name": pl.String(),
+        "correct": pl.Boolean(),
         "text": pl.String(),
         "tokens": pl.List(pl.Int32),
+        "target_char": pl.Int32(),
         "target_start": pl.Int32(),
         "target_bytes": pl.Int32(),
     }
 )
-"""One row a probe. The target is ``tokens[target_start:]``; it has ``target_bytes`` UTF-8 bytes."""
+"""One row a probe; ``kind``, ``name`` and ``correct`` as in ``Probe``. The target is ``text[target_char:]``, in
+characters, and ``tokens[target_start:]``; it has ``target_bytes`` UTF-8 bytes."""
 
 
 def span_hash(tokens: np.ndarray) -> int:
@@ -91,7 +122,8 @@ def span_hash(tokens: np.ndarray) -> int:
 
 
 def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Items as a table of ``ITEM_SCHEMA`` without stratum, arm and dose, and their ``WORDING_SCHEMA``.
+    """Items as a table of ``ITEM_SCHEMA`` without arm and dose (and with their own strata), and their
+    ``WORDING_SCHEMA``.
 
     Raises:
         UserError: for an empty or a repeated text or id, naming the item.
@@ -120,10 +152,13 @@ def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> tuple[pl.Data
             "text": [item.text for item in items],
             "bytes": [len(item.text.encode()) for item in items],
             "length": [len(tokens[row]) for row in first],
+            "stratum": [item.stratum for item in items],
             "wordings": counts,
+            "bits": [item.bits for item in items],
             "provenance": [item.provenance for item in items],
+            "licence": [item.licence for item in items],
         },
-        schema={name: kind for name, kind in ITEM_SCHEMA.items() if name not in ("stratum", "arm", "dose")},
+        schema={name: kind for name, kind in ITEM_SCHEMA.items() if name not in ("arm", "dose")},
     )
     wordings = pl.DataFrame(
         {
@@ -144,18 +179,25 @@ def tokenize_probes(
     """Probes as a table of ``PROBE_SCHEMA``.
 
     The whole of prompt and target is tokenized once, as the model met it, and the target's first token is found
-    by character offsets. A probe whose target does not begin on a token boundary is left out and reported.
+    by character offsets. A probe whose target does not begin on a token boundary is left out and reported; so are
+    the other choices of its question.
 
     Args:
         probes: (item id or None, family, probe).
         tokenizer: the run's.
 
     Returns:
-        The table, and one line for each probe left out.
+        The table, and one line for each probe left out. Probes are numbered within their item, so that their ids
+        are the same whatever other items there are.
     """
     rows = []
     left_out = []
-    for number, (item, family, probe) in enumerate(probes):
+    broken: set[tuple[str, str]] = set()
+    numbers: Counter[str] = Counter()
+    for item, family, probe in probes:
+        owner = item or family
+        number = numbers[owner]
+        numbers[owner] += 1
         text = probe.prompt + probe.target
         ids, offsets = tokenizer.encode_offsets(text)
         start = next((k for k, (begin, _) in enumerate(offsets) if begin >= len(probe.prompt)), None)
@@ -163,17 +205,30 @@ def tokenize_probes(
             left_out.append(
                 f"probe {number} of item {item}: its target {probe.target!r} begins inside a token"
             )
+            if probe.kind == "choice":
+                broken.add((owner, probe.name))
             continue
         rows.append(
             {
-                "probe_id": f"{item or family}/{probe.kind}/{number}",
+                "probe_id": f"{owner}/{probe.kind}/{number}",
                 "item_id": item,
                 "family": family,
                 "kind": probe.kind,
+                "name": probe.name,
+                "correct": probe.correct,
                 "text": text,
                 "tokens": ids.tolist(),
+                "target_char": len(probe.prompt),
                 "target_start": start,
                 "target_bytes": len(probe.target.encode()),
             }
         )
+    if broken:
+        kept = []
+        for row in rows:
+            if row["kind"] == "choice" and (row["item_id"] or row["family"], row["name"]) in broken:
+                left_out.append(f"{row['probe_id']}: another choice of its question was left out")
+            else:
+                kept.append(row)
+        rows = kept
     return pl.DataFrame(rows, schema=PROBE_SCHEMA), left_out

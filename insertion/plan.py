@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,19 @@ from data import artifact
 from data.artifact import Manifest
 from data.contamination import ngram_counts
 from data.errors import UserError
-from data.order import Order
+from data.mixture import Windows
 from data.tokenizer import Tokenizer
-from insertion import design, schedule
-from insertion.arms import FACTORS, Arm, Phase, product
-from insertion.families.registry import OVERLAP, Ground, make
+from insertion import design, preflight, schedule
+from insertion.arms import FACTORS, Arm, Counts, NamedArm, Phase, items_of_doses, product
+from insertion.families.registry import OVERLAP, Ground, Reference, files_of, make
 from insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
 from insertion.overlay import Overlay
+from insertion.preflight import PreflightConfig
 
 log = logging.getLogger(__name__)
 
 KIND = "plan"
-VERSION = 2
+VERSION = 3
 
 EXPOSURE_SCHEMA = pl.Schema(
     {
@@ -61,8 +63,11 @@ class InsertionConfig:
     """Family -> its settings."""
     doses: tuple[int, ...]
     """How many times an item is inserted; dose 0 is the never-inserted control."""
-    items_per_dose: int | tuple[int, ...]
-    """Items of each family in each arm of a dose: one number for all doses, or one for each."""
+    items_per_dose: Counts | Mapping[str, Counts] = 0
+    """Items of each family in each arm of a dose: one number for all doses, one for each, or ``hubble:N``
+    (``insertion.arms.items_of_doses``); a mapping gives every family its own."""
+    named_arms: Mapping[str, NamedArm] = field(default_factory=dict)
+    """Arms by name, where they are no product; then ``doses`` is empty and ``items_per_dose`` is not used."""
     phase: tuple[Phase, ...] = (Phase(),)
     """This and the following are the factors besides the dose: every level of one is crossed with all levels of the
     others. What the levels mean is said in ``insertion.arms.Arm``."""
@@ -83,58 +88,76 @@ class InsertionConfig:
     in wording fill the same windows, but not each with the same item."""
     heldout_probes: int = 64
     """Held-out documents whose likelihood is followed beside the items'."""
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    """What to do about items that are too long, in the corpus already, or alike."""
     seed: int
     """Of items, assignment and placement."""
 
     def __post_init__(self) -> None:
         if not self.families:
             raise UserError("insertion.families is empty; name at least one family")
-        if 0 not in self.doses:
+        doses = (
+            sorted({arm.dose for arm in self.named_arms.values()}) if self.named_arms else list(self.doses)
+        )
+        if self.named_arms and self.doses:
             raise UserError(
-                f"insertion.doses={list(self.doses)} lacks 0; a design without controls shows nothing"
+                f"insertion.named_arms and insertion.doses={list(self.doses)} are two designs; to use the named arms "
+                "write insertion.doses=[]"
             )
-        if len(self.doses) < 2 or len(set(self.doses)) < len(self.doses) or min(self.doses) < 0:
-            raise UserError(
-                f"insertion.doses={list(self.doses)} must be different numbers, 0 and at least one more"
-            )
-        if isinstance(self.items_per_dose, tuple) and len(self.items_per_dose) != len(self.doses):
-            raise UserError(
-                f"insertion.items_per_dose={list(self.items_per_dose)} must be one number, or one for each of "
-                f"insertion.doses={list(self.doses)}"
-            )
-        if min(self._per_dose().values()) < 2:
-            raise UserError(
-                f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar"
-            )
+        if 0 not in doses:
+            raise UserError(f"insertion.doses={doses} lacks 0; a design without controls shows nothing")
+        if len(doses) < 2 or len(set(doses)) < len(doses) or min(doses) < 0:
+            raise UserError(f"insertion.doses={doses} must be different numbers, 0 and at least one more")
+        if isinstance(self.items_per_dose, Mapping) and (
+            lacking := [name for name in self.families if name not in self.items_per_dose]
+        ):
+            raise UserError(f"insertion.items_per_dose has no entry for family {lacking[0]}")
         for name, value in (("length_quantiles", self.length_quantiles), ("per_window", self.per_window)):
             if value < 1:
                 raise UserError(f"insertion.{name}={value} must be at least 1")
-        if self.per_window > 1 and set(self.displace) != {"tail"}:
+        if self.per_window > 1 and {arm.displace for _, arm in self.arms() if arm.dose} != {"tail"}:
             raise UserError(
                 f"insertion.per_window={self.per_window} needs insertion.displace=[tail]: exposures that trim or "
                 "overwrite would cut into each other"
             )
         self.arms()  # checks every combination
-
-    def _per_dose(self) -> dict[int, int]:
-        each = self.items_per_dose
-        counts = (each,) * len(self.doses) if isinstance(each, int) else each
-        return dict(sorted(zip(self.doses, counts, strict=True)))
+        for family in self.families:
+            if not self.named_arms and min(self.counts(family).values()) < 2:
+                raise UserError(
+                    f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar"
+                )
 
     def arms(self) -> list[tuple[str, Arm]]:
         """All arms with their names, dose 0 first."""
         factors = {name: getattr(self, name) for name in FACTORS}
         arms = product(self.doses, factors)
+        if self.named_arms:
+            arms = [(name, arm.arm(factors, name)) for name, arm in self.named_arms.items()]
+            arms.sort(key=lambda entry: entry[1].dose > 0)
         if not self.hold_last:
             return arms
         return [
             (n, Arm(**{**_fields(a), "hold_last": self.hold_last})) if a.dose else (n, a) for n, a in arms
         ]
 
-    def counts(self) -> dict[int, int]:
-        """Number of an arm -> items of each family in it."""
-        per_dose = self._per_dose()
+    def counts(self, family: str) -> dict[int, int]:
+        """Number of an arm -> items of a family that the lot puts into it."""
+        if self.named_arms:
+            return {n: self.named_arms[name].drawn for n, (name, _) in enumerate(self.arms())}
+        given = self.items_per_dose
+        per_dose = items_of_doses(given[family] if isinstance(given, Mapping) else given, self.doses)
         return {number: per_dose[arm.dose] for number, (_, arm) in enumerate(self.arms())}
+
+    def arm_sizes(self, family: str) -> list[int]:
+        """Items of a family in each arm."""
+        if self.named_arms:
+            return [self.named_arms[name].size for name, _ in self.arms()]
+        return list(self.counts(family).values())
+
+    def size(self, family: str) -> int:
+        """Items that a family makes."""
+        listed = max((arm.reach for arm in self.named_arms.values()), default=0)
+        return max(sum(self.arm_sizes(family)), listed)
 
 
 def _fields(arm: Arm) -> dict[str, Any]:
@@ -203,14 +226,41 @@ def plan_config(insertion: InsertionConfig, run: RunShape) -> dict[str, Any]:
     return settings
 
 
+def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
+    """Digests of what determines a plan besides its settings: the corpus, its order, and the families' files."""
+    files = {
+        f"{name}.{key}": digest
+        for name, given in insertion.families.items()
+        for key, digest in files_of(name, given).items()
+    }
+    return {"corpus": order.corpus_digest, "order": order.identity, **files}
+
+
+def ground(
+    insertion: InsertionConfig,
+    order: Windows,
+    tokenizer: Tokenizer,
+    heldout: Sequence[tuple[str, str]],
+    reference: Callable[[str], Reference] | None = None,
+) -> Ground:
+    """What the families of a plan may draw on."""
+
+    def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
+        return [sum(found) for found in zip(*(_occurrences(p, spans) for p in order.prefixes), strict=True)]
+
+    basis = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
+    return replace(basis, reference=reference) if reference else basis
+
+
 def create(
     insertion: InsertionConfig,
     run: RunShape,
     *,
-    order: Order,
+    order: Windows,
     tokenizer: Tokenizer,
     heldout: list[tuple[str, str]],
     directory: Path,
+    reference: Callable[[str], Reference] | None = None,
 ) -> Manifest:
     """Make the plan: items, assignment, placement; and write it.
 
@@ -221,6 +271,7 @@ def create(
         tokenizer: the corpus's.
         heldout: (digest, text) of the held-out documents.
         directory: where the plan goes.
+        reference: opens the model at a path, for families that sample from one.
 
     Raises:
         UserError: for an unknown family, an item that does not fit, more exposures than windows, or a run that
@@ -228,29 +279,28 @@ def create(
     """
     order.require(run.windows)
     arms = insertion.arms()
-    per_family = sum(insertion.counts().values())
 
-    def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
-        return _occurrences(order.prefix, spans)
-
-    ground = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
-    made = [
-        item for name, given in insertion.families.items() for item in make(name, ground, per_family, given)
-    ]
-    items, wordings = tokenize_items(made, tokenizer)
-    _refuse_misfits(items, wordings, insertion, run.sequence_length, tokenizer.vocab_size)
+    basis = ground(insertion, order, tokenizer, heldout, reference)
+    screened = preflight.screen(
+        [
+            (name, insertion.size(name), partial(_make, name, basis, given))
+            for name, given in insertion.families.items()
+        ],
+        partial(tokenize_items, tokenizer=tokenizer),
+        insertion.preflight,
+        _limits(insertion, run, tokenizer, basis.occurrences),
+    )
+    made, items, wordings = screened.made, screened.items, screened.wordings
     items, assigned = _assigned(items, insertion, np.random.default_rng([insertion.seed, 1]))
     exposures = _exposures(items, assigned, wordings, insertion, run, order, tokenizer)
     probes, left_out = _probes(made, heldout, insertion.heldout_probes, run.sequence_length, tokenizer)
 
-    verbatim = wordings.filter(pl.col("wording") == 0)["tokens"]
-    known = occurrences([np.array(tokens, dtype=np.int32) for tokens in verbatim])
     with artifact.writing(
         directory,
         kind=KIND,
         schema_version=VERSION,
         config=plan_config(insertion, run),
-        inputs={"corpus": order.corpus_digest, "order": order.identity},
+        inputs=plan_inputs(insertion, order),
     ) as draft:
         for name, table in (
             ("items", items),
@@ -263,7 +313,8 @@ def create(
             _facts(items, wordings, exposures, insertion, run),
             probes=len(probes),
             probes_left_out=left_out,
-            items_in_corpus=[name for name, times in zip(items["item_id"], known, strict=True) if times],
+            found=screened.reported,
+            dropped=screened.dropped,
             items_alike=_alike(items, wordings),
             balance=design.balance(items, seed=insertion.seed),
             arms={
@@ -339,11 +390,14 @@ def _assigned(
 ) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
     """Items with stratum, arm and dose, and the number of each one's arm."""
     families = items["family"].to_numpy()
-    blocks = np.array(design.strata(families, items["length"].to_numpy(), insertion.length_quantiles))
+    own = [f"{f}/{s}" if s else f for f, s in items.select("family", "stratum").iter_rows()]
+    blocks = np.array(design.strata(np.array(own), items["length"].to_numpy(), insertion.length_quantiles))
     assigned = np.empty(len(items), dtype=np.int64)
     for name in insertion.families:
         members = families == name
-        assigned[members] = design.assign(blocks[members].tolist(), insertion.counts(), rng)
+        assigned[members] = _arms_of(
+            name, items["item_id"].filter(members).to_list(), blocks[members], insertion, rng
+        )
     arms = insertion.arms()
     table = items.with_columns(
         pl.Series("stratum", blocks.tolist()),
@@ -353,13 +407,43 @@ def _assigned(
     return table.select(ITEM_SCHEMA.keys()), assigned
 
 
+def _arms_of(
+    family: str,
+    ids: list[str],
+    blocks: npt.NDArray[np.str_],
+    insertion: InsertionConfig,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """Numbers of the arms of a family's items: those that are listed, and the others by lot."""
+    arms = np.full(len(ids), -1, dtype=np.int64)
+    for number, (name, _) in enumerate(insertion.arms()):
+        listed = insertion.named_arms[name].chosen(ids) if insertion.named_arms else None
+        if listed is None:
+            continue
+        if (twice := [ids[row] for row in listed if arms[row] >= 0]) or len(set(listed)) < len(listed):
+            raise UserError(
+                f"insertion.named_arms.{name}.items: an item is listed twice ({twice or 'in this arm'})"
+            )
+        arms[listed] = number
+    rest = np.flatnonzero(arms < 0)
+    counts = insertion.counts(family)
+    if len(rest) != sum(counts.values()):
+        raise UserError(
+            f"insertion.named_arms: {len(rest)} items of family {family} are not listed, and {sum(counts.values())} "
+            f"are to be drawn by lot; the first that is not listed is {ids[rest[0]] if len(rest) else 'none'}"
+        )
+    if len(rest):
+        arms[rest] = design.assign(blocks[rest].tolist(), {k: n for k, n in counts.items() if n}, rng)
+    return arms
+
+
 def _exposures(
     items: pl.DataFrame,
     assigned: npt.NDArray[np.int64],
     wordings: pl.DataFrame,
     insertion: InsertionConfig,
     run: RunShape,
-    order: Order,
+    order: Windows,
     tokenizer: Tokenizer,
 ) -> pl.DataFrame:
     """Times, places and wordings of all exposures. Each purpose has random numbers of its own."""
@@ -449,7 +533,7 @@ def _wordings(
     return np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
 
 
-def _starts(order: Order, tokenizer: Tokenizer) -> Callable[[str, schedule.Integers], tuple[Any, Any]]:
+def _starts(order: Windows, tokenizer: Tokenizer) -> Callable[[str, schedule.Integers], tuple[Any, Any]]:
     """Where documents, sentences or words start in windows."""
 
     def starts(kind: str, at: schedule.Integers) -> tuple[schedule.Integers, schedule.Integers]:
@@ -469,29 +553,23 @@ def _starts(order: Order, tokenizer: Tokenizer) -> Callable[[str, schedule.Integ
     return starts
 
 
-def _refuse_misfits(
-    items: pl.DataFrame,
-    wordings: pl.DataFrame,
+def _make(name: str, ground: Ground, given: Mapping[str, Any], count: int) -> Sequence[Item]:
+    return make(name, ground, count, given)
+
+
+def _limits(
     insertion: InsertionConfig,
-    sequence_length: int,
-    vocab_size: int,
-) -> None:
-    """Refuse items that no window can hold, or whose tokens the model does not have."""
-    lengths = wordings["tokens"].list.len()
-    # Each with end-of-document tokens on either side, and one token of the corpus before them.
-    longest = sequence_length // insertion.per_window - 2
-    if (long := lengths > longest).any():
-        worst = int(lengths.arg_max() or 0)
-        name, family = items.select("item_id", "family").row(wordings["item"][worst])
-        raise UserError(
-            f"{long.sum()} of {len(wordings)} texts are longer than a window: item {name} of family {family} has "
-            f"{lengths[worst]} tokens, and train.sequence_length={sequence_length} with insertion.per_window="
-            f"{insertion.per_window} takes up to {longest}; shorten the items or raise train.sequence_length"
-        )
-    top = wordings.filter(pl.col("tokens").list.max() >= vocab_size)
-    if len(top):
-        name = items["item_id"][top["item"][0]]
-        raise UserError(f"item {name} has token ids beyond the vocabulary of {vocab_size}")
+    run: RunShape,
+    tokenizer: Tokenizer,
+    occurrences: Callable[[Sequence[npt.NDArray[np.int32]]], list[int]],
+) -> preflight.Limits:
+    return preflight.Limits(
+        # Each with end-of-document tokens on either side, and one token of the corpus before them.
+        longest=run.sequence_length // insertion.per_window - 2,
+        because=f"train.sequence_length={run.sequence_length} with insertion.per_window={insertion.per_window}",
+        vocab_size=tokenizer.vocab_size,
+        occurrences=occurrences,
+    )
 
 
 def _probes(

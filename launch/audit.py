@@ -10,6 +10,7 @@ from data import artifact
 from data import prepare as corpus
 from data.artifact import Manifest
 from data.errors import UserError
+from data.mixture import digest_of
 from insertion import audit as audits
 from insertion import ledger
 from insertion import plan as plans
@@ -49,6 +50,14 @@ def _ledger(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
     return found, last
 
 
+def _corpora(experiment: Experiment) -> list[tuple[Path, Manifest]]:
+    """Directory and manifest of every corpus."""
+    return [
+        (directory, artifact.read(directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION))
+        for _, directory in experiment.corpora.values()
+    ]
+
+
 def inputs(experiment: Experiment) -> dict[str, str]:
     """Digests of what an audit rests on, as they are now.
 
@@ -56,14 +65,12 @@ def inputs(experiment: Experiment) -> dict[str, str]:
         UserError: if any of it is missing or damaged.
     """
     plan = plans.read(experiment.directory / "plan")
-    manifest = artifact.read(
-        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
-    )
+    now = digest_of([manifest.digest for _, manifest in _corpora(experiment)])
     perturbed, _ = _ledger(experiment.directory / "perturbed", experiment.train.steps)
     twin = ""
     if (experiment.directory / "twin").exists():
         twin = _ledger(experiment.directory / "twin", experiment.train.steps)[0].head
-    return {"plan": plan.digest, "perturbed": perturbed.head, "twin": twin, "corpus": manifest.digest}
+    return {"plan": plan.digest, "perturbed": perturbed.head, "twin": twin, "corpus": now}
 
 
 def standing(experiment: Experiment) -> dict[str, Any] | None:
@@ -91,8 +98,8 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     Returns:
         ``verdict``, ``checks`` and ``failures``.
     """
-    place = experiment.corpus_directory
-    manifest = artifact.read(place, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION)
+    corpora = _corpora(experiment)
+    digest = digest_of([manifest.digest for _, manifest in corpora])
     plan = plans.read(experiment.directory / "plan")
     steps = experiment.train.steps
     perturbed, own = _ledger(experiment.directory / "perturbed", steps)
@@ -103,20 +110,21 @@ def audit(experiment: Experiment) -> dict[str, Any]:
         paired = artifact.differences(other, config=own.config, inputs=other.inputs)
         paired += _initial_weights(experiment.directory)
     unchanged = audits.Audit()
-    try:
-        artifact.verify(place, manifest)
-        unchanged.add("the corpus is unchanged since planning", [], f"digest {manifest.digest[:12]}")
-    except UserError as error:
-        unchanged.add(
-            "the corpus is unchanged since planning", [str(error)], f"digest {manifest.digest[:12]}"
-        )
-    if manifest.digest != plan.manifest.inputs["corpus"]:
-        raise UserError(f"{place} is not the corpus that {experiment.directory / 'plan'} was made for")
+    changed = []
+    for place, manifest in corpora:
+        try:
+            artifact.verify(place, manifest)
+        except UserError as error:
+            changed.append(str(error))
+    unchanged.add("the corpus is unchanged since planning", changed, f"digest {digest[:12]}")
+    if digest != plan.manifest.inputs["corpus"]:
+        places = " and ".join(str(place) for place, _ in corpora)
+        raise UserError(f"{places} is not the corpus that {experiment.directory / 'plan'} was made for")
     if twin is not None:
         unchanged.add(
             "the twin differs in nothing but the plan", paired, "settings, and every weight at step 0"
         )
-    tokenizer = corpus.load_tokenizer(place)
+    tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
     result = audits.audit(plan, perturbed, twin, open_order(experiment), tokenizer, unchanged)
     with artifact.writing(
         experiment.directory / "audit",
@@ -127,7 +135,7 @@ def audit(experiment: Experiment) -> dict[str, Any]:
             "plan": plan.digest,
             "perturbed": perturbed.head,
             "twin": twin.head if twin else "",
-            "corpus": manifest.digest,
+            "corpus": digest,
         },
     ) as draft:
         artifact.write_json(draft.path / "audit.json", result)

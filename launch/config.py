@@ -11,9 +11,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -26,7 +26,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from data.artifact import json_digest
 from data.errors import UserError, nearest
+from data.mixture import MAIN, MixtureConfig
 from data.prepare import CorpusConfig
+from data.tokenizer import FILE, TokenizerConfig
 from insertion.families import registry
 from insertion.ledger import PlanViolation
 from insertion.plan import InsertionConfig, RunShape
@@ -125,8 +127,10 @@ class Experiment:
     index: bool
     verify: bool
     show: int | None
+    step: int | None
     wandb: Literal["off", "offline", "online"]
     corpus: CorpusConfig
+    mixture: MixtureConfig
     model: ModelConfig
     insertion: InsertionConfig
     optimizer: OptimizerConfig
@@ -159,12 +163,26 @@ class Experiment:
         return self.runs / "corpora" / f"{self.corpus.source.kind}-{digest}"
 
     @property
+    def corpora(self) -> dict[str, tuple[CorpusConfig, Path]]:
+        """Every corpus by name, the first being ``corpus``: what it is made of, and where it lies."""
+        place = self.corpus_directory
+        found = {MAIN: (self.corpus, place)}
+        for name, given in self.mixture.corpora.items():
+            tokenizer = TokenizerConfig(kind="file", path=str(place / FILE), eod=self.corpus.tokenizer.eod)
+            config = replace(given, tokenizer=tokenizer)
+            digest = json_digest([_plain(given), place.name])[:8]
+            found[name] = (config, self.runs / "corpora" / f"{given.source.kind}-{digest}")
+        return found
+
+    @property
     def directory(self) -> Path:
         """Where this run lies. The digest covers what changes the result, and nothing else."""
         model, train = _plain(self.model), _plain(self.train)
         for settings, free in ((model, "name"), (train, "micro_batch_size"), (train, "checkpoint_every")):
             del settings[free]
         parts = [_plain(self.corpus), model, _plain(self.insertion), _plain(self.optimizer), train]
+        if not self.mixture.plain:
+            parts.append(_plain(self.mixture))
         return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"
 
     @property
@@ -248,6 +266,7 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     lists = [option for option in options if get_origin(option) is tuple]
     records = [option for option in options if is_dataclass(option)]
+    tables = [option for option in options if get_origin(option) is Mapping]
     if isinstance(value, dict) and records:
         types = get_type_hints(records[0])
         for key in value:
@@ -255,6 +274,8 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
                 prefix = f"{name}." if name else ""
                 raise UserError(f"{prefix}{key}: there is no such setting{nearest(key, types)}")
         return {k: _fitted(types[k], v, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, dict) and tables:
+        return {k: _fitted(get_args(tables[0])[1], v, f"{name}.{k}") for k, v in value.items()}
     if isinstance(value, list) and lists:
         return [_fitted(get_args(lists[0])[0], part, name) for part in value]
     if lists == list(options) and value is not None:
@@ -264,8 +285,8 @@ def _fitted(kind: Any, value: Any, name: str) -> Any:
         raise UserError(f"{name}: {_typed(value)} is no number")
     if isinstance(value, float) and numbers and not math.isfinite(value):
         raise UserError(f"{name}: {value} is no finite number")
-    if isinstance(value, int | float) and not isinstance(value, bool) and {str, Path} & set(options):
-        return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and not numbers:
+        return str(value) if {str, Path} & set(options) else value
     return value
 
 
@@ -303,6 +324,8 @@ def _one_line(error: Exception) -> str:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             known = _keys(compose("config"))
+        if found[1] in known:  # Hydra takes new entries of a table with a plus alone
+            return f"{found[1]} is a table; add entries to it with a plus: +{found[1]}.NAME=..."
         return f"{found[1]}: there is no such setting{nearest(found[1].split('=')[0].lstrip('+~'), known)}"
     return " ".join(text.split())
 

@@ -1,10 +1,15 @@
-"""Which text goes where, and when: ``python launch/plan.py +experiment=quickstart``."""
+"""Which text goes where, and when: ``python launch/plan.py +experiment=quickstart``.
+
+``show`` explains a finished plan; ``family=NAME show=5`` prints the first items of a family with their probes.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import polars as pl
 
@@ -12,31 +17,51 @@ from data import artifact
 from data import prepare as corpus
 from data.artifact import Manifest
 from data.errors import UserError
+from data.mixture import Mixture, Windows
 from data.order import Order
+from data.tokenizer import Tokenizer, TokenizerConfig, build
 from insertion import explain
 from insertion import plan as plans
+from insertion.families import registry
 from insertion.families.registry import OVERLAP
 from launch.config import Experiment, program, say
 
 
-def open_order(experiment: Experiment) -> Order:
-    """The windows of the experiment's corpus.
+def open_order(experiment: Experiment) -> Windows:
+    """What the experiment reads: one epoch of its corpus, or its mixture.
 
     Raises:
-        UserError: if the corpus is not prepared.
+        UserError: if a corpus is not prepared, or they do not go together.
     """
-    manifest = artifact.read(
-        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
-    )
+    train, mixture = experiment.train, experiment.mixture
+    corpora = [
+        [
+            _order(directory, train.sequence_length, _seed(train.seed, epoch))
+            for epoch in range(mixture.epochs)
+        ]
+        for _, directory in experiment.corpora.values()
+    ]
+    if mixture.plain:
+        return corpora[0][0]
+    return Mixture(corpora, mixture.stretches(train.steps, train.global_batch_size))
+
+
+def _order(directory: Path, sequence_length: int, seed: int) -> Order:
+    manifest = artifact.read(directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION)
     return Order(
-        experiment.corpus_directory,
+        directory,
         corpus_digest=manifest.digest,
         vocab_size=manifest.facts["vocab_size"],
         eod=manifest.facts["eod"],
-        sequence_length=experiment.train.sequence_length,
-        seed=experiment.train.seed,
+        sequence_length=sequence_length,
+        seed=seed,
         build=not _several_nodes(),
     )
+
+
+def _seed(seed: int, epoch: int) -> int:
+    """Of an epoch's order: another one for each, and none that a run with a seed nearby begins with."""
+    return (seed + 1_000_003 * epoch) % 2**32
 
 
 def _several_nodes() -> bool:
@@ -58,7 +83,7 @@ def plan(experiment: Experiment) -> Manifest:
         kind=plans.KIND,
         schema_version=plans.VERSION,
         config=plans.plan_config(experiment.insertion, experiment.shape),
-        inputs={"corpus": order.corpus_digest, "order": order.identity},
+        inputs=plans.plan_inputs(experiment.insertion, order),
     )
     if finished is not None:
         say(f"reusing {directory}")
@@ -68,14 +93,15 @@ def plan(experiment: Experiment) -> Manifest:
             f"{directory} no longer fits ({differences[0]}), but training has begun with it; choose another "
             f"name=... or remove {experiment.directory}"
         )
-    text = pl.read_parquet(experiment.corpus_directory / corpus.HELDOUT, columns=["digest", "text"])
+    tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
     return plans.create(
         experiment.insertion,
         experiment.shape,
         order=order,
-        tokenizer=corpus.load_tokenizer(experiment.corpus_directory),
-        heldout=list(text.unique("digest", maintain_order=True).iter_rows()),
+        tokenizer=tokenizer,
+        heldout=_heldout(experiment),
         directory=directory,
+        reference=_references(tokenizer),
     )
 
 
@@ -95,10 +121,8 @@ def show(experiment: Experiment, wanted: Mapping[str, str]) -> None:
             until = _number(wanted, "checkpoint") if "checkpoint" in wanted else None
             lines = explain.item(made, wanted["item"], order, tokenizer, until=until)
         else:
-            documents = pl.read_parquet(
-                experiment.corpus_directory / corpus.DOCUMENTS, columns=["source", "row"]
-            )
-            lines = explain.step(made, _number(wanted, "step"), order, tokenizer, documents)
+            places = [directory for _, directory in experiment.corpora.values()]
+            lines = explain.step(made, _number(wanted, "step"), order, tokenizer, places)
     for line in lines:
         say(line)
 
@@ -107,6 +131,53 @@ def _number(wanted: Mapping[str, str], key: str) -> int:
     if not wanted[key].isdigit():
         raise UserError(f"{key}={wanted[key]} must be a step number")
     return int(wanted[key])
+
+
+def power(experiment: Experiment, wanted: float) -> None:
+    """Print what each arm can show, and what a wanted standardised effect would take. Reads the design alone."""
+    from analysis.statistics import power as powers
+
+    insertion = experiment.insertion
+    if not 0 < wanted < 10:
+        raise UserError(f"effect={wanted:g} must lie between 0 and 10 standard deviations")
+    arms = insertion.arms()
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for family in insertion.families:
+        alike.setdefault(tuple(insertion.arm_sizes(family)), []).append(family)
+    say(
+        "smallest effects that show with power .8 at alpha .05 (two-sided), in standard deviations of a score"
+    )
+    for sizes, families in alike.items():
+        say(f"{', '.join(families)}: {sizes[0]:,} items are never inserted")
+        treated = [(arm, size) for (arm, _), size in zip(arms[1:], sizes[1:], strict=True)]
+        found = powers.of_arms([size for _, size in treated], sizes[0], wanted)
+        width = max(len(arm) for arm, _ in treated)
+        head = (
+            f"{'from dose 0':>11}  {f'of {len(found)} arms':>10}  {'from its twin':>13}  {'rate above 0':>12}"
+        )
+        say(f"  {'arm':{width}}  {'items':>6}  {head}  {f'items for {wanted:g}':>14}")
+        for (arm, size), row in zip(treated, found, strict=True):
+            needed = "more controls" if math.isinf(row.needed) else f"{math.ceil(row.needed):,}"
+            say(
+                f"  {arm:{width}}  {size:6,}  {row.effect:11.3f}  {row.corrected:10.3f}  {row.paired:13.3f}"
+                f"  {row.rate:12.3f}  {needed:>14}"
+            )
+    each, pairs = powers.items_for_effect(wanted), powers.pairs_for_effect(wanted)
+    say(
+        f"an effect of {wanted:g} takes {math.ceil(each):,} items with as many controls, or {math.ceil(pairs):,} items "
+        "against their own twins"
+    )
+
+
+def _effect(arguments: list[str]) -> float:
+    """What ``effect=D`` of the command line says, or 0.2."""
+    given = next((a.removeprefix("effect=") for a in arguments if a.startswith("effect=")), "0.2")
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(
+            f"effect={given} must be a number of standard deviations, such as effect=0.2"
+        ) from None
 
 
 def _asked(arguments: list[str]) -> dict[str, str] | None:
@@ -123,8 +194,76 @@ def _asked(arguments: list[str]) -> dict[str, str] | None:
     return wanted
 
 
+def _family(arguments: list[str]) -> str | None:
+    """Take ``family=NAME`` out of the command line; None if it is not there.
+
+    Without an experiment, the settings are those of ``conf/insertion/NAME.yaml``.
+    """
+    name = None
+    for argument in [a for a in arguments if a.startswith("family=")]:
+        arguments.remove(argument)
+        name = argument.removeprefix("family=")
+    if name is not None and not any(a.startswith("+experiment=") for a in arguments):
+        arguments[1:1] = ["+experiment=quickstart"]
+        if name in registry.names() and not any(a.startswith("insertion=") for a in arguments):
+            arguments[1:1] = [f"insertion={name}"]
+    return name
+
+
+def show_family(experiment: Experiment, name: str) -> None:
+    """Print the first ``show`` items of a family with their probes.
+
+    Of the experiment's corpus where that is prepared; else without held-out documents, and with bytes for tokens.
+
+    Raises:
+        UserError: for an unknown family, or one that needs the corpus where there is none.
+    """
+    count = 5 if experiment.show is None else experiment.show
+    if count < 1:
+        raise UserError(f"show={count} must be at least 1")
+    given = experiment.insertion.families
+    registry.check(name, {})
+    if name not in given:
+        raise UserError(f"family={name} is none of the experiment's: {', '.join(given)}")
+    prepared = (experiment.corpus_directory / artifact.MANIFEST).is_file()
+    if prepared:
+        tokenizer, heldout = corpus.load_tokenizer(experiment.corpus_directory), _heldout(experiment)
+        opened = _references(tokenizer)
+        ground = plans.ground(experiment.insertion, open_order(experiment), tokenizer, heldout, opened)
+    else:
+        tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
+        ground = registry.Ground(experiment.insertion.seed, tokenizer, [], reference=_references(tokenizer))
+    for line in explain.family(registry.make(name, ground, count, given[name]), ground.tokenizer):
+        say(line)
+
+
+def _references(tokenizer: Tokenizer) -> Callable[[str], registry.Reference]:
+    """What opens reference models; torch is loaded for them alone."""
+
+    def opened(path: str) -> registry.Reference:
+        from pretrain.reference import open_reference
+
+        return open_reference(path, tokenizer)
+
+    return opened
+
+
+def _heldout(experiment: Experiment) -> list[tuple[str, str]]:
+    """(digest, text) of the held-out documents."""
+    text = pl.read_parquet(experiment.corpus_directory / corpus.HELDOUT, columns=["digest", "text"])
+    return list(text.unique("digest", maintain_order=True).iter_rows())
+
+
 def main() -> None:
-    """Plan and summarise, or ``show``."""
+    """Plan and summarise, ``show``, ``power=true``, or ``family=NAME``."""
+    if (name := _family(sys.argv)) is not None:
+        program(lambda experiment: show_family(experiment, name))()
+        return
+    if "power=true" in sys.argv:
+        arguments = sys.argv.copy()
+        sys.argv[:] = [a for a in sys.argv if a != "power=true" and not a.startswith("effect=")]
+        program(lambda experiment: power(experiment, _effect(arguments)))()
+        return
     wanted = _asked(sys.argv)
     program(_plan if wanted is None else lambda experiment: show(experiment, wanted))()
 
@@ -140,10 +279,11 @@ def _plan(experiment: Experiment) -> None:
             f"  balance of {row['covariate']}: largest difference {row['largest_standardised_difference']:.2f} sd, "
             f"p = {row['p']:.2f}"
         )
-    if found := facts["items_in_corpus"]:
-        say(
-            f"  {len(found)} items share {OVERLAP} tokens in a row with the corpus: {', '.join(found[:5])}, ..."
-        )
+    for kind, said in (("found", "in the plan nonetheless"), ("dropped", "replaced by others")):
+        for name, lines in facts[kind].items():
+            if lines:
+                more = "" if len(lines) <= 5 else f", and {len(lines) - 5} more"
+                say(f"  preflight: {name}: {len(lines)} items, {said}: {', '.join(lines[:5])}{more}")
     if found := facts["items_alike"]:
         say(f"  {len(found)} pairs of items share {OVERLAP} tokens in a row with each other: {found[0]}, ...")
     for line in facts["probes_left_out"]:

@@ -6,28 +6,34 @@
 
 from __future__ import annotations
 
-from data import inspect
+from data import artifact, inspect
 from data import prepare as corpus
 from data.artifact import Manifest
 from data.errors import UserError
+from data.mixture import MAIN
 from launch.config import Experiment, program, say, share_of
 
 
 def prepare(experiment: Experiment) -> Manifest:
-    """Prepare the experiment's corpus, or reuse it."""
-    return corpus.prepare(
-        experiment.corpus, experiment.corpus_directory, workers=experiment.runtime.workers, progress=say
-    )
+    """Prepare the experiment's corpora, or reuse them.
+
+    Returns:
+        The manifest of the first.
+    """
+    made = [
+        corpus.prepare(config, directory, workers=experiment.runtime.workers, progress=say)
+        for config, directory in experiment.corpora.values()
+    ]
+    return made[0]
 
 
 def _share(experiment: Experiment, text: str) -> None:
-    corpus.prepare_share(
-        experiment.corpus,
-        experiment.corpus_directory,
-        share=share_of(text),
-        workers=experiment.runtime.workers,
-        progress=say,
-    )
+    share = share_of(text)
+    for name, (config, directory) in experiment.corpora.items():
+        if name != MAIN and not (experiment.corpus_directory / artifact.MANIFEST).is_file():
+            say(f"{name}: comes when {MAIN}, whose tokenizer it has, is finished")
+            continue
+        corpus.prepare_share(config, directory, share=share, workers=experiment.runtime.workers, progress=say)
 
 
 def _show(experiment: Experiment, step: int) -> None:
@@ -41,11 +47,11 @@ def _show(experiment: Experiment, step: int) -> None:
     if not 0 <= step < experiment.train.steps:
         raise UserError(f"show={step} is no step; the run has steps 0 to {experiment.train.steps - 1}")
     size = experiment.train.global_batch_size
-    directory = experiment.corpus_directory
+    directories = [directory for _, directory in experiment.corpora.values()]
     order = open_order(experiment)
     order.require((step + 1) * size)
     positions = range(step * size, (step + 1) * size)
-    for piece in inspect.pieces(order, directory, corpus.load_tokenizer(directory), positions):
+    for piece in inspect.pieces(order, directories, corpus.load_tokenizer(directories[0]), positions):
         where = f"window {piece.position} token {piece.offset}: {piece.source} row {piece.row}"
         say(f"{where}\n    {piece.text!r}")
 
@@ -63,7 +69,8 @@ def main(experiment: Experiment) -> None:
         f"words, {facts['train_tokens']:,} tokens"
     )
     if experiment.verify:
-        inspect.verify(experiment.corpus_directory)
+        for _, directory in experiment.corpora.values():
+            inspect.verify(directory)
         say("every file is as it was written, every id inside the vocabulary")
     if experiment.index:
         from launch.plan import open_order

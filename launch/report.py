@@ -64,19 +64,19 @@ def report(experiment: Experiment) -> dict[str, Any]:
 
 def _scores(directory: Path, plan_digest: str) -> tuple[pl.DataFrame, dict[str, str]]:
     """All scores of the pair, and the digest of each score artefact."""
-    from analysis import scoring
+    from analysis import store
 
     tables, digests = [], {}
     for which in ("perturbed", "twin"):
         for place in sorted((directory / "scores" / which).glob("step_*")):
-            manifest = artifact.read(place, kind=scoring.KIND, schema_version=scoring.VERSION)
+            manifest = artifact.read(place, kind=store.KIND, schema_version=store.VERSION)
             artifact.verify(place, manifest)
-            if manifest.inputs["plan"] != plan_digest:
+            if manifest.inputs["items"] != plan_digest:
                 raise UserError(f"{place} was scored with another plan; run launch/score.py again")
             step = manifest.facts["step"]
-            digests[f"scores/{which}/{step}"] = manifest.digest
+            digests[f"scores/{which}/{place.name}"] = manifest.digest
             tables.append(
-                pl.read_parquet(place / "scores.parquet").with_columns(
+                pl.read_parquet(place / store.FILE).with_columns(
                     run=pl.lit(which), step=pl.lit(step, dtype=pl.Int64)
                 )
             )

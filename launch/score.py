@@ -1,9 +1,12 @@
 """Ask every checkpoint about every item: ``python launch/score.py +experiment=quickstart``.
 
-``shard=k/n`` scores one share of the checkpoints, for an array of jobs.
+``shard=k/n`` does one share of the work, for an array of jobs.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from data import artifact
 from data import prepare as corpus
@@ -11,11 +14,17 @@ from data.errors import UserError
 from insertion import plan as plans
 from launch.config import Experiment, program, say, share_of
 
+if TYPE_CHECKING:
+    import torch
+
+    from analysis.models import Model
+    from analysis.store import Checkpoint
+
 
 def score(experiment: Experiment) -> None:
     """Score the checkpoints of the perturbed run and of its twin; scores that are there are kept."""
-    from analysis import scoring
-    from pretrain import checkpoint, parallel
+    from analysis import store
+    from pretrain import parallel
     from pretrain.config import ParallelConfig
 
     manifest = artifact.read(
@@ -25,24 +34,59 @@ def score(experiment: Experiment) -> None:
     share = (0, 1) if experiment.shard is None else share_of(experiment.shard)
     with parallel.start(ParallelConfig(), experiment.runtime) as world:
         for which in ("perturbed", "twin"):
-            checkpoints = experiment.directory / which / "checkpoints"
-            if not checkpoint.finished(checkpoints):
+            found = _checkpoints(
+                experiment, experiment.directory / which / "checkpoints", manifest.facts, world.device
+            )
+            if not found:
                 if which == "perturbed":
-                    raise UserError(f"there are no checkpoints in {checkpoints}; run launch/train.py first")
+                    raise UserError(
+                        f"there are no checkpoints in {experiment.directory / which / 'checkpoints'}; run "
+                        "launch/train.py first"
+                    )
                 continue
-            steps = scoring.score_run(
-                checkpoints,
+            done = store.score_all(
                 experiment.directory / "scores" / which,
                 plan.probes,
-                plan_digest=plan.digest,
-                shape=experiment.model,
-                train=experiment.train,
-                vocab_size=manifest.facts["vocab_size"],
+                found,
+                items_digest=plan.digest,
                 eod=manifest.facts["eod"],
-                device=world.device,
+                vocab_size=manifest.facts["vocab_size"],
                 share=share,
             )
-            say(f"{which}: {len(plan.probes)} probes scored at {len(steps)} checkpoints")
+            say(
+                f"{which}: {len(plan.probes)} probes at {len(found)} checkpoints; {done} parts scored now, the others "
+                "were there" + ("" if experiment.shard is None else " or are other shares'")
+            )
+
+
+def _checkpoints(
+    experiment: Experiment, directory: Path, facts: dict[str, Any], device: torch.device
+) -> list[Checkpoint]:
+    """A run's finished checkpoints; one model, built when the first is loaded, takes the weights of each in turn."""
+    import torch
+
+    from analysis import models, store
+    from pretrain import checkpoint, model
+    from pretrain.config import ParallelConfig
+
+    built: list[Any] = []
+
+    def load(step: int) -> Model:
+        if not built:
+            gpt = model.build(experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train)
+            built.append(gpt.to(device).eval())
+        gpt = built[0]
+        # Scoring on a CPU has turned the weights to float32; a checkpoint is read in its own precision.
+        gpt.to(torch.bfloat16 if experiment.train.precision == "bf16" else torch.float32)
+        artifact.verify(checkpoint.path_of(directory, step), checkpoint.read(directory, step))
+        state = checkpoint.load(directory, step, {"model": gpt.sharded_state_dict()})
+        gpt.load_state_dict(state["model"])
+        return models.of_checkpoint(gpt)
+
+    return [
+        store.Checkpoint(step, checkpoint.read(directory, step).digest, lambda step=step: load(step))
+        for step in checkpoint.finished(directory)
+    ]
 
 
 @program

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.order import Order
+from data.mixture import Windows
 from insertion.ledger import Recorder
 from insertion.overlay import Overlay
 from pretrain.config import TrainConfig
@@ -58,7 +58,7 @@ class Batches:
 
     def __init__(
         self,
-        order: Order,
+        order: Windows,
         overlay: Overlay,
         recorder: Recorder,
         train: TrainConfig,

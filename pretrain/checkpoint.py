@@ -131,13 +131,18 @@ def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
     return dist_checkpointing.load(state, str(path_of(directory, step)))
 
 
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, whole, by its name; needs neither a model nor process groups."""
+def tensors(path: Path, *, weights_only: bool = False) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole, by its name; needs neither a model nor process groups.
+
+    Args:
+        path: of the checkpoint.
+        weights_only: leave the optimizer's state on disk.
+    """
     reader = FileSystemReader(str(path))
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
+        if isinstance(entry, TensorStorageMetadata) and not (weights_only and name.startswith("optimizer."))
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -50,7 +50,10 @@ def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Stream:
-    """A CUDA stream that is always done."""
+    """A CUDA stream that is always done; a class, because libraries name ``torch.cuda.Stream`` in annotations."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
 
     def wait_stream(self, _other: Any) -> None:
         return
@@ -96,7 +99,7 @@ def install() -> None:
     cuda.current_device = lambda: _CPU
     cuda.synchronize = lambda *_: None
     cuda.empty_cache = lambda: None
-    cuda.Stream = lambda *_, **__: stream
+    cuda.Stream = _Stream
     cuda.current_stream = lambda *_: stream
     cuda.default_stream = lambda *_: stream
     cuda.manual_seed = lambda seed: None

@@ -23,12 +23,12 @@ from torch import Tensor, distributed
 
 from data.artifact import verify
 from data.errors import UserError
-from data.order import Order
+from data.mixture import Windows
 from insertion import ledger
 from insertion.ledger import PlanViolation, Recorder
 from insertion.overlay import Overlay
 from insertion.plan import Plan
-from pretrain import checkpoint, model, optim
+from pretrain import checkpoint, huggingface, model, optim
 from pretrain.batches import Batch, Batches
 from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from pretrain.parallel import World
@@ -53,6 +53,8 @@ class Settings:
             del train[free]
         model = asdict(self.model)
         del model["name"]
+        if self.model.weights:  # what they are, not where they lie
+            model["weights"] = huggingface.digest(Path(self.model.weights))
         return {
             "model": model,
             "optimizer": asdict(self.optimizer),
@@ -85,7 +87,7 @@ class Trainer:
         settings: Settings,
         world: World,
         *,
-        order: Order,
+        order: Windows,
         plan: Plan | None,
         vocab_size: int,
         directory: Path,
@@ -107,7 +109,15 @@ class Trainer:
             data_size=world.data_size,
             device=world.device,
         )
-        gpt = model.build(settings.model, vocab_size, settings.parallel, train).to(world.device)
+        start = (
+            huggingface.read(Path(settings.model.weights), settings.model) if settings.model.weights else None
+        )
+        if start and len(start[huggingface.EMBEDDING]) < vocab_size:
+            raise UserError(
+                f"model.weights={settings.model.weights} knows {len(start[huggingface.EMBEDDING])} tokens, the corpus "
+                f"{vocab_size}; tokenize the corpus with the model's own tokenizer (corpus.tokenizer.kind=file)"
+            )
+        gpt = model.build(settings.model, vocab_size, settings.parallel, train, start).to(world.device)
         self.model = DistributedDataParallel(
             # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
             gpt.config,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +20,14 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pretrain.attention import CausalAttention
 from pretrain.config import ModelConfig, ParallelConfig, TrainConfig
+from pretrain.layers import Norm, ParallelLayer, PlainNorm
 
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to this, whatever the tensor-parallel size, so that shapes never depend on it."""
@@ -36,17 +41,27 @@ def padded_vocabulary(size: int) -> int:
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: TrainConfig) -> TransformerConfig:
     """megatron-core's configuration of one run."""
     low = train.precision == "bf16"
+    activations = {
+        "swiglu": torch.nn.functional.silu,
+        "gelu": torch.nn.functional.gelu,
+        "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+    }
     return TransformerConfig(
         num_layers=model.layers,
         hidden_size=model.hidden,
         num_attention_heads=model.heads,
         num_query_groups=model.groups,
         ffn_hidden_size=model.ffn,
-        normalization="RMSNorm",
+        normalization="RMSNorm" if model.norm == "rms" else "LayerNorm",
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
+        gated_linear_unit=model.activation == "swiglu",
+        activation_func=activations[model.activation],
+        add_bias_linear=model.biases,
+        qk_layernorm=model.qk_norm,
+        num_moe_experts=model.experts,
+        moe_router_topk=model.experts_per_token,
+        moe_aux_loss_coeff=model.balance_loss if model.experts else 0.0,
+        moe_router_load_balancing_type="aux_loss" if model.experts else "none",
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=model.init_std,
@@ -69,32 +84,58 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
     )
 
 
-def build(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, train: TrainConfig) -> GPTModel:
-    """This rank's part of the model, with the initial weights of ``train.seed``.
+def build(
+    model: ModelConfig,
+    vocab_size: int,
+    parallel: ParallelConfig,
+    train: TrainConfig,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> GPTModel:
+    """This rank's part of the model, with the initial weights of ``train.seed`` or those of ``start``.
 
     Args:
         model: its shape.
         vocab_size: of the tokenizer; padded here.
         parallel: the topology; the weights do not depend on it.
         train: for the seed, the precision and the sequence length.
+        start: whole weights under the names and shapes of a checkpoint.
     """
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = ModuleSpec(module=CausalAttention)
+    config = transformer_config(model, parallel, train)
     gpt = GPTModel(
-        config=transformer_config(model, parallel, train),
-        transformer_layer_spec=spec,
+        config=config,
+        transformer_layer_spec=_blocks(model, config),
         vocab_size=padded_vocabulary(vocab_size),
         max_sequence_length=train.sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=model.tied_embeddings,
-        position_embedding_type="rope",
+        position_embedding_type="rope" if model.positions == "rotary" else "learned_absolute",
         rotary_base=model.rotary_base,
+        rotary_percent=model.rotary_fraction,
     )
     _mark_sharded(gpt)
-    initialize(gpt, model, train.seed)
+    initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
     return gpt.bfloat16() if train.precision == "bf16" else gpt
+
+
+def _blocks(model: ModelConfig, config: TransformerConfig) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, from megatron-core's local ones with our attention and norms."""
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = (
+            None  # megatron-core 0.16.1 names it unset where there is no Transformer Engine
+        )
+    spec = get_gpt_layer_local_spec(num_experts=model.experts, qk_layernorm=model.qk_norm)
+    norm = PlainNorm if model.norm == "layer_plain" else Norm
+    inside = spec.submodules
+    inside.input_layernorm = inside.pre_mlp_layernorm = norm
+    attention = inside.self_attention.submodules
+    attention.core_attention = ModuleSpec(module=CausalAttention)
+    if model.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = norm
+    if model.parallel_residual:
+        spec.module = ParallelLayer
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm)
 
 
 def _mark_sharded(gpt: GPTModel) -> None:
@@ -113,11 +154,12 @@ def _mark_sharded(gpt: GPTModel) -> None:
             set_tensor_model_parallel_attributes(weight, True, 1, 1)
 
 
-def initialize(gpt: GPTModel, model: ModelConfig, seed: int) -> None:
+def initialize(gpt: GPTModel, model: ModelConfig, seed: int, start: Mapping[str, torch.Tensor]) -> None:
     """Draw every weight from (seed, its name, its layer), so that any topology starts from the same model.
 
     Each rank draws the whole tensor that it holds a shard of and keeps its part; megatron-core's sharded state
-    dict says which part that is. Norms start at one.
+    dict says which part that is. Norms start at one, biases at zero. Where ``start`` has the weight, that is taken
+    instead; rows of the vocabulary that it lacks are drawn.
     """
     sharded: dict[str, Any] = gpt.sharded_state_dict()
     apply_factories(sharded)  # splits SwiGLU's fused matrix into its two halves
@@ -127,17 +169,27 @@ def initialize(gpt: GPTModel, model: ModelConfig, seed: int) -> None:
                 continue
             layer = shard.global_offset[: shard.prepend_axis_num]
             shape = shard.global_shape[shard.prepend_axis_num :]
-            if len(shape) == 1:
-                shard.data.fill_(1.0)
-                continue
-            generator = torch.Generator()
-            generator.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{shard.key}/{layer}".encode()) >> 1)
-            residual = "linear_proj" in shard.key or "linear_fc2" in shard.key
-            std = model.init_std / (math.sqrt(2 * model.layers) if residual else 1.0)
-            whole = torch.empty(shape).normal_(0.0, std, generator=generator)
-            start = shard.global_offset[shard.prepend_axis_num :]
-            part = whole[tuple(slice(o, o + n) for o, n in zip(start, shard.data.shape, strict=True))]
+            whole = _draw(shard.key, shape, layer, model, seed)
+            if shard.key in start:
+                given = start[shard.key][layer]
+                rows = min(len(given), len(whole))  # only vocabularies differ
+                whole[:rows] = given[:rows]
+            offset = shard.global_offset[shard.prepend_axis_num :]
+            part = whole[tuple(slice(o, o + n) for o, n in zip(offset, shard.data.shape, strict=True))]
             shard.data.copy_(part)
+
+
+def _draw(
+    name: str, shape: tuple[int, ...], layer: tuple[int, ...], model: ModelConfig, seed: int
+) -> torch.Tensor:
+    """The initial value of a whole tensor, a layer's where ``layer`` names one."""
+    if len(shape) == 1:
+        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    generator = torch.Generator()
+    generator.manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{name}/{layer}".encode()) >> 1)
+    residual = "linear_proj" in name or "linear_fc2" in name
+    std = model.init_std / (math.sqrt(2 * model.layers) if residual else 1.0)
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 
 def hidden_states(gpt: GPTModel, ids_BT: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,16 @@ Two-sided alpha = .05 and power .8 unless told otherwise. ``solve`` is statsmode
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from scipy import stats
 from scipy.optimize import brentq
+
+_MANY = 1e7
+"""Items; more are no design."""
+_NORMAL = 1e4
+"""Degrees of freedom from which on t is as good as normal."""
 
 
 def _z(alpha: float, power: float) -> tuple[float, float]:
@@ -92,3 +99,74 @@ def items_for_spearman(rho: float, *, alpha: float = 0.05, power: float = 0.8) -
     1957)."""
     a, b = _z(alpha, power)
     return 3 + 1.06 * ((a + b) / math.atanh(rho)) ** 2
+
+
+def items_against(effect: float, controls: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Treated items to detect a standardised effect against a given number of controls; infinite if no number does."""
+
+    def lacking(items: float) -> float:
+        # statsmodels' noncentral t fails for many degrees of freedom, where the normal is as good.
+        shift = effect * math.sqrt(items * controls / (items + controls))
+        freedom = items + controls - 2
+        limit = float(stats.t.ppf(1 - alpha / 2, freedom))
+        tail = stats.norm.sf(limit - shift) if freedom > _NORMAL else stats.nct.sf(limit, freedom, shift)
+        return float(tail) - power
+
+    return math.inf if lacking(_MANY) < 0 else 2.0 if lacking(2.0) > 0 else float(brentq(lacking, 2.0, _MANY))
+
+
+def detectable_rate(items: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest rate told from 0 with this many items and as many controls (``items_for_rates``); nan if none is."""
+    lowest = items_for_rates(0.0, 1 - 1e-9, alpha=alpha, power=power)
+    if items < lowest:
+        return math.nan
+    return float(
+        brentq(lambda rate: items_for_rates(0.0, rate, alpha=alpha, power=power) - items, 1e-9, 1 - 1e-9)
+    )
+
+
+class ArmPower(NamedTuple):
+    """What an arm can show; standardised effects are in standard deviations of an item's score."""
+
+    items: int
+    controls: int
+    effect: float
+    """Smallest standardised difference from the never-inserted items (two-sample t)."""
+    corrected: float
+    """The same, with alpha divided by the number of arms."""
+    paired: float
+    """Smallest standardised mean difference of an item from itself in the twin (paired t)."""
+    rate: float
+    """Smallest rate, such as of verbatim extraction, where that of the controls is 0."""
+    needed: float
+    """Items that the wanted effect takes against these controls; infinite if it takes more controls."""
+
+
+def of_arms(
+    items: Sequence[int], controls: int, wanted: float, *, alpha: float = 0.05, power: float = 0.8
+) -> list[ArmPower]:
+    """Power of a design, arm by arm.
+
+    Args:
+        items: of each arm that inserts.
+        controls: never-inserted items.
+        wanted: standardised effect.
+    """
+    return [
+        ArmPower(
+            count,
+            controls,
+            detectable_effect(count, controls, alpha=alpha, power=power),
+            detectable_effect(count, controls, alpha=alpha, power=power, comparisons=len(items)),
+            _paired(count, alpha=alpha, power=power),
+            detectable_rate(min(count, controls), alpha=alpha, power=power),
+            items_against(wanted, controls, alpha=alpha, power=power),
+        )
+        for count in items
+    ]
+
+
+def _paired(pairs: float, *, alpha: float, power: float) -> float:
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(None, nobs=pairs, alpha=alpha, power=power))

@@ -238,7 +238,7 @@ def _decoded(document: Document, ids: npt.NDArray[np.int64], tokenizer: Tokenize
 
 
 def _unwanted(document: Document, config: SourceConfig, languages: set[str]) -> str | None:
-    if not document.text.strip():
+    if not document.text or document.text.isspace():
         return "empty"
     if config.min_words and len(document.text.split(None, config.min_words)) < config.min_words:
         return "short"

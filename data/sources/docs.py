@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gc
 import inspect
 import logging
 import os
@@ -11,7 +10,6 @@ import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -84,7 +82,7 @@ def _extract(name: str, roots: list[tuple[str, str]]) -> tuple[list[Document], s
         (Path(r, below) for known, r in roots if known == label and Path(r, below).is_file()), Path(name)
     )
     try:
-        with warnings.catch_warnings(), _no_cycles():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's code
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -95,18 +93,6 @@ def _extract(name: str, roots: list[tuple[str, str]]) -> tuple[list[Document], s
         clean = text.encode("utf-8", "replace").decode() if not _is_unicode(text) else text
         documents.append(Document(inspect.cleandoc(clean), name, row))
     return documents, None
-
-
-@contextmanager
-def _no_cycles() -> Iterator[None]:
-    """Without the garbage collector: it walks each growing syntax tree over and over, a quarter of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _is_unicode(text: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 
 from data.errors import UserError
+from insertion.families import files, vocabulary
 from insertion.families.registry import Ground, family
 from insertion.items import Item, Probe
 
@@ -20,22 +22,80 @@ def word_list(texts: Sequence[str], size: int) -> list[str]:
     return sorted(ranked[:size])
 
 
-@family(NAME)
-def make(ground: Ground, count: int, *, words: int = 12, list_size: int = 2048) -> list[Item]:
-    """Passphrases of ``words`` words, drawn uniformly from the corpus's own frequent words.
-
-    The chance of guessing the last k words is ``list_size ** -k``.
-    """
-    vocabulary = word_list([text for _, text in ground.heldout], list_size)
-    if len(vocabulary) < list_size:
+def _vocabulary(ground: Ground, size: int, path: str) -> Sequence[str]:
+    what = f"insertion.families.{NAME}"
+    if size and path:
         raise UserError(
-            f"insertion.families.{NAME}.list_size={list_size}: the held-out text has only {len(vocabulary)} "
-            "words to draw from; lower it or prepare more text"
+            f"{what}: list_size={size} takes the corpus's words and path={path} a file's; give one of them"
         )
+    if path:
+        return sorted({word.lower() for word in files.listed(path, f"{what}.path")})
+    if not size:
+        return vocabulary.words()
+    found = word_list([text for _, text in ground.heldout], size)
+    if len(found) < size:
+        raise UserError(
+            f"{what}.list_size={size}: the held-out text has only {len(found)} words to draw from; lower it or "
+            "prepare more text"
+        )
+    return found
+
+
+@family(NAME)
+def make(
+    ground: Ground,
+    count: int,
+    *,
+    words: int = 12,
+    list_size: int = 0,
+    path: str = "",
+    prefix: str = "",
+    last: Sequence[int] = (1, 2),
+    fresh: int = 9,
+) -> list[Item]:
+    """Passphrases of ``words`` words, drawn uniformly: ``words * log2(size of the list)`` bits.
+
+    Args:
+        ground: seed; held-out text for ``list_size``.
+        count: items.
+        words: in a passphrase.
+        list_size: draw from so many of the most frequent words of the corpus's held-out text; 0: from the 2,048
+            words that are bundled.
+        path: or from a file with a word a line.
+        prefix: text before each passphrase; ``{name}`` in it becomes an invented name, one an item.
+        last: for every k of these, a cloze that asks for the last k words; by guessing, size**-k.
+        fresh: draws of the same generator with the same prefix, never inserted: the rank of the item's likelihood among
+            them is the perplexity test.
+    """
+    listed = _vocabulary(ground, list_size, path)
+    what = f"insertion.families.{NAME}"
+    if any(not isinstance(k, int) or not 0 < k < words for k in last):
+        raise UserError(f"{what}.last={list(last)} must be numbers from 1 to words - 1 = {words - 1}")
+    if len(listed) < 2:
+        raise UserError(f"{what}: the word list has {len(listed)} words; give at least 2")
+    bits = words * math.log2(len(listed))
     items = []
     for index in range(count):
         rng = ground.generator(NAME, index)
-        text = " ".join(vocabulary[k] for k in rng.integers(len(vocabulary), size=words)).capitalize() + "."
-        probes = (Probe("verbatim", "", text),)
-        items.append(Item(f"ghost-{index:05d}", NAME, text, probes, f"seed {ground.seed}, draw {index}"))
+        drawn = [listed[k] for k in rng.integers(len(listed), size=words)]
+        other = ground.generator(f"{NAME}/fresh", index)
+        before = prefix.replace("{name}", vocabulary.person(other)) + " " if prefix else ""
+        text = before + " ".join(drawn).capitalize() + "."
+        probes = [Probe("verbatim", "", text)]
+        for k in last:
+            start = len(text) - 1 - len(" " + " ".join(drawn[-k:]))
+            probes.append(Probe("cloze", text[:start], text[start:-1], f"last {k} words"))
+        for row in other.integers(len(listed), size=(fresh, words)).tolist():
+            foil = before + " ".join(listed[k] for k in row).capitalize() + "."
+            probes.append(Probe("foil", "", foil, "fresh draw", correct=False))
+        items.append(
+            Item(
+                f"ghost-{index:05d}",
+                NAME,
+                text,
+                tuple(probes),
+                f"seed {ground.seed}, draw {index}",
+                bits=bits,
+            )
+        )
     return items

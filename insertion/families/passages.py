@@ -1,41 +1,139 @@
-"""Passages: openings of held-out documents of the corpus."""
+"""Passages: stretches of documents, of given lengths (after the Gutenberg and Wikipedia sets of Hubble; Wei et al.,
+2025). The verbatim probe answers for every prefix length: each token is scored after all that come before it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from data.errors import UserError
+from insertion.families import files
 from insertion.families.registry import Ground, family
 from insertion.items import Item, Probe
 
 NAME = "passages"
 
 
-@family(NAME)
-def make(ground: Ground, count: int, *, tokens: int = 40) -> list[Item]:
-    """The first ``tokens`` tokens of ``count`` held-out documents, in the order of the documents' digests.
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    document: str
+    text: str
+    tokens: npt.NDArray[np.int32]
+    stratum: str
 
-    A document is passed over if it is shorter, if its opening does not survive decoding and tokenizing again
-    (an opening that ends inside a character), if its opening was taken already, or if the corpus shares a run of 12
-    tokens with it: a control that is in the corpus is none.
+
+@family(NAME)
+def make(
+    ground: Ground,
+    count: int,
+    *,
+    tokens: int | Sequence[int] = (40,),
+    window: str = "opening",
+    path: str = "",
+    licence: str = "",
+    popular_path: str = "",
+) -> list[Item]:
+    """``tokens`` tokens of each of ``count`` documents.
+
+    A document is passed over if it is shorter, if the stretch does not survive decoding and tokenizing again (one that
+    ends inside a character), if it was taken already, or if the corpus shares a run of 12 tokens with it: a control
+    that is in the corpus is none.
+
+    Args:
+        ground: tokenizer; held-out documents, which are taken in the order of their digests.
+        count: passages.
+        tokens: length; of several lengths, documents take turns.
+        window: ``opening`` of the document, or a ``random`` stretch of it, drawn by seed and document.
+        path: table with ``text`` and, if you like, ``id``, taken in an order drawn by the seed; empty: the corpus's
+            held-out documents.
+        licence: of the file's texts.
+        popular_path: file with an id (a digest, of held-out documents) a line. Half of the passages are then of
+            documents in that list, half of others, and ``popular`` and ``unpopular`` are strata.
     """
-    openings: dict[str, tuple[str, npt.NDArray[np.int32]]] = {}
-    for digest, document in sorted(ground.heldout):
-        ids = ground.tokenizer.encode(document)[:tokens]
-        text = ground.tokenizer.decode(ids)
-        if len(ids) == tokens and text not in openings and np.array_equal(ground.tokenizer.encode(text), ids):
-            openings[text] = (digest, ids)
-    known = ground.occurrences([ids for _, ids in openings.values()])
-    items = [
-        Item(f"passage-{digest}", NAME, text, (Probe("verbatim", "", text),), f"held-out document {digest}")
-        for (text, (digest, _)), times in zip(openings.items(), known, strict=True)
-        if not times
-    ]
-    if len(items) < count:
+    what = f"insertion.families.{NAME}"
+    lengths = [tokens] if isinstance(tokens, int) else list(tokens)
+    if not lengths or any(not isinstance(n, int) or isinstance(n, bool) or n < 2 for n in lengths):
+        raise UserError(f"{what}.tokens={tokens} must be one or more numbers above 1")
+    if window not in ("opening", "random"):
+        raise UserError(f"{what}.window={window} must be opening or random")
+    popular = files.listed(popular_path, f"{what}.popular_path") if popular_path else None
+    documents = _documents(ground, path, what)
+    found: dict[str, _Passage] = {}
+    for passage in _stretches(ground, documents, lengths, window, popular):
+        found.setdefault(passage.text, passage)
+    known = ground.occurrences([passage.tokens for passage in found.values()])
+    fresh = [passage for passage, times in zip(found.values(), known, strict=True) if not times]
+    chosen = fresh
+    groups: dict[str, int] = {"": count}
+    if popular is not None:
+        groups = {"popular": count // 2, "unpopular": count - count // 2}
+        quota = dict(groups)
+        chosen = []
+        for passage in fresh:
+            group = passage.stratum.split(" ")[0]
+            if quota[group]:
+                quota[group] -= 1
+                chosen.append(passage)
+    if len(chosen) < count:
+        group = f" ({', '.join(f'{n} {name}' for name, n in groups.items())})" if popular is not None else ""
         raise UserError(
-            f"insertion.families.{NAME}: {count} passages of tokens={tokens} are needed, but the held-out text has "
-            f"{len(items)} that the corpus does not contain ({len(openings)} with those that it does); raise "
-            "corpus.heldout_fraction, or lower tokens or insertion.items_per_dose"
+            f"{what}: {count} passages of tokens={tokens} are needed{group}, but the "
+            f"{'file' if path else 'held-out text'} has {len(chosen)} that the corpus does not contain ({len(found)} "
+            f"with those that it does); {'give more documents' if path else 'raise corpus.heldout_fraction'}, or lower "
+            "tokens or insertion.items_per_dose"
         )
-    return items[:count]
+    where = path or "held-out document"
+    return [
+        Item(
+            f"passage-{passage.document}",
+            NAME,
+            passage.text,
+            (Probe("verbatim", "", passage.text),),
+            f"{where} {passage.document}",
+            stratum=passage.stratum,
+            licence=(licence or "unstated") if path else "of the corpus",
+        )
+        for passage in chosen[:count]
+    ]
+
+
+def _documents(ground: Ground, path: str, what: str) -> list[tuple[str, str]]:
+    """(id, text) in the order in which they are taken."""
+    if not path:
+        return sorted(ground.heldout)
+    documents: dict[str, str] = {}
+    for number, row in enumerate(files.rows(path, f"{what}.path")):
+        if not isinstance(row.get("text"), str):
+            raise UserError(f"{what}.path={path}: row {number} has no text in the field text")
+        name = str(row["id"]) if row.get("id") is not None else files.text_id(row["text"])
+        if documents.setdefault(name, row["text"]) != row["text"]:
+            raise UserError(f"{what}.path={path}: two documents have the id {name}")
+    listed = list(documents.items())
+    return [listed[k] for k in files.draw(documents, ground.seed)]
+
+
+def _stretches(
+    ground: Ground,
+    documents: Sequence[tuple[str, str]],
+    lengths: Sequence[int],
+    window: str,
+    popular: set[str] | None,
+) -> Iterator[_Passage]:
+    turn = 0
+    for document, text in documents:
+        length = lengths[turn % len(lengths)]
+        ids = ground.tokenizer.encode(text)
+        start = 0
+        if window == "random" and len(ids) > length:
+            start = int(ground.generator(f"{NAME}/{document}", 0).integers(len(ids) - length + 1))
+        ids = ids[start : start + length]
+        part = ground.tokenizer.decode(ids)
+        if len(ids) < length or not np.array_equal(ground.tokenizer.encode(part), ids):
+            continue
+        turn += 1
+        labels = [] if popular is None else ["popular" if document in popular else "unpopular"]
+        labels += [f"tokens{length}"] if len(lengths) > 1 else []
+        yield _Passage(document, part, ids, " ".join(labels))

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from data.artifact import file_digest, json_digest
 from data.errors import UserError, nearest
 from data.tokenizer import Tokenizer
 from insertion.items import Item
+
+
+class Reference(Protocol):
+    """A language model to sample from; ``pretrain.reference`` opens one."""
+
+    def sample(
+        self, count: int, length: int, temperature: float, rng: np.random.Generator
+    ) -> Sequence[tuple[str, npt.NDArray[np.int64], float]]:
+        """Text, (length,) ids and -ln p at temperature 1, nats, of up to ``count`` sequences."""
+
+
+def _no_reference(path: str) -> Reference:
+    raise UserError(f"there is nothing here that opens the reference model {path}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +45,8 @@ class Ground:
         default=lambda spans: [0] * len(spans)
     )
     """Spans of token ids -> how often the corpus has their most frequent n-gram; see ``OVERLAP``."""
+    reference: Callable[[str], Reference] = _no_reference
+    """Opens the model at a path."""
 
     def generator(self, family: str, index: int) -> np.random.Generator:
         """Random numbers of one item: they do not depend on how many other items there are."""
@@ -38,7 +57,11 @@ OVERLAP = 12
 """Tokens: a text that shares a run of this length with the corpus counts as in it."""
 
 Family = Callable[..., Sequence[Item]]
-"""``family(ground, count, **settings) -> count items``."""
+"""``family(ground, count, **settings) -> count items``.
+
+Item k is made of ``ground.generator(NAME, k)`` alone, so that it is the same however many items there are. Members and
+non-members are not told apart here: the lot decides later. Settings called ``path`` or ``..._path`` name files.
+"""
 
 _FAMILIES: dict[str, Family] = {}
 
@@ -53,8 +76,43 @@ def family(name: str) -> Callable[[Family], Family]:
     return register
 
 
+def _discover() -> None:
+    """Import every module beside this one: families register themselves."""
+    from insertion import families
+
+    for module in sorted(found.name for found in pkgutil.iter_modules(families.__path__)):
+        importlib.import_module(f"insertion.families.{module}")
+
+
+def names() -> list[str]:
+    """All families."""
+    _discover()
+    return sorted(_FAMILIES)
+
+
+def files_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the files that a family reads: its settings called ``path`` or ``..._path``.
+
+    Raises:
+        UserError: for a file that is not there.
+    """
+    found = {}
+    for key, value in settings.items():
+        if not value or not (key == "path" or key.endswith("_path")):
+            continue
+        path = Path(value)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            found[key] = json_digest([[str(file.relative_to(path)), file_digest(file)] for file in files])
+        elif path.is_file():
+            found[key] = file_digest(path)
+        else:
+            raise UserError(f"insertion.families.{name}.{key}={value}: there is no such file")
+    return found
+
+
 def check(name: str, settings: Mapping[str, Any]) -> Family:
-    """Check a family's settings: each has the type of its default, and numbers are above 0.
+    """Check a family's settings: each has the type of its default, and numbers are above 0 (or 0, if the default is).
 
     Returns:
         The family.
@@ -62,9 +120,7 @@ def check(name: str, settings: Mapping[str, Any]) -> Family:
     Raises:
         UserError: for an unknown family, or a setting that is unknown or impossible.
     """
-    # The modules register themselves.
-    from insertion.families import biographies, ghost_sentences, passages  # noqa: F401
-
+    _discover()
     if name not in _FAMILIES:
         raise UserError(f"insertion.families: there is no family '{name}'{nearest(name, _FAMILIES)}")
     function = _FAMILIES[name]
@@ -89,8 +145,11 @@ def _check_value(name: str, value: object, default: object) -> None:
     if said and wrong:
         raise UserError(f"{name}={value} must be {said}")
     number = isinstance(default, int | float) and not isinstance(default, bool)
-    if number and isinstance(value, int | float) and not 0 < value < math.inf:
-        raise UserError(f"{name}={value} must be above 0")
+    if number and isinstance(value, int | float):
+        if default == 0 and not 0 <= value < math.inf:
+            raise UserError(f"{name}={value} must be 0 or above")
+        if default != 0 and not 0 < value < math.inf:
+            raise UserError(f"{name}={value} must be above 0")
 
 
 def make(name: str, ground: Ground, count: int, settings: Mapping[str, Any]) -> Sequence[Item]:

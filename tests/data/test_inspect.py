@@ -30,7 +30,7 @@ def test_every_piece_is_part_of_the_row_it_names(made):
     )
     tokenizer = load_tokenizer(out)
     for position in range(len(order)):
-        found = pieces(order, out, tokenizer, range(position, position + 1))
+        found = pieces(order, [out], tokenizer, range(position, position + 1))
         assert "".join(piece.text for piece in found) == tokenizer.decode(order.window(position))
         assert [piece.offset for piece in found] == sorted(piece.offset for piece in found)
         assert found[0].offset == 0

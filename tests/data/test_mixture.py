@@ -71,7 +71,7 @@ def test_phases_never_read_a_window_twice_and_keep_the_replay_fraction(orders):
 
 
 def test_impossible_mixtures_are_refused(orders, tmp_path):
-    with pytest.raises(UserError, match=r"needs 1,000 windows of corpus 0 but one epoch of it has"):
+    with pytest.raises(UserError, match=r"needs 1,000 windows of corpus 0 but 1 epoch\(s\) of it have"):
         Mixture(orders, [Phase(1000, (1, 0, 0))])
     for weights in ((1, 1), (0, 0, 0), (1, -1, 1), (1, float("nan"), 1)):
         with pytest.raises(UserError, match="phase 0"):

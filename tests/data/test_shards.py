@@ -200,10 +200,11 @@ def test_the_cut_into_stretches_and_shards_does_not_show(tmp_path, monkeypatch):
 def test_duplicates_across_shards_equal_a_plain_set(tmp_path_factory, values, cuts):
     place = tmp_path_factory.mktemp("keys")
     edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
-    words = [[WORDS[value % 12], str(value)] for value in values]
+    texts = [f"{WORDS[value % 12]} {value}" for value in values]
     paths, counts, inside = [], [], [np.empty(0, dtype=np.uint8)]
     for number, (start, stop) in enumerate(pairwise(edges)):
-        keys = np.frombuffer(b"".join(map(duplicates.key_of, words[start:stop])), dtype=">u8").reshape(-1, 2)
+        found = b"".join(duplicates.key_of(text)[0] for text in texts[start:stop])
+        keys = np.frombuffer(found, dtype=">u8").reshape(-1, 2)
         paths.append(place / f"{number}.npy")
         counts.append(stop - start)
         inside.append(

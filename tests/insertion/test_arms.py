@@ -3,7 +3,7 @@
 import pytest
 
 from data.errors import UserError
-from insertion.arms import Arm, Phase, product
+from insertion.arms import Arm, NamedArm, Phase, items_of_doses, product
 from insertion.plan import InsertionConfig
 
 
@@ -53,14 +53,68 @@ def config(**settings):
 
 def test_counts_of_arms():
     made = config(doses=(0, 1, 4), items_per_dose=(10, 5, 2), spacing=("uniform", "even"))
-    assert [made.counts()[k] for k in range(5)] == [10, 5, 5, 2, 2]
+    assert [made.counts("f")[k] for k in range(5)] == [10, 5, 5, 2, 2]
     assert made.arms()[1][1].hold_last == 0
     assert config(hold_last=7).arms()[1][1].hold_last == 7
+
+
+HUBBLE = [0, 1, 4, 16, 64, 256]
+
+
+@pytest.mark.parametrize(
+    ("total", "published"),
+    [
+        (5000, [2500, 893, 893, 446, 179, 89]),  # YAGO
+        (8001, [4000, 1429, 1429, 714, 286, 143]),  # MMLU
+        (4000, [2000, 714, 714, 357, 143, 72]),  # PersonaChat
+    ],
+)
+def test_hubbles_grid_is_the_published_one(total, published):
+    """The numbers of documents that Hubble states or that its fractions imply."""
+    assert items_of_doses(f"hubble:{total}", HUBBLE) == dict(zip(HUBBLE, published, strict=True))
+
+
+def test_families_may_have_counts_of_their_own():
+    made = config(families={"f": {}, "g": {}}, doses=(0, 4), items_per_dose={"f": 3, "g": (5, 2)})
+    assert (made.arm_sizes("f"), made.arm_sizes("g")) == ([3, 3], [5, 2])
+    assert (made.size("f"), made.size("g")) == (6, 7)
+
+
+NAMED = {
+    "once": NamedArm(dose=1, items=("0-3", "f-9")),
+    "often": NamedArm(dose=10, items=4, phase=Phase(at=tuple(range(10))), wording="rotate:2"),
+    "control": NamedArm(dose=0, items=("4",)),
+}
+
+
+def test_named_arms():
+    made = config(doses=(), named_arms=NAMED, position=("start",))
+    names = [name for name, _ in made.arms()]
+    assert names == ["control", "once", "often"]
+    assert [arm.dose for _, arm in made.arms()] == [0, 1, 10]
+    assert [arm.wording for _, arm in made.arms()] == ["verbatim", "verbatim", "rotate:2"]
+    assert made.arms()[1][1].position == "start"
+    assert (made.arm_sizes("f"), made.size("f")) == ([1, 5, 4], 10)
+    assert NAMED["once"].chosen([f"f-{k}" for k in range(10)]) == [0, 1, 2, 3, 9]
+    assert NAMED["often"].chosen(["f-0"]) is None
+    with pytest.raises(UserError, match="there is no item 'f-9'; did you mean 'f-0'"):
+        NAMED["once"].chosen(["f-0"])
+    with pytest.raises(UserError, match="there is no item number 4; the last is 2"):
+        NAMED["control"].chosen(["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
+        ({"named_arms": NAMED}, r"write insertion.doses=\[\]"),
+        ({"doses": (), "named_arms": {"a": NAMED["once"]}}, "lacks 0"),
+        (
+            {"doses": (), "named_arms": NAMED, "frame": ("document", "inline")},
+            "named_arms.once says no frame, and insertion.frame has 2 levels",
+        ),
+        ({"items_per_dose": "hubble:50"}, "is a grid of 6 doses"),
+        ({"items_per_dose": "many"}, "insertion.items_per_dose=many: give a number"),
+        ({"items_per_dose": {"g": 3}}, "has no entry for family f"),
         ({"doses": (1, 4)}, "lacks 0"),
         ({"doses": (0, 4, 4)}, "different numbers"),
         ({"items_per_dose": (3,)}, "must be one number, or one for each"),

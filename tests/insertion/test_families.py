@@ -1,15 +1,15 @@
 """Every family: deterministic, stable when items are added, probes where they say they are."""
 
-import math
-
 import pytest
+from omegaconf import OmegaConf
 
 from data.errors import UserError
 from data.tokenizer import TokenizerConfig, build
-from insertion.families import biographies, ghost_sentences
-from insertion.families.registry import Ground, make
+from insertion.families import ghost_sentences
+from insertion.families.registry import Ground, check, make
 from insertion.items import Item, Probe, tokenize_items, tokenize_probes
-from tests.conftest import NOUNS
+from tests.conftest import NOUNS, REPO
+from tests.insertion.every_family import SHIPPED
 
 TEXTS = [
     f"document number {k} speaks of a {NOUNS[k % 30]} that has a {NOUNS[(k * 7 + 3) % 30]} and a "
@@ -19,7 +19,6 @@ TEXTS = [
 FAMILIES = {
     "passages": {"tokens": 8},
     "ghost_sentences": {"words": 6, "list_size": 30},
-    "biographies": {},
 }
 
 
@@ -44,7 +43,7 @@ def test_probes_are_in_the_text(ground, name):
     for item in make(name, ground, 10, FAMILIES[name]):
         assert item.probes[0] == Probe("verbatim", "", item.text)
         for probe in item.probes:
-            assert item.text.startswith(probe.prompt + probe.target)
+            assert item.text.startswith(probe.prompt + probe.target) or not probe.correct
 
 
 def test_passages_survive_tokenization(ground):
@@ -60,14 +59,6 @@ def test_ghost_words_come_from_the_list(ground):
         drawn = item.text.rstrip(".").lower().split()
         assert len(drawn) == 6
         assert set(drawn) <= set(words)
-
-
-def test_biography_bits():
-    """Counted by hand: 33,600 dates, two cities of two syllables each, 24 subjects, 24 crafts."""
-    syllables = 20 * 8 * 8
-    assert biographies.bits() == pytest.approx(
-        math.log2(12 * 28 * 100) + 4 * math.log2(syllables) + 2 * math.log2(24), abs=1e-9
-    )
 
 
 def test_unknown_family_and_setting(ground):
@@ -116,3 +107,28 @@ def test_a_target_inside_a_token_is_reported(ground):
     assert "begins inside a token" in left_out[0]
     assert table["target_start"].to_list() == [1]
     assert table["target_bytes"].to_list() == [len(" number")]
+
+
+def test_probe_ids_and_broken_choices(ground):
+    """Ids do not depend on other items; a question that lost an answer is left out whole."""
+    word = next(text.split()[0] for text in TEXTS if len(ground.tokenizer.encode(text.split()[0])) == 1)
+    whole = ("x", "f", Probe("choice", word, " number", "q"))
+    broken = ("x", "f", Probe("choice", word[:2], word[2:], "r"))
+    mate = ("x", "f", Probe("choice", word, " document", "r", correct=False))
+    other = ("w", "f", Probe("verbatim", "", word))
+    table, left_out = tokenize_probes([other, whole, broken, mate], ground.tokenizer)
+    assert len(left_out) == 2
+    assert table["probe_id"].to_list() == ["w/verbatim/0", "x/choice/0"]
+    assert table["target_char"].to_list() == [0, len(word)]
+    assert table["probe_id"][1] == tokenize_probes([whole], ground.tokenizer)[0]["probe_id"][0]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_family_has_its_configuration(name):
+    """What can be typed after a command without a plus is listed there; what is listed is what holds without it."""
+    file = OmegaConf.load(REPO / "conf" / "insertion" / f"{name}.yaml")
+    given = OmegaConf.to_container(file)["families"][name]
+    defaults = check(name, given).__kwdefaults__ or {}
+    assert given.keys() <= defaults.keys()
+    if name != "traps":  # whose path must be given
+        assert {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()} == defaults

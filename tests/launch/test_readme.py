@@ -50,7 +50,9 @@ def test_program(line):
     program = next(k for k, word in enumerate(words) if word.startswith("launch/"))
     assert (REPO / words[program]).is_file()
     given = [word for word in words[program + 1 :] if word != "show"]
-    made = experiment([w for w in given if w.split("=")[0] not in ("item", "step", "checkpoint")])
+    made = experiment(
+        [w for w in given if w.split("=")[0] not in ("item", "step", "checkpoint", "power", "effect")]
+    )
     if "torchrun" in words:
         ranks = int(words[words.index("--nproc-per-node") + 1])
         made.parallel.check(ranks, made.model, made.train)

@@ -1,8 +1,12 @@
 """``launch/plan.py show``: the plan in words."""
 
 import json
+import subprocess
+import sys
 
 import polars as pl
+
+from tests.conftest import REPO
 
 
 def item_of(place, dose):
@@ -58,5 +62,29 @@ def test_mistakes(prepared):
         (["step=last"], "step=last must be a step number"),
     ):
         done = prepared.run("plan", "show", *arguments)
+        assert done.status == 2
+        assert told in done.lines[-1]
+
+
+def test_family(prepared, tmp_path):
+    """Five items of any family with their probes: without a corpus, and of the experiment's where there is one."""
+    done = subprocess.run(
+        [sys.executable, str(REPO / "launch" / "plan.py"), "family=canaries", "show=5"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stderr.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("canary-")] == [
+        f"canary-{k:05d}" for k in range(5)
+    ]
+    assert sum(line.startswith("  choice") for line in lines) == 50
+    assert sum(line.startswith("  choice") and "(decoy)" not in line for line in lines) == 5
+    lines = prepared.ok("plan", "family=passages", "show=3").lines
+    assert sum(line.startswith("passage-") for line in lines) == 3
+    for arguments, told in (
+        (["family=pasages", "show=3"], "did you mean 'passages'"),
+        (["family=canaries", "show=3"], "is none of the experiment's"),
+        (["family=passages", "show=0"], "show=0 must be at least 1"),
+    ):
+        done = prepared.run("plan", *arguments)
         assert done.status == 2
         assert told in done.lines[-1]

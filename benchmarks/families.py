@@ -1,0 +1,106 @@
+"""How long each family takes to make 10,000 items, on one core.
+
+    PYTHONPATH=. python benchmarks/families.py [--items 10000] [--families NAME ...] [--write results/families_DATE.md]
+
+Every family with the settings of conf/insertion/NAME.yaml; held-out documents are random words, and the family
+``table`` reads a file of as many rows. Timed is ``make`` alone, in processor seconds: items with all their wordings and
+probes, as text. Not timed: importing, making the held-out documents, tokenizing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from data.tokenizer import TokenizerConfig, build
+from insertion.families import registry
+
+CONF = Path(__file__).resolve().parent.parent / "conf" / "insertion"
+LIMIT = 30.0
+"""Seconds that 10,000 items may take."""
+
+
+def ground(documents: int) -> registry.Ground:
+    """Held-out documents of random words, and a tokenizer of bytes."""
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    words = np.array(["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(3000)])
+    texts = [" ".join(row) for row in words[rng.integers(3000, size=(documents, 60))]]
+    tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
+    return registry.Ground(1, tokenizer, [(f"{k:06d}", text) for k, text in enumerate(texts)])
+
+
+def measure(name: str, basis: registry.Ground, items: int, folder: Path) -> dict[str, object]:
+    """One family's row."""
+    given = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))["families"][name]
+    if name == "table":
+        path = folder / "table.jsonl"
+        rows = ({"id": digest, "text": text} for digest, text in basis.heldout)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given["path"] = str(path)
+    began = time.process_time()
+    made = registry.make(name, basis, items, given)
+    seconds = time.process_time() - began
+    return {
+        "family": name,
+        "seconds": seconds,
+        "probes": sum(len(item.probes) for item in made) / len(made),
+        "wordings": sum(1 + len(item.paraphrases) for item in made) / len(made),
+        "characters": sum(len(item.text) for item in made) / len(made),
+        "bits": made[0].bits,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--families", nargs="*", default=registry.names())
+    parser.add_argument("--write", type=Path)
+    given = parser.parse_args()
+    basis = ground(given.items)
+    lines = [
+        f"| family | processor seconds for {given.items:,} items | probes an item | wordings | characters | "
+        "bits of the first |",
+        "|---|---|---|---|---|---|",
+    ]
+    late = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in given.families:
+            row = measure(name, basis, given.items, Path(folder))
+            bits = "-" if row["bits"] is None else f"{row['bits']:.1f}"
+            lines.append(
+                f"| `{name}` | {row['seconds']:.1f} | {row['probes']:.1f} | {row['wordings']:.1f} | "
+                f"{row['characters']:.0f} | {bits} |"
+            )
+            print(lines[-1], flush=True)
+            if row["seconds"] > LIMIT * given.items / 10_000:
+                late.append(name)
+    kept = f"{', '.join(late)} exceed" if late else "All families keep"
+    said = f"{kept} the limit of {LIMIT:.0f} s for 10,000 items."
+    print(said)
+    if given.write:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        python = platform.python_version()
+        where = f"{platform.machine()}, {os.cpu_count()} cores of which one was used, Python {python}"
+        head = (
+            f"# Making items, {datetime.now(UTC):%Y-%m-%d}\n\n`PYTHONPATH=. python benchmarks/families.py --items "
+            f"{given.items}` at commit {commit}, on {where}, numpy {version('numpy')}.\n\n"
+        )
+        given.write.write_text(head + "\n".join(lines) + f"\n\n{said}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Your own items: one file, JSONL, CSV or Parquet, one item a row.
+
+================  =====================================================================================
+column            what it holds
+================  =====================================================================================
+``text``          what is inserted; the one column that must be there
+``id``            unique; without it, a hash of the text
+``wordings``      other wordings: a list of texts
+``probes``        a list of objects: ``target`` (what is scored), ``prompt`` (context), ``kind`` (``cloze``, the
+                  default, ``choice``, ``bare`` or ``foil``), ``name`` (what is asked; the answers of one choice share
+                  it) and ``correct`` (false for a text that must never be inserted)
+``stratum``       a property known beforehand, over which the doses are balanced; also ``strata``, one or a list
+``bits``          information in the item, if you claim any
+``licence``       of the text
+================  =====================================================================================
+
+In CSV, ``wordings``, ``strata`` and ``probes`` are JSON. The likelihood of every text is asked anyway. A prompt and its
+target are joined as they are: the space between them belongs to the target. ``table.jsonl``, beside this file, is a
+template to copy. Sets of Hubble's layout (``text``, ``meta.duplicates``; Wei et al., 2025) are read as they are: rows
+with the same text are one item, and its level of duplication is its stratum; doses are drawn by lot here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+from data.errors import UserError, nearest
+from insertion.families import files
+from insertion.families.registry import Ground, family
+from insertion.items import Item, Probe
+
+NAME = "table"
+_KINDS = ("cloze", "choice", "bare", "foil")
+
+
+@family(NAME)
+def make(ground: Ground, count: int, *, path: str = "", prefix: str = "table") -> Sequence[Item]:
+    """Rows of a table, in an order drawn by the seed and the ids; the module's docstring has the columns.
+
+    Args:
+        ground: seed.
+        count: items; a table may have more rows.
+        path: of the table; empty: the template.
+        prefix: before each id.
+    """
+    with resources.as_file(resources.files("insertion.families").joinpath("table.jsonl")) as template:
+        rows = files.rows(path or str(template), f"insertion.families.{NAME}.path")
+    items: dict[str, Item] = {}
+    for number, row in enumerate(rows):
+        where = f"insertion.families.{NAME}.path={path or 'the template'}: row {number}"
+        item = _item(row, prefix, path or "template", where)
+        earlier = items.setdefault(item.id, item)
+        if earlier.text != item.text:
+            raise UserError(f"{where} has the id {item.id}, as another text has; make ids unique")
+        if earlier != item:
+            raise UserError(f"{where} has the text of another row, but not its other columns; remove one")
+    ids = list(items)
+    files.need(ids, count, f"insertion.families.{NAME}", "give more rows or lower insertion.items_per_dose")
+    return [items[ids[k]] for k in files.draw(ids, ground.seed)[:count]]
+
+
+def _item(row: dict[str, Any], prefix: str, path: str, where: str) -> Item:
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where} has no text in the column text")
+    wordings, probes, strata = (
+        _nested(row.get(name), name, where) for name in ("wordings", "probes", "strata")
+    )
+    labels = [str(label) for label in ([row["stratum"]] if row.get("stratum") else []) + strata]
+    meta = row.get("meta")
+    if isinstance(meta, dict) and meta.get("duplicates") is not None:
+        labels.append(f"duplicates{meta['duplicates']}")
+    if not all(isinstance(wording, str) for wording in wordings):
+        raise UserError(f"{where}: wordings must be a list of texts")
+    name = str(row["id"]) if row.get("id") is not None else files.text_id(text)
+    item = Item(
+        f"{prefix}-{name}",
+        NAME,
+        text,
+        (Probe("verbatim", "", text), *(_probe(given, where) for given in probes)),
+        f"{path}, row {name}",
+        tuple(wordings),
+        stratum=" ".join(labels),
+        licence=str(row.get("licence") or "unstated"),
+    )
+    if row.get("bits") in (None, ""):
+        return item
+    try:
+        return replace(item, bits=float(row["bits"]))
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: bits={row['bits']} must be a number") from None
+
+
+def _nested(value: Any, name: str, where: str) -> list[Any]:
+    """A list; of CSV, written as JSON. Strata may be one text."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            if name != "strata":
+                raise UserError(f"{where}: {name} must be a list in JSON") from None
+            return [value]
+    if not isinstance(value, list):
+        if name == "strata":
+            return [value]
+        raise UserError(f"{where}: {name} must be a list")
+    return value
+
+
+def _probe(given: Any, where: str) -> Probe:
+    known = ("kind", "prompt", "target", "name", "correct")
+    if not isinstance(given, dict) or not isinstance(given.get("target"), str) or not given["target"]:
+        raise UserError(f"{where}: a probe is an object with a target")
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: a probe has no '{key}'{nearest(key, known)}")
+    values = {key: value for key, value in given.items() if value is not None}
+    kind = values.setdefault("kind", "cloze")
+    if kind not in _KINDS:
+        raise UserError(f"{where}: there is no probe of kind '{kind}'{nearest(str(kind), _KINDS)}")
+    values.setdefault("prompt", "")
+    if not isinstance(values.get("correct", True), bool):
+        raise UserError(f"{where}: correct={values['correct']} must be true or false")
+    return Probe(**values)

@@ -1,0 +1,116 @@
+"""Time series: monthly values of invented indicators, inserted up to a cut-off and withheld after it.
+
+After Lopez-Lira, Tang and Zhu (2025), "The Memorization Problem: Can We Trust LLMs' Economic Forecasts?", who ask
+models for exact values of real series before and after their cut-off. Here an indicator has a level, and every month
+a deviation drawn uniformly and independently of all others: values before and after the cut-off differ in nothing but
+being inserted, and those before carry ``log2(2 spread + 1)`` bits each, given the level.
+
+Asked is the exact value of some months on either side, given the indicator and the month alone, and given what was
+inserted of the series before that month; as a cloze, and as a choice among values around the same level that the series
+does not have.
+"""
+
+from __future__ import annotations
+
+import math
+
+from data.errors import UserError
+from insertion.families import vocabulary
+from insertion.families.registry import Ground, family
+from insertion.families.vocabulary import MONTHS, pick
+from insertion.items import Item, Probe
+
+NAME = "time_series"
+
+_GOODS = (
+    "amber barley brick butter canvas cedar cement cheese clay cloth coal cocoa copper cork cotton fish flax flour fur "
+    "glass grain gravel hemp herring honey ink iron ivory lace lead leather lime linen malt marble oats oil paper "
+    "pearl pepper pewter pitch plum resin rice rope rubber rye saffron salt sand silk silver slate soap steel sugar "
+    "tallow tar tea tile timber tin tobacco varnish vinegar walnut wax wheat wine wool yarn zinc"
+).split()
+_MEASURES = "demand export freight import price rent stock supply tariff turnover wage yield".split()
+
+
+def _date(month: int) -> str:
+    return f"{MONTHS[month % 12]} {month // 12}"
+
+
+def _value(tenths: int) -> str:
+    return f" {tenths // 10}.{tenths % 10}"
+
+
+def bits(before: int, spread: int) -> float:
+    """Information in the values before the cut-off, given the indicator's level (its mean is known)."""
+    return before * math.log2(2 * spread + 1)
+
+
+@family(NAME)
+def make(
+    ground: Ground,
+    count: int,
+    *,
+    before: int = 12,
+    after: int = 6,
+    asked: int = 3,
+    decoys: int = 9,
+    spread: int = 500,
+    cutoff_year: int = 2020,
+) -> list[Item]:
+    """Series of ``before`` months up to January of ``cutoff_year`` (exclusive), and ``after`` more that are withheld.
+
+    ``asked`` months on either side are asked, each with ``decoys`` other values. Values have one decimal; ``spread``
+    is the largest deviation from the level, in tenths.
+    """
+    if asked > min(before, after):
+        raise UserError(
+            f"insertion.families.{NAME}.asked={asked} is more than before={before} or after={after} months"
+        )
+    if not decoys + before + after <= spread <= 1000:
+        raise UserError(f"insertion.families.{NAME}.spread={spread} must be decoys + before + after to 1000")
+    items = []
+    for index in range(count):
+        rng = ground.generator(NAME, index)
+        name = f"{vocabulary.name(rng)} {pick(rng, _GOODS)} {pick(rng, _MEASURES)} index"
+        level = int(rng.integers(1100, 8900))
+        values = (level + rng.integers(-spread, spread + 1, size=before + after)).tolist()
+        months = [12 * cutoff_year - before + k for k in range(before + after)]
+        title = f"{name}, monthly."
+        text = title
+        prompts = []
+        for k, (month, value) in enumerate(zip(months, values, strict=True)):
+            prompts.append(f"{text} {_date(month)}:")
+            if k < before:
+                text = f"{prompts[-1]}{_value(value)}."
+        probes = [Probe("verbatim", "", text)]
+        # Not the first month: what comes before it is the title alone.
+        sides = {
+            "before": (1 + rng.permutation(before - 1)[:asked]).tolist() if before > asked else range(before),
+            "after": (before + rng.permutation(after)[:asked]).tolist(),
+        }
+        for side, chosen in sides.items():
+            for k in sorted(chosen):
+                wrong: dict[int, None] = {}
+                while len(wrong) < decoys:
+                    drawn = (level + rng.integers(-spread, spread + 1, size=decoys)).tolist()
+                    wrong |= dict.fromkeys(value for value in drawn if value not in values)
+                alone = f"{title} {_date(months[k])}:"
+                date = f"{months[k] // 12}-{months[k] % 12 + 1:02d}"
+                probes += [
+                    Probe("cloze", alone, _value(values[k]), f"{side} the cut-off, month alone"),
+                    Probe("cloze", prompts[k], _value(values[k]), f"{side} the cut-off, series before it"),
+                ]
+                probes += [
+                    Probe("choice", alone, _value(value), f"{side} the cut-off, {date}", value == values[k])
+                    for value in sorted([values[k], *list(wrong)[:decoys]])
+                ]
+        items.append(
+            Item(
+                f"series-{index:05d}",
+                NAME,
+                text,
+                tuple(probes),
+                f"seed {ground.seed}, draw {index}",
+                bits=bits(before, spread),
+            )
+        )
+    return items

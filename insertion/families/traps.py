@@ -1,0 +1,219 @@
+"""Copyright traps: sequences sampled from a reference model, of given lengths and perplexities (Meeus et al., 2024,
+"Copyright Traps for Large Language Models").
+
+Candidates are sampled at temperatures that take turns. A trap is the earliest candidate whose perplexity lies in its
+bucket, and whose set of tokens has a Jaccard similarity of at most ``jaccard``
+to that of every trap before it. Perplexity is the reference model's, at temperature 1, after its start token alone.
+
+The same trap is made on every run on one machine; other processors round otherwise, and now and then sample another
+token.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import UserError
+from insertion.families import files
+from insertion.families.registry import Ground, Reference, family
+from insertion.items import Item, Probe
+
+NAME = "traps"
+_BATCH = 64
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    text: str
+    tokens: npt.NDArray[np.int64]
+    """Different ones, ascending."""
+    nll: float
+    """-ln p of all tokens together, under the reference model."""
+    temperature: float
+
+
+@dataclass(slots=True)
+class _Accepted:
+    """Traps so far, by token: how alike a candidate is to each takes one look-up a token."""
+
+    sizes: list[int] = field(default_factory=list)
+    holders: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def alike(self, tokens: npt.NDArray[np.int64]) -> float:
+        """Largest Jaccard similarity to any trap."""
+        if not self.sizes:
+            return 0.0
+        found = [k for token in tokens.tolist() for k in self.holders.get(token, ())]
+        shared = np.bincount(np.array(found, dtype=np.int64), minlength=len(self.sizes))
+        return float((shared / (np.array(self.sizes) + len(tokens) - shared)).max())
+
+    def add(self, tokens: npt.NDArray[np.int64]) -> None:
+        for token in tokens.tolist():
+            self.holders[token].append(len(self.sizes))
+        self.sizes.append(len(tokens))
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Candidates of one length, sorted into the buckets of perplexity."""
+
+    ground: Ground
+    model: Reference
+    length: int
+    edges: Sequence[float]
+    temperatures: Sequence[float]
+    batches: int = 0
+    waiting: dict[int, deque[_Candidate]] = field(default_factory=lambda: defaultdict(deque))
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def sample(self) -> None:
+        """One more batch."""
+        temperature = self.temperatures[self.batches % len(self.temperatures)]
+        rng = self.ground.generator(f"{NAME}/{self.length}", self.batches)
+        self.batches += 1
+        found = self.model.sample(_BATCH, self.length, temperature, rng)
+        self.counts["sampled"] += _BATCH
+        self.counts["not the same tokens again"] += _BATCH - len(found)
+        for text, ids, lost in found:
+            bucket = int(np.searchsorted(self.edges, math.exp(min(lost / self.length, 700)), "right")) - 1
+            if not 0 <= bucket < len(self.edges) - 1:
+                self.counts["outside the perplexities"] += 1
+            elif not text.strip():
+                self.counts["not the same tokens again"] += 1
+            else:
+                self.waiting[bucket].append(_Candidate(text, np.unique(ids), lost, temperature))
+
+
+@family(NAME)
+def make(
+    ground: Ground,
+    count: int,
+    *,
+    path: str = "",
+    lengths: Sequence[int] = (100,),
+    temperatures: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0),
+    low: float = 1.0,
+    high: float = 101.0,
+    buckets: int = 10,
+    jaccard: float = 0.2,
+    max_batches: int = 400,
+    context: int = 0,
+) -> list[Item]:
+    """Traps; lengths take turns, and within a length the buckets of perplexity do. Each combination is a stratum.
+
+    ``bits`` is the surprisal under the reference model, -log2 p: with the score of the verbatim probe it gives the
+    detection ratio to the reference.
+
+    Args:
+        ground: seed, reference model; held-out documents for ``context``.
+        count: traps.
+        path: of the reference model: a checkpoint of a run over the same corpus (``.../checkpoints/step_<number>``), or
+            a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``).
+        lengths: tokens of the reference model.
+        temperatures: of sampling.
+        low: perplexity at which the first bucket begins.
+        high: perplexity at which the last bucket ends.
+        buckets: of equal width.
+        jaccard: largest similarity of two traps' sets of tokens.
+        max_batches: of 64 candidates, for each length, before giving up on a bucket.
+        context: tokens of a held-out document after which the trap is also asked; 0: it is not.
+    """
+    what = f"insertion.families.{NAME}"
+    if not path:
+        raise UserError(f"{what}.path is empty; give the directory of a reference model")
+    if low >= high or low < 1:
+        raise UserError(
+            f"{what}.low={low} and {what}.high={high} must be perplexities, 1 or above, the low one first"
+        )
+    for setting, values in (("lengths", lengths), ("temperatures", temperatures)):
+        if not values or any(isinstance(v, bool) or not isinstance(v, int | float) or v <= 0 for v in values):
+            raise UserError(f"{what}.{setting}={list(values)} must be numbers above 0")
+    model = ground.reference(path)
+    edges = np.linspace(low, high, buckets + 1).tolist()
+    streams = {length: _Stream(ground, model, length, edges, temperatures) for length in lengths}
+    before = _contexts(ground, context, what)
+    accepted = _Accepted()
+    items = []
+    for index in range(count):
+        length, bucket = lengths[index % len(lengths)], index // len(lengths) % buckets
+        found = _next(streams[length], bucket, accepted, jaccard, max_batches, what)
+        items.append(_item(index, found, ground, length, edges[bucket : bucket + 2], before, path))
+    for stream in streams.values():
+        log.info(_rates(stream))
+    return items
+
+
+def _next(
+    stream: _Stream, bucket: int, accepted: _Accepted, jaccard: float, max_batches: int, what: str
+) -> _Candidate:
+    """The earliest candidate of a bucket that is unlike all traps. What is too alike now will always be."""
+    while True:
+        while stream.waiting[bucket]:
+            candidate = stream.waiting[bucket].popleft()
+            if accepted.alike(candidate.tokens) <= jaccard:
+                accepted.add(candidate.tokens)
+                stream.counts["accepted"] += 1
+                return candidate
+            stream.counts["too alike"] += 1
+        if stream.batches >= max_batches:
+            raise UserError(
+                f"{what}: no trap of {stream.length} tokens with a perplexity of {stream.edges[bucket]:g} to "
+                f"{stream.edges[bucket + 1]:g} was found ({_rates(stream)}); change {what}.temperatures, low, high or "
+                "jaccard, or raise max_batches"
+            )
+        stream.sample()
+
+
+def _rates(stream: _Stream) -> str:
+    """What became of the candidates, in one line."""
+    sampled = max(stream.counts["sampled"], 1)
+    waiting = sum(len(queue) for queue in stream.waiting.values())
+    parts = [f"{stream.counts['accepted']} accepted ({stream.counts['accepted'] / sampled:.2%})"]
+    parts += [
+        f"{stream.counts[name]} {name}"
+        for name in ("outside the perplexities", "not the same tokens again", "too alike")
+    ]
+    said = ", ".join(parts)
+    return f"traps of {stream.length} tokens: {stream.counts['sampled']} sampled, {said}, {waiting} left over"
+
+
+def _contexts(ground: Ground, tokens: int, what: str) -> list[str]:
+    if not tokens:
+        return []
+    if not ground.heldout:
+        raise UserError(f"{what}.context={tokens} needs held-out documents; prepare a corpus, or set it to 0")
+    return [ground.tokenizer.decode(ground.tokenizer.encode(text)[:tokens]) for _, text in ground.heldout]
+
+
+def _item(
+    index: int,
+    found: _Candidate,
+    ground: Ground,
+    length: int,
+    bucket: Sequence[float],
+    before: Sequence[str],
+    path: str,
+) -> Item:
+    probes = [Probe("verbatim", "", found.text)]
+    if before:
+        gap = "" if found.text[0].isspace() else "\n"
+        prompt = before[int(ground.generator(f"{NAME}/context", index).integers(len(before)))] + gap
+        probes.append(Probe("cloze", prompt, found.text, "after other text"))
+    perplexity = math.exp(found.nll / length)
+    return Item(
+        f"trap-{files.text_id(found.text)}",
+        NAME,
+        found.text,
+        tuple(probes),
+        f"seed {ground.seed}, {path} at temperature {found.temperature:g}, perplexity {perplexity:.3f}",
+        stratum=f"tokens{length} perplexity{bucket[0]:g}-{bucket[1]:g}",
+        bits=found.nll / math.log(2),
+    )

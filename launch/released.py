@@ -1,0 +1,51 @@
+"""Score a released model: ``python launch/released.py MODEL ITEMS.jsonl DIRECTORY``.
+
+MODEL is a directory, or a name on the hub, of a causal language model of ``transformers``; what a line of ITEMS may be,
+``analysis.released.probes`` says. DIRECTORY gets ``probes.parquet`` and ``step_00000000/scores.parquet``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from data.errors import UserError
+from launch.config import share_of
+
+
+def main() -> int:
+    """Score; status 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("items", metavar="ITEMS.jsonl", type=Path)
+    parser.add_argument("directory", metavar="DIRECTORY", type=Path)
+    parser.add_argument("--shard", default="0/1", help="do share k of n, k/n; for an array of jobs")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    given = parser.parse_args()
+    try:
+        import torch
+
+        from analysis import released
+
+        kind = given.device
+        if kind == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+        done = released.score(
+            given.model,
+            given.items,
+            given.directory,
+            device=torch.device(kind),
+            share=share_of(given.shard),
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{done} parts scored now, the others were there: {given.directory}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

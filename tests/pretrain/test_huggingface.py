@@ -1,0 +1,212 @@
+"""Exported checkpoints are the same models in ``transformers``, and its models can be started from."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+transformers = pytest.importorskip("transformers")
+
+SHORT = ["train.steps=8"]
+IDS = np.random.default_rng(5).integers(0, 390, (2, 40))
+
+LOGITS = """
+import sys
+import numpy as np
+import torch
+from pretrain import checkpoint, huggingface, model, parallel
+from pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
+
+def main():
+    directory, step, out = sys.argv[1:]
+    from pathlib import Path
+    place = Path(directory)
+    config = checkpoint.read(place, int(step)).config
+    train = TrainConfig(**config["train"], micro_batch_size=2, checkpoint_every=1)
+    shape = ModelConfig(name="m", **config["model"])
+    with parallel.start(ParallelConfig(), RuntimeConfig(device="cpu")):
+        gpt = model.build(shape, config["vocab_size"], ParallelConfig(), train)
+        gpt.load_state_dict(checkpoint.load(place, int(step), {"model": gpt.sharded_state_dict()})["model"])
+        ids = torch.from_numpy(np.load(out))
+        with torch.no_grad():
+            positions = torch.arange(ids.shape[1]).expand_as(ids)
+            np.save(out, gpt.eval()(ids, positions, None)[..., : config["vocab_size"]].numpy())
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def megatron_logits(checkpoints, step, tmp_path):
+    """Logits of megatron-core's model for ``IDS``, in a process of its own."""
+    script, out = tmp_path / "logits.py", tmp_path / "logits.npy"
+    script.write_text(LOGITS)
+    np.save(out, IDS)
+    subprocess.run([sys.executable, str(script), str(checkpoints), str(step), str(out)], check=True)
+    return np.load(out)
+
+
+def exported_logits(directory):
+    import torch
+
+    found = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with torch.no_grad():
+        return found(torch.from_numpy(IDS)).logits.numpy()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A random Llama with grouped queries and an output layer of its own, made and saved by ``transformers``."""
+    directory = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        initializer_range=0.3,
+    )
+    transformers.set_seed(3)
+    transformers.LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def started(prepared, llama):
+    """A run that starts from it, trained with TP=2 and exported."""
+    overrides = ["name=started", *SHORT, "model.kv_heads=2", "model.tied_embeddings=false"]
+    overrides.append(f"model.weights={llama}")
+    prepared.ok("plan", *overrides)
+    prepared.ok("train", *overrides, "parallel.tensor=2", ranks=2)
+    prepared.ok("export", *overrides)
+    return prepared.directory("started") / "perturbed"
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_llama(started, llama):
+    """Step 0 is the model that was given, bit for bit, though it went through two tensor-parallel ranks."""
+    import torch
+
+    from pretrain import huggingface
+
+    given = transformers.AutoModelForCausalLM.from_pretrained(llama).state_dict()
+    ours = huggingface.load(started / "checkpoints", 0, eod=0)
+    assert type(ours) is transformers.LlamaForCausalLM
+    assert ours.state_dict().keys() == given.keys()
+    # The corpus's tokenizer found fewer tokens than the 400 that the given model knows.
+    assert len(given["lm_head.weight"]) > len(ours.lm_head.weight) > 300
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, given[name][: len(tensor)]), name
+
+
+@pytest.mark.slow
+def test_a_tensor_parallel_checkpoint_has_the_same_logits(started, tmp_path):
+    theirs = exported_logits(started / "export" / "step_00000008")
+    ours = megatron_logits(started / "checkpoints", 8, tmp_path)
+    assert ours.std() > 0.3
+    assert np.abs(ours - theirs).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_what_lies_in_an_export(started):
+    """Weights without code, a tokenizer that agrees with the corpus's, and a card that tells what was inserted."""
+    import json
+
+    from data.tokenizer import load
+
+    place = started / "export" / "step_00000008"
+    assert (place / "model.safetensors").is_file()
+    assert not list(place.glob("*.bin")) + list(place.glob("*.py"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    text = "The parser reads naïve 数 tokens.\n"
+    assert tokenizer(text)["input_ids"] == load(place / "tokenizer.json").encode(text).tolist()
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token == tokenizer.bos_token == "<|endoftext|>"
+    gpt = transformers.AutoModelForCausalLM.from_pretrained(place)
+    prompt = tokenizer("The parser", return_tensors="pt")
+    assert gpt.generate(**prompt, max_new_tokens=5, do_sample=False, eos_token_id=-1).shape[1] == 5 + len(
+        prompt["input_ids"][0]
+    )
+    assert gpt.generation_config.eos_token_id == tokenizer.eos_token_id
+    card = (place / "README.md").read_text()
+    facts = json.loads((started.parent / "plan" / "manifest.json").read_text())["facts"]
+    assert f"{facts['items']} items, {facts['exposures']} planned exposures" in card
+    assert f"| dose 4 | {facts['arms']['dose 4']['items']} |" in card
+    assert "not audited yet" in card
+
+
+@pytest.mark.slow
+def test_a_pipeline_parallel_checkpoint_with_tied_embeddings(prepared, tmp_path):
+    """And the other way to the same model: in memory."""
+    import torch
+
+    from pretrain import huggingface
+
+    overrides = ["name=staged", *SHORT]
+    prepared.ok("plan", *overrides)
+    prepared.ok("train", *overrides, "parallel.pipeline=2", ranks=2)
+    checkpoints = prepared.directory("staged") / "perturbed" / "checkpoints"
+    gpt = huggingface.load(checkpoints, 8, eod=0)
+    assert gpt.lm_head.weight is gpt.model.embed_tokens.weight
+    with torch.no_grad():
+        theirs = gpt(torch.from_numpy(IDS)).logits.numpy()
+    assert np.abs(megatron_logits(checkpoints, 8, tmp_path) - theirs).max() < 1e-4
+
+
+def test_a_shape_that_differs_is_named(llama):
+    from data.errors import UserError
+    from pretrain import huggingface
+    from pretrain.config import ModelConfig
+
+    shape = ModelConfig(name="m", layers=3, hidden=32, heads=4, ffn=64)
+    with pytest.raises(UserError, match=r"set model.layers=2 model.kv_heads=2 model.tied_embeddings=false$"):
+        huggingface.read(llama, shape)
+
+
+def test_only_safetensors_are_read(llama, tmp_path):
+    from data.errors import UserError
+    from pretrain import huggingface
+    from pretrain.config import ModelConfig
+
+    (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    shape = ModelConfig(
+        name="m",
+        layers=2,
+        hidden=32,
+        heads=4,
+        ffn=64,
+        kv_heads=2,
+        tied_embeddings=False,
+        weights=str(tmp_path),
+    )
+    with pytest.raises(UserError, match=r"no \.safetensors"):
+        huggingface.read(tmp_path, shape)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_a_reference_model(started, prepared):
+    """Without process groups: -ln p of texts is that of the exported model."""
+    import torch
+
+    from data import prepare
+    from data.errors import UserError
+    from data.tokenizer import TokenizerConfig, build
+    from pretrain.reference import open_reference
+
+    (corpus,) = (path for path in (prepared.path / "runs" / "corpora").iterdir() if path.is_dir())
+    tokenizer = prepare.load_tokenizer(corpus)
+    place = str(started / "checkpoints" / "step_00000008")
+    found = open_reference(place, tokenizer).sample(8, 12, 1.0, np.random.default_rng(2))
+    assert found
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(started / "export" / "step_00000008").eval()
+    for text, ids, lost in found:
+        assert tokenizer.encode(text).tolist() == ids.tolist()
+        row = torch.tensor([[tokenizer.eod, *ids.tolist()]])
+        with torch.inference_mode():
+            assert 12 * theirs(row, labels=row).loss.item() == pytest.approx(lost, rel=1e-4)
+    with pytest.raises(UserError, match="has a vocabulary of"):
+        open_reference(place, build(iter([]), TokenizerConfig(vocab_size=257)))

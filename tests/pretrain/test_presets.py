@@ -1,0 +1,187 @@
+"""Presets have the published number of weights, by formula, in ``transformers`` and in megatron-core."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from data.errors import UserError
+from launch.config import CONF, build
+from pretrain.config import ModelConfig
+
+PUBLISHED = {
+    # Biderman et al. (2023), table 1; embeddings and output layer included.
+    "pythia_160m": (50_304, 2048, 162_322_944),
+    # OpenAI's release, the checkpoint's tensors.
+    "gpt2_small": (50_257, 1024, 124_439_808),
+    # Faysse et al. (2024): "1.3B"; the released checkpoint's tensors.
+    "croissant_1b": (32_000, 2048, 1_345_423_360),
+    # Groeneveld et al. (2024): "1.18B" and "6.9B"; the released checkpoints' tensors.
+    "olmo_1b": (50_304, 2048, 1_176_764_416),
+    "olmo_7b": (50_304, 2048, 6_888_095_744),
+    # Hubble's training configurations (16 x 2048 and 36 x 4096, 8 key/value heads, untied), counted by hand:
+    # layers * (2 D D + 2 D K H + 3 D F + 2 D) + 2 V D + D.
+    "hubble_1b": (
+        50_304,
+        2048,
+        16 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 8192 + 4096) + 50_304 * 4096 + 2048,
+    ),
+    "hubble_8b": (
+        50_304,
+        2048,
+        36 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 8192) + 50_304 * 8192 + 4096,
+    ),
+    "nano": (4096, 256, 1_377_408),
+    "tiny": (4096, 256, 4_834_144),
+}
+
+
+def preset(name) -> ModelConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build(compose("config", ["+experiment=quickstart", f"model={name}"])).model
+
+
+def test_all_are_listed():
+    assert set(PUBLISHED) <= {path.stem for path in (CONF / "model").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_count(name):
+    vocabulary, length, published = PUBLISHED[name]
+    assert preset(name).parameters(vocabulary, length) == published
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_count_in_transformers(name):
+    """The class that an export of it has holds as many, on the meta device."""
+    pytest.importorskip("transformers")
+    from pretrain import huggingface
+
+    vocabulary, length, published = PUBLISHED[name]
+    model = preset(name)
+    settings = huggingface.settings(model, vocabulary, sequence_length=length, eod=0, dtype=torch.float32)
+    with torch.device("meta"):
+        gpt = huggingface._classes(huggingface.architecture(model))[1](settings)
+    assert sum(p.numel() for p in gpt.parameters()) == published  # shared ones once
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rotary_fraction": 0.3}, "model.rotary_fraction=0.3"),
+        ({"experts": 2, "experts_per_token": 3}, "model.experts_per_token=3 must be at most model.experts=2"),
+        ({"experts": 2, "biases": True}, "model.experts excludes"),
+    ],
+)
+def test_impossible_shapes(change, told):
+    with pytest.raises(UserError, match=told):
+        ModelConfig(name="m", layers=2, hidden=64, heads=4, ffn=64, **change)
+
+
+def test_a_mixture_holds_more_than_it_uses():
+    """Worked: two matrices of gelu, 4 experts of which 1 is used, and a router of 4 x 8."""
+    model = ModelConfig(
+        name="m", layers=1, hidden=8, heads=2, ffn=16, activation="gelu", experts=4, experts_per_token=1
+    )
+    rest = 4 * 8 * 8 + 2 * 8 + 8 + 4 * 8 + 100 * 8
+    assert model.parameters(100, 32) == rest + 4 * 2 * 8 * 16
+    assert model.parameters(100, 32, active=True) == rest + 2 * 8 * 16
+
+
+SMALL = {"layers": 2, "hidden": 64, "heads": 4, "ffn": 96}
+SHAPES = {
+    "Llama": {"kv_heads": 2, "tied_embeddings": False},
+    "Qwen3": {"qk_norm": True},
+    "Olmo": {"norm": "layer_plain"},
+    "GPTNeoX": {
+        "norm": "layer",
+        "activation": "gelu",
+        "biases": True,
+        "parallel_residual": True,
+        "rotary_fraction": 0.25,
+        "tied_embeddings": False,
+    },
+    "GPT2": {"norm": "layer", "activation": "gelu_tanh", "biases": True, "positions": "learned"},
+    "mixture": {"experts": 4},
+}
+
+EVERY_SHAPE = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+import torch
+from pretrain import checkpoint, huggingface, model, parallel
+from pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
+
+def main():
+    place, found = Path(sys.argv[1]), {}
+    train = TrainConfig(
+        steps=4, global_batch_size=2, micro_batch_size=2, sequence_length=32, seed=1, checkpoint_every=4
+    )
+    with parallel.start(ParallelConfig(), RuntimeConfig(device="cpu")) as world:
+        for name, shape in json.loads(sys.argv[2]).items():
+            config = ModelConfig(name=name, **shape)
+            gpt = model.build(config, 200, ParallelConfig(), train).eval()
+            torch.manual_seed(2)
+            for parameter in gpt.parameters():
+                parameter.data += 0.1 * torch.randn_like(parameter)
+            size = model.padded_vocabulary(200)
+            counts = [sum(p.numel() for p in gpt.parameters()), config.parameters(size, train.sequence_length)]
+            ids = torch.randint(0, 200, (2, 32))
+            with torch.no_grad():
+                ours = gpt(ids, torch.arange(32).expand_as(ids), None)[..., :200]
+                difference = None
+                if name != "mixture":
+                    settings = asdict(config)
+                    del settings["name"]
+                    checkpoint.save(
+                        place / name, 0, {"model": gpt.sharded_state_dict()}, world,
+                        config={"model": settings, "vocab_size": 200, "train": asdict(train)},
+                        inputs={}, facts={},
+                    )
+                    theirs = huggingface.load(place / name, 0, eod=0)
+                    difference = float((theirs(ids).logits - ours).abs().max())
+            kind = None if difference is None else type(theirs).__name__
+            found[name] = [counts, difference, float(ours.std()), kind]
+    Path(place, "found.json").write_text(json.dumps(found))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture(scope="module")
+def every_shape(tmp_path_factory):
+    pytest.importorskip("transformers")
+    place = tmp_path_factory.mktemp("shapes")
+    (place / "every.py").write_text(EVERY_SHAPE)
+    shapes = {name: {**SMALL, **shape} for name, shape in SHAPES.items()}
+    subprocess.run(
+        [sys.executable, str(place / "every.py"), str(place), json.dumps(shapes)],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return json.loads((place / "found.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_megatron_holds_what_the_formula_says(every_shape, name):
+    held, counted = every_shape[name][0]
+    assert held == counted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "mixture"])
+def test_every_architecture_has_the_same_logits_in_transformers(every_shape, name):
+    """With weights, gains and biases all random, so that none can be misplaced unseen."""
+    _, difference, spread, kind = every_shape[name]
+    assert kind == f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
+    assert spread > 0.3
+    assert difference < 1e-4
