@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from launch.config import CONF, build
+from launch.sweep import expand
 from tests.conftest import REPO
 
 README = (REPO / "README.md").read_text()
@@ -50,9 +51,9 @@ def test_program(line):
     program = next(k for k, word in enumerate(words) if word.startswith("launch/"))
     assert (REPO / words[program]).is_file()
     given = [word for word in words[program + 1 :] if word != "show"]
-    made = experiment(
-        [w for w in given if w.split("=")[0] not in ("item", "step", "checkpoint", "power", "effect")]
-    )
+    given = [w for w in given if w.split("=")[0] not in ("item", "step", "checkpoint", "power", "effect")]
+    for arguments, _ in expand(given):  # a sweep has several
+        made = experiment(list(arguments))
     if "torchrun" in words:
         ranks = int(words[words.index("--nproc-per-node") + 1])
         made.parallel.check(ranks, made.model, made.train)
