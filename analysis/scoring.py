@@ -9,7 +9,6 @@ Shapes: B rows in a batch, R tokens of the longest, N tokens whose logits exist 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis import packing
+from analysis import packing, threads
 from analysis.decoder import linear
 from analysis.models import Model
 from data.errors import UserError
@@ -138,14 +137,13 @@ def score_tokens(
 ) -> dict[str, NDArray[np.generic]]:
     """The six numbers of every token of every text, flat, text after text."""
     rows, copies = packing.rows(texts, eod, trees=model.trees)
-    kind = model.device.type
-    batches = list(packing.batches(rows, TOKENS_A_BATCH[kind]))
+    batches = list(packing.batches(rows, TOKENS_A_BATCH[model.device.type]))
     total = sum(len(text) for text in texts)
     numbers = {name: np.zeros(total, _DTYPES.get(name, np.float32)) for name in NUMBERS}
     with torch.inference_mode():
         head_VD = model.head[:vocab_size].float()
     work = partial(_read, model, head_VD)
-    for batch, found in zip(batches, _each(work, batches, kind), strict=True):
+    for batch, found in zip(batches, threads.each(work, batches, model.device), strict=True):
         places = np.concatenate([row.places for row in batch])
         for name, values in found.items():
             numbers[name][places] = values
@@ -155,27 +153,8 @@ def score_tokens(
     return numbers
 
 
-def _each(
-    work: partial[dict[str, NDArray[np.generic]]], batches: Sequence[list[packing.Row]], kind: str
-) -> list[dict[str, NDArray[np.generic]]]:
-    """The work on every batch, in order; on CPUs one thread a batch, which wastes less than sharing each operation."""
-    threads = torch.get_num_threads()
-    if kind != "cpu" or threads == 1 or len(batches) == 1:
-        return [work(batch) for batch in batches]
-    try:
-        with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-            return list(pool.map(work, batches))
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _read(model: Model, head_VD: Tensor, batch: Sequence[packing.Row]) -> dict[str, NDArray[np.generic]]:
-    """The numbers of a batch's predictions, row after row; whether gradients are tracked is each thread's own."""
-    with torch.inference_mode():
-        return _numbers(model, head_VD, batch)
-
-
-def _numbers(model: Model, head_VD: Tensor, batch: Sequence[packing.Row]) -> dict[str, NDArray[np.generic]]:
+    """The numbers of a batch's predictions, row after row."""
     longest = max(len(row.ids) for row in batch)
     ids = np.zeros((len(batch), longest), np.int64)
     nodes = []

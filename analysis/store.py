@@ -26,7 +26,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analysis import decoder, models, packing, scoring
+from analysis import decoder, models, packing, scoring, threads
 from analysis.models import Model
 from data import artifact
 from data.errors import UserError
@@ -46,7 +46,7 @@ ROUNDED = ("entropy", "variance", "margin")
 def scorer_digest() -> str:
     """Digest of the code that scores."""
     digest = hashlib.sha256()
-    for module in (decoder, models, packing, scoring):
+    for module in (decoder, models, packing, scoring, threads):
         assert module.__file__ is not None
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()[:16]

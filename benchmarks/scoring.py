@@ -237,20 +237,20 @@ def hubble(reference, model: models.Model, vocabulary: int, given) -> list[str]:
             theirs[new].append(
                 timed(lambda new=new: generated(reference, some, new)) * len(texts) / len(some)
             )
-    ours = statistics.median(here["all"])
+    ours, one_pass = statistics.median(here["all"]), statistics.median(here["one pass"])
     lines = [
         f"## Hubble's copyright tasks: {len(texts):,} passages of 200 tokens",
         "",
-        "| | seconds: median (range) | here is faster by |",
-        "|---|---|---|",
-        *(f"| here: {name} | {told(values)} | |" for name, values in here.items()),
-        f"| transformers: log-likelihoods, batch 32 | {told(passes)} | |",
+        "| | seconds: median (range) | all of it here is faster by | all but ROUGE-L (one pass) here is faster by |",
+        "|---|---|---|---|",
+        *(f"| here: {name} | {told(values)} | | |" for name, values in here.items()),
+        f"| transformers: log-likelihoods, batch 32 | {told(passes)} | | |",
     ]
     for new, values in theirs.items():
         whole = [a + b for a, b in zip(values, passes, strict=True)]
         lines.append(
             f"| transformers: log-likelihoods and four generations of {new} | {told(whole)} | "
-            f"{statistics.median(whole) / ours:.1f} |"
+            f"{statistics.median(whole) / ours:.1f} | {statistics.median(whole) / one_pass:.1f} |"
         )
     if len(some) < len(texts):
         lines += [
