@@ -31,6 +31,7 @@ from insertion.families import registry
 from insertion.ledger import PlanViolation
 from insertion.plan import InsertionConfig, RunShape
 from pretrain.config import (
+    FREE,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -38,6 +39,7 @@ from pretrain.config import (
     TrainConfig,
     check_seed,
 )
+from pretrain.interrupts import REQUEUE, Interrupted
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 INTEGRITY = 3
@@ -71,6 +73,7 @@ class Experiment:
     shard: str | None
     index: bool
     verify: bool
+    dry_run: bool
     show: int | None
     step: int | None
     wandb: Literal["off", "offline", "online"]
@@ -109,7 +112,7 @@ class Experiment:
     def directory(self) -> Path:
         """Where this run lies. The digest covers what changes the result, and nothing else."""
         model, train = _plain(self.model), _plain(self.train)
-        for settings, free in ((model, "name"), (train, "micro_batch_size"), (train, "checkpoint_every")):
+        for settings, free in ((model, "name"), *((train, name) for name in FREE)):
             del settings[free]
         parts = [_plain(self.corpus), model, _plain(self.insertion), _plain(self.optimizer), train]
         return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"
@@ -258,7 +261,7 @@ def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
     """Make a program of a function: Hydra's command line in, exit status out.
 
     0: done. 1: a bug (with a traceback). 2: something that the user can mend, in one line. 3: the experiment is not
-    what was planned.
+    what was planned. 75: told to stop by a signal, and saved.
     """
 
     def start() -> None:
@@ -280,6 +283,8 @@ def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
             _compose(compose)
             for config in composed:  # none after --help or --cfg
                 status = max(status, main(build(config)) or 0)
+        except Interrupted as error:
+            end(str(error), REQUEUE, rank)
         except PlanViolation as error:
             end(str(error), INTEGRITY, 0)  # whichever rank saw it says so
         except (UserError, HydraException, OmegaConfBaseException) as error:
