@@ -33,6 +33,7 @@ from insertion.families import registry
 from insertion.ledger import PlanViolation
 from insertion.plan import InsertionConfig, RunShape
 from pretrain.config import (
+    FREE,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -40,6 +41,7 @@ from pretrain.config import (
     TrainConfig,
     check_seed,
 )
+from pretrain.interrupts import REQUEUE, Interrupted
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 INTEGRITY = 3
@@ -49,10 +51,6 @@ STATUS = "PALIMPSEST_STATUS"
 always ends with 1."""
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-REQUEUE = 75
-"""Exit status of a training that was told to stop, has saved, and wants to go on later (sysexits' EX_TEMPFAIL)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +124,7 @@ class Experiment:
     shard: str | None
     index: bool
     verify: bool
+    dry_run: bool
     show: int | None
     step: int | None
     wandb: Literal["off", "offline", "online"]
@@ -178,7 +177,7 @@ class Experiment:
     def directory(self) -> Path:
         """Where this run lies. The digest covers what changes the result, and nothing else."""
         model, train = _plain(self.model), _plain(self.train)
-        for settings, free in ((model, "name"), (train, "micro_batch_size"), (train, "checkpoint_every")):
+        for settings, free in ((model, "name"), *((train, name) for name in FREE)):
             del settings[free]
         parts = [_plain(self.corpus), model, _plain(self.insertion), _plain(self.optimizer), train]
         if not self.mixture.plain:
@@ -334,7 +333,7 @@ def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
     """Make a program of a function: Hydra's command line in, exit status out.
 
     0: done. 1: a bug (with a traceback). 2: something that the user can mend, in one line. 3: the experiment is not
-    what was planned.
+    what was planned. 75: told to stop by a signal, and saved.
     """
 
     def start() -> None:
@@ -367,6 +366,8 @@ def guarded(work: Callable[[], int]) -> NoReturn:
     status = 0
     try:
         status = work()
+    except Interrupted as error:
+        end(str(error), REQUEUE, rank)
     except PlanViolation as error:
         end(str(error), INTEGRITY, 0)  # whichever rank saw it says so
     except (UserError, HydraException, OmegaConfBaseException) as error:

@@ -87,13 +87,13 @@ def _scores(directory: Path, plan_digest: str) -> tuple[pl.DataFrame, dict[str, 
 
 def _training(directory: Path) -> pl.DataFrame:
     tables = [
-        pl.read_ndjson(path).with_columns(run=pl.lit(which))
+        pl.read_ndjson(path, infer_schema_length=None).with_columns(run=pl.lit(which))
         for which in ("perturbed", "twin")
         if (path := directory / which / "metrics.jsonl").is_file()
     ]
     if not tables:
         raise UserError(f"there is no metrics.jsonl in {directory / 'perturbed'}; run launch/train.py first")
-    return pl.concat(tables)
+    return pl.concat(tables, how="diagonal")  # losses on inserted tokens are the perturbed run's alone
 
 
 @program

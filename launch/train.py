@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
+
+import polars as pl
 
 from data import artifact
 from data import prepare as corpus
 from data.errors import UserError
+from insertion import explain
 from insertion import plan as plans
 from launch.config import Experiment, locked, program, resolved, say
 from launch.plan import open_order
+from pretrain import estimate
+from pretrain.config import padded_vocabulary
 
 
 def train(experiment: Experiment, which: str) -> None:
@@ -26,7 +33,7 @@ def train(experiment: Experiment, which: str) -> None:
     """
     from torch import distributed
 
-    from pretrain import checkpoint, parallel
+    from pretrain import checkpoint, interrupts, parallel
     from pretrain.loop import Settings, Trainer
 
     directory = experiment.directory / which
@@ -62,6 +69,7 @@ def train(experiment: Experiment, which: str) -> None:
             plan=plan if which == "perturbed" else None,
             vocab_size=vocab_size,
             directory=directory,
+            last_exposures=last_exposures(plan),
         )
         step = trainer.resume()
         if step == experiment.train.steps:
@@ -70,14 +78,24 @@ def train(experiment: Experiment, which: str) -> None:
         if step:
             say(f"{which}: going on from step {step}")
         writers = _writers(experiment, which, directory, step) if world.main else []
+        watchdog = interrupts.Watchdog(experiment.runtime.hang_minutes)
         try:
-            trainer.run(writers)
+            with interrupts.listening() as told:
+                trainer.run(writers, interrupts=told, watchdog=watchdog)
         finally:
+            watchdog.stop()
             for writer in writers:
                 writer.close()
         if world.main:
             saved = checkpoint.finished(trainer.checkpoints)
             say(f"{which}: {len(saved)} checkpoints in {trainer.checkpoints}")
+
+
+def last_exposures(plan: plans.Plan) -> list[int]:
+    """Finished steps with which each arm that has exposures had its last one."""
+    arms = plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "arm")
+    last = plan.exposures.join(arms, on="item").group_by("arm").agg(pl.col("position").max())
+    return sorted(last["position"] // plan.shape.global_batch_size + 1)
 
 
 def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> list:
@@ -93,10 +111,36 @@ def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> 
     return writers
 
 
+def dry_run(experiment: Experiment) -> Iterator[str]:
+    """What training would cost, and what would be inserted; needs neither a corpus nor a GPU."""
+    vocab_size, known = experiment.corpus.tokenizer.vocab_size, "assumed"
+    if (experiment.corpus_directory / artifact.MANIFEST).is_file():
+        manifest = artifact.read(
+            experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+        )
+        vocab_size, known = manifest.facts["vocab_size"], "of the prepared corpus"
+    padded = padded_vocabulary(vocab_size)
+    yield json.dumps(resolved(experiment), indent=2)
+    yield f"vocabulary: {vocab_size:,} ({known}), padded to {padded:,}"
+    yield from estimate.summary(experiment.model, padded, experiment.train, experiment.parallel)
+    if (experiment.directory / "plan" / artifact.MANIFEST).is_file():
+        yield from explain.summary(plans.read(experiment.directory / "plan"))
+    else:
+        asked = experiment.insertion
+        yield (
+            f"insertion: families {', '.join(asked.families)}; doses {list(asked.doses)}, items a dose and family: "
+            f"{asked.items_per_dose}; not planned yet (launch/plan.py)"
+        )
+
+
 @program
 def main(experiment: Experiment) -> None:
-    """Train the run that ``run=`` names."""
-    train(experiment, experiment.run)
+    """Train the run that ``run=`` names, or say what that would cost."""
+    if experiment.dry_run:
+        for line in dry_run(experiment):
+            say(line)
+    else:
+        train(experiment, experiment.run)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data.mixture import Windows
 from insertion.ledger import Recorder
-from insertion.overlay import Overlay
+from insertion.overlay import Overlay, Span
+from insertion.plan import Plan
 from pretrain.config import TrainConfig
 
 
@@ -27,6 +28,35 @@ class Batch:
     """(B, L) float32, 1 where the target counts."""
     position_ids: Tensor
     """(B, L) int64, 0..L-1."""
+    groups: Tensor
+    """(B, L) int64: which group of ``Groups`` each target belongs to."""
+
+
+class Groups:
+    """Kinds of targets whose losses are told apart: the corpus, and inserted tokens by family and dose.
+
+    Args:
+        plan: what is inserted, or None for the twin.
+    """
+
+    def __init__(self, plan: Plan | None) -> None:
+        self.names: list[str] = []
+        """Of groups 1, 2, ...; group 0 is the corpus."""
+        self.of_item = np.zeros(0, dtype=np.int64)
+        """(items,) group of each item."""
+        if plan is not None:
+            keys = list(zip(plan.items["family"], plan.items["dose"], strict=True))
+            ranked = sorted({key for key in keys if key[1]})
+            self.names = [f"{family}/dose {dose}" for family, dose in ranked]
+            number = {key: k for k, key in enumerate(ranked, start=1)}
+            self.of_item = np.array([number.get(key, 0) for key in keys], dtype=np.int64)
+
+    def of_targets(self, spans: list[Span], length: int) -> np.ndarray:
+        """(length,) int64 group of each target of a window; the token at offset k is the target at k - 1."""
+        found = np.zeros(length, dtype=np.int64)
+        for span in spans:
+            found[max(span.offset - 1, 0) : span.offset + span.length - 1] = self.of_item[span.item]
+        return found
 
 
 def positions_of(step: int, train: TrainConfig, data_rank: int, data_size: int) -> list[np.ndarray]:
@@ -50,6 +80,7 @@ class Batches:
         order: the corpus's windows.
         overlay: of the plan; empty for the twin.
         recorder: of this rank.
+        groups: of targets.
         train: batch sizes.
         data_rank: among the data-parallel ranks.
         data_size: number of data-parallel ranks.
@@ -61,6 +92,7 @@ class Batches:
         order: Windows,
         overlay: Overlay,
         recorder: Recorder,
+        groups: Groups,
         train: TrainConfig,
         *,
         data_rank: int,
@@ -68,7 +100,7 @@ class Batches:
         device: torch.device,
     ) -> None:
         self.order, self.overlay, self.recorder, self.train = order, overlay, recorder, train
-        self.data_rank, self.data_size, self.device = data_rank, data_size, device
+        self.data_rank, self.data_size, self.device, self.groups = data_rank, data_size, device, groups
 
     def step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of a step for this rank, each checked against the plan and recorded.
@@ -80,11 +112,13 @@ class Batches:
             windows = np.stack([self.overlay.apply(int(p), self.order.window(int(p))) for p in positions])
             tokens, labels = windows[:, :-1], windows[:, 1:]
             loss_mask = np.ones(tokens.shape, dtype=np.float32)
+            groups = [self.groups.of_targets(self.overlay.spans(int(p)), tokens.shape[1]) for p in positions]
             batch = Batch(
                 torch.from_numpy(np.ascontiguousarray(tokens)),
                 torch.from_numpy(np.ascontiguousarray(labels)),
                 torch.from_numpy(loss_mask),
                 torch.arange(tokens.shape[1]).expand(len(tokens), -1),
+                torch.from_numpy(np.stack(groups)),
             )
             # What is recorded is read back from the tensors that the model gets.
             self.recorder.record(

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,14 @@ def save(
         shutil.rmtree(draft, ignore_errors=True)
         raise
     distributed.barrier()
+
+
+def remove(directory: Path, steps: Iterable[int]) -> None:
+    """Delete checkpoints: the manifest first, so that none is ever half there."""
+    for step in steps:
+        path = path_of(directory, step)
+        (path / artifact.MANIFEST).unlink()
+        shutil.rmtree(path)
 
 
 def _reason(error: BaseException) -> str:

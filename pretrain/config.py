@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from data.errors import UserError
 
+FREE = ("micro_batch_size", "checkpoint_every", "checkpoint_at", "checkpoint_after_last", "checkpoint_keep")
+"""Settings of ``TrainConfig`` that do not change the weights: no part of a run's identity."""
 SEEDS = 2**32
 """Seeds lie below this."""
 
@@ -148,7 +151,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW with linear warm-up and a decay."""
 
     learning_rate: float
     """Peak."""
@@ -156,6 +159,13 @@ class OptimizerConfig:
     """At the last step."""
     warmup_steps: int
     """Fewer than ``train.steps``."""
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    """After the warm-up. ``wsd`` stays at the peak and decays over the last ``decay_steps`` as 1 - sqrt
+    (Haegele et al., 2024); ``constant`` never decays."""
+    decay_steps: int | None = None
+    """Of ``wsd``."""
+    initial_learning_rate: float = 0.0
+    """Where the warm-up starts; above 0 for re-warming a model that was trained before."""
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -171,6 +181,23 @@ class OptimizerConfig:
             weight_decay=self.weight_decay,
             clip_grad=self.clip_grad,
         )
+        if not 0 <= self.initial_learning_rate <= self.learning_rate:
+            raise UserError(
+                f"optimizer.initial_learning_rate={self.initial_learning_rate} must lie between 0 and "
+                f"optimizer.learning_rate={self.learning_rate}"
+            )
+        if (self.schedule == "wsd") != (self.decay_steps is not None):
+            raise UserError(
+                f"optimizer.decay_steps={self.decay_steps} does not go with optimizer.schedule={self.schedule}; wsd "
+                "needs it, the others have no use for it"
+            )
+        if self.decay_steps is not None:
+            _positive("optimizer", decay_steps=self.decay_steps)
+        if self.schedule == "constant" and self.min_learning_rate != self.learning_rate:
+            raise UserError(
+                f"optimizer.min_learning_rate={self.min_learning_rate} is never reached with "
+                f"optimizer.schedule=constant; set it to {self.learning_rate}"
+            )
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise UserError(f"optimizer.{name}={beta} must lie between 0 and 1, 1 excluded")
@@ -191,6 +218,11 @@ class OptimizerConfig:
                 f"optimizer.warmup_steps={self.warmup_steps} must be below train.steps={train.steps}; lower the "
                 "one or raise the other"
             )
+        if self.decay_steps is not None and self.warmup_steps + self.decay_steps > train.steps:
+            raise UserError(
+                f"optimizer.decay_steps={self.decay_steps} and optimizer.warmup_steps={self.warmup_steps} do not fit "
+                f"into train.steps={train.steps}; lower one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +240,13 @@ class TrainConfig:
     """Of the initial weights and of the order of the windows."""
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: int
-    """Steps between checkpoints; steps 0, 1, 2, 4, 8, ... and the last are saved besides."""
+    """Steps between regular checkpoints; steps 0, 1, 2, 4, 8, ... and the last are saved besides."""
+    checkpoint_at: tuple[int, ...] = ()
+    """Further steps to save."""
+    checkpoint_after_last: tuple[int, ...] = ()
+    """Steps after the last exposure of an arm to save, for each arm: how soon is it forgotten?"""
+    checkpoint_keep: int | None = None
+    """Regular checkpoints to keep, the newest; all others are always kept. None: all."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -220,21 +258,57 @@ class TrainConfig:
             checkpoint_every=self.checkpoint_every,
         )
         check_seed("train.seed", self.seed)
+        for step in self.checkpoint_at:
+            if not 0 <= step <= self.steps:
+                raise UserError(
+                    f"train.checkpoint_at: {step} must lie between 0 and train.steps={self.steps}"
+                )
+        for later in self.checkpoint_after_last:
+            if later < 0:
+                raise UserError(f"train.checkpoint_after_last: {later} must be 0 or above")
+        if self.checkpoint_keep is not None:
+            _positive("train", checkpoint_keep=self.checkpoint_keep)
 
     @property
     def windows(self) -> int:
         """Windows consumed by the whole run."""
         return self.steps * self.global_batch_size
 
-    def checkpoint_steps(self) -> list[int]:
-        """Steps after which a checkpoint is written: 0, powers of two, every N, the last; ascending."""
+    def lasting_checkpoints(self, last_exposures: Iterable[int] = ()) -> set[int]:
+        """Steps after which a checkpoint is written that is never deleted.
+
+        Args:
+            last_exposures: finished steps with which each arm had its last exposure.
+        """
         powers = {1 << k for k in range(self.steps.bit_length())}
+        after = {step + later for step in last_exposures for later in self.checkpoint_after_last}
+        asked = {0, self.steps} | powers | after | set(self.checkpoint_at)
+        return {step for step in asked if step <= self.steps}
+
+    def checkpoint_steps(self, last_exposures: Iterable[int] = ()) -> list[int]:
+        """Steps after which a checkpoint is written, ascending: the lasting and the regular ones."""
         regular = set(range(0, self.steps + 1, self.checkpoint_every))
-        return sorted(step for step in powers | regular | {self.steps} if step <= self.steps)
+        return sorted(self.lasting_checkpoints(last_exposures) | regular)
+
+    def unneeded_checkpoints(self, saved: Iterable[int], last_exposures: Iterable[int] = ()) -> list[int]:
+        """Of the saved steps those to delete: regular ones beyond ``checkpoint_keep``, and those of a signal.
+
+        The newest is always needed: a run goes on from it.
+        """
+        saved = sorted(saved)
+        regular = [step for step in saved if step % self.checkpoint_every == 0]
+        keep = set(regular if self.checkpoint_keep is None else regular[-self.checkpoint_keep :])
+        keep |= self.lasting_checkpoints(last_exposures) | set(saved[-1:])
+        return [step for step in saved if step not in keep]
 
 
-_VOCABULARY_MULTIPLE = 128
-"""``pretrain.model.VOCABULARY_MULTIPLE``; a copy, because that module takes seconds to import."""
+VOCABULARY_MULTIPLE = 128
+"""The vocabulary is padded to this, whatever the tensor-parallel size, so that shapes never depend on it."""
+
+
+def padded_vocabulary(size: int) -> int:
+    """Vocabulary size rounded up to a multiple of 128."""
+    return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,12 +319,16 @@ class ParallelConfig:
     """Ranks that share each matrix; a divisor of the heads, of the inner width and of 128."""
     pipeline: int = 1
     """Ranks that share the layers."""
+    sequence: bool = False
+    """Whether tensor-parallel ranks share the sequence between matrices, too (sequence parallelism)."""
 
     def __post_init__(self) -> None:
         _positive("parallel", tensor=self.tensor, pipeline=self.pipeline)
-        if _VOCABULARY_MULTIPLE % self.tensor:
+        if self.sequence and self.tensor == 1:
+            raise UserError("parallel.sequence=true needs parallel.tensor above 1")
+        if VOCABULARY_MULTIPLE % self.tensor:
             raise UserError(
-                f"parallel.tensor={self.tensor} must divide {_VOCABULARY_MULTIPLE}, of which the padded "
+                f"parallel.tensor={self.tensor} must divide {VOCABULARY_MULTIPLE}, of which the padded "
                 "vocabulary is a multiple"
             )
 
@@ -283,6 +361,11 @@ class ParallelConfig:
                 raise UserError(f"parallel.tensor={self.tensor} must divide model.{name}={size}")
         if model.layers % self.pipeline:
             raise UserError(f"parallel.pipeline={self.pipeline} must divide model.layers={model.layers}")
+        if self.sequence and train.sequence_length % self.tensor:
+            raise UserError(
+                f"parallel.tensor={self.tensor} must divide train.sequence_length={train.sequence_length} with "
+                "parallel.sequence=true"
+            )
         if train.global_batch_size % (train.micro_batch_size * data):
             raise UserError(
                 f"train.global_batch_size={train.global_batch_size} must be a multiple of "
@@ -300,7 +383,9 @@ class RuntimeConfig:
     """CPU threads a process; 0 leaves it to PyTorch (and to torchrun's OMP_NUM_THREADS)."""
     workers: int = 2
     """Processes that read and tokenize text."""
+    hang_minutes: float = 60.0
+    """Without a finished step before a training prints its stacks and ends; 0: it waits for ever."""
 
     def __post_init__(self) -> None:
         _positive("runtime", workers=self.workers)
-        _not_negative("runtime", threads=self.threads)
+        _not_negative("runtime", threads=self.threads, hang_minutes=self.hang_minutes)

@@ -29,8 +29,9 @@ from insertion.ledger import PlanViolation, Recorder
 from insertion.overlay import Overlay
 from insertion.plan import Plan
 from pretrain import checkpoint, huggingface, model, optim
-from pretrain.batches import Batch, Batches
-from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from pretrain.batches import Batch, Batches, Groups
+from pretrain.config import FREE, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from pretrain.interrupts import Interrupted, Interrupts, Watchdog
 from pretrain.parallel import World
 from pretrain.telemetry import Writer
 
@@ -49,7 +50,7 @@ class Settings:
     def identity(self, vocab_size: int) -> dict[str, Any]:
         """The settings that determine the result, as JSON values: not the topology, not when it is saved."""
         train = asdict(self.train)
-        for free in ("micro_batch_size", "checkpoint_every"):
+        for free in FREE:
             del train[free]
         model = asdict(self.model)
         del model["name"]
@@ -76,6 +77,7 @@ class Trainer:
         order: the corpus's windows.
         plan: what is inserted, or None for the twin.
         vocab_size: of the tokenizer.
+        last_exposures: of each arm of the plan, the twin's too: finished steps with the last one.
         directory: of the run; gets ``checkpoints/`` and ``ledger/``.
 
     Raises:
@@ -91,19 +93,22 @@ class Trainer:
         plan: Plan | None,
         vocab_size: int,
         directory: Path,
+        last_exposures: Sequence[int] = (),
     ) -> None:
         train = settings.train
         settings.parallel.check(world.size, settings.model, train)
         order.require(train.windows)
-        self.settings, self.world = settings, world
+        self.settings, self.world, self.last_exposures = settings, world, last_exposures
         self.checkpoints, self.ledger = directory / "checkpoints", directory / "ledger"
         self.identity = settings.identity(vocab_size)
         self.inputs = {"order": order.identity, "plan": plan.digest if plan else ""}
         self.recorder = Recorder(plan, train.global_batch_size, world.rank)
+        self.groups = Groups(plan)
         self.batches = Batches(
             order,
             plan.overlay() if plan else Overlay.empty(),
             self.recorder,
+            self.groups,
             train,
             data_rank=world.data_rank,
             data_size=world.data_size,
@@ -170,23 +175,39 @@ class Trainer:
         distributed.barrier()
         return step
 
-    def run(self, writers: Sequence[Writer], until: int | None = None) -> None:
+    def run(
+        self,
+        writers: Sequence[Writer],
+        until: int | None = None,
+        *,
+        interrupts: Interrupts | None = None,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         """Train to the end (or to ``until`` finished steps), checkpointing on the way.
 
+        Args:
+            writers: of telemetry, on the rank that writes.
+            until: finished steps to stop at.
+            interrupts: tell when to save and stop before the end.
+            watchdog: is fed after each step and each checkpoint.
+
         Raises:
+            Interrupted: after saving, if any rank was told to stop.
             PlanViolation: if a batch is not what the plan says; the step is not taken.
             NonFinite: if the loss is NaN or infinite; the step is not taken.
         """
         train = self.settings.train
-        due = set(train.checkpoint_steps())
+        due = set(train.checkpoint_steps(self.last_exposures))
         tokens_a_step = train.global_batch_size * train.sequence_length
+        watchdog = watchdog or Watchdog(0)
         while self.step < (train.steps if until is None else until):
             began = time.monotonic()
-            loss, norm = self._train_step()
+            watchdog.feed()
+            losses, norm, stop = self._train_step(interrupts is not None and interrupts.requested)
             self.step += 1
             record = {
                 "step": self.step,
-                "loss": loss,
+                **losses,
                 "tokens": self.step * tokens_a_step,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "gradient_norm": norm,
@@ -194,16 +215,30 @@ class Trainer:
             }
             for writer in writers:
                 writer.write(record)
-            if self.step in due:
+            if self.step in due or stop:
+                watchdog.feed()
                 self._save()
+            if stop and self.step < train.steps:
+                raise Interrupted(
+                    f"told to stop: saved step {self.step}; run the same command again to go on"
+                )
+        watchdog.stop()
 
-    def _train_step(self) -> tuple[float, float]:
-        """One step over the global batch; returns the mean loss (nats a token) and the gradient norm."""
+    def _train_step(self, stop: bool) -> tuple[dict[str, float | None], float, bool]:
+        """One step over the global batch.
+
+        Args:
+            stop: whether this rank was told to stop.
+
+        Returns:
+            Mean losses (nats a token) by the name they are recorded under, the gradient norm, and whether any rank
+            was told to stop.
+        """
         train, world = self.settings.train, self.world
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         parts = self.forward_backward(
-            forward_step_func=_forward,
+            forward_step_func=partial(_forward, 1 + len(self.groups.names)),
             data_iterator=self.batches.step(self.step),
             model=[self.model],
             num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
@@ -211,15 +246,36 @@ class Trainer:
             micro_batch_size=train.micro_batch_size,
             forward_only=False,
         )
-        # [sum of losses, tokens]: known on the last stage, and the same on all its tensor-parallel ranks.
-        total = torch.zeros(2, device=world.device, dtype=torch.float64)
+        # [sum of losses, tokens, the same by group, ranks told to stop]: the losses are known on the last stage, and
+        # are the same on all its tensor-parallel ranks. One collective call for all of it.
+        total = torch.zeros(3 + 2 * (1 + len(self.groups.names)), device=world.device, dtype=torch.float64)
         if world.last_stage and world.tensor_rank == 0:
-            total += torch.stack([part["loss"] for part in parts]).sum(0)
+            total[:-1] += torch.stack([part["loss"] for part in parts]).sum(0)
+        total[-1] = float(stop)
         distributed.all_reduce(total)
-        loss = float(total[0] / total[1])
-        self._require_finite("loss", loss)
+        *sums, stopped = total.tolist()
+        self._require_finite("loss", sums[0] / sums[1])
         norm = self._update()
-        return loss, norm
+        return self._by_group(sums), norm, stopped > 0
+
+    def _by_group(self, sums: list[float]) -> dict[str, float | None]:
+        """Mean losses from [sum, tokens, sums by group, tokens by group]; None where the batch has no such token."""
+
+        def mean(total: float, count: float) -> float | None:
+            return total / count if count else None
+
+        found = {"loss": mean(sums[0], sums[1])}
+        if names := self.groups.names:
+            by_group = sums[2 : 3 + len(names)]
+            counts = sums[3 + len(names) :]
+            found["loss_corpus"] = mean(by_group[0], counts[0])
+            found["loss_inserted"] = mean(sum(by_group[1:]), sum(counts[1:]))
+            found["tokens_inserted"] = sum(counts[1:])
+            found |= {
+                f"loss/{name}": mean(one, count)
+                for name, one, count in zip(names, by_group[1:], counts[1:], strict=True)
+            }
+        return found
 
     def _update(self) -> float:
         """Clip, and take the optimizer's step if the gradient is finite; returns its norm before clipping."""
@@ -265,6 +321,10 @@ class Trainer:
             inputs={**self.inputs, "ledger": self._ledger_head},
             facts={"step": self.step, "parallel": asdict(self.settings.parallel)},
         )
+        if self.world.main:
+            saved = checkpoint.finished(self.checkpoints)
+            unneeded = self.settings.train.unneeded_checkpoints(saved, self.last_exposures)
+            checkpoint.remove(self.checkpoints, unneeded)
 
     def _commit_ledger(self) -> None:
         """Gather the records since the last checkpoint and write them as one part of the ledger."""
@@ -299,14 +359,22 @@ class Trainer:
         self._ledger_head, self._committed = head[0], self.step
 
 
-def _forward(batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:
+def _forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:
     batch = next(batches)
     losses_BT = gpt(batch.tokens, batch.position_ids, None, labels=batch.labels)
-    return losses_BT, partial(_loss, batch.loss_mask)
+    return losses_BT, partial(_loss, batch.loss_mask, batch.groups, groups)
 
 
-def _loss(loss_mask_BT: Tensor, losses_BT: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the losses that count, their number, and both for telemetry."""
-    total = (losses_BT.float() * loss_mask_BT).sum()
+def _loss(
+    loss_mask_BT: Tensor, groups_BT: Tensor, groups: int, losses_BT: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum of the losses that count, their number, and both for telemetry, in all and by group of targets."""
+    masked_BT = losses_BT.float() * loss_mask_BT
+    total = masked_BT.sum()
     count = loss_mask_BT.sum()
-    return total, count.to(torch.int), {"loss": torch.stack([total.detach(), count])}
+    by_group = torch.zeros(2, groups, device=total.device)
+    by_group.index_add_(
+        1, groups_BT.flatten(), torch.stack([masked_BT.detach().flatten(), loss_mask_BT.flatten()])
+    )
+    told = torch.cat([torch.stack([total.detach(), count]), by_group.flatten()])
+    return total, count.to(torch.int), {"loss": told}

@@ -26,16 +26,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from pretrain.attention import CausalAttention
-from pretrain.config import ModelConfig, ParallelConfig, TrainConfig
+from pretrain.config import ModelConfig, ParallelConfig, TrainConfig, padded_vocabulary
 from pretrain.layers import Norm, ParallelLayer, PlainNorm
-
-VOCABULARY_MULTIPLE = 128
-"""The vocabulary is padded to this, whatever the tensor-parallel size, so that shapes never depend on it."""
-
-
-def padded_vocabulary(size: int) -> int:
-    """Vocabulary size rounded up to a multiple of 128."""
-    return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: TrainConfig) -> TransformerConfig:
@@ -70,6 +62,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
         pipeline_dtype=torch.bfloat16 if low else torch.float32,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence,
         # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
         perform_initialization=False,
         use_cpu_initialization=True,

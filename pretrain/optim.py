@@ -15,7 +15,7 @@ from pretrain.config import OptimizerConfig, TrainConfig
 def build(
     chunks: list[Any], optimizer: OptimizerConfig, train: TrainConfig
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """AdamW over the model's chunks, and its warm-up and cosine decay counted in windows."""
+    """AdamW over the model's chunks, and its warm-up and decay counted in windows."""
     low = train.precision == "bf16"
     adam = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -33,18 +33,24 @@ def build(
         ),
         chunks,
     )
+    return adam, schedule(adam, optimizer, train)
+
+
+def schedule(adam: Any, optimizer: OptimizerConfig, train: TrainConfig) -> OptimizerParamScheduler:
+    """The learning-rate schedule over ``adam.param_groups``, counted in windows."""
     batch = train.global_batch_size
-    scheduler = OptimizerParamScheduler(
+    return OptimizerParamScheduler(
         adam,
-        init_lr=0.0,
+        init_lr=optimizer.initial_learning_rate,
         max_lr=optimizer.learning_rate,
         min_lr=optimizer.min_learning_rate,
         lr_warmup_steps=optimizer.warmup_steps * batch,
         lr_decay_steps=train.steps * batch,
-        lr_decay_style="cosine",
+        lr_decay_style="WSD" if optimizer.schedule == "wsd" else optimizer.schedule,
+        wsd_decay_steps=optimizer.decay_steps and optimizer.decay_steps * batch,
+        lr_wsd_decay_style="minus_sqrt",
         start_wd=optimizer.weight_decay,
         end_wd=optimizer.weight_decay,
         wd_incr_steps=train.steps * batch,
         wd_incr_style="constant",
     )
-    return adam, scheduler

@@ -57,15 +57,43 @@ def test_warm_up_as_long_as_the_run():
     [
         (ParallelConfig(tensor=8), "parallel.tensor=8 must divide model.heads=4"),
         (ParallelConfig(pipeline=4), "parallel.pipeline=4 must divide model.layers=2"),
+        (ParallelConfig(tensor=4, sequence=True), "must divide train.sequence_length=66"),
     ],
 )
 def test_topology_that_fits_no_number_of_ranks(parallel, told):
     with pytest.raises(UserError, match=told):
-        parallel.check(parallel.tensor * parallel.pipeline, MODEL, TRAIN)
+        parallel.check(parallel.tensor * parallel.pipeline, MODEL, replace(TRAIN, sequence_length=66))
 
 
-def test_the_vocabulary_is_padded_to_what_tensor_must_divide():
-    from pretrain.config import _VOCABULARY_MULTIPLE
-    from pretrain.model import VOCABULARY_MULTIPLE
+def test_sequence_parallelism_without_tensor_parallelism():
+    with pytest.raises(UserError, match=r"parallel\.sequence=true needs parallel\.tensor above 1"):
+        ParallelConfig(sequence=True)
 
-    assert _VOCABULARY_MULTIPLE == VOCABULARY_MULTIPLE
+
+def test_checkpoints_that_are_asked_for():
+    """Worked: last exposures with steps 5 and 11, of 20."""
+    train = replace(TRAIN, checkpoint_at=(13,), checkpoint_after_last=(0, 4, 100))
+    assert train.checkpoint_steps([5, 11]) == [0, 1, 2, 4, 5, 7, 8, 9, 11, 13, 14, 15, 16, 20]
+
+
+def test_only_regular_checkpoints_are_ever_deleted():
+    """Every 3: of 0, 3, 6, 9, 12 the newest two stay; 0 stays anyway, 3 because it is listed; 10 was a signal's."""
+    train = replace(TRAIN, checkpoint_every=3, checkpoint_keep=2, checkpoint_at=(3,))
+    saved = [0, 1, 2, 3, 4, 6, 8, 9, 10, 12]
+    assert train.unneeded_checkpoints(saved) == [6, 10]
+    assert train.unneeded_checkpoints(saved[:-1]) == []  # the newest is what a run goes on from
+    assert train.unneeded_checkpoints(saved, [6]) == [6, 10]
+    assert replace(train, checkpoint_after_last=(0,)).unneeded_checkpoints(saved, [6]) == [10]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"checkpoint_at": (21,)}, "train.checkpoint_at: 21 must lie between 0 and train.steps=20"),
+        ({"checkpoint_after_last": (-1,)}, "train.checkpoint_after_last: -1"),
+        ({"checkpoint_keep": 0}, "train.checkpoint_keep=0"),
+    ],
+)
+def test_impossible_checkpoints(change, told):
+    with pytest.raises(UserError, match=told):
+        replace(TRAIN, **change)

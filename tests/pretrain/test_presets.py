@@ -131,7 +131,7 @@ def main():
             torch.manual_seed(2)
             for parameter in gpt.parameters():
                 parameter.data += 0.1 * torch.randn_like(parameter)
-            size = model.padded_vocabulary(200)
+            size = 256
             counts = [sum(p.numel() for p in gpt.parameters()), config.parameters(size, train.sequence_length)]
             ids = torch.randint(0, 200, (2, 32))
             with torch.no_grad():

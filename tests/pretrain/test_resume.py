@@ -1,13 +1,24 @@
 """A run that is killed and started again is the run that was not."""
 
+import json
 import random
+import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
 from data.artifact import file_digest
+from tests.conftest import REPO
+
+GOLDEN = REPO / "tests" / "pretrain" / "golden_losses.txt"
+
+
+def metrics(directory, which):
+    lines = (directory / which / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def final_weights(directory):
@@ -73,6 +84,108 @@ def test_sigkill_at_a_random_moment(prepared, whole, attempt):
     assert ledger_files(prepared.directory(name)) == ledger_files(whole)
     prepared.ok("train", f"name={name}", "run=twin")
     assert "audit: PASS" in prepared.ok("audit", f"name={name}").out
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_asks_to_be_run_again(prepared, whole):
+    """Status 75 and a checkpoint of the very step; the run that goes on ends with the same weights."""
+    import torch
+
+    from pretrain import checkpoint
+
+    prepared.ok("plan", "name=told")
+    run = prepared.directory("told") / "perturbed"
+    process = subprocess.Popen(
+        prepared.command("train", "name=told"),
+        cwd=prepared.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (run / "checkpoints" / "step_00000002").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1].strip().splitlines()[-1]
+    step = int(re.fullmatch(r"palimpsest: told to stop: saved step (\d+); run the same .*", said)[1])
+    assert process.returncode == 75
+    assert checkpoint.finished(run / "checkpoints")[-1] == step < 20
+    assert f"going on from step {step}" in prepared.ok("train", "name=told").out
+    ours, theirs = final_weights(prepared.directory("told")), final_weights(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    # What the signal made is gone; the run has the checkpoints that were asked for.
+    assert checkpoint.finished(run / "checkpoints") == checkpoint.finished(
+        whole / "perturbed" / "checkpoints"
+    )
+
+
+def test_golden_losses(whole):
+    """Twenty steps as they were when this file was written; processors differ in the last digits."""
+    found = [record["loss"] for record in metrics(whole, "perturbed")]
+    golden = [float(line) for line in GOLDEN.read_text().split()]
+    assert len(found) == len(golden) == 20
+    assert max(abs(one - other) for one, other in zip(found, golden, strict=True)) < 1e-4
+
+
+def test_losses_on_inserted_tokens_are_told_apart(whole):
+    """Weighted by their tokens, the groups' losses are the loss; the tokens are those that the plan puts there."""
+    import polars as pl
+
+    plan = whole / "plan"
+    items = pl.read_parquet(plan / "items.parquet")
+    exposures = pl.read_parquet(plan / "exposures.parquet").join(
+        items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "length", "family", "dose"),
+        on="item",
+    )
+    # A window's first token is no target.
+    exposures = exposures.with_columns(
+        step=pl.col("position") // 8 + 1, targets=pl.col("length") - (pl.col("offset") == 0)
+    )
+    seen = 0
+    for record in metrics(whole, "perturbed"):
+        here = exposures.filter(pl.col("step") == record["step"])
+        inserted = record["tokens_inserted"]
+        assert inserted == here["targets"].sum()
+        parts = [record["loss_corpus"] * (8 * 64 - inserted)]
+        if inserted:
+            parts.append(record["loss_inserted"] * inserted)
+        assert sum(parts) / (8 * 64) == pytest.approx(record["loss"], abs=1e-5)
+        for family, dose in {
+            ("passages", 1),
+            ("passages", 4),
+            ("ghost_sentences", 1),
+            ("ghost_sentences", 4),
+        }:
+            there = len(here.filter((pl.col("family") == family) & (pl.col("dose") == dose)))
+            assert (record[f"loss/{family}/dose {dose}"] is not None) == (there > 0)
+            seen += there
+    assert seen == len(exposures)
+    assert all(
+        record.keys().isdisjoint({"loss_corpus", "loss_inserted"}) for record in metrics(whole, "twin")
+    )
+
+
+def test_a_hang_ends_with_stacks(tmp_path):
+    """No step in 0.6 seconds: the process says where it hangs, and ends."""
+    script = "from pretrain.interrupts import Watchdog; import time; Watchdog(0.01).feed(); time.sleep(60)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, cwd=REPO
+    )
+    assert done.returncode == 1
+    assert "Timeout (0:00:00.6" in done.stderr
+    assert "<string>" in done.stderr
+
+
+def test_a_second_signal_ends_at_once():
+    script = (
+        "import os, signal, time\nfrom pretrain.interrupts import listening\n"
+        "with listening() as told:\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    assert told.requested\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=50, cwd=REPO)
+    assert done.returncode == 128 + signal.SIGTERM
 
 
 def test_a_finished_run_is_left_alone(prepared, whole):

@@ -38,6 +38,7 @@ TOPOLOGIES = {
     "tensor": ["parallel.tensor=2"],
     "pipeline": ["parallel.pipeline=2"],
     "data": [],
+    "sequence": ["parallel.tensor=2", "parallel.sequence=true"],
 }
 
 

@@ -1,0 +1,66 @@
+"""Stopping in good order: signals from a scheduler, and hangs."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+REQUEUE = 75
+"""Exit status of a run that was told to stop and saved (EX_TEMPFAIL): run the same command again."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(Exception):
+    """The run was told to stop; it finished its step and saved a checkpoint."""
+
+
+class Interrupts:
+    """Remembers that the process was told to stop; a second signal ends it at once, saving nothing."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+
+
+@contextmanager
+def listening() -> Iterator[Interrupts]:
+    """Catch SIGTERM and SIGUSR1 while training; what handled them before is put back at the end."""
+    interrupts = Interrupts()
+    before = {number: signal.signal(number, interrupts._take) for number in SIGNALS}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Watchdog:
+    """Prints the stacks of all threads and ends the process when no step is finished for too long.
+
+    The clock is a thread of the C library's, so that it runs even while Python hangs in a collective call.
+
+    Args:
+        minutes: without ``feed`` before it bites; 0: never.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+
+    def feed(self) -> None:
+        """Start the clock again."""
+        if self.seconds:
+            faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__)
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        if self.seconds:
+            faulthandler.cancel_dump_traceback_later()
