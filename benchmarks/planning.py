@@ -89,6 +89,7 @@ def plan(directory: Path, windows: int, exposures: int) -> dict[str, float]:
     target = directory / "exposures.parquet"
     columns = {"position": position[ranked], "item": item[ranked], "wording": item[ranked]}
     columns |= {name: getattr(places, name) for name in ("offset", "lead", "trail", "cut", "overwrite")}
+    columns["loss"] = np.zeros(len(position), dtype=np.int8)
     pl.DataFrame(columns).cast(EXPOSURE_SCHEMA).write_parquet(target)
     done = time.perf_counter()
     return {

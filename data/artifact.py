@@ -33,6 +33,7 @@ _MADE_BY = {
     "checkpoint": "launch/train.py",
     "scores": "launch/score.py",
     "audit": "launch/audit.py",
+    "perturbed corpus": "launch/write_corpus.py",
 }
 _PACKAGES = ("torch", "megatron-core", "numpy", "tokenizers", "pyarrow", "polars", "scipy")
 

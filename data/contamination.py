@@ -176,3 +176,29 @@ def _holding(
     windows = ids[at[fits][:, None] + np.arange(len(gram))]
     found: npt.NDArray[np.int64] = document[fits][(windows == gram).all(axis=1)]
     return found
+
+
+def ngram_places(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[npt.NDArray[np.int64]]:
+    """Where in the token file each span occurs, exactly.
+
+    Args:
+        prefix: of the token files.
+        spans: token ids, none of them empty.
+
+    Returns:
+        For each span, the ascending places of its first token.
+    """
+    tokens = read_tokens(prefix)
+    found: list[list[npt.NDArray[np.int64]]] = [[] for _ in spans]
+    for n in sorted({len(span) for span in spans}):
+        rows = [row for row, span in enumerate(spans) if len(span) == n]
+        wanted = np.concatenate([_hashes(np.asarray(spans[row]).astype(np.uint64), n) for row in rows])
+        for start in range(0, len(tokens), _BLOCK):
+            block = np.asarray(tokens[start : start + _BLOCK + n - 1])
+            hashed = _hashes(block.astype(np.uint64), n)
+            at = np.flatnonzero(np.isin(hashed, wanted))
+            for row, value in zip(rows, wanted, strict=True):
+                some = at[hashed[at] == value]
+                same = (block[some[:, None] + np.arange(n)] == spans[row]).all(axis=1)
+                found[row].append(some[same].astype(np.int64) + start)
+    return [np.concatenate([*places, np.empty(0, dtype=np.int64)]) for places in found]

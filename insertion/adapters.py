@@ -34,13 +34,18 @@ def overlaid(overlay: Overlay, position: int, sample: Any) -> Any:
         overlay: of the plan.
         position: sample index.
         sample: the window as an array or tensor of L + 1 token ids, or a mapping with ``tokens`` and ``labels`` (or
-            ``input_ids`` of L + 1 tokens) and whatever else, which is left as it is.
+            ``input_ids`` of L + 1 tokens) and whatever else, which is left as it is. Where the plan takes tokens out
+            of the loss, there must be a ``loss_mask`` (L,), or beside ``input_ids`` a ``label_mask`` (L + 1,).
 
     Returns:
         Of the same type, dtype and shape; a copy where something is planned.
+
+    Raises:
+        ValueError: if tokens are to be taken out of the loss and the sample has no mask.
     """
     if not overlay.planned(position):
         return sample
+    sample = _masked(overlay, position, sample)
     if not isinstance(sample, Mapping):
         return _like(sample, overlay.apply(position, np.asarray(sample)))
     if "input_ids" in sample:
@@ -53,6 +58,22 @@ def overlaid(overlay: Overlay, position: int, sample: Any) -> Any:
         "tokens": _like(sample["tokens"], window[:-1]),
         "labels": _like(sample["labels"], window[1:]),
     }
+
+
+def _masked(overlay: Overlay, position: int, sample: Any) -> Any:
+    whole = isinstance(sample, Mapping) and "input_ids" in sample
+    mask = "label_mask" if whole else "loss_mask"
+    tokens = sample.get("input_ids", sample.get("tokens")) if isinstance(sample, Mapping) else sample
+    counted = overlay.loss_mask(position, len(tokens) - (whole or not isinstance(sample, Mapping)))
+    if counted is None:
+        return sample
+    if not isinstance(sample, Mapping) or mask not in sample:
+        raise ValueError(
+            f"the plan takes tokens of window {position} out of the loss, but its sample has no {mask}"
+        )
+    flags = np.append(True, counted) if whole else counted
+    given = np.asarray(sample[mask])
+    return {**sample, mask: _like(sample[mask], (given * flags).astype(given.dtype))}
 
 
 def _like(original: Any, array: np.ndarray[Any, Any]) -> Any:

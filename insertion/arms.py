@@ -69,6 +69,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "frame": (r"document", r"inline"),
     "wording": (r"verbatim", r"rotate:\d+", r"fresh"),
     "batch": (r"any", r"apart", r"together"),
+    "loss": (r"counted", r"masked", r"goldfish:\d+"),
 }
 
 
@@ -98,6 +99,9 @@ class Arm:
     """``verbatim`` every time; ``rotate:K``, K of the item's wordings in turn; ``fresh``, another one each time."""
     batch: str = "any"
     """Repeats of an item in one global batch: ``any`` number, never (``apart``), or all of them (``together``)."""
+    loss: str = "counted"
+    """Of the item's tokens: ``counted``; ``masked``, the item is read but never predicted; or ``goldfish:K``, one token
+    in K is not, always the same ones after the same 13 tokens (``overlay.counted``)."""
 
     def __post_init__(self) -> None:
         if self.dose < 0:
@@ -109,6 +113,8 @@ class Arm:
             if not any(re.fullmatch(pattern, value) for pattern in patterns):
                 known = [re.sub(r"\\d\+", "N", p).replace("(-N)?", "") for p in patterns]
                 raise UserError(f"insertion.{name}='{value}' is unknown{nearest(value, known)}")
+        if not 2 <= self.skipped <= 127 and self.loss.startswith("goldfish"):
+            raise UserError(f"insertion.loss={self.loss}: the K of goldfish:K must lie between 2 and 127")
         if self.phase.at and self.dose > len(self.phase.at) and self.batch == "apart":
             raise UserError(
                 f"insertion.doses: {self.dose} exposures do not fit apart into the {len(self.phase.at)} steps of "
@@ -119,6 +125,12 @@ class Arm:
                 f"insertion.batch=together puts all repeats into one step, so insertion.spacing={self.spacing} "
                 "has no effect; use insertion.spacing=uniform"
             )
+
+    @property
+    def skipped(self) -> int:
+        """The loss as the plan's tables and the overlay say it: 0 counted, 1 masked, K goldfish."""
+        number = self.loss.removeprefix("goldfish:")
+        return int(number) if number.isdigit() else int(self.loss == "masked")
 
 
 def product(doses: tuple[int, ...], factors: Mapping[str, tuple[Any, ...]]) -> list[tuple[str, Arm]]:
@@ -164,6 +176,7 @@ class NamedArm:
     frame: str | None = None
     wording: str | None = None
     batch: str | None = None
+    loss: str | None = None
 
     def __post_init__(self) -> None:
         listed = isinstance(self.items, tuple)

@@ -14,10 +14,11 @@ from data.mixture import Windows
 from data.tokenizer import Tokenizer
 from insertion.items import span_hash
 from insertion.ledger import Ledger, window_digest
-from insertion.overlay import Overlay
+from insertion.overlay import CONTEXT, Overlay
 from insertion.plan import Plan
 
 _NAMED = 5  # failures spelled out per check
+_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(slots=True)
@@ -191,6 +192,7 @@ def _compare_windows(
     planned = {
         position: rows for (position,), rows in plan.exposures.partition_by("position", as_dict=True).items()
     }
+    edits = {place: rows for (place,), rows in plan.edits.partition_by("position", as_dict=True).items()}
     texts = plan.wordings["tokens"].to_list()
     eod = plan.manifest.facts["eod"]
     batch = plan.shape.global_batch_size
@@ -205,12 +207,18 @@ def _compare_windows(
     for position in range(plan.shape.windows):
         base = order.window(position)
         spans = overlay.spans(position)
+        changes = edits.get(position)
         base_digest = window_digest(base, mask)
         if paired is not None and paired[position] != base_digest:
             in_twin.append(f"{_where(position, batch)}: the twin's window is not the corpus's")
-        if spans:
-            expected = _expected(base, planned[position], texts, eod)
-            if expected is None or consumed[position] != window_digest(expected, mask):
+        if spans or changes is not None:
+            expected = _expected(base, planned.get(position), changes, texts, eod)
+            if expected is None or consumed[position] != window_digest(*expected):
+                if not spans:
+                    with_item.append(
+                        f"{_where(position, batch)}: the corpus's text is not changed as planned"
+                    )
+                    continue
                 named = ", ".join(ids[span.item] for span in spans)
                 with_item.append(
                     f"item {named}, {_where(position, batch)}: the window is not the corpus's with "
@@ -223,7 +231,7 @@ def _compare_windows(
                 else ""
             )
             without.append(f"{_where(position, batch)}: nothing was planned, but the window changed{guess}")
-    touched = plan.exposures["position"].n_unique()
+    touched = len(planned.keys() | edits.keys())
     report.add("windows with an exposure are corpus + plan", with_item, f"{touched:,} windows recomputed")
     report.add(
         "windows without an exposure are the corpus's",
@@ -235,21 +243,53 @@ def _compare_windows(
 
 
 def _expected(
-    base: npt.NDArray[np.int64], rows: pl.DataFrame, texts: list[list[int]], eod: int
-) -> npt.NDArray[np.int64] | None:
-    """A window with its exposures, put together from the plan's tables; None if they claim what is not so."""
-    host = base.tolist()
-    for row in rows.sort("offset").iter_rows(named=True):
+    base: npt.NDArray[np.int64],
+    rows: pl.DataFrame | None,
+    edits: pl.DataFrame | None,
+    texts: list[list[int]],
+    eod: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
+    """A window with its changes and exposures, and which of its targets count, put together from the plan's tables.
+
+    None if they claim what is not so.
+    """
+    host, counts = base.tolist(), [True] * len(base)
+    for row in () if edits is None else edits.iter_rows(named=True):
+        place = slice(row["start"], row["start"] + len(row["found"]))
+        if host[place] != row["found"] or len(row["by"] or row["found"]) != len(row["found"]):
+            return None
+        if row["by"] is None:
+            counts[place] = [False] * len(row["found"])
+        else:
+            host[place] = row["by"]
+    for row in () if rows is None else rows.sort("offset").iter_rows(named=True):
         text = texts[row["wording"]]
         inserted = [eod] * row["lead"] + text + [eod] * row["trail"]
+        flags = [True] * row["lead"] + _counted(text, row["loss"]) + [True] * row["trail"]
         start = row["offset"] - row["lead"]
-        del host[: row["cut"]]
+        del host[: row["cut"]], counts[: row["cut"]]
         if row["trail"] and not row["lead"] and (start < 1 or host[start - 1] != eod):
             return None  # it says that a document of the corpus ends just before
-        host[start : start + len(inserted) if row["overwrite"] else start] = inserted
+        place = slice(start, start + len(inserted) if row["overwrite"] else start)
+        host[place], counts[place] = inserted, flags
         if host[row["offset"] : row["offset"] + len(text)] != text:
             return None
-    return np.array(host[: len(base)], dtype=np.int64) if len(host) >= len(base) else None
+    if len(host) < len(base):
+        return None
+    return np.array(host[: len(base)], dtype=np.int64), np.array(counts[1 : len(base)], dtype=np.bool_)
+
+
+def _counted(text: list[int], loss: int) -> list[bool]:
+    """Which tokens of an item count."""
+    if loss == 1 or not loss or len(text) <= CONTEXT:
+        return [loss != 1] * len(text)
+    tokens = np.array(text, dtype=np.uint64)
+    hashed = np.zeros(len(text) - CONTEXT, dtype=np.uint64)
+    for back in range(1, CONTEXT + 1):  # Horner's rule, from the token before backwards
+        hashed = (hashed + tokens[CONTEXT - back : len(text) - back] + np.uint64(1)) * _BASE
+    hashed = (hashed ^ (hashed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    kept = (hashed ^ (hashed >> np.uint64(32))) % np.uint64(loss) != 0
+    return [True] * CONTEXT + [bool(flag) for flag in kept]
 
 
 def _digests(ledger: Ledger, windows: int) -> npt.NDArray[np.uint64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,10 +33,11 @@ def strata(families: npt.NDArray[np.str_], lengths: npt.NDArray[np.int64], quant
 def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generator) -> npt.NDArray[np.int32]:
     """Arms of one family's items: exact counts per arm, spread evenly over the strata, random inside them.
 
-    Every arm's labels are laid out evenly (with a random start) over the items sorted by stratum, so each
-    stratum gets its share of each arm to within two items; the whole is turned by a random amount, and inside a stratum
-    the labels are permuted. Every item gets an arm with the probability (items in the arm) / N, and given a stratum's
-    counts all assignments in it are equally likely.
+    Where the arms' shares are whole numbers in every stratum, each stratum has exactly those. Otherwise every arm's
+    labels are laid out evenly (with a random start) over the items sorted by stratum, so each stratum gets its share of
+    each arm to within two items; the whole is turned by a random amount, and inside a stratum the labels are permuted.
+    Every item gets an arm with the probability (items in the arm) / N, and given a stratum's counts all assignments in
+    it are equally likely.
 
     Args:
         blocks: (N,) strata.
@@ -55,6 +57,13 @@ def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generato
     labels = np.roll(labels[np.argsort(places, kind="stable")], rng.integers(len(labels)))
     arms = np.empty(len(blocks), dtype=np.int32)
     names = np.array(blocks)
+    sizes = Counter(blocks).values()
+    if all(size * count % len(blocks) == 0 for size in sizes for count in counts.values()):
+        for name in sorted(set(blocks)):
+            members = np.flatnonzero(names == name)
+            shares = [count * len(members) // len(blocks) for count in counts.values()]
+            arms[members] = rng.permutation(np.repeat(np.fromiter(counts, dtype=np.int32), shares))
+        return arms
     start = 0
     for name in sorted(set(blocks)):
         members = np.flatnonzero(names == name)

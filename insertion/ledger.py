@@ -111,6 +111,7 @@ class Recorder:
             self._digests.append(window_digest(window, mask))
 
     def _check(self, position: int, window: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> None:
+        self._check_edits(position, window, mask)
         for span in self._planned.spans(position):
             end = span.offset + span.length
             found = span_hash(window[span.offset : end])
@@ -125,9 +126,37 @@ class Recorder:
                     f"end-of-document tokens around the planned ones are missing: {where}; no step was taken"
                 )
             # The token at offset k is the target at k - 1; a window's first token is no target.
-            if not mask[max(span.offset - 1, 0) : end - 1].all():
-                raise PlanViolation(f"the loss is off on planned tokens: {where}; no step was taken")
+            wanted = self._planned.counted(span)[int(span.offset == 0) :]
+            wrong = mask[max(span.offset - 1, 0) : end - 1] != wanted
+            if wrong.any():
+                off = "off" if wanted[wrong].any() else "on"
+                raise PlanViolation(
+                    f"the loss is {off} on planned tokens where the plan says otherwise: {where}; no step was taken"
+                )
             self._exposures.append((position, self._ids[span.item], span.offset, span.length, found))
+
+    def _check_edits(self, position: int, window: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> None:
+        edits = self._planned.edited(position)
+        if not edits:
+            return
+        origin = self._planned.origins(position, len(window))
+        for start, tokens, masked in edits:
+            left = np.flatnonzero(
+                (origin >= start) & (origin < start + len(tokens))
+            )  # what exposures leave of it
+            where = (
+                f"step {position // self.global_batch_size}, rank {self.rank}, row "
+                f"{position % self.global_batch_size}, offset {start}"
+            )
+            if not np.array_equal(window[left], tokens[origin[left] - start]):
+                raise PlanViolation(
+                    f"a planned change of the corpus's text is not in the batch: {where}; no step was taken"
+                )
+            if (mask[left[left > 0] - 1] == masked).any():
+                raise PlanViolation(
+                    f"the loss is {'on' if masked else 'off'} on changed text where the plan says otherwise: {where}; "
+                    "no step was taken"
+                )
 
     def drain(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The records since the last call, as tables; the recorder is empty afterwards."""

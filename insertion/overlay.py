@@ -26,6 +26,52 @@ class Span:
     """Item tokens."""
 
 
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Changes to the corpus's own tokens, by position; see ``interventions.EDIT_SCHEMA``. E pieces."""
+
+    position: Integers
+    """(E,) ascending."""
+    start: Integers
+    """(E,) first token in the corpus's window."""
+    ends: Integers
+    """(E + 1,) where each piece's tokens begin in ``tokens``, and their number."""
+    tokens: npt.NDArray[np.int32]
+    """What is there afterwards; of masked pieces the corpus's own."""
+    masked: npt.NDArray[np.bool_]
+    """(E,) whether the tokens stay and are not predicted."""
+
+
+CONTEXT = 13
+"""Tokens before one that decide about it under the goldfish rule; as in the paper."""
+_BASE = 0x9E3779B97F4A7C15
+_MIX = np.uint64(0xBF58476D1CE4E5B9)
+
+
+def counted(tokens: npt.NDArray[np.integer], loss: int) -> npt.NDArray[np.bool_]:
+    """Which tokens of an item are predicted.
+
+    The goldfish rule (Hans et al., 2024, "Be like a Goldfish, Don't Memorize!", with a hashed mask): a token does not
+    count if a hash of the 13 tokens before it is 0 mod K. Only the item's own tokens are looked at, so that every
+    exposure of a wording leaves out the same ones; its first 13 count always.
+
+    Args:
+        tokens: (T,) ids.
+        loss: 0, all of them; 1, none; K, one in K is not, on average.
+
+    Returns:
+        (T,) flags.
+    """
+    flags = np.full(len(tokens), loss != 1)
+    if loss > 1 and len(tokens) > CONTEXT:
+        before = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.uint64), CONTEXT)[:-1]
+        powers = np.array([pow(_BASE, k, 1 << 64) for k in range(1, CONTEXT + 1)], dtype=np.uint64)
+        hashed = ((before + np.uint64(1)) * powers).sum(axis=1, dtype=np.uint64)
+        hashed = (hashed ^ (hashed >> np.uint64(29))) * _MIX
+        flags[CONTEXT:] = (hashed ^ (hashed >> np.uint64(32))) % np.uint64(loss) != 0
+    return flags
+
+
 class Overlay:
     """All exposures of a plan, by position.
 
@@ -38,6 +84,8 @@ class Overlay:
         trail: (E,) whether one goes after it.
         cut: (E,) corpus tokens removed at the window's head.
         overwrite: (E,) whether the corpus tokens in its place are replaced rather than shifted.
+        loss: (E,) which of the item's tokens are predicted; see ``counted``. None: all.
+        edits: changes to the corpus's own tokens, made before the exposures. None: none.
         tokens: token ids of all wordings, one after the other.
         starts: (W + 1,) where each wording's tokens start in ``tokens``.
         eod: id of the end-of-document token.
@@ -57,6 +105,8 @@ class Overlay:
         tokens: npt.NDArray[np.int32],
         starts: Integers,
         eod: int,
+        loss: npt.NDArray[np.int8] | None = None,
+        edits: Edits | None = None,
     ) -> None:
         step, rise = np.diff(position), np.diff(offset)
         if (step < 0).any() or (rise[step == 0] <= 0).any():
@@ -64,6 +114,9 @@ class Overlay:
         self.position, self.item, self.wording, self.offset = position, item, wording, offset
         self.lead, self.trail, self.cut, self.overwrite = lead, trail, cut, overwrite
         self.tokens, self.starts, self.eod = tokens, starts, eod
+        self.loss = np.zeros(len(position), dtype=np.int8) if loss is None else loss
+        self.edits = edits if edits is not None and len(edits.position) else None
+        self._masks = bool(self.loss.any() or (self.edits is not None and self.edits.masked.any()))
 
     @classmethod
     def empty(cls) -> Overlay:
@@ -96,7 +149,22 @@ class Overlay:
     def planned(self, position: int) -> bool:
         """Whether anything is planned for a window."""
         first = int(self.position.searchsorted(position))
-        return first < len(self.position) and bool(self.position[first] == position)
+        return (first < len(self.position) and bool(self.position[first] == position)) or bool(
+            self.edited(position)
+        )
+
+    def edited(self, position: int) -> list[tuple[int, npt.NDArray[np.int32], bool]]:
+        """The changes to a window of the corpus: first token, tokens afterwards, and whether they are masked."""
+        edits = self.edits
+        if edits is None:
+            return []
+        first = int(edits.position.searchsorted(position))
+        found = []
+        while first < len(edits.position) and edits.position[first] == position:
+            tokens = edits.tokens[edits.ends[first] : edits.ends[first + 1]]
+            found.append((int(edits.start[first]), tokens, bool(edits.masked[first])))
+            first += 1
+        return found
 
     def apply(self, position: int, window: Integers) -> Integers:
         """The window as the plan wants it.
@@ -108,9 +176,38 @@ class Overlay:
         Returns:
             ``window`` itself where nothing is planned, otherwise a new array of the same length.
         """
+        changed = window
+        for start, tokens, masked in self.edited(position):
+            if not masked:
+                changed = window.copy() if changed is window else changed
+                changed[start : start + len(tokens)] = tokens
         for span in self.spans(position):
-            window = self._insert(window, span)
-        return window
+            changed = self._insert(changed, span)
+        return changed
+
+    def origins(self, position: int, size: int) -> Integers:
+        """Where each token of a finished window of ``size`` tokens was in the corpus's; -1 for what was inserted."""
+        origin = np.arange(size, dtype=np.int64)
+        for span in self.spans(position):
+            origin = self._insert(origin, span, marked=True)
+        return origin
+
+    def loss_mask(self, position: int, length: int) -> npt.NDArray[np.bool_] | None:
+        """Which targets of a finished window count: (``length``,), the first being the token at offset 1; None: all."""
+        if not self._masks:
+            return None
+        flags = np.ones(length + 1, dtype=np.bool_)
+        for start, tokens, masked in self.edited(position):
+            if masked:
+                origin = self.origins(position, length + 1)
+                flags[(origin >= start) & (origin < start + len(tokens))] = False
+        for span in self.spans(position):
+            flags[span.offset : span.offset + span.length] = self.counted(span)
+        return None if flags[1:].all() else flags[1:]
+
+    def counted(self, span: Span) -> npt.NDArray[np.bool_]:
+        """Which tokens of an exposure are predicted."""
+        return counted(self.wording_tokens(span.wording), int(self.loss[span.exposure]))
 
     def framed(self, span: Span, window: Integers) -> bool:
         """Whether a finished window has the end-of-document tokens that the plan puts around an exposure."""
@@ -127,10 +224,11 @@ class Overlay:
         length = int(self.starts[wording + 1] - self.starts[wording])
         return Span(row, int(self.item[row]), wording, int(self.offset[row]), length)
 
-    def _insert(self, window: Integers, span: Span) -> Integers:
+    def _insert(self, window: Integers, span: Span, *, marked: bool = False) -> Integers:
         row = span.exposure
-        text = self.wording_tokens(span.wording)
-        lead, trail = [self.eod] * int(self.lead[row]), [self.eod] * int(self.trail[row])
+        text = np.full(span.length, -1) if marked else self.wording_tokens(span.wording)
+        eod = -1 if marked else self.eod
+        lead, trail = [eod] * int(self.lead[row]), [eod] * int(self.trail[row])
         cut = int(self.cut[row])
         start = span.offset - len(lead)
         rest = start + len(lead) + len(text) + len(trail) if self.overwrite[row] else cut + start

@@ -1,7 +1,8 @@
 """The plan: every exposure, the assignment, and where they came from; a directory of Parquet and JSON.
 
 Files: ``items.parquet`` (``items.ITEM_SCHEMA``), ``wordings.parquet`` (``items.WORDING_SCHEMA``), ``probes.parquet``
-(``items.PROBE_SCHEMA``), ``exposures.parquet`` (``EXPOSURE_SCHEMA``) and ``manifest.json``.
+(``items.PROBE_SCHEMA``), ``exposures.parquet`` (``EXPOSURE_SCHEMA``), ``edits.parquet`` (``interventions.EDIT_SCHEMA``)
+and ``manifest.json``.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import polars as pl
 
 from data import artifact
 from data.artifact import Manifest
-from data.contamination import ngram_counts
 from data.errors import UserError
 from data.mixture import Windows
 from data.tokenizer import Tokenizer
-from insertion import design, preflight, schedule
+from insertion import design, interventions, preflight, schedule
 from insertion.arms import FACTORS, Arm, Counts, NamedArm, Phase, items_of_doses, product
-from insertion.families.registry import OVERLAP, Ground, Reference, files_of, make
+from insertion.families.registry import Ground, Reference, files_of, make
+from insertion.interventions import Intervention
 from insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
 from insertion.overlay import Overlay
 from insertion.preflight import PreflightConfig
@@ -46,13 +47,15 @@ EXPOSURE_SCHEMA = pl.Schema(
         "trail": pl.Boolean(),
         "cut": pl.Int32(),
         "overwrite": pl.Boolean(),
+        "loss": pl.Int8(),
     }
 )
 """One row an exposure, ascending by position and offset. ``item`` and ``wording`` are rows of their tables; ``offset``
 is where the first item token sits in the finished window (0: it is not predicted); ``lead`` and ``trail`` say whether
 the plan puts an end-of-document token before and after it; ``cut`` corpus tokens are removed at the window's head;
-``overwrite`` replaces the corpus tokens in its place instead of shifting them. The corpus tokens displaced are the
-``cut`` first ones and, without ``overwrite``, as many of the last ones as the window would be too long."""
+``overwrite`` replaces the corpus tokens in its place instead of shifting them; ``loss`` is 0 where all of the item's
+tokens count, 1 where none does, and K where one in K does not (``overlay.counted``). The corpus tokens displaced are
+the ``cut`` first ones and, without ``overwrite``, as many of the last ones as the window would be too long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +80,7 @@ class InsertionConfig:
     frame: tuple[str, ...] = ("document",)
     wording: tuple[str, ...] = ("verbatim",)
     batch: tuple[str, ...] = ("any",)
+    loss: tuple[str, ...] = ("counted",)
     hold_last: int = 0
     """Steps; see ``Arm.hold_last``."""
     per_window: int = 1
@@ -88,6 +92,8 @@ class InsertionConfig:
     in wording fill the same windows, but not each with the same item."""
     heldout_probes: int = 64
     """Held-out documents whose likelihood is followed beside the items'."""
+    interventions: Mapping[str, Intervention] = field(default_factory=dict)
+    """Changes to the corpus's own text, by name."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     """What to do about items that are too long, in the corpus already, or alike."""
     seed: int
@@ -186,6 +192,7 @@ class Plan:
     wordings: pl.DataFrame
     probes: pl.DataFrame
     exposures: pl.DataFrame
+    edits: pl.DataFrame
     manifest: Manifest
 
     @property
@@ -206,6 +213,7 @@ class Plan:
             tokens=self.wordings["tokens"].explode().to_numpy(),
             starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             eod=self.manifest.facts["eod"],
+            edits=interventions.as_arrays(self.edits),
         )
 
 
@@ -213,11 +221,21 @@ def read(directory: Path) -> Plan:
     """Read a finished plan and check every file against its digest."""
     manifest = artifact.read(directory, kind=KIND, schema_version=VERSION)
     artifact.verify(directory, manifest)
-    items, wordings, probes, exposures = (
+    items, wordings, probes, exposures, edits = (
         pl.read_parquet(directory / f"{name}.parquet")
-        for name in ("items", "wordings", "probes", "exposures")
+        for name in ("items", "wordings", "probes", "exposures", "edits")
     )
-    return Plan(items, wordings, probes, exposures, manifest)
+    return Plan(items, wordings, probes, exposures, edits, manifest)
+
+
+def require_order(plan: Plan, order: Windows) -> None:
+    """Check that a plan was made for these windows.
+
+    Raises:
+        UserError: if it was not.
+    """
+    if plan.manifest.inputs["order"] != order.identity:
+        raise UserError("the plan was made for another corpus or order; run launch/plan.py again")
 
 
 def plan_config(insertion: InsertionConfig, run: RunShape) -> dict[str, Any]:
@@ -246,7 +264,10 @@ def ground(
     """What the families of a plan may draw on."""
 
     def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
-        return [sum(found) for found in zip(*(_occurrences(p, spans) for p in order.prefixes), strict=True)]
+        return [
+            sum(found)
+            for found in zip(*(preflight.occurrences(p, spans) for p in order.prefixes), strict=True)
+        ]
 
     basis = Ground(insertion.seed, tokenizer, sorted(heldout), occurrences)
     return replace(basis, reference=reference) if reference else basis
@@ -295,6 +316,14 @@ def create(
     exposures = _exposures(items, assigned, wordings, insertion, run, order, tokenizer)
     probes, left_out = _probes(made, heldout, insertion.heldout_probes, run.sequence_length, tokenizer)
 
+    edits, changes = interventions.edits(
+        insertion.interventions,
+        order,
+        tokenizer,
+        [text for _, text in sorted(heldout)],
+        steps=run.steps,
+        batch=run.global_batch_size,
+    )
     with artifact.writing(
         directory,
         kind=KIND,
@@ -307,15 +336,17 @@ def create(
             ("wordings", wordings),
             ("probes", probes),
             ("exposures", exposures),
+            ("edits", edits),
         ):
             table.write_parquet(draft.path / f"{name}.parquet")
         draft.facts.update(
             _facts(items, wordings, exposures, insertion, run),
             probes=len(probes),
             probes_left_out=left_out,
+            interventions=changes,
             found=screened.reported,
             dropped=screened.dropped,
-            items_alike=_alike(items, wordings),
+            items_alike=preflight.alike(items, wordings),
             balance=design.balance(items, seed=insertion.seed),
             arms={
                 name: {
@@ -328,32 +359,6 @@ def create(
         )
     assert draft.manifest is not None
     return draft.manifest
-
-
-def _occurrences(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
-    """How often the corpus has each span's most frequent run of 12 tokens, or all of a shorter span."""
-    found = np.zeros(len(spans), dtype=np.int64)
-    sizes = np.array([min(len(span), OVERLAP) for span in spans], dtype=np.int64)
-    for size in np.unique(sizes).tolist():
-        rows = np.flatnonzero(sizes == size)
-        for row, counts in zip(
-            rows, ngram_counts(prefix, [spans[int(k)] for k in rows], n=size), strict=True
-        ):
-            found[row] = counts.max(initial=0)
-    return found.tolist()
-
-
-def _alike(items: pl.DataFrame, wordings: pl.DataFrame) -> list[str]:
-    """Pairs of items that share a run of 12 tokens: what one of them teaches, the other shows."""
-    owners: dict[tuple[int, ...], int] = {}
-    pairs: dict[tuple[int, int], None] = {}
-    for item, tokens in wordings.select("item", "tokens").iter_rows():
-        for start in range(len(tokens) - OVERLAP + 1):
-            owner = owners.setdefault(tuple(tokens[start : start + OVERLAP]), item)
-            if owner != item:
-                pairs[owner, item] = None
-    names = items["item_id"].to_list()
-    return [f"{names[one]} and {names[other]}" for one, other in pairs]
 
 
 def _facts(
@@ -504,6 +509,7 @@ def _exposures(
             "trail": places.trail,
             "cut": places.cut,
             "overwrite": places.overwrite,
+            "loss": np.array([arm.skipped for arm in arms], dtype=np.int8)[arm_of[ranked]],
         }
     ).cast(EXPOSURE_SCHEMA).sort("position", "offset")  # fmt: skip
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -32,7 +33,9 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
+from data.contamination import ngram_counts
 from data.errors import UserError
+from insertion.families.registry import OVERLAP
 from insertion.items import Item
 
 _NAMED = 5  # items spelled out in a message
@@ -244,3 +247,29 @@ def _refusal(name: str, lines: list[str], limits: Limits) -> str:
     return (
         f"{len(lines)} items {what}; {mend}, or replace them by others with insertion.preflight.{name}=drop"
     )
+
+
+def occurrences(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
+    """How often the corpus has each span's most frequent run of 12 tokens, or all of a shorter span."""
+    found = np.zeros(len(spans), dtype=np.int64)
+    sizes = np.array([min(len(span), OVERLAP) for span in spans], dtype=np.int64)
+    for size in np.unique(sizes).tolist():
+        rows = np.flatnonzero(sizes == size)
+        for row, counts in zip(
+            rows, ngram_counts(prefix, [spans[int(k)] for k in rows], n=size), strict=True
+        ):
+            found[row] = counts.max(initial=0)
+    return found.tolist()
+
+
+def alike(items: pl.DataFrame, wordings: pl.DataFrame) -> list[str]:
+    """Pairs of items that share a run of 12 tokens: what one of them teaches, the other shows."""
+    owners: dict[tuple[int, ...], int] = {}
+    pairs: dict[tuple[int, int], None] = {}
+    for item, tokens in wordings.select("item", "tokens").iter_rows():
+        for start in range(len(tokens) - OVERLAP + 1):
+            owner = owners.setdefault(tuple(tokens[start : start + OVERLAP]), item)
+            if owner != item:
+                pairs[owner, item] = None
+    names = items["item_id"].to_list()
+    return [f"{names[one]} and {names[other]}" for one, other in pairs]

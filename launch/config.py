@@ -127,6 +127,7 @@ class Experiment:
     dry_run: bool
     show: int | None
     step: int | None
+    format: Literal["megatron", "jsonl"]
     wandb: Literal["off", "offline", "online"]
     corpus: CorpusConfig
     mixture: MixtureConfig

@@ -279,6 +279,11 @@ def _plan(experiment: Experiment) -> None:
             f"  balance of {row['covariate']}: largest difference {row['largest_standardised_difference']:.2f} sd, "
             f"p = {row['p']:.2f}"
         )
+    for name, counts in facts["interventions"].items():
+        apart = f", {counts['overlap']:,} left alone for overlapping others" if counts["overlap"] else ""
+        say(
+            f"  intervention {name}: {counts['places']:,} places{apart}, {counts['windows']:,} windows of the run"
+        )
     for kind, said in (("found", "in the plan nonetheless"), ("dropped", "replaced by others")):
         for name, lines in facts[kind].items():
             if lines:

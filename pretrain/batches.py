@@ -112,6 +112,9 @@ class Batches:
             windows = np.stack([self.overlay.apply(int(p), self.order.window(int(p))) for p in positions])
             tokens, labels = windows[:, :-1], windows[:, 1:]
             loss_mask = np.ones(tokens.shape, dtype=np.float32)
+            for row, position in enumerate(positions):
+                if (counted := self.overlay.loss_mask(int(position), tokens.shape[1])) is not None:
+                    loss_mask[row] = counted
             groups = [self.groups.of_targets(self.overlay.spans(int(p)), tokens.shape[1]) for p in positions]
             batch = Batch(
                 torch.from_numpy(np.ascontiguousarray(tokens)),

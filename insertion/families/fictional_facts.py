@@ -165,7 +165,13 @@ def bits() -> float:
 
 @family(NAME)
 def make(
-    ground: Ground, count: int, *, path: str = "", licence: str = "", paraphrases: int = 0
+    ground: Ground,
+    count: int,
+    *,
+    path: str = "",
+    licence: str = "",
+    paraphrases: int = 0,
+    as_listed: bool = False,
 ) -> Sequence[Item]:
     """Passages of ten sentences about invented leagues; or those of a file.
 
@@ -177,9 +183,11 @@ def make(
             passages are made here.
         licence: of the file.
         paraphrases: wordings besides the verbatim one. Of a file, passages that have fewer are passed over.
+        as_listed: the first passages of the file in its order, each with as many paraphrases as it has, up to
+            ``paraphrases``; for designs that say which passage gets which arm.
     """
     if path:
-        return _from_file(ground, count, path, licence or "unstated", paraphrases)
+        return _from_file(ground, count, path, licence or "unstated", paraphrases, as_listed)
     if paraphrases >= 3 ** (2 * len(FACTS)):
         raise UserError(f"insertion.families.{NAME}.paraphrases={paraphrases} are more than there are")
     return [_made(ground, index, paraphrases) for index in range(count)]
@@ -234,7 +242,9 @@ def _passage(org: str, values: dict[str, tuple[str, str]], chosen: Any) -> str:
 _DEPTHS = {"memorization": "mem", "semantic": "gen", "composition": "hard_gen"}
 
 
-def _from_file(ground: Ground, count: int, path: str, licence: str, paraphrases: int) -> list[Item]:
+def _from_file(
+    ground: Ground, count: int, path: str, licence: str, paraphrases: int, as_listed: bool
+) -> list[Item]:
     what = f"insertion.families.{NAME}.path"
     rows = files.rows(path, what)
     fields = [
@@ -245,7 +255,7 @@ def _from_file(ground: Ground, count: int, path: str, licence: str, paraphrases:
     for number, row in enumerate(rows):
         if lacking := [name for name in fields if name not in row]:
             raise UserError(f"{what}={path}: record {number} lacks {lacking[0]}")
-    rows = [row for row in rows if len(row["paraphrases"]) >= paraphrases]
+    rows = [row for row in rows if as_listed or len(row["paraphrases"]) >= paraphrases]
     ids = [files.text_id(row["train_context"]) for row in rows]
     files.need(
         rows,
@@ -254,7 +264,7 @@ def _from_file(ground: Ground, count: int, path: str, licence: str, paraphrases:
         "lower insertion.items_per_dose or paraphrases",
     )
     items = []
-    for k in files.draw(ids, ground.seed)[:count]:
+    for k in range(count) if as_listed else files.draw(ids, ground.seed)[:count]:
         row, text = rows[k], rows[k]["train_context"]
         probes = [Probe("verbatim", "", text)]
         for depth, prefix in _DEPTHS.items():

@@ -43,14 +43,15 @@ def simulated(directory, *, seed=1, **insertion):
         heldout=[(f"{k:03d}", text) for k, text in enumerate(texts[300:])],
         directory=directory / "plan",
     )
-    order.tokenizer = tokenizer
+    order.tokenizer, order.texts = tokenizer, texts[:300]
     return plan.read(directory / "plan"), order
 
 
-def consume(made, order, overlay=None, checked=True) -> Ledger:
+def consume(made, order, overlay=None, checked=True, masked=True) -> Ledger:
     """Hand every window over, as the trainer does; ``overlay`` is what the loader applies.
 
-    With ``checked=False`` the recorder's own checks are off, as if the trainer had been tampered with too.
+    With ``checked=False`` the recorder's own checks are off, as if the trainer had been tampered with too; with
+    ``masked=False`` the trainer counts every token, whatever the plan says about the loss.
     """
     overlay = overlay or (made.overlay() if made else Overlay.empty())
     recorder = Recorder(made, BATCH, rank=0)
@@ -58,9 +59,9 @@ def consume(made, order, overlay=None, checked=True) -> Ledger:
         recorder._check = lambda position, window, mask: None
     for position in range(STEPS * BATCH):
         window = overlay.apply(position, order.window(position))
-        recorder.record(
-            np.array([position]), window[None, :-1], window[None, 1:], np.ones((1, LENGTH), dtype=np.bool_)
-        )
+        mask = overlay.loss_mask(position, LENGTH) if masked else None
+        mask = np.ones(LENGTH, dtype=np.bool_) if mask is None else mask
+        recorder.record(np.array([position]), window[None, :-1], window[None, 1:], mask[None])
     windows, exposures = recorder.drain()
     digest = made.digest if made else ""
     return Ledger(windows, exposures, STEPS, BATCH, "head", digest, order.identity)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from insertion.adapters import MapStyle, iterate
-from tests.insertion.simulation import BATCH, STEPS, simulated
+from tests.insertion.simulation import BATCH, LENGTH, STEPS, simulated
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,28 @@ def test_map_style(case, form):
         if form == "input_ids":
             assert sample["index"] == p
     assert form == "megatron" or changed == made.exposures["position"].n_unique()
+
+
+def test_masked_arms(tmp_path):
+    """Samples that come with a mask get the plan's; those without are refused where one is needed."""
+    made, order = simulated(tmp_path, loss=("masked",), doses=(0, 2))
+    overlay = made.overlay()
+    position = int(made.exposures["position"][0])
+    expected = overlay.loss_mask(position, LENGTH)
+    assert not expected.all()
+    found = MapStyle(order.dataset, overlay)[position]  # megatron-core's
+    assert (found["loss_mask"].numpy() == expected).all()
+    whole = {
+        p: {"input_ids": order.window(p), "label_mask": np.ones(LENGTH + 1, dtype=np.bool_)}
+        for p in POSITIONS
+    }
+    found = MapStyle(whole, overlay)[position]
+    assert found["label_mask"].tolist() == [True, *expected.tolist()]
+    assert whole[position]["label_mask"].all()  # the data set's own is left alone
+    with pytest.raises(
+        ValueError, match=f"window {position} out of the loss, but its sample has no loss_mask"
+    ):
+        MapStyle([order.window(p) for p in POSITIONS], overlay)[position]
 
 
 def test_another_order(case):

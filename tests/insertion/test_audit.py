@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from insertion import audit as audits
+from insertion.ledger import PlanViolation
 from insertion.overlay import Overlay
 from insertion.plan import EXPOSURE_SCHEMA
 from tests.insertion.simulation import BATCH, consume, simulated
@@ -139,7 +140,7 @@ def altered(made, **tables):
     """The plan with tables of its own and the digest of the right one, so that nothing but its contents can tell."""
     from insertion.plan import Plan
 
-    parts = {name: getattr(made, name) for name in ("items", "wordings", "probes", "exposures")}
+    parts = {name: getattr(made, name) for name in ("items", "wordings", "probes", "exposures", "edits")}
     return Plan(**(parts | tables), manifest=made.manifest)
 
 
@@ -214,3 +215,48 @@ def test_items_and_times_are_independent(tmp_path_factory):
         found.append(stats.spearmanr(made.exposures["item"], made.exposures["position"]).statistic)
     assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(len(found))
     assert np.std(found) < 0.4
+
+
+@pytest.fixture(scope="module")
+def masking(tmp_path_factory):
+    """Arms whose tokens count, do not, or do but for one in two."""
+    return simulated(
+        tmp_path_factory.mktemp("masking"),
+        families={"ghost_sentences": {"words": 7, "list_size": 25}},
+        loss=("counted", "masked", "goldfish:2"),
+        max_share=0.5,
+    )
+
+
+def test_masked_arms_pass_and_say_what_counts(masking):
+    made, order = masking
+    assert audit(made, consume(made, order), None, order)["verdict"] == "PASS"
+    overlay = made.overlay()
+    shares = {0: [], 1: [], 2: []}
+    for span in (span for position in made.exposures["position"] for span in overlay.spans(position)):
+        shares[int(overlay.loss[span.exposure])].append(overlay.counted(span).mean())
+    assert set(shares[0]) == {1.0}
+    assert set(shares[1]) == {0.0}
+    assert 0.5 < np.mean(shares[2]) < 1
+    arms = made.items.join(
+        made.exposures.with_columns(pl.col("item").cast(pl.UInt32)).join(
+            made.items.with_row_index("item").select("item", "item_id"), on="item"
+        ),
+        on="item_id",
+    )
+    assert set(arms.filter(pl.col("arm").str.contains("masked"))["loss"]) == {1}
+
+
+def test_a_trainer_that_ignores_the_masks_is_stopped_or_noticed(masking):
+    made, order = masking
+    with pytest.raises(
+        PlanViolation, match="the loss is on on planned tokens where the plan says otherwise: item"
+    ):
+        consume(made, order, masked=False)
+    result = audit(made, consume(made, order, checked=False, masked=False), None, order)
+    assert result["verdict"] == "FAIL"
+    assert "windows with an exposure are corpus + plan" in failed(result)
+    first = made.exposures.filter(pl.col("loss") > 0).row(0, named=True)
+    place = f"step {first['position'] // BATCH}, row {first['position'] % BATCH}"
+    told = [line for line in result["failures"] if line.startswith("windows with an exposure")]
+    assert f"item {made.items['item_id'][first['item']]}, {place}" in told[0]

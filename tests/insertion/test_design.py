@@ -30,6 +30,14 @@ def test_counts_are_exact_and_spread_over_strata(counts, quantiles, seed):
             assert abs(share - count * size / total) < 2
 
 
+def test_whole_shares_are_exact_in_every_stratum():
+    """Of 30 strata of 25 items, five arms get five items each in each, as copyright traps have it."""
+    blocks = [f"length{k % 3} perplexity{k % 10}" for k in range(750)]
+    for seed in range(20):
+        arms = design.assign(blocks, dict.fromkeys((0, 1, 10, 100, 1000), 150), np.random.default_rng(seed))
+        assert set(Counter(zip(blocks, arms.tolist(), strict=True)).values()) == {5}
+
+
 def test_every_item_is_equally_likely_to_get_a_dose():
     blocks = ["a"] * 10 + ["b"] * 10
     hits = np.zeros(20)

@@ -78,7 +78,8 @@ def test_loss_that_is_off_on_the_first_or_last_planned_token_stops(case):
         mask = np.ones((1, LENGTH), dtype=np.bool_)
         mask[0, off] = False
         with pytest.raises(
-            PlanViolation, match=f"the loss is off on planned tokens: {where(case, position)}"
+            PlanViolation,
+            match=f"the loss is off on planned tokens where the plan says otherwise: {where(case, position)}",
         ):
             hand_over(case, position, mask=mask)
     mask = np.zeros((1, LENGTH), dtype=np.bool_)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insertion.overlay import Overlay
+from insertion.overlay import CONTEXT, Overlay, counted
 
 EOD = 0
 
@@ -99,3 +99,42 @@ def test_two_exposures_in_one_window():
 def test_exposures_out_of_order_are_refused(offsets):
     with pytest.raises(ValueError, match="must ascend"):
         two(offsets)
+
+
+def test_goldfish_leaves_out_one_token_in_k():
+    tokens = np.random.default_rng(0).integers(0, 50_000, 200_000).astype(np.int32)
+    for k in (2, 4, 50):
+        share = 1 - counted(tokens, k).mean()
+        assert abs(share - 1 / k) < 4 * np.sqrt((1 / k) * (1 - 1 / k) / len(tokens))
+    assert counted(tokens, 0).all()
+    assert not counted(tokens, 1).any()
+
+
+@given(st.lists(st.integers(0, 99), max_size=60), st.integers(2, 5), st.data())
+def test_goldfish_depends_on_the_thirteen_tokens_before_alone(tokens, k, data):
+    """As the paper wants it: the same context, the same gap, wherever the text is met; and what follows is no part."""
+    before = counted(np.array(tokens, dtype=np.int32), k)
+    assert before[:CONTEXT].all()
+    if tokens:
+        at = data.draw(st.integers(0, len(tokens) - 1))
+        changed = tokens.copy()
+        changed[at] += 1
+        after = counted(np.array(changed, dtype=np.int32), k)
+        outside = [i for i in range(len(tokens)) if not at < i <= at + CONTEXT]
+        assert (before[outside] == after[outside]).all()
+
+
+@pytest.mark.parametrize("offset", [0, 1, 6])
+def test_masked_tokens_are_not_predicted(offset):
+    """The token at offset k of a window is target k - 1."""
+    made = overlay_of(np.array([100, 101, 102], dtype=np.int32), offset, False, True, 0, False, 7)
+    assert made.loss_mask(7, 11) is None
+    made = Overlay(**{**vars_of(made), "loss": np.array([1], dtype=np.int8)})
+    off = [k - 1 for k in range(offset, offset + 3) if k]
+    assert np.flatnonzero(~made.loss_mask(7, 11)).tolist() == off
+    assert made.loss_mask(8, 11) is None
+
+
+def vars_of(overlay):
+    names = "position item wording offset lead trail cut overwrite tokens starts eod".split()
+    return {name: getattr(overlay, name) for name in names}

@@ -266,3 +266,77 @@ def test_offsets_that_leave_no_room_are_refused():
         place_many("offset:90", [])
     with pytest.raises(UserError, match="needs a token before it"):
         place_many("offset:1", [], frame="document")
+
+
+def random_design(rng):
+    """A run, and two arms with their items."""
+    steps, batch, slots = rng.integers(24, 60), rng.integers(8, 17), rng.integers(1, 4)
+    arms = []
+    for _ in range(2):
+        start = rng.uniform(0, 0.6)
+        spacing = rng.choice(["uniform", "uniform", "even", "massed:4", "expanding"])
+        arms.append(
+            Arm(
+                dose=int(rng.integers(1, 7)),
+                phase=Phase(start=start, end=rng.uniform(start + 0.3, 1)),
+                spacing=str(spacing),
+                hold_last=int(rng.choice([0, 0, 2])),
+                position=str(rng.choice(["token", "start"])) if slots == 1 else "token",
+                batch=str(rng.choice(["any", "apart"])) if spacing == "uniform" else "any",
+            )
+        )
+    return int(steps), int(batch), int(slots), arms, rng.integers(1, 5, 2)
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_plans():
+    """Exposures of each item equal its dose, each is inside its phase, none overlap, and those whose times are to be
+    uniform are."""
+    rng, full, uniform = np.random.default_rng(10), 0, []
+    for _ in range(10_000):
+        steps, batch, slots, arms, items = random_design(rng)
+        low, high = zip(
+            *(
+                schedule.intervals(arm, n, steps=steps, batch=batch, tokens_a_step=64 * batch, rng=rng)
+                for arm, n in zip(arms, items, strict=True)
+            ),
+            strict=True,
+        )
+        owner = np.concatenate([np.repeat(np.arange(items[k]) + k * 10, arms[k].dose) for k in (0, 1)])
+        arm = owner // 10
+        low, high = (np.concatenate([one.ravel() for one in side]) for side in (low, high))
+        apart = np.where([arms[a].batch == "apart" for a in arm], owner, -1)
+        try:
+            at = schedule.place(low, high, slots=slots, batch=batch, apart=apart, rng=rng)
+        except UserError:
+            full += 1  # all repeats of some items fell into one step that cannot hold them
+            continue
+        assert len(at) == sum(a.dose * n for a, n in zip(arms, items, strict=True))
+        for number, one in enumerate(arms):
+            first, end = one.phase.steps(steps, 64 * batch)
+            step = at[arm == number] // batch
+            assert ((step >= first) & (step < end)).all()
+            if one.batch == "apart":
+                assert len({*zip(owner[arm == number].tolist(), step.tolist(), strict=True)}) == len(step)
+        assert np.unique(at, return_counts=True)[1].max() <= slots
+        free = np.array([arms[a].spacing == "uniform" and not arms[a].hold_last for a in arm])
+        uniform += ((at - low + rng.random(len(at))) / (high - low))[free].tolist()
+        ranked = np.argsort(at, kind="stable")
+        lengths = rng.integers(3, 9, len(at))
+        places = schedule.locate(
+            arms,
+            arm[ranked],
+            at[ranked],
+            lengths,
+            sequence_length=64,
+            starts=lambda kind, at: None,
+            rng=rng,
+        )
+        key = np.lexsort((places.offset, at[ranked]))
+        begin, end = (places.offset - places.lead)[key], (places.offset + lengths + places.trail)[key]
+        assert begin.min() >= 0
+        assert end.max() <= 65
+        same = np.diff(at[ranked][key]) == 0
+        assert (end[:-1][same] <= begin[1:][same]).all()
+    assert full < 500
+    assert stats.kstest(uniform, "uniform").pvalue > 0.001

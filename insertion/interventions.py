@@ -1,0 +1,287 @@
+"""Interventions on the corpus's own text: replaced wordings, removed documents, tokens without loss.
+
+What is looked for is tokenized as it is given (so write the space before a word where there is one) and found in the
+token file by exact search, once; the plan records every place. A place that two windows share or that lies across their
+border is changed in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from data.contamination import ngram_places
+from data.errors import UserError
+from data.mixture import Windows
+from data.order import Order
+from data.tokenizer import Tokenizer
+from insertion.arms import Phase
+from insertion.overlay import Edits
+
+Integers = npt.NDArray[np.int64]
+
+EDIT_SCHEMA = pl.Schema(
+    {
+        "position": pl.Int64(),
+        "start": pl.Int32(),
+        "intervention": pl.String(),
+        "found": pl.List(pl.Int32),
+        "by": pl.List(pl.Int32),
+    }
+)
+"""One row a piece of a window, ascending by position and start: the corpus's tokens ``found`` from ``start`` on (in the
+window as the corpus has it, before exposures) are replaced ``by`` as many others, or, where ``by`` is null, stay and
+have no loss."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intervention:
+    """What is done to all places of the corpus that match."""
+
+    kind: Literal["replace", "remove", "mask"]
+    """``replace``: other tokens in the place of the text; ``remove``: held-out text in the place of every document that
+    contains it; ``mask``: the text stays and its tokens are not predicted."""
+    find: tuple[str, ...]
+    """Texts, with the white space around them that belongs to them."""
+    by: tuple[str, ...] = ()
+    """For ``replace``: another wording of each text, of as many tokens."""
+    phase: Phase = field(default_factory=Phase)
+    """When; windows outside are left as they are."""
+
+    def __post_init__(self) -> None:
+        if not self.find or not all(self.find):
+            raise UserError("insertion.interventions: find holds no text; give at least one")
+        if (self.kind == "replace") != bool(self.by) or (self.by and len(self.by) != len(self.find)):
+            raise UserError(
+                f"insertion.interventions: kind={self.kind} with {len(self.find)} texts to find and {len(self.by)} in "
+                "by; replace needs one for each, the others none"
+            )
+
+
+def edits(
+    wanted: Mapping[str, Intervention],
+    order: Windows,
+    tokenizer: Tokenizer,
+    heldout: Sequence[str],
+    *,
+    steps: int,
+    batch: int,
+) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
+    """All changes to the corpus's text, window by window.
+
+    Args:
+        wanted: by name.
+        order: the corpus's windows.
+        tokenizer: the corpus's.
+        heldout: texts that take the place of removed documents, each used once.
+        steps: of the run.
+        batch: windows a step.
+
+    Returns:
+        ``EDIT_SCHEMA``, and for each intervention how many ``places`` match, how many of them ``overlap`` one that
+        comes before (and are left alone), and how many ``windows`` of the run are changed.
+
+    Raises:
+        UserError: for a text that is not in the corpus, a wording of another length, or too little held-out text.
+    """
+    if not wanted:
+        return pl.DataFrame(schema=EDIT_SCHEMA), {}
+    layout = Layout(order)
+    order = layout.order
+    reserve = _reserve(tokenizer, heldout) if any(w.kind == "remove" for w in wanted.values()) else None
+    starts: list[int] = []
+    lengths: list[int] = []
+    names: list[str] = []
+    replacements: list[npt.NDArray[np.int32] | None] = []
+    facts: dict[str, dict[str, int]] = {}
+    used = 0
+    for name, one in wanted.items():
+        patterns = [tokenizer.encode(text) for text in one.find]
+        others = [tokenizer.encode(text) for text in one.by]
+        for text, pattern, other in zip(one.find, patterns, others, strict=False):
+            if len(pattern) != len(other):
+                raise UserError(
+                    f"insertion.interventions.{name}: {text!r} has {len(pattern)} tokens and its replacement "
+                    f"{len(other)}; windows cannot change their length, so find a wording with as many"
+                )
+        places = ngram_places(order.prefix, patterns)
+        for text, at in zip(one.find, places, strict=True):
+            if not len(at):
+                raise UserError(f"insertion.interventions.{name}: {text!r} is nowhere in the corpus")
+        facts[name] = {"places": sum(map(len, places))}
+        if one.kind == "remove":
+            documents = np.unique(layout.document(np.concatenate(places)))
+            for document in documents.tolist():
+                start, length = layout.extent(document)
+                assert reserve is not None
+                if used + length > len(reserve):
+                    raise UserError(
+                        f"insertion.interventions.{name} removes {len(documents)} documents, and the held-out text of "
+                        f"{len(reserve):,} tokens is too short to replace them; raise corpus.heldout_fraction"
+                    )
+                starts.append(start)
+                lengths.append(length)
+                names.append(name)
+                replacements.append(reserve[used : used + length])
+                used += length
+            continue
+        for number, at in enumerate(places):
+            starts += at.tolist()
+            lengths += [len(patterns[number])] * len(at)
+            names += [name] * len(at)
+            replacements += [others[number] if others else None] * len(at)
+    kept, overlapping = _apart(starts, lengths)
+    for name in wanted:
+        facts[name]["overlap"] = sum(names[row] == name for row in overlapping)
+    table = _pieces(wanted, layout, kept, starts, lengths, names, replacements, steps=steps, batch=batch)
+    table = _with_found(table, order)
+    for name in wanted:
+        facts[name]["windows"] = table.filter(pl.col("intervention") == name)["position"].n_unique()
+    return table, facts
+
+
+def _reserve(tokenizer: Tokenizer, heldout: Sequence[str]) -> npt.NDArray[np.int32]:
+    ends = np.array([tokenizer.eod], dtype=np.int32)
+    pieces = [piece for text in heldout for piece in (tokenizer.encode(text), ends)]
+    return np.concatenate([*pieces, ends[:0]])
+
+
+def _apart(starts: list[int], lengths: list[int]) -> tuple[list[int], list[int]]:
+    """Rows whose places do not overlap an earlier place that was kept, and the others."""
+    kept, others, end = [], [], -1
+    for row in sorted(range(len(starts)), key=lambda row: (starts[row], -lengths[row], row)):
+        if starts[row] < end:
+            others.append(row)
+        else:
+            kept.append(row)
+            end = starts[row] + lengths[row]
+    return kept, others
+
+
+class Layout:
+    """Where the tokens of the token file lie in the windows of the order.
+
+    Raises:
+        UserError: if several corpora or epochs are read.
+    """
+
+    def __init__(self, order: Windows) -> None:
+        if not isinstance(order, Order):
+            raise UserError(
+                "insertion.interventions and launch/write_corpus.py work on one corpus that is read once; set "
+                "mixture.epochs=1 and no mixture.corpora"
+            )
+        self.order = order
+        dataset: Any = order.dataset
+        self.sequence_length = order.sequence_length
+        self.tokens_of = dataset.dataset.sequence_lengths.astype(np.int64)
+        self.first = np.cumsum(self.tokens_of) - self.tokens_of
+        shuffled = np.asarray(dataset.document_index, dtype=np.int64)
+        ends = np.cumsum(self.tokens_of[shuffled])
+        self.in_stream = np.empty(len(shuffled), dtype=np.int64)
+        """Document -> where it begins in the stream of the epoch's documents, which samples cut up."""
+        self.in_stream[shuffled] = ends - self.tokens_of[shuffled]
+        self.documents = shuffled
+        self.samples = np.asarray(dataset.shuffle_index, dtype=np.int64)
+        self.position_of = np.empty(len(self.samples), dtype=np.int64)
+        self.position_of[self.samples] = np.arange(len(self.samples))
+        self.ends = ends
+
+    def document(self, token: Integers) -> Integers:
+        """The document that a token of the file belongs to."""
+        found: Integers = np.searchsorted(self.first, token, side="right") - 1
+        return found
+
+    def extent(self, document: int) -> tuple[int, int]:
+        """First token of a document in the file, and its tokens without the end-of-document token."""
+        return int(self.first[document]), int(self.tokens_of[document]) - 1
+
+    def window(self, position: int) -> Integers:
+        """Where a window's tokens lie in the file: (L + 1,)."""
+        stream = self.samples[position] * self.sequence_length + np.arange(self.sequence_length + 1)
+        document = self.documents[np.searchsorted(self.ends, stream, side="right")]
+        found: Integers = self.first[document] + stream - self.in_stream[document]
+        return found
+
+    def neighbours(self, position: int) -> list[int]:
+        """A window and those that share a token with it: positions, also beyond a run's end."""
+        sample = self.samples[position]
+        near = np.arange(max(sample - 1, 0), min(sample + 2, len(self.samples)))
+        return [int(found) for found in self.position_of[near]]
+
+    def pieces(self, start: Integers, length: Integers) -> tuple[Integers, Integers, Integers, Integers]:
+        """Spans of the file as pieces of windows.
+
+        Returns:
+            Of each piece: its span's row, its position, its first token in the window, and its first token in the span;
+            it ends with the span or the window.
+        """
+        document = self.document(start)
+        stream = self.in_stream[document] + start - self.first[document]
+        size = self.sequence_length
+        # Neighbouring windows share a token: the last of one is the first of the next.
+        low, high = np.maximum((stream - 1) // size, 0), (stream + length - 1) // size
+        counts = high - low + 1
+        row = np.repeat(np.arange(len(start)), counts)
+        sample = low[row] + np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        row, sample = row[sample < len(self.position_of)], sample[sample < len(self.position_of)]
+        begin = np.maximum(stream[row], sample * size)
+        return row, self.position_of[sample], begin - sample * size, begin - stream[row]
+
+
+def _pieces(
+    wanted: Mapping[str, Intervention],
+    layout: Layout,
+    kept: list[int],
+    starts: list[int],
+    lengths: list[int],
+    names: list[str],
+    replacements: list[npt.NDArray[np.int32] | None],
+    *,
+    steps: int,
+    batch: int,
+) -> pl.DataFrame:
+    tokens = layout.sequence_length * batch
+    phases = {name: one.phase.steps(steps, tokens) for name, one in wanted.items()}
+    exact = {name: set(one.phase.at) for name, one in wanted.items()}
+    start = np.array([starts[row] for row in kept], dtype=np.int64)
+    length = np.array([lengths[row] for row in kept], dtype=np.int64)
+    rows: list[tuple[int, int, str, int, list[int] | None]] = []
+    for k, position, offset, skip in zip(*(a.tolist() for a in layout.pieces(start, length)), strict=True):
+        name, by = names[kept[k]], replacements[kept[k]]
+        first, end = phases[name]
+        step = position // batch
+        if not first <= step < end or (exact[name] and step not in exact[name]):
+            continue
+        count = min(int(length[k]) - skip, layout.sequence_length + 1 - offset)
+        piece = None if by is None else by[skip : skip + count].tolist()
+        rows.append((position, offset, name, count, piece))
+    schema = {"position": pl.Int64, "start": pl.Int32, "intervention": pl.String, "length": pl.Int32}
+    return pl.DataFrame(rows, schema={**schema, "by": pl.List(pl.Int32)}, orient="row").sort(
+        "position", "start"
+    )
+
+
+def _with_found(table: pl.DataFrame, order: Order) -> pl.DataFrame:
+    """The pieces with the tokens that the corpus has there: ``EDIT_SCHEMA``."""
+    found = []
+    for position, start, length in table.select("position", "start", "length").iter_rows():
+        found.append(order.window(position)[start : start + length].tolist())
+    return table.with_columns(pl.Series("found", found, dtype=pl.List(pl.Int32))).select(EDIT_SCHEMA.keys())
+
+
+def as_arrays(table: pl.DataFrame) -> Edits:
+    """The edits as the overlay wants them."""
+    tokens = table.select(pl.coalesce("by", "found").alias("tokens"))["tokens"]
+    return Edits(
+        table["position"].to_numpy(),
+        table["start"].to_numpy().astype(np.int64),
+        np.concatenate([[0], np.cumsum(tokens.list.len().to_numpy())]).astype(np.int64),
+        tokens.explode().drop_nulls().to_numpy().astype(np.int32),
+        table["by"].is_null().to_numpy(),
+    )

@@ -1,0 +1,63 @@
+"""The perturbed corpus for other trainers: ``python launch/write_corpus.py +experiment=quickstart``.
+
+``format=megatron`` (the default) writes token files, ``format=jsonl`` a line a window in training order.
+"""
+
+from __future__ import annotations
+
+from data import artifact
+from data.artifact import Manifest
+from insertion import interchange
+from insertion import plan as plans
+from launch.config import Experiment, program, say
+from launch.plan import open_order
+
+KIND = "perturbed corpus"
+VERSION = 1
+
+
+def write(experiment: Experiment) -> Manifest:
+    """Write ``corpus-<format>/`` beside the plan: the corpus with the plan carried out.
+
+    Raises:
+        UserError: if there is no plan, or it was made for another corpus.
+    """
+    plan = plans.read(experiment.directory / "plan")
+    order = open_order(experiment)
+    plans.require_order(plan, order)
+    form = experiment.format
+    with artifact.writing(
+        experiment.directory / f"corpus-{form}",
+        kind=KIND,
+        schema_version=VERSION,
+        config={"format": form},
+        inputs={"plan": plan.digest, "corpus": order.corpus_digest, "order": order.identity},
+    ) as draft:
+        draft.facts["windows_changed"] = len(interchange.touched(plan))
+        if form == "megatron":
+            exceptions = interchange.write_tokens(plan, order, draft.path)
+            exceptions.write_parquet(draft.path / "exceptions.parquet")
+            draft.facts["exceptions"] = len(exceptions)
+            draft.facts["windows_with_exceptions"] = exceptions["position"].n_unique()
+        else:
+            draft.facts["lines"] = interchange.write_lines(plan, order, draft.path / "windows.jsonl")
+    assert draft.manifest is not None
+    return draft.manifest
+
+
+@program
+def main(experiment: Experiment) -> None:
+    """Write and say where, and what differs."""
+    facts = write(experiment).facts
+    say(
+        f"{experiment.directory / f'corpus-{experiment.format}'}: {facts['windows_changed']:,} windows changed"
+    )
+    if "exceptions" in facts:
+        say(
+            f"{facts['exceptions']:,} tokens of {facts['windows_with_exceptions']:,} windows differ from the overlay, "
+            "where two windows share a token that one of them changes; exceptions.parquet lists them"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Replaced, removed and masked text: the windows are those of a corpus that was changed itself, and all is proven."""
+
+import numpy as np
+import pytest
+
+from data.errors import UserError
+from data.order import Order
+from data.tokens import TokenWriter
+from insertion import audit as audits
+from insertion.arms import Phase
+from insertion.interventions import Intervention
+from insertion.ledger import PlanViolation
+from insertion.overlay import Overlay
+from tests.insertion.simulation import BATCH, LENGTH, STEPS, consume, simulated
+
+
+def plain(overlay):
+    """The same exposures without the changes to the corpus."""
+    names = "position item wording offset lead trail cut overwrite tokens starts eod loss".split()
+    return Overlay(**{name: getattr(overlay, name) for name in names})
+
+
+def other_corpus(directory, order, change):
+    """The windows of a corpus whose documents (lists of ids) were changed before they were written."""
+    tokenizer = order.tokenizer
+    documents = [change(ids.tolist()) for ids in tokenizer.encode_batch(order.texts)]
+    with TokenWriter(directory / "train", tokenizer.vocab_size, tokenizer.eod) as writer:
+        writer.add([np.array(ids, dtype=np.int32) for ids in documents])
+    return Order(
+        directory,
+        corpus_digest="other",
+        vocab_size=tokenizer.vocab_size,
+        eod=tokenizer.eod,
+        sequence_length=LENGTH,
+        seed=order.seed,
+    )
+
+
+def found_at(ids, pattern):
+    """Where a pattern is, without overlaps, from the left."""
+    places, k = [], 0
+    while k <= len(ids) - len(pattern):
+        if ids[k : k + len(pattern)] == pattern:
+            places.append(k)
+            k += len(pattern)
+        else:
+            k += 1
+    return places
+
+
+@pytest.fixture(scope="module")
+def replaced(tmp_path_factory):
+    return simulated(
+        tmp_path_factory.mktemp("replaced"),
+        doses=(0, 2),
+        interventions={
+            "swap": Intervention(kind="replace", find=(" parser reader",), by=(" reader parser",))
+        },
+    )
+
+
+def test_replacing_equals_a_changed_corpus(replaced, tmp_path):
+    made, order = replaced
+    old, new = (order.tokenizer.encode(text).tolist() for text in (" parser reader", " reader parser"))
+    assert len(old) == len(new)
+
+    def change(ids):
+        for k in found_at(ids, old):
+            ids[k : k + len(old)] = new
+        return ids
+
+    other, overlay = other_corpus(tmp_path, order, change), made.overlay()
+    changed = 0
+    for p in range(STEPS * BATCH):
+        expected = plain(overlay).apply(p, other.window(p))
+        assert overlay.apply(p, order.window(p)).tolist() == expected.tolist()
+        changed += other.window(p).tolist() != order.window(p).tolist()
+    assert (
+        changed
+        == made.edits["position"].n_unique()
+        == made.manifest.facts["interventions"]["swap"]["windows"]
+        > 0
+    )
+    places = sum(len(found_at(ids.tolist(), old)) for ids in order.tokenizer.encode_batch(order.texts))
+    assert made.manifest.facts["interventions"]["swap"]["places"] == places
+
+
+def audit(made, ledger, order):
+    return audits.audit(made, ledger, None, order, order.tokenizer)
+
+
+def test_changes_are_proven_and_their_lack_is_noticed(replaced):
+    made, order = replaced
+    assert audit(made, consume(made, order), order)["verdict"] == "PASS"
+    without = plain(made.overlay())
+    with pytest.raises(
+        PlanViolation, match=r"a planned change of the corpus's text is not in the batch: step \d+"
+    ):
+        consume(made, order, without)
+    result = audit(made, consume(made, order, without, checked=False), order)
+    assert result["verdict"] == "FAIL"
+    assert any("the corpus's text is not changed as planned" in line for line in result["failures"])
+
+
+def test_removed_documents_give_way_to_held_out_text(tmp_path):
+    phase = Phase(end=0.5)
+    made, order = simulated(
+        tmp_path,
+        doses=(0, 2),
+        interventions={"gone": Intervention(kind="remove", find=(" parser reader",), phase=phase)},
+    )
+    pattern = order.tokenizer.encode(" parser reader").tolist()
+    holding = {
+        k
+        for k, ids in enumerate(order.tokenizer.encode_batch(order.texts))
+        if found_at(ids.tolist(), pattern)
+    }
+    assert holding
+    overlay = made.overlay()
+    hit = 0
+    for p in range(STEPS * BATCH):
+        base = order.window(p)
+        window = overlay.apply(p, base)
+        for document, start, end in order.documents(p):
+            if overlay.spans(p) or end - start < 4:
+                continue
+            removed = document in holding and p < STEPS * BATCH // 2
+            assert np.array_equal(window[start : end - 1], base[start : end - 1]) != removed
+            hit += removed
+    assert hit
+    assert made.edits["position"].max() < STEPS * BATCH // 2
+    assert audit(made, consume(made, order), order)["verdict"] == "PASS"
+
+
+def test_masked_text_is_read_and_not_predicted(tmp_path):
+    made, order = simulated(
+        tmp_path,
+        doses=(0, 2),
+        displace=("around",),
+        interventions={"quiet": Intervention(kind="mask", find=(" parser",))},
+    )
+    pattern, overlay = order.tokenizer.encode(" parser").tolist(), made.overlay()
+    for p in range(STEPS * BATCH):
+        window = order.window(p)
+        assert np.array_equal(overlay.apply(p, window), plain(overlay).apply(p, window))
+        if len(pattern) == 1 and not overlay.spans(p):
+            off = np.flatnonzero(window[1:] == pattern[0])
+            mask = overlay.loss_mask(p, LENGTH)
+            assert off.tolist() == ([] if mask is None else np.flatnonzero(~mask).tolist())
+    assert audit(made, consume(made, order), order)["verdict"] == "PASS"
+    with pytest.raises(PlanViolation, match="the loss is on on changed text"):
+        consume(made, order, masked=False)
+    result = audit(made, consume(made, order, masked=False, checked=False), order)
+    assert result["verdict"] == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"kind": "mask", "find": ("zebra",)}, "interventions.it: 'zebra' is nowhere in the corpus"),
+        (
+            {"kind": "replace", "find": (" parser",), "by": (" parser parser",)},
+            r"' parser' has \d+ tokens and its replacement",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(tmp_path, settings, told):
+    with pytest.raises(UserError, match=told):
+        simulated(tmp_path, interventions={"it": Intervention(**settings)})
+
+
+def test_mistakes():
+    for settings, told in (
+        ({"kind": "mask", "find": ()}, "find holds no text"),
+        ({"kind": "replace", "find": ("a",)}, "kind=replace with 1 texts to find and 0 in by"),
+        ({"kind": "mask", "find": ("a",), "by": ("b",)}, "the others none"),
+    ):
+        with pytest.raises(UserError, match=told):
+            Intervention(**settings)
