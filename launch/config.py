@@ -213,7 +213,8 @@ def build(config: DictConfig) -> Experiment:
         UserError: for a missing, unknown or impossible value.
     """
     if OmegaConf.is_missing(config, "experiment"):
-        raise UserError(f"no experiment was chosen: add +experiment=NAME, such as quickstart{nearest('', _experiments())}")
+        known = nearest("", _experiments())
+        raise UserError(f"no experiment was chosen: add +experiment=NAME, such as quickstart{known}")
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{missing[0]} has no value; set it: {missing[0]}=...")

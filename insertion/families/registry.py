@@ -134,7 +134,11 @@ def check(name: str, settings: Mapping[str, Any]) -> Family:
 
 
 def _check_value(name: str, value: object, default: object) -> None:
-    """A given value against the default of its setting. A default of None or of a tuple says nothing."""
+    """A given value against the default of its setting; a tuple takes one value or several, None takes anything."""
+    if isinstance(default, tuple) and default:
+        for part in value if isinstance(value, list | tuple) else [value]:
+            _check_value(name, part, default[0])
+        return
     accepted, said = {
         bool: ((bool,), "true or false"),
         int: ((int,), "a whole number"),

@@ -133,7 +133,7 @@ def test_the_directory_changes_with_the_result_alone():
             "~insertion.families.biographies",
             "~insertion.families.ghost_sentences",
             "+insertion.families.ghost_sentences={list_size: 1024, words: 16}",
-            "+insertion.families.biographies={}",
+            "+insertion.families.biographies={attributes: [birth_date, field]}",
         ],
     ):
         assert made(*same).directory == usual, same

@@ -81,7 +81,7 @@ def test_what_cannot_be_found_is_said(ground, caplog):
     for change, message in (
         ({"path": ""}, "path is empty"),
         ({"low": 5, "high": 4}, "the low one first"),
-        ({"temperatures": [0]}, r"temperatures=\[0\] must be numbers above 0"),
+        ({"temperatures": [0]}, r"temperatures=0 must be above 0"),
     ):
         with pytest.raises(UserError, match=message):
             make("traps", ground, 1, {**SETTINGS, **change})
