@@ -4,7 +4,7 @@ TORCH ?= 2.13.0
 BIN := .venv/bin
 EXPERIMENT ?= quickstart
 
-.PHONY: setup demo test test-fast lint type clean
+.PHONY: setup demo test test-slow lint type clean
 
 setup: .venv/.done
 
@@ -22,10 +22,10 @@ demo: setup
 	@$(BIN)/python launch/run.py +experiment=$(EXPERIMENT)
 
 test: setup
-	$(BIN)/python -m pytest
-
-test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .
