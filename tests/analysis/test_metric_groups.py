@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import logsumexp
-from test_metrics import frames
+from tests.analysis.test_metrics import frames
 
 from analysis.metrics import METRICS, Parameters, compute, defaults, plan
 from analysis.metrics.capacity import LOG2_ATTRIBUTES, LOG2_NAMES, bio_s_capacity, unintended_memorization

@@ -70,6 +70,23 @@ def test_phases_never_read_a_window_twice_and_keep_the_replay_fraction(orders):
     assert mixed.identity != Mixture(orders, [Phase(50, (1, 0, 0))]).identity
 
 
+def test_epochs_follow_each_other_and_boundaries_are_those_of_the_windows(tmp_path, orders):
+    """Every window of every epoch once, in that epoch's own order; document starts are end-of-document tokens."""
+    again = order(tmp_path / "0", seed=4)
+    size = len(again)
+    mixed = Mixture([[orders[0], again], orders[1]], [Phase(size, (1, 0)), Phase(size + 10, (size, 10))])
+    own = np.flatnonzero(mixed.corpus == 0)
+    read = [mixed.window(int(p)).tolist() for p in own]
+    first, second = ([o.window(p).tolist() for p in range(size)] for o in (orders[0], again))
+    assert read == first + second
+    assert first != second
+    positions = np.random.default_rng(1).permutation(len(mixed))
+    splits, starts = mixed.boundaries(positions)
+    for row, position in enumerate(positions.tolist()):
+        ends = np.flatnonzero(mixed.window(position)[:-1] == mixed.eod) + 1
+        assert starts[splits[row] : splits[row + 1]].tolist() == ends.tolist()
+
+
 def test_impossible_mixtures_are_refused(orders, tmp_path):
     with pytest.raises(UserError, match=r"needs 1,000 windows of corpus 0 but 1 epoch\(s\) of it have"):
         Mixture(orders, [Phase(1000, (1, 0, 0))])

@@ -64,4 +64,6 @@ def test_bf16(prepared):
     losses = [json.loads(line)["loss"] for line in (once / "metrics.jsonl").read_text().splitlines()]
     full = [record["loss"] for record in records(prepared, "fp32")]
     assert np.abs(np.array(losses) - full).max() < 0.05
-    assert "parts scored now" in prepared.ok("score", "name=bf16", "train.precision=bf16").out
+    scored = prepared.ok("score", "name=bf16", "train.precision=bf16").out
+    steps = checkpoint.finished(once / "checkpoints")
+    assert f"at {len(steps)} checkpoints; {len(steps)} parts scored now" in scored
