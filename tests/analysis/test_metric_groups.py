@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import logsumexp
-from tests.analysis.test_metrics import frames
 
 from analysis.metrics import METRICS, Parameters, compute, defaults, plan
 from analysis.metrics.capacity import LOG2_ATTRIBUTES, LOG2_NAMES, bio_s_capacity, unintended_memorization
@@ -80,6 +79,7 @@ from analysis.metrics.unlearning import (
 from analysis.metrics.watermark import combined_p, last_words_null, last_words_test, rank_test
 from analysis.statistics import bootstrap_all, delong, gain_over_control
 from data.errors import UserError
+from tests.analysis.test_metrics import frames
 
 
 def uniform(p: list[float]) -> bool:
