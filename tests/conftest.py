@@ -61,6 +61,13 @@ class Workplace:
         assert len(found) == 1, found
         return found[0]
 
+    def corpus(self, name: str = "run") -> Path:
+        """The corpus that a run's plan was made for; other tests may have made more."""
+        wanted = json.loads((self.directory(name) / "plan" / "manifest.json").read_text())["inputs"]["corpus"]
+        manifests = (self.path / "runs" / "corpora").glob("*/manifest.json")
+        (found,) = (path.parent for path in manifests if json.loads(path.read_text())["digest"] == wanted)
+        return found
+
 
 NOUNS = (
     "parser reader writer buffer module object method value string number index table window stream socket "

@@ -62,15 +62,13 @@ def test_scores_are_the_models(trained, prepared):
     prepared.ok("score", "name=score", "shard=0/2")
     place = trained / "perturbed" / "checkpoints" / "step_00000020"
     weights = {name: tensor.double().numpy() for name, tensor in checkpoint.tensors(place).items()}
-    vocabulary = artifact.read(
-        next(prepared.path.glob("runs/corpora/*")), kind="corpus", schema_version=SCHEMA_VERSION
-    ).facts
+    vocabulary = artifact.read(prepared.corpus("score"), kind="corpus", schema_version=SCHEMA_VERSION).facts
     probes = pl.read_parquet(trained / "plan" / "probes.parquet")
     steps = sorted(path.name for path in (trained / "scores" / "perturbed").glob("step_*"))
     made = sorted(path.name for path in (trained / "perturbed" / "checkpoints").glob("step_*"))
     assert steps == made[::2]  # the other half is the other task's
     done = prepared.ok("score", "name=score")
-    assert "scored with megatron" not in done.out
+    assert "own forward pass" not in done.out
     assert sorted(path.name for path in (trained / "scores" / "perturbed").glob("step_*")) == made
     found = pl.read_parquet(trained / "scores" / "perturbed" / "step_00000020" / "scores.parquet")
     assert found["probe_id"].to_list() == probes["probe_id"].to_list()

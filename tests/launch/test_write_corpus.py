@@ -19,7 +19,7 @@ def test_token_files_read_back(prepared):
     done = prepared.ok("write_corpus", *given)
     directory = prepared.directory("exported")
     exceptions = pl.read_parquet(directory / "corpus-megatron" / "exceptions.parquet")
-    (source,) = (prepared.path / "runs" / "corpora").iterdir()
+    source = prepared.corpus("exported")
     facts = artifact.read(source, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION).facts
     common = {"vocab_size": facts["vocab_size"], "eod": facts["eod"], "sequence_length": 64, "seed": 1}
     original = Order(source, corpus_digest="one", **common)

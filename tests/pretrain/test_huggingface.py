@@ -197,8 +197,7 @@ def test_a_checkpoint_is_a_reference_model(started, prepared):
     from data.tokenizer import TokenizerConfig, build
     from pretrain.reference import open_reference
 
-    (corpus,) = (path for path in (prepared.path / "runs" / "corpora").iterdir() if path.is_dir())
-    tokenizer = prepare.load_tokenizer(corpus)
+    tokenizer = prepare.load_tokenizer(prepared.corpus())
     place = str(started / "checkpoints" / "step_00000008")
     found = open_reference(place, tokenizer).sample(8, 12, 1.0, np.random.default_rng(2))
     assert found
