@@ -1,5 +1,7 @@
 """Fixtures shared by all tests: a small corpus and a plan over it, made once."""
 
+import atexit
+import functools
 import json
 import os
 import subprocess
@@ -9,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import Programs
+
 REPO = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def warm() -> Programs:
+    """This test process's server of programs, started when the first is wanted."""
+    programs = Programs()
+    atexit.register(programs.close)
+    return programs
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class Workplace:
         return [*start, str(REPO / "launch" / f"{program}.py"), *self.overrides, *overrides]
 
     def run(self, program: str, *overrides: str, ranks: int = 1, timeout: int = 240, **options) -> Finished:
+        if program in ("train", "score", "report", "run", "export") and ranks == 1 and not options:
+            return Finished(*warm().run(self.command(program, *overrides)[1:], self.path, timeout))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         done = subprocess.run(
             self.command(program, *overrides, ranks=ranks),

@@ -45,7 +45,6 @@ def corpus_document(index):
     return " ".join(texts[index].split()[:8])
 
 
-@registry.family("flawed")
 def flawed(ground, count):
     """Item 1 is in the corpus, item 4 has the words of item 2, item 5 is longer than a window."""
     made = {1: corpus_document(6), 4: "-".join(reversed(sentence(2).split("-"))), 5: sentence(5) * LENGTH}
@@ -54,6 +53,18 @@ def flawed(ground, count):
         Item(f"flawed-{k}", "flawed", text, (Probe("verbatim", "", text),), "t")
         for k, text in enumerate(texts)
     ]
+
+
+def endless(ground, count):
+    """No item ever fits."""
+    return [Item(f"endless-{k}", "endless", f"{sentence(k)} " * LENGTH, (), "t") for k in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def families(monkeypatch):
+    """Families of these tests alone."""
+    for made in (flawed, endless):
+        monkeypatch.setitem(registry._FAMILIES, made.__name__, made)
 
 
 SETTINGS = {"families": {"flawed": {}}, "doses": (0, 2), "items_per_dose": 6}
@@ -99,12 +110,6 @@ def test_what_stays_is_reported_and_what_is_skipped_is_not_looked_for(tmp_path):
     (tmp_path / "skip").mkdir()
     made, _ = simulated(tmp_path / "skip", **SETTINGS, preflight=rule)
     assert not any(made.manifest.facts["found"].values())
-
-
-@registry.family("endless")
-def endless(ground, count):
-    """No item ever fits."""
-    return [Item(f"endless-{k}", "endless", f"{sentence(k)} " * LENGTH, (), "t") for k in range(count)]
 
 
 def test_a_family_none_of_whose_items_pass_is_refused(tmp_path):
