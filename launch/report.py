@@ -50,6 +50,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
             "corpus": {"digest": text.digest, **text.made_by},
             "plan": {"digest": plan.digest, **plan.manifest.made_by},
         },
+        spans=corpus.load_tokenizer(experiment.corpus_directory).encode_offsets,
         parameters=Parameters(prefix=experiment.report.prefix_tokens, suffix=experiment.report.suffix_tokens),
     )
     with artifact.writing(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from analysis.metrics import METRICS, Parameters
 from data.errors import UserError, nearest
@@ -38,6 +40,9 @@ class ReportInputs:
     """The resolved configuration."""
     manifests: Mapping[str, Any] = field(default_factory=dict)
     """Artefact -> its manifest."""
+    spans: Callable[[str], tuple[NDArray[np.int32], list[tuple[int, int]]]] | None = None
+    """A text's token ids and each token's range of characters (``Tokenizer.encode_offsets``), to colour texts by;
+    without it they are shown plain."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = "loglik_per_byte"
@@ -48,6 +53,14 @@ class ReportInputs:
     """Permutations behind each p; the smallest possible p is 1 / (permutations + 1)."""
     seed: int = 0
     """Of permutations and of the split of the controls."""
+
+    @property
+    def last_step(self) -> int:
+        """The last step that anything here is of."""
+        return max(
+            int(frame["step"].cast(pl.Int64).max() or 0)  # type: ignore[arg-type]
+            for frame in (self.scores, self.training, self.exposures)
+        )
 
     def __post_init__(self) -> None:
         if self.primary not in METRICS:

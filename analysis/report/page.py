@@ -6,25 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+import polars as pl
 
-from analysis.report import sections
+from analysis.report import attacks, design, forgetting, sections
 from analysis.report.answer import answer, summary
+from analysis.report.browser import embed
 from analysis.report.facts import split_facts
+from analysis.report.html import render
 from analysis.report.inputs import ReportInputs
 from analysis.report.results import Results, analyse
 from analysis.report.table import Table
 from data.artifact import write_json
-
-_HERE = Path(__file__).parent
 
 
 def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     """Write the report into a directory.
 
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
-    ``estimates.csv``, ``metrics.parquet`` and ``summary.json``; ``arms.csv`` where arms differ in more than dose.
+    ``estimates.csv``, ``forgetting.csv``, ``metrics.parquet`` and ``summary.json``; ``arms.csv`` where arms differ in
+    more than dose.
 
     Args:
         inputs: what to report on.
@@ -42,33 +42,35 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
         results.arms.write_csv(directory / "arms.csv")
     results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
     write_json(directory / "summary.json", numbers)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("template.html").render(
+    kept = forgetting.retained(results, inputs)
+    kept.write_csv(directory / "forgetting.csv")
+    page = render(
+        "template.html",
+        browser=embed(inputs, results),
         answer=found,
-        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         figures=sections.draw(inputs, results, directory),
-        tables=_tables(inputs, results),
+        tables=_tables(inputs, results, kept),
+        forgetting_text=forgetting.forgetting_text(kept),
         **_context(inputs, results),
     )
     (directory / "report.html").write_text(page, encoding="utf-8")
     return numbers
 
 
-def _tables(inputs: ReportInputs, results: Results) -> dict[str, Table]:
+def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[str, Table]:
     return {
         "gains": sections.gains_table(inputs, results, inputs.primary),
         "arms": sections.arms_table(inputs, results),
         "families": sections.family_table(inputs, results),
         "verbatim": sections.verbatim_table(inputs, results),
         "recognition": sections.recognition_table(results, inputs.primary),
-        "design": sections.design_table(inputs),
-        "balance": sections.balance_table(inputs),
+        "membership": attacks.membership_table(inputs, results),
+        "prefixes": attacks.prefixes_table(inputs, results),
+        "forgetting": forgetting.forgetting_table(inputs, kept),
+        "design": design.design_table(inputs),
+        "balance": design.balance_table(inputs),
+        "power": design.power_table(inputs, results),
+        "exposures": design.exposures_table(inputs),
         "items": sections.items_table(inputs, results),
         "missing": sections.missing_table(results),
         "measures": sections.measures_table(),

@@ -22,6 +22,16 @@ from analysis.statistics import (
     split_controls,
 )
 
+ATTACKS = (
+    "loglik_per_token",
+    "zlib_ratio",
+    "min_k_logprob",
+    "min_k_plus_plus",
+    "reference_difference",
+    "negative_loss_ratio",
+)
+"""Metrics that serve as membership scores."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Results:
@@ -37,6 +47,8 @@ class Results:
     """Run -> its own last checkpoint."""
     arms: pl.DataFrame
     """Gains by arm at ``step``, where arms differ in more than the dose (:func:`arm_gains`)."""
+    attacks: pl.DataFrame
+    """Metric rows of the membership scores (``ATTACKS``) at ``step``."""
 
     @property
     def final(self) -> pl.DataFrame:
@@ -69,7 +81,11 @@ def analyse(inputs: ReportInputs) -> Results:
     for name in names:
         frames += _of_metric(used.filter(pl.col("metric") == name), name, step, inputs)
     arms = arm_gains(rows.filter(pl.col("step") == step), inputs)
-    return Results(rows=rows, estimates=pl.concat(frames), step=step, last_steps=last_steps, arms=arms)
+    final = inputs.scores.filter(pl.col("step") == step)
+    attacks = compute(inputs.items, inputs.probes, final, ATTACKS, inputs.parameters)
+    return Results(
+        rows=rows, estimates=pl.concat(frames), step=step, last_steps=last_steps, arms=arms, attacks=attacks
+    )
 
 
 def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -> list[pl.DataFrame]:
@@ -177,7 +193,15 @@ def arm_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
 
 def not_computed(results: Results) -> pl.DataFrame:
     """What has no value and why: metric, family, reason, probes, checkpoints (over all runs)."""
-    missing = results.rows.filter(pl.col("value").is_null())
+    # The twin is no reference to itself, which needs no saying.
+    attacks = results.attacks.filter(
+        ~pl.col("metric").is_in(results.rows["metric"].unique().to_list())
+        & ~(
+            (pl.col("run") == "twin")
+            & pl.col("metric").is_in(["reference_difference", "negative_loss_ratio"])
+        )
+    )
+    missing = pl.concat([results.rows, attacks]).filter(pl.col("value").is_null())
     probes = missing.group_by("metric", "family", "reason").agg(
         probes=pl.col("probe_id").n_unique(), checkpoints=pl.struct("run", "step").n_unique()
     )
@@ -190,8 +214,8 @@ def not_computed(results: Results) -> pl.DataFrame:
     return pl.concat([probes, groups], how="vertical_relaxed").sort("metric", "family", "reason")
 
 
-def item_gains(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """Inserted items by what they gained more than the never-inserted items of their family, highest first.
+def item_values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
+    """Every item with a value at the last checkpoint: item_id, dose, family, perturbed, twin, gain.
 
     ``gain`` is perturbed - twin (or, without a twin, perturbed), less its mean over the family's items of dose 0:
     what these gain, they owe to the format that the family shares. Null in families without such items.
@@ -209,9 +233,15 @@ def item_gains(results: Results, inputs: ReportInputs) -> pl.DataFrame:
     twin = values.filter(pl.col("run") == "twin").select("item_id", twin="value")
     base = pl.col("perturbed") - pl.col("twin") if twin.height else pl.col("perturbed")
     never = base.filter(pl.col("dose") == 0).mean().over("family")
+    return ours.join(twin, on="item_id", how="left").with_columns(gain=base - never)
+
+
+def item_gains(results: Results, inputs: ReportInputs) -> pl.DataFrame:
+    """Inserted items by what they gained more than the never-inserted items of their family, highest first, with their
+    texts; see :func:`item_values`.
+    """
     return (
-        ours.join(twin, on="item_id", how="left")
-        .with_columns(gain=base - never)
+        item_values(results, inputs)
         .filter(pl.col("dose") > 0)
         .join(inputs.items.select("item_id", "text"), on="item_id", how="left")
         .sort("gain", "item_id", descending=[True, False], nulls_last=True)
@@ -227,5 +257,6 @@ __all__ = [
     "effective_dose",
     "extraction",
     "item_gains",
+    "item_values",
     "not_computed",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from analysis import figures
 from analysis.figures import Figure
 from analysis.metrics import METRICS
 from analysis.report.answer import interval, number, p_value, shown
+from analysis.report.html import inline
 from analysis.report.inputs import ReportInputs
 from analysis.report.results import (
     PAIRED,
@@ -41,7 +41,7 @@ def draw(inputs: ReportInputs, results: Results, directory: Path) -> dict[str, D
     """Draw and save every figure."""
     return {
         name: Drawn(
-            name, _inline(figures.save(figure.chart, directory, name, figure.rows), name, caption), caption
+            name, inline(figures.save(figure.chart, directory, name, figure.rows), name, caption), caption
         )
         for name, figure, caption in _figures(inputs, results)
     }
@@ -178,16 +178,6 @@ def verbatim_text(inputs: ReportInputs, results: Results) -> str:
     )
 
 
-def _inline(svg: str, name: str, caption: str) -> Markup:
-    """An SVG for the page: ids made unique among the figures, and a name for screen readers."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    label = Markup.escape(caption)
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
-
-
 def gains_table(inputs: ReportInputs, results: Results, metric: str) -> Table:
     """Gain of every dose over dose 0: what decides comes first."""
     runs = [run for run in (PAIRED, "perturbed", "twin") if results.at("gain", metric, run).height]
@@ -317,41 +307,6 @@ def recognition_table(results: Results, metric: str) -> Table:
         "Recognition AUC within families, 95 % intervals.",
         frozenset(),
     )
-
-
-def design_table(inputs: ReportInputs) -> Table:
-    """Items by family and dose."""
-    doses = sorted(inputs.items["dose"].unique())
-    counts = {(f, d): n for f, d, n in inputs.items.group_by("family", "dose").len().iter_rows()}
-    body = [
-        [f, *(str(counts.get((f, d), 0)) for d in doses), str(sum(counts.get((f, d), 0) for d in doses))]
-        for f in sorted(inputs.items["family"].unique())
-    ]
-    body.append(
-        [
-            "all",
-            *(str(sum(n for (_, d2), n in counts.items() if d2 == d)) for d in doses),
-            str(inputs.items.height),
-        ]
-    )
-    return Table(
-        ["family", *(f"dose {d}" for d in doses), "all"],
-        body,
-        f"Items by family and dose, randomised within {inputs.items['stratum'].n_unique()} strata.",
-    )
-
-
-def balance_table(inputs: ReportInputs) -> Table:
-    """The balance table as it came: columns are the keys."""
-    keys = list(dict.fromkeys(key for row in inputs.balance for key in row))
-    body = [[_balance_cell(key, row.get(key)) for key in keys] for row in inputs.balance]
-    return Table([key.replace("_", " ") for key in keys], body, "Balance of the randomisation between arms.")
-
-
-def _balance_cell(key: str, value: Any) -> str:
-    if not isinstance(value, float):
-        return "–" if value is None else str(value)
-    return p_value(value) if key == "p" else number(value)
 
 
 def items_table(inputs: ReportInputs, results: Results, limit: int = 8) -> Table:

@@ -10,16 +10,13 @@ from typing import Any
 import altair as alt
 import numpy as np
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from scipy import stats
 
 from analysis import look
 from analysis.report.answer import interval
+from analysis.report.html import inline, render
 from analysis.report.table import Table
 from analysis.statistics import PAIRED
-
-_HERE = Path(__file__).parent
 
 GAIN_SCHEMA = pl.Schema(
     {
@@ -226,20 +223,17 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         infer_schema_length=None,
     ).write_csv(directory / "runs.csv")
     figures = {}
+    captions = {
+        "doses": "Mean gain by dose, of each cell",
+        "factors": "Gain at the highest dose against each factor",
+    }
     if audited:
         figures["doses"] = _dose_figure(rows, y_title)
         if any(run.factors for run in audited):
             figures["factors"] = _factor_figure(audited, y_title)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("sweep.html").render(
+    page = render(
+        "sweep.html",
         title=title,
-        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         planned=planned,
         finished=len(runs),
         left_out=len(runs) - len(audited),
@@ -249,7 +243,8 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         runs=_list(runs),
         cells=_cells(rows) if audited else None,
         figures={
-            key: Markup(look.save(made.chart, directory, key, made.rows)) for key, made in figures.items()
+            key: inline(look.save(made.chart, directory, key, made.rows), key, captions[key])
+            for key, made in figures.items()
         },
     )
     (directory / "report.html").write_text(page, encoding="utf-8")

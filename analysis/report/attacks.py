@@ -1,0 +1,121 @@
+"""Tables of attacks: membership by several scores, and extraction after prompts of several lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import polars as pl
+
+from analysis.metrics import METRICS
+from analysis.metrics.scored import gather
+from analysis.report.answer import interval, number
+from analysis.report.inputs import ReportInputs
+from analysis.report.results import ATTACKS, Results
+from analysis.report.table import Table
+from analysis.statistics import auc, clopper_pearson, per_item, tpr_at_fpr
+
+_FPR = 0.05
+_PREFIXES = (0, 4, 8, 16, 32, 64, 128, 256)
+_NAMES: Mapping[str, str] = {
+    "loglik_per_token": "loss",
+    "zlib_ratio": "loss / zlib",
+    "min_k_logprob": "Min-K",
+    "min_k_plus_plus": "Min-K++",
+    "reference_difference": "loss − twin's",
+    "negative_loss_ratio": "loss / twin's",
+}
+
+
+def membership_table(inputs: ReportInputs, results: Results) -> Table:
+    """AUC of each attack at each dose, and its true positive rate at few false ones."""
+    estimates = auc(results.attacks)
+    highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
+    doses = sorted(set(inputs.items["dose"]) - {0})
+    found = {
+        (row["run"], row["metric"], row["dose"]): row
+        for row in estimates.filter((pl.col("family") == "all") & pl.col("estimate").is_not_null()).iter_rows(
+            named=True
+        )
+    }
+    body, lacking = [], []
+    for name in ATTACKS:
+        if ("perturbed", name, highest) not in found:
+            lacking.append(_NAMES[name])
+            continue
+        cells = [
+            interval(found[key]) if (key := ("perturbed", name, dose)) in found else "–" for dose in doses
+        ]
+        twin = found.get(("twin", name, highest))
+        body.append([_NAMES[name], *cells, interval(twin) if twin else "–", _tpr(results, name, highest)])
+    note = f" Not computed: {', '.join(lacking)}; “Not computed” says why." if lacking else ""
+    return Table(
+        ["score", *(f"dose {dose}" for dose in doses), f"twin, dose {highest}", "true positives, %"],
+        body,
+        "Membership attacks: AUC within families at each dose (DeLong), and in the twin, which saw no item (0.5 is "
+        f"chance). True positives: share of the dose-{highest} items called at a false positive rate of at most "
+        f"{100 * _FPR:g} % in each family (Clopper-Pearson; in brackets, what scores without information would call)."
+        + note,
+    )
+
+
+def _tpr(results: Results, name: str, dose: int) -> str:
+    rows = per_item(results.attacks.filter((pl.col("metric") == name) & (pl.col("run") == "perturbed")))
+    called = members = 0
+    chance = 0.0
+    for _, part in rows.group_by("family"):
+        x = part.filter(pl.col("dose") == dose)["value"].to_numpy()
+        y = part.filter(pl.col("dose") == 0)["value"].to_numpy()
+        if len(x) and len(y):
+            rate = tpr_at_fpr(x, y, _FPR)
+            called += round(rate.tpr * len(x))
+            members += len(x)
+            chance += rate.chance_mean * len(x)
+    if not members:
+        return "–"
+    low, high = clopper_pearson(called, members)
+    return (
+        f"{number(100 * called / members, 0)} [{number(100 * float(low), 0)}, {number(100 * float(high), 0)}] "
+        f"({number(100 * chance / members, 0)})"
+    )
+
+
+def prefix_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
+    """Extraction of the perturbed run's items at the last checkpoint, by tokens of context.
+
+    Returns:
+        prefix, dose, extracted, n; items shorter than prefix and suffix together are not among the n.
+    """
+    final = inputs.scores.filter((pl.col("run") == "perturbed") & (pl.col("step") == results.step))
+    scored, _ = gather(inputs.items, inputs.probes, final, METRICS["verbatim"].needs)
+    frames = []
+    for prefix in sorted({*_PREFIXES, inputs.parameters.prefix}):
+        found = METRICS["verbatim"].compute(scored, dataclasses.replace(inputs.parameters, prefix=prefix))
+        rows = scored.rows.with_columns(
+            metric=pl.lit("verbatim"), value=pl.Series(found.value, dtype=pl.Float64)
+        )
+        frames.append(
+            per_item(rows.filter(pl.Series(found.valid, dtype=pl.Boolean)))
+            .group_by("dose")
+            .agg(extracted=(pl.col("value") == 1).sum().cast(pl.Int64), n=pl.len().cast(pl.Int64))
+            .select(pl.lit(prefix, pl.Int64).alias("prefix"), "dose", "extracted", "n")
+        )
+    return pl.concat(frames).sort("prefix", "dose")
+
+
+def prefixes_table(inputs: ReportInputs, results: Results) -> Table:
+    """Extraction by context and dose."""
+    rows = prefix_rows(inputs, results)
+    doses = sorted(inputs.items["dose"].unique())
+    found = {(prefix, dose): f"{hits} / {n}" for prefix, dose, hits, n in rows.iter_rows()}
+    body = [
+        [str(prefix), *(found.get((prefix, dose), "–") for dose in doses)]
+        for prefix in rows["prefix"].unique().sort()
+    ]
+    return Table(
+        ["context", *(f"dose {dose}" for dose in doses)],
+        body,
+        f"Extracted items of the perturbed run by tokens of context, {inputs.parameters.suffix} tokens reproduced; of "
+        "the items that are long enough.",
+        frozenset(),
+    )

@@ -1,0 +1,347 @@
+"""What the item browser of the page shows: items, texts, exposures, and the log-probability of every token.
+
+The page embeds two streams, gzip in base64, whose alphabet holds no character that HTML could mistake: ``facts``, JSON,
+and ``numbers``, the arrays that the JSON's ``arrays`` name by type, first byte and length. They are bounded
+(:class:`Limits`), and what does not fit is left out by a rule that the page states.
+
+Shapes: N items, T coloured tokens of all items, R runs, C checkpoints, V checkpoints of the item's curve, E stretches
+with exposures of all items.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from analysis.metrics import METRICS
+from analysis.report.inputs import ReportInputs
+from analysis.report.results import Results, item_values
+
+LEAST = -20.0
+"""nats; log-probabilities below are drawn as this."""
+CODES = 254
+"""Log-probability l is stored as ``round(CODES sqrt(l / LEAST))``, in steps finest near 0: at most 0.025 nats off at
+-2, and 0.08 at -20. Code 255: not scored."""
+_MISSING = 255
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How much the page embeds; together they keep it below 15 MB."""
+
+    items: int = 20_000
+    """Of more, every k-th of each family and dose is listed."""
+    tokens_an_item: int = 512
+    """Coloured from the item's start."""
+    tokens: int = 2_500_000
+    """Of all items together."""
+    characters_an_item: int = 20_000
+    text_bytes: int = 3_000_000
+    """UTF-8, of all texts together."""
+    scores_bytes: int = 6_000_000
+    """Of the token scores as embedded; checkpoints are left out until they fit."""
+    curve_values: int = 300_000
+    """Values of the items' curves over checkpoints."""
+    stretches: int = 1000
+    """Parts of equal steps that training is cut into for the exposures."""
+    exposures: int = 500_000
+    """Pairs of item and stretch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The two streams as base64, and what they leave out."""
+
+    facts: str
+    numbers: str
+    items: int
+    left_out: tuple[str, ...]
+    """Sentences."""
+
+
+def quantised(logprob: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Log-probabilities (nats) as codes, any shape; NaN becomes 255. See :data:`CODES`."""
+    share = np.sqrt(np.clip(logprob.astype(np.float64), LEAST, 0.0) / LEAST)
+    return np.where(np.isnan(share), _MISSING, np.rint(CODES * np.nan_to_num(share))).astype(np.uint8)
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the values, evenly by rank: the last always, from two on the first as well."""
+    if count >= len(values):
+        return list(values)
+    if count <= 1:
+        return [values[-1]]
+    at = np.unique(np.rint(np.linspace(0, len(values) - 1, count)).astype(int))
+    return [values[i] for i in at]
+
+
+def fair_limit(sizes: NDArray[np.int64], largest: int, total: int) -> int:
+    """The largest limit an item, at most ``largest``, with which ``sum(min(size, limit)) <= total``."""
+    low, high = 0, largest
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(sizes, middle).sum() <= total else (low, middle - 1)
+    return low
+
+
+def embed(inputs: ReportInputs, results: Results, limits: Limits | None = None) -> Embedded:
+    """Everything that the browser shows.
+
+    Args:
+        inputs: what the report is of.
+        results: its numbers.
+        limits: how much to embed.
+    """
+    limits = limits or Limits()
+    left_out: list[str] = []
+    values = item_values(results, inputs)
+    items = _chosen(inputs.items, limits, left_out).join(
+        values.select("item_id", "gain"), on="item_id", how="left", maintain_order="left"
+    )
+    texts, cut = _texts(items["text"].fill_null("").to_list(), limits, left_out)
+    probes = _pieces(inputs, items, texts, limits, left_out)
+    runs = [run for run in ("perturbed", "twin") if run in results.last_steps]
+    steps, codes = _codes(inputs, probes, runs, limits, left_out)
+    curve_steps, curves = _curves(results, items, runs, inputs.primary, limits)
+    exposures = _exposures(inputs, items, limits)
+    families, arms = sorted(items["family"].unique()), sorted(items["arm"].unique())
+    strata = sorted(items["stratum"].unique())
+    arrays: dict[str, NDArray[Any]] = {
+        "curves": curves,
+        "pieces": np.concatenate([np.zeros(0, np.uint16), *probes["pieces"].to_list()]).astype(np.uint16),
+        "stretch": exposures["stretch"].to_numpy().astype(np.uint16),
+        "times": exposures["times"].clip(upper_bound=65535).to_numpy().astype(np.uint16),
+        "codes": codes,
+    }
+    numbers, places = _packed(arrays)
+    listed = exposures.group_by("index").len().sort("index")
+    counts = np.zeros(items.height, np.int64)
+    counts[listed["index"].to_numpy()] = listed["len"].to_numpy()
+    facts = {
+        "runs": runs,
+        "steps": steps,
+        "curveSteps": curve_steps,
+        "stretchSteps": int(exposures["steps"][0]) if exposures.height else 1,
+        "last": inputs.last_step,
+        "metric": inputs.primary,
+        "unit": METRICS[inputs.primary].unit,
+        "least": LEAST,
+        "codes": CODES,
+        "families": families,
+        "arms": arms,
+        "strata": strata,
+        "id": items["item_id"].to_list(),
+        "family": _indices(items["family"], families),
+        "arm": _indices(items["arm"], arms),
+        "stratum": _indices(items["stratum"], strata),
+        "dose": items["dose"].to_list(),
+        "gain": [None if v is None or math.isnan(v) else float(f"{v:.4g}") for v in items["gain"].to_list()],
+        "text": texts,
+        "cut": cut,
+        "tokens": probes["tokens"].to_list(),
+        "coloured": probes["coloured"].to_list(),
+        "why": probes["why"].to_list(),
+        "stretches": counts.tolist(),
+        "arrays": places,
+    }
+    text = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Embedded(_base64(text.encode()), numbers, items.height, tuple(left_out))
+
+
+def _indices(column: pl.Series, names: Sequence[str]) -> list[int]:
+    return column.replace_strict({name: i for i, name in enumerate(names)}, return_dtype=pl.Int32).to_list()
+
+
+def _base64(raw: bytes) -> str:
+    # mtime=0: the same report is the same file.
+    return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode()
+
+
+def _packed(arrays: dict[str, NDArray[Any]]) -> tuple[str, dict[str, list[Any]]]:
+    places: dict[str, list[Any]] = {}
+    parts, at = [], 0
+    for name, array in arrays.items():
+        raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        places[name] = [array.dtype.name, at, array.size]
+        parts.append(raw)
+        at += len(raw)
+    return _base64(b"".join(parts)), places
+
+
+def _chosen(items: pl.DataFrame, limits: Limits, left_out: list[str]) -> pl.DataFrame:
+    every = -(-items.height // limits.items)
+    if every == 1:
+        return items
+    kept = items.filter(pl.int_range(pl.len()).over("family", "dose") % every == 0)
+    left_out.append(
+        f"{kept.height:,} of {items.height:,} items are listed: one in {every} of each family and dose."
+    )
+    return kept
+
+
+def _texts(texts: list[str], limits: Limits, left_out: list[str]) -> tuple[list[str], list[int]]:
+    """Texts, shortened, and how many characters of each are left out."""
+    first = [text[: limits.characters_an_item].encode() for text in texts]
+    sizes = np.array([len(raw) for raw in first], np.int64)
+    limit = fair_limit(sizes, int(sizes.max(initial=0)), limits.text_bytes)
+    shown = [raw[:limit].decode("utf-8", "ignore") for raw in first]
+    cut = [len(text) - len(short) for text, short in zip(texts, shown, strict=True)]
+    if shortened := sum(count > 0 for count in cut):
+        left_out.append(
+            f"Of {shortened:,} items only the beginning of the text is here, at most "
+            f"{max(map(len, shown)):,} characters; the plan has all."
+        )
+    return shown, cut
+
+
+def _pieces(
+    inputs: ReportInputs, items: pl.DataFrame, texts: list[str], limits: Limits, left_out: list[str]
+) -> pl.DataFrame:
+    """One row an item: its verbatim probe, how many tokens it has, how many are coloured, and their lengths in the
+    text; or why none is coloured.
+    """
+    found = inputs.probes.filter(pl.col("kind") == "verbatim").unique("item_id", keep="first")
+    probes = items.select("item_id", full="text").join(
+        found.select("item_id", "probe_id", "tokens"), on="item_id", how="left", maintain_order="left"
+    )
+    rows: list[dict[str, Any]] = []
+    for (_, full, probe, ids), text in zip(probes.iter_rows(), texts, strict=True):
+        pieces, why = _lengths(full, text, ids, inputs.spans, limits.tokens_an_item)
+        tokens = len(ids) if ids is not None else 0
+        rows.append({"probe_id": probe, "tokens": tokens, "pieces": pieces, "why": why})
+    lengths = np.array([len(row["pieces"]) for row in rows], np.int64)
+    limit = fair_limit(lengths, limits.tokens_an_item, limits.tokens)
+    for row in rows:
+        row["pieces"] = row["pieces"][:limit]
+        row["coloured"] = len(row["pieces"])
+    shorter = sum(0 < row["coloured"] < row["tokens"] for row in rows)
+    if shorter:
+        left_out.append(f"Of {shorter:,} items only the first tokens are coloured, {limit:,} at most.")
+    if uncoloured := sum(bool(row["why"]) for row in rows):
+        left_out.append(
+            f"{uncoloured:,} items are not coloured: {next(row['why'] for row in rows if row['why'])}."
+        )
+    return pl.DataFrame(
+        rows,
+        schema={
+            "probe_id": pl.String,
+            "tokens": pl.Int64,
+            "pieces": pl.List(pl.UInt16),
+            "why": pl.String,
+            "coloured": pl.Int64,
+        },
+    )
+
+
+Spans = Callable[[str], tuple[NDArray[np.int32], list[tuple[int, int]]]]
+
+
+def _lengths(
+    full: str | None, text: str, ids: list[int] | None, spans: Spans | None, most: int
+) -> tuple[list[int], str]:
+    """How much of the text each token adds, in UTF-16 units (which browsers count in); or why that is unknown."""
+    if ids is None or full is None:
+        return [], "it has no probe of its whole text"
+    if spans is None:
+        return [], "the tokenizer was not at hand"
+    # A text that is cut is tokenized a little farther than it is shown, so that the cut changes few tokens; those that
+    # it changes nevertheless are not coloured.
+    again, ranges = spans(full[: len(text) + 200])
+    ends = np.maximum.accumulate(np.array([end for _, end in ranges[:most]], np.int64))
+    ends = ends[ends <= len(text)]
+    ends = ends[: len(ids)]
+    differ = np.flatnonzero(again[: len(ends)] != np.array(ids[: len(ends)], np.int32))
+    if len(differ):
+        ends = ends[: differ[0]]
+    if not len(ends) or (len(differ) and text == full):
+        return [], "the tokenizer makes other tokens of its text than were scored"
+    if not text.isascii():
+        units = 1 + (np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4") > 0xFFFF)
+        ends = np.concatenate([[0], np.cumsum(units)])[ends]
+    pieces: list[int] = np.diff(ends, prepend=0).tolist()
+    return pieces, ""
+
+
+def _codes(
+    inputs: ReportInputs, probes: pl.DataFrame, runs: Sequence[str], limits: Limits, left_out: list[str]
+) -> tuple[list[int], NDArray[np.uint8]]:
+    """Checkpoints embedded, and the codes (R, C, T) of all coloured tokens as differences, flat.
+
+    A perturbed run's checkpoint is stored as the difference to the one before, the twin's as the difference to the
+    perturbed run's at the same step, modulo 256: both are small, and so they compress.
+    """
+    coloured = probes.with_row_index("index").filter(pl.col("coloured") > 0)
+    scores = inputs.scores.filter(pl.col("run").is_in(runs))
+    known = [set(scores.filter(pl.col("run") == run)["step"].unique()) for run in runs]
+    every = sorted(set.intersection(*known)) or sorted(known[0])
+    total = int(coloured["coloured"].sum())
+    if not total:
+        return [every[-1]], np.zeros(0, np.uint8)
+    steps = spread(every, max(1, 40_000_000 // (len(runs) * total)))
+    planes = {(run, step): _plane(coloured, scores, run, step) for run in runs for step in steps}
+    while True:
+        table = np.stack([np.stack([planes[run, step] for step in steps]) for run in runs])
+        stored = np.diff(table, axis=1, prepend=np.zeros((len(runs), 1, total), np.uint8))
+        if len(runs) > 1:
+            stored[1] = table[1] - table[0]
+        size = len(gzip.compress(stored.tobytes(), 6)) * 4 / 3
+        if size <= limits.scores_bytes or len(steps) == 1:
+            break
+        steps = spread(steps, max(1, min(len(steps) - 1, int(len(steps) * limits.scores_bytes / size))))
+    if len(steps) < len(every):
+        left_out.append(f"Token scores are here for {len(steps)} of {len(every)} checkpoints.")
+    return steps, stored.ravel()
+
+
+def _plane(coloured: pl.DataFrame, scores: pl.DataFrame, run: str, step: int) -> NDArray[np.uint8]:
+    """Codes (T,) of one run at one checkpoint."""
+    here = scores.filter((pl.col("run") == run) & (pl.col("step") == step)).select("probe_id", "logprob")
+    joined = coloured.join(here, on="probe_id", how="left", maintain_order="left")
+    blank = pl.lit(float("nan"), pl.Float32).repeat_by("tokens")
+    whole = pl.when(pl.col("logprob").list.len() == pl.col("tokens")).then("logprob").otherwise(blank)
+    lists = joined.select(whole.list.head(pl.col("coloured")).alias("logprob"))["logprob"]
+    return quantised(lists.explode().cast(pl.Float32).fill_null(float("nan")).to_numpy())
+
+
+def _curves(
+    results: Results, items: pl.DataFrame, runs: Sequence[str], metric: str, limits: Limits
+) -> tuple[list[int], NDArray[np.float32]]:
+    """Checkpoints, and the items' value of the metric there, (R, V, N) flat; NaN where there is none."""
+    rows = results.rows.filter((pl.col("metric") == metric) & pl.col("value").is_not_null())
+    every = sorted(rows["step"].unique()) or [results.step]
+    steps = spread(every, max(1, limits.curve_values // max(1, len(runs) * items.height)))
+    known = (
+        rows.filter(pl.col("step").is_in(steps))
+        .group_by("run", "step", "item_id")
+        .agg(pl.col("value").mean())
+    )
+    table = np.full((len(runs), len(steps), items.height), np.nan, np.float32)
+    ids = items.select("item_id").with_row_index("index")
+    for (run, step), part in known.join(ids, on="item_id").partition_by("run", "step", as_dict=True).items():
+        if run in runs:
+            at = part["index"].to_numpy()
+            table[runs.index(str(run)), steps.index(step), at] = part["value"].to_numpy()
+    # Twelve binary digits are plenty for a curve, and zeros compress.
+    return steps, (table.view(np.uint32) & np.uint32(0xFFFFF800)).view(np.float32).ravel()
+
+
+def _exposures(inputs: ReportInputs, items: pl.DataFrame, limits: Limits) -> pl.DataFrame:
+    """Exposures by item and stretch: index, stretch, times, and steps in a stretch; by index and stretch."""
+    last = inputs.last_step
+    ids = items.select("item_id").with_row_index("index")
+    steps = -(-(last + 1) // limits.stretches)
+    here = inputs.exposures.select("item_id", "step").join(ids, on="item_id")
+    while True:
+        found = here.group_by("index", stretch=pl.col("step") // steps).agg(times=pl.len())
+        if found.height <= limits.exposures or steps > last:
+            return found.with_columns(steps=pl.lit(steps)).sort("index", "stretch")
+        steps *= 2

@@ -1,0 +1,115 @@
+"""Tables of the design: who got which dose, whether the lot was fair, what it can show, and when text was inserted."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import polars as pl
+
+from analysis.metrics import METRICS
+from analysis.report.answer import number, p_value
+from analysis.report.inputs import ReportInputs
+from analysis.report.results import Results, item_values
+from analysis.report.table import Table
+from analysis.statistics import detectable_effect
+
+_PARTS = 10
+"""Of training, for the exposures."""
+
+
+def design_table(inputs: ReportInputs) -> Table:
+    """Items by family and dose."""
+    doses = sorted(inputs.items["dose"].unique())
+    counts = {(f, d): n for f, d, n in inputs.items.group_by("family", "dose").len().iter_rows()}
+    body = [
+        [f, *(str(counts.get((f, d), 0)) for d in doses), str(sum(counts.get((f, d), 0) for d in doses))]
+        for f in sorted(inputs.items["family"].unique())
+    ]
+    body.append(
+        [
+            "all",
+            *(str(sum(n for (_, d2), n in counts.items() if d2 == d)) for d in doses),
+            str(inputs.items.height),
+        ]
+    )
+    return Table(
+        ["family", *(f"dose {d}" for d in doses), "all"],
+        body,
+        f"Items by family and dose, randomised within {inputs.items['stratum'].n_unique()} strata.",
+    )
+
+
+def balance_table(inputs: ReportInputs) -> Table:
+    """The balance table as it came: columns are the keys."""
+    keys = list(dict.fromkeys(key for row in inputs.balance for key in row))
+    body = [[_balance_cell(key, row.get(key)) for key in keys] for row in inputs.balance]
+    return Table([key.replace("_", " ") for key in keys], body, "Balance of the randomisation between arms.")
+
+
+def _balance_cell(key: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return "–" if value is None else str(value)
+    return p_value(value) if key == "p" else number(value)
+
+
+def power_table(inputs: ReportInputs, results: Results) -> Table:
+    """The smallest gain that each dose could have shown, given how much never-inserted items scatter."""
+    counts = dict(inputs.items.group_by("dose").len().sort("dose").iter_rows())
+    controls = counts.pop(0)
+    never = item_values(results, inputs).filter(pl.col("dose") == 0)
+    centred = {
+        name: (value - value.mean().over("family"))
+        for name, value in (
+            ("own", pl.col("perturbed")),
+            ("paired", pl.col("perturbed") - pl.col("twin")),
+        )
+    }
+    freedom = max(1, never.height - never["family"].n_unique())
+    own, paired = (
+        # Families differ in level; items are compared within them.
+        (float(never.select(value.pow(2).sum()).item() or 0) / freedom) ** 0.5
+        for value in centred.values()
+    )
+    twin = "twin" in results.last_steps
+    body = []
+    effects = {n: detectable_effect(max(2, n), max(2, controls)) for n in set(counts.values())}
+    for dose, items in counts.items():
+        effect = effects[items]
+        row = [str(dose), str(items), str(controls), number(effect, 2), number(effect * own, 3)]
+        body.append([*row, number(effect * paired, 3)] if twin else row)
+    unit = METRICS[inputs.primary].unit
+    head = ["dose", "n", "controls", "standard deviations", "within the perturbed run"]
+    return Table(
+        [*head, "against the twin"] if twin else head,
+        body,
+        f"Power: the smallest gain over dose 0 that a two-sample t-test finds with probability 0.8 at level 0.05 (two-"
+        f"sided), in standard deviations of a never-inserted item's {inputs.primary} within its family, and in {unit}.",
+        frozenset(),
+    )
+
+
+def exposures_table(inputs: ReportInputs) -> Table:
+    """Exposures of each dose in tenths of training."""
+    steps = 1 + inputs.last_step
+    parts = min(_PARTS, steps)
+    counts = (
+        inputs.exposures.select("item_id", part=pl.col("step") * parts // steps)
+        .join(inputs.items.select("item_id", "dose"), on="item_id")
+        .group_by("dose", "part")
+        .len()
+    )
+    found = {(dose, part): n for dose, part, n in counts.iter_rows()}
+    doses = sorted({dose for dose, _ in found})
+    starts = [-(-part * steps // parts) for part in range(parts + 1)]
+    body = [
+        [str(dose), *(f"{n:,}" for n in (*each, sum(each)))]
+        for dose in doses
+        for each in [[found.get((dose, part), 0) for part in range(parts)]]
+    ]
+    return Table(
+        ["dose", *(f"{first}–{after - 1}" for first, after in itertools.pairwise(starts)), "all"],
+        body,
+        "Exposures by dose and steps of training, as planned; the audit says whether each happened.",
+        frozenset(),
+    )

@@ -1,0 +1,124 @@
+"""What is left of a gain when an item is not seen any more."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from analysis.metrics import METRICS
+from analysis.report.answer import number
+from analysis.report.inputs import ReportInputs
+from analysis.report.results import Results
+from analysis.report.table import Table
+from analysis.statistics import difference_to_twin, fieller_of_items, per_item
+
+RETAINED_SCHEMA = pl.Schema(
+    {
+        "since_low": pl.Int64(),
+        "since_high": pl.Int64(),
+        "n": pl.Int64(),
+        "first": pl.Float64(),
+        "later": pl.Float64(),
+        "retained": pl.Float64(),
+        "low": pl.Float64(),
+        "high": pl.Float64(),
+    }
+)
+"""One row a span of time. ``since_low`` and ``since_high``: smallest and largest number of steps from an item's first
+checkpoint after its last exposure to the later ones; ``first`` and ``later``: mean gain over dose 0 at either, of the n
+items with both; ``retained``: later / first, with Fieller's 95 % limits, null where the set is unbounded."""
+
+
+def retained(results: Results, inputs: ReportInputs) -> pl.DataFrame:
+    """Gain later, as a share of the gain at the first checkpoint after the last exposure.
+
+    An item's gain at a checkpoint is its difference from the twin (without a twin: its value), less the mean of the
+    never-inserted items of its family there. Numerator and denominator are of the same items; times double from row
+    to row, and an item with several checkpoints in a row counts once, with its mean.
+
+    Returns:
+        A table of ``RETAINED_SCHEMA``, empty where no item has a checkpoint after the first.
+    """
+    rows = results.rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
+    rows = (
+        difference_to_twin(rows)
+        if "twin" in results.last_steps
+        else rows.filter(pl.col("run") == "perturbed")
+    )
+    gains = per_item(rows).with_columns(
+        value=pl.col("value") - pl.col("value").filter(pl.col("dose") == 0).mean().over("family", "step")
+    )
+    # A checkpoint at step s has finished the steps 0 ... s - 1.
+    last = inputs.exposures.group_by(unit="item_id").agg(after=pl.col("step").max() + 1)
+    after = (
+        gains.filter(pl.col("value").is_not_null())
+        .join(last, on="unit")
+        .filter(pl.col("step") >= pl.col("after"))
+        .sort("unit", "step")
+        .with_columns(
+            since=pl.col("step") - pl.col("step").first().over("unit"),
+            first=pl.col("value").first().over("unit"),
+        )
+        .filter(pl.col("since") > 0)
+        .with_columns(span=pl.col("since").cast(pl.Float64).log(2).floor().cast(pl.Int64))
+    )
+    found = []
+    for _, part in after.group_by("span", maintain_order=False):
+        each = part.group_by("unit").agg(pl.col("first").first(), later=pl.col("value").mean())
+        if each.height < 2:
+            continue
+        ratio = fieller_of_items(each["later"].to_numpy(), each["first"].to_numpy())
+        found.append(
+            {
+                "since_low": part["since"].min(),
+                "since_high": part["since"].max(),
+                "n": each.height,
+                "first": each["first"].mean(),
+                "later": each["later"].mean(),
+                "retained": ratio.estimate if np.isfinite(ratio.estimate) else None,
+                "low": ratio.low if ratio.bounded else None,
+                "high": ratio.high if ratio.bounded else None,
+            }
+        )
+    return pl.DataFrame(found, schema=RETAINED_SCHEMA).sort("since_low")
+
+
+def forgetting_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
+    """The rows of :func:`retained` for people."""
+    body = []
+    for row in rows.iter_rows(named=True):
+        low, high = row["since_low"], row["since_high"]
+        limits = (
+            f" [{number(100 * row['low'], 0)}, {number(100 * row['high'], 0)}]"
+            if row["low"] is not None
+            else " [unbounded]"
+        )
+        share = "–" if row["retained"] is None else number(100 * row["retained"], 0) + limits
+        body.append(
+            [
+                str(low) if low == high else f"{low}–{high}",
+                str(row["n"]),
+                number(row["first"], 3, signed=True),
+                number(row["later"], 3, signed=True),
+                share,
+            ]
+        )
+    return Table(
+        ["steps later", "n", "gain at first", "gain later", "retained, %"],
+        body,
+        f"Gain over dose 0 ({METRICS[inputs.primary].unit}) at the first checkpoint after an item's last exposure, and "
+        "of the same items later. Retained: ratio of the two means, 95 % interval by Fieller; unbounded where the "
+        "first gain cannot be told from 0.",
+        frozenset(),
+    )
+
+
+def forgetting_text(rows: pl.DataFrame) -> str:
+    """Why there is nothing on forgetting; empty where there is."""
+    if rows.height:
+        return ""
+    return (
+        "Not computed: no two items have two checkpoints after their last exposure. Exposures that end earlier "
+        "(insertion.phase) or checkpoints after the last ones (train.checkpoint_after_last) would show what is "
+        "forgotten."
+    )
