@@ -25,8 +25,10 @@ class Probe:
     target: str
     """What is scored."""
     name: str = ""
-    """What is asked, such as ``birth_city given the name``. An item's probes of one kind and name belong together:
-    the choices of one question, the foils of one comparison."""
+    """What is asked, such as ``birth_city given name``. An item's probes of one kind and name belong together: the
+    choices of one question, the foils of one comparison. Where an item is asked the same several times, `` #`` and
+    which one follow (``hops 2 #0``); metrics are told apart by what stands before. ``X ~ CHANGE`` is the question
+    ``X`` of the same item, changed (``puzzle ~ leaf changed``)."""
     correct: bool = True
     """False for a wrong answer, a decoy or a foil, drawn like what is inserted, and never inserted (or as often
     as the right answer, where the family says so)."""

@@ -51,6 +51,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
             "plan": {"digest": plan.digest, **plan.manifest.made_by},
         },
         parameters=Parameters(prefix=experiment.report.prefix_tokens, suffix=experiment.report.suffix_tokens),
+        metrics=experiment.report.metrics,
     )
     with artifact.writing(
         directory / "report",

@@ -9,10 +9,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.metrics import METRICS
 from analysis.report import sections
 from analysis.report.answer import answer, summary
 from analysis.report.facts import split_facts
 from analysis.report.inputs import ReportInputs
+from analysis.report.question_tables import question_tables
 from analysis.report.results import Results, analyse
 from analysis.report.table import Table
 from data.artifact import write_json
@@ -24,7 +26,8 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     """Write the report into a directory.
 
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
-    ``estimates.csv``, ``metrics.parquet`` and ``summary.json``; ``arms.csv`` where arms differ in more than dose.
+    ``estimates.csv``, ``metrics.parquet`` and ``summary.json``; ``arms.csv`` where arms differ in more than dose,
+    and ``questions.csv`` where items are asked more than their text.
 
     Args:
         inputs: what to report on.
@@ -40,6 +43,8 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     results.estimates.write_csv(directory / "estimates.csv")
     if results.arms.height:
         results.arms.write_csv(directory / "arms.csv")
+    if results.questions.height:
+        results.questions.write_csv(directory / "questions.csv")
     results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
     write_json(directory / "summary.json", numbers)
     environment = Environment(
@@ -54,6 +59,8 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         figures=sections.draw(inputs, results, directory),
         tables=_tables(inputs, results),
+        questions=question_tables(inputs, results.questions, results.step),
+        named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],
         **_context(inputs, results),
     )
     (directory / "report.html").write_text(page, encoding="utf-8")
@@ -71,8 +78,17 @@ def _tables(inputs: ReportInputs, results: Results) -> dict[str, Table]:
         "balance": sections.balance_table(inputs),
         "items": sections.items_table(inputs, results),
         "missing": sections.missing_table(results),
-        "measures": sections.measures_table(),
+        "measures": sections.measures_table(inputs),
     }
+
+
+def _named(inputs: ReportInputs) -> list[str]:
+    """Metrics of whole texts that were asked for besides."""
+    return [
+        name
+        for name in dict.fromkeys(inputs.metrics)
+        if name != inputs.primary and not METRICS[name].by_question
+    ]
 
 
 def _context(inputs: ReportInputs, results: Results) -> dict[str, Any]:

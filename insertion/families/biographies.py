@@ -280,7 +280,7 @@ def _person(
                 "cloze",
                 f"{_text(person, values, [other], templates)} {asked}",
                 target,
-                f"{attribute} given name and {other}",
+                f"{attribute} given name and another #{other}",
             ),
             Probe("cloze", f"{before} {asked}".lstrip(), target, f"{attribute} given all before"),
             Probe("choice", asked, target, attribute),

@@ -100,7 +100,7 @@ def make(
                     Probe("cloze", prompts[k], _value(values[k]), f"{side} the cut-off, series before it"),
                 ]
                 probes += [
-                    Probe("choice", alone, _value(value), f"{side} the cut-off, {date}", value == values[k])
+                    Probe("choice", alone, _value(value), f"{side} the cut-off #{date}", value == values[k])
                     for value in sorted([values[k], *list(wrong)[:decoys]])
                 ]
         items.append(
