@@ -269,8 +269,8 @@ def rank_test_bits(scored: Scored, parameters: Parameters) -> Values:
     """Minus log2 of the p of :func:`~analysis.metrics.watermark.rank_test` (Wei, Wang & Jia 2024), at most
     log2(foils + 1): exact where the foils are draws of the text's own generator."""
     found, foil, seen, fit = _foils(scored)
-    p = (1 + over(found.group, (foil >= seen) * 1.0, np.add)) / (found.size + 1)
-    return found.values(scored, -np.log2(p), fit, _UNSEEN)
+    above = over(found.group, (foil >= seen) * 1.0, np.add)
+    return found.values(scored, np.log2((found.size + 1) / (above + 1)), fit, _UNSEEN)
 
 
 @metric(
@@ -380,6 +380,26 @@ def cloze_bits_leaked(scored: Scored, parameters: Parameters) -> Values:
     """:func:`~analysis.metrics.personal.bits_leaked` of every cloze, the reference at the same step."""
     total = scored.sum_over_target(scored.logprob - scored.extra["reference"]) / math.log(2)
     return Values(total, np.isfinite(total), "the reference run has no score of it at this step")
+
+
+@metric(
+    name="cloze_bits_known",
+    needs=("cloze",),
+    formula="bits of the target - (-log2 p(target | prompt))",
+    unit="bits",
+    reads=("probe_bits",),
+    by_question=True,
+)
+def cloze_bits_known(scored: Scored, parameters: Parameters) -> Values:
+    """How much less surprising a target is than to a reader who knows its format alone, of clozes that claim bits.
+
+    Below 0 for a model that does not know the format. The means over what is asked given the name, cut at 0, times the
+    people, are ``N log2(S0 / e^p2)`` of :func:`~analysis.metrics.capacity.bio_s_capacity` (Allen-Zhu & Li 2024).
+    """
+    bits = scored.extra["probe_bits"]
+    valid = np.isfinite(bits)
+    known = np.where(valid, bits, 0.0) + scored.sum_over_target(scored.logprob) / math.log(2)
+    return Values(known, valid, "it claims no bits", valid)
 
 
 @metric(

@@ -36,10 +36,11 @@ READS = {
     "zlib_bytes": "text",
     "target": "text",
     "bits": "items",
+    "probe_bits": "probes",
     "reference": "run",
 }
 """What a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
-probe's text, the items, or the scores of the same probe at the same step in a reference run."""
+probe's text, the items, the probes, or the scores of the same probe at the same step in a reference run."""
 
 IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "dose", "question"]
 ASKED = ["run", "step", "family", "item_id", "name"]
@@ -67,8 +68,9 @@ class Scored:
     """Tokens that the model prefers to this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``reference`` (ln p under the
-    reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text) and ``bits`` (NaN where
-    the target is not all that the bits are of) per row. ``target``, a text, is a column of ``rows``."""
+    reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN where the
+    target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is a
+    column of ``rows``."""
 
     @property
     def position(self) -> NDArray[np.int64]:
@@ -143,6 +145,11 @@ def gather(
         name,
         name.str.replace(r" #.*$", "").alias("question"),
         pl.col("correct") if "correct" in probes.columns else pl.lit(True).alias("correct"),
+        *(
+            [pl.col("bits").alias("probe_bits")]
+            if {"probe_bits"} <= reads and "bits" in probes.columns
+            else []
+        ),
         *([target] if "target" in reads and {"text", "target_char"} <= set(probes.columns) else []),
         *texts,
     )
@@ -185,7 +192,8 @@ def gather(
             bool(texts),
             reference if "reference" in reads else None,
         )
-        | (_bits(found, items) if "bits" in reads and "bits" in items.columns else {}),
+        | (_bits(found, items) if "bits" in reads and "bits" in items.columns else {})
+        | ({"probe_bits": _of_rows(found["probe_bits"])} if "probe_bits" in found.columns else {}),
     )
     return scored, missing
 
@@ -206,7 +214,11 @@ def _bits(found: pl.DataFrame, items: pl.DataFrame) -> dict[str, NDArray[np.floa
         of_items, on="item_id", how="left", maintain_order="left"
     )
     whole = pl.when(pl.col("target_bytes") == pl.col("bytes")).then("bits")
-    return {"bits": joined.select(whole.cast(pl.Float64).fill_null(np.nan)).to_series().to_numpy()}
+    return {"bits": _of_rows(joined.select(whole).to_series())}
+
+
+def _of_rows(values: pl.Series) -> NDArray[np.float64]:
+    return values.cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
 def lacking(
@@ -222,6 +234,8 @@ def lacking(
             return "the probes do not say where their targets begin"
         if READS[name] == "items" and name not in items.columns:
             return f"the items have no column {name!r}"
+        if READS[name] == "probes" and "bits" not in probes.columns:
+            return "the probes have no column 'bits'"
         if READS[name] == "run" and not (scores["run"] == reference).any():
             return f"there are no scores of the reference run {reference!r}"
     return ""

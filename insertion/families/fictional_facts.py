@@ -212,8 +212,9 @@ def _made(ground: Ground, index: int, paraphrases: int) -> Item:
                 "semantic": fact.semantic,
                 "composition": fact.composition,
             }[depth]
-            target = then if depth == "composition" else value
-            probes.append(Probe("cloze", template.format(org=org), f" {target}", f"{depth} #{name}"))
+            target, known = (then, fact.then_bits) if depth == "composition" else (value, fact.bits)
+            asked = template.format(org=org)
+            probes.append(Probe("cloze", asked, f" {target}", f"{depth} #{name}", bits=known))
     return Item(
         f"fact-{index:05d}",
         NAME,

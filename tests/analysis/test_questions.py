@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from analysis.metrics import METRICS, compute
+from analysis.metrics.capacity import bio_s_capacity
 from analysis.metrics.reasoning import limem
 from analysis.metrics.watermark import combined_p
 from analysis.report.inputs import ReportInputs
@@ -26,14 +27,21 @@ from tests.insertion.every_family import SHIPPED, ground, settings
 
 
 def probe(
-    kind: str, target: str, loglik: float, *, name: str = "q", correct: bool = True, item: str = "i0"
+    kind: str,
+    target: str,
+    loglik: float,
+    *,
+    name: str = "q",
+    correct: bool = True,
+    item: str = "i0",
+    bits: float | None = None,
 ) -> dict[str, Any]:
     """A probe of a prompt's token and two of the target, and its log-likelihood."""
     prompt = "" if kind in ("verbatim", "foil", "bare") else "Which? "
     return {
         "item_id": item, "family": "f", "kind": kind, "name": name, "correct": correct, "text": prompt + target,
         "target_char": len(prompt), "tokens": [1, 2, 3], "target_start": 1, "target_bytes": len(target.encode()),
-        "loglik": loglik,
+        "loglik": loglik, "bits": bits,
     }  # fmt: skip
 
 
@@ -152,6 +160,25 @@ def test_clozes_count_their_targets_alone() -> None:
     assert value(found, "cloze_reproduced", "a") == 1  # the prompt's token has rank 9
     assert value(found, "cloze_reproduced", "b") == 0
     assert value(found, "cloze_min_k_logprob", "b") == -6  # the lower of -2 and -6
+
+
+def test_bits_known_are_the_capacity_formulas() -> None:
+    """Two attributes of 4 and 8 equally likely values, of four people: bits that the model saves on the values."""
+    nll = [[0.0, math.log(8)], [math.log(2), math.log(2)], [math.log(4), 0.0], [0.0, 0.0]]
+    found = rows(
+        [
+            probe("cloze", "x", -lost, name=f"{name} given name", item=f"i{person}", bits=bits)
+            for person, row in enumerate(nll)
+            for lost, name, bits in zip(row, ("city", "field"), (2.0, 3.0), strict=True)
+        ]
+        + [probe("cloze", "x", -1, name="no claim")],
+        ["cloze_bits_known"],
+    )
+    assert set(found["question"]) == {"city given name", "field given name"}
+    capacity = bio_s_capacity(
+        4, 1000, math.log(4), float(np.sum(nll)) / 4, log2_names=2.0, log2_attributes=5.0
+    )
+    assert found["value"].sum() == pytest.approx(capacity.bits)  # names cost what they must: 0 bits of them
 
 
 def test_limem_is_the_published_one() -> None:
@@ -273,9 +300,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
                 row = {"probe_id": f"{item.id}/{p.kind}/{place}", "item_id": item.id, "family": name}
                 row |= {"kind": p.kind, "name": p.name, "correct": p.correct, "text": p.prompt + p.target}
                 row |= {"target_char": len(p.prompt), "target_bytes": len(p.target.encode())}
-                row |= {"tokens": [1, 2, 3, 4], "target_start": int(bool(p.prompt))}
+                row |= {"tokens": [1, 2, 3, 4], "target_start": int(bool(p.prompt)), "bits": p.bits}
                 probes.append(row | {"gain": 2.0 * (known and dose > 0)})
-    table = pl.DataFrame(probes)
+    table = pl.DataFrame(probes, infer_schema_length=None)
     rng = np.random.default_rng(5)
     frames = []
     for run in RUNS:
@@ -380,6 +407,20 @@ def test_detection_ratio_with_and_without_context(store: ReportInputs) -> None:
             "value"
         ].item()
         assert ratio == pytest.approx(sum(row["logprob"]) / (25 * math.log(20_000)))
+
+
+def test_bits_of_what_is_asked_add_up(store: ReportInputs) -> None:
+    """Attributes given the name, the secrets of a file, a canary: together they are what the item claims."""
+    name = pl.col("name")
+    whole = store.probes.filter(
+        ((pl.col("family") == "biographies") & name.str.ends_with(" given name"))
+        | (pl.col("family") == "code_secrets")
+        | ((pl.col("family") == "canaries") & ~name.str.contains("given"))
+    )
+    sums = whole.group_by("item_id").agg(pl.col("bits").sum().alias("asked"))
+    both = sums.join(store.items, on="item_id")
+    assert both.height == 3 * EACH
+    assert both["asked"].to_numpy() == pytest.approx(both["bits"].to_numpy())
 
 
 def test_the_report_tells_them_apart(
