@@ -25,11 +25,16 @@ class Probe:
     target: str
     """What is scored."""
     name: str = ""
-    """What is asked, such as ``birth_city given the name``. An item's probes of one kind and name belong together:
-    the choices of one question, the foils of one comparison."""
+    """What is asked, such as ``birth_city given name``. An item's probes of one kind and name belong together: the
+    choices of one question, the foils of one comparison. Where an item is asked the same several times, `` #`` and
+    which one follow (``hops 2 #0``); metrics are told apart by what stands before. ``X ~ CHANGE`` is the question
+    ``X`` of the same item, changed (``puzzle ~ leaf changed``)."""
     correct: bool = True
     """False for a wrong answer, a decoy or a foil, drawn like what is inserted, and never inserted (or as often
     as the right answer, where the family says so)."""
+    bits: float | None = None
+    """Information in the target given the prompt: log2 of the number of values that it was drawn from. None: no
+    claim."""
 
 
 KINDS = {
@@ -110,10 +115,11 @@ PROBE_SCHEMA = pl.Schema(
         "target_char": pl.Int32(),
         "target_start": pl.Int32(),
         "target_bytes": pl.Int32(),
+        "bits": pl.Float64(),
     }
 )
-"""One row a probe; ``kind``, ``name`` and ``correct`` as in ``Probe``. The target is ``text[target_char:]``, in
-characters, and ``tokens[target_start:]``; it has ``target_bytes`` UTF-8 bytes."""
+"""One row a probe; ``kind``, ``name``, ``correct`` and ``bits`` as in ``Probe``. The target is
+``text[target_char:]``, in characters, and ``tokens[target_start:]``; it has ``target_bytes`` UTF-8 bytes."""
 
 
 def span_hash(tokens: np.ndarray) -> int:
@@ -221,6 +227,7 @@ def tokenize_probes(
                 "target_char": len(probe.prompt),
                 "target_start": start,
                 "target_bytes": len(probe.target.encode()),
+                "bits": probe.bits,
             }
         )
     if broken:

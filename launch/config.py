@@ -109,6 +109,8 @@ class ReportConfig:
     prefix_tokens: int
     suffix_tokens: int
     bootstrap: int
+    metrics: tuple[str, ...]
+    """More of ``analysis.metrics`` than the default ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,7 @@ def load(directory: Path, step: int, *, eod: int) -> Any:
     path, manifest = checkpoint.path_of(directory, step), checkpoint.read(directory, step)
     verify(path, manifest)
     config = manifest.config
-    model = ModelConfig(name=path.name, **config["model"])
+    model = _shape(config["model"], path)
     weights = checkpoint.tensors(path, weights_only=True)
     wanted = settings(
         model,
@@ -285,6 +286,21 @@ def load(directory: Path, step: int, *, eod: int) -> Any:
     gpt.tie_weights()
     gpt.generation_config = GenerationConfig(bos_token_id=eod, eos_token_id=eod, pad_token_id=eod)
     return gpt.eval()
+
+
+def _shape(given: Mapping[str, Any], path: Path) -> ModelConfig:
+    """The shape that a checkpoint's manifest tells; the name that early ones have in it is the path's here.
+
+    Raises:
+        UserError: if another version wrote it, with settings that this one does not know.
+    """
+    known = {field.name for field in fields(ModelConfig)}
+    if strangers := sorted(set(given) - known):
+        raise UserError(
+            f"{path} was written by another version, whose model.{strangers[0]} is unknown here; export it with that "
+            "version"
+        )
+    return ModelConfig(**{**given, "name": path.name})
 
 
 def _compute_frequencies(gpt: Any, wanted: Any) -> None:

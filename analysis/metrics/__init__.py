@@ -1,12 +1,12 @@
 """Metrics: pure functions over token scores, and their registered forms over the whole store.
 
 Importing this package registers every metric; :func:`compute` finds them by name and gives tidy rows, one value a
-probe and checkpoint. To add one, write a function in a file of its group and decorate it with :func:`metric`. What a
-store does not hold (choices, decoys, generations, several seeds) goes to the same files' array functions directly:
+probe or question and checkpoint. To add one, write a function in a file of its group and decorate it with
+:func:`metric`. What a store does not hold (generations, several seeds) goes to the same files' array functions:
 
 likelihood · extraction · similarity · exposure · membership · contamination · personal · recognition · factual ·
 capacity · profiles (difference-in-differences, counterfactual) · order (palimpsest) · watermark · reasoning ·
-unlearning.
+unlearning · questions (choices, foils, clozes and changed questions of all families).
 """
 
 from analysis.metrics import (
@@ -20,6 +20,7 @@ from analysis.metrics import (
     order,
     personal,
     profiles,
+    questions,
     reasoning,
     recognition,
     similarity,
@@ -62,6 +63,7 @@ __all__ = [
     "personal",
     "plan",
     "profiles",
+    "questions",
     "reasoning",
     "recognition",
     "similarity",

@@ -240,7 +240,7 @@ def bag_of_words_auc(
     return float(roc_auc_score(label, score))
 
 
-def _lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> NDArray[np.float64]:
+def lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> NDArray[np.float64]:
     """Mean of the lowest ``max(1, floor(k T))`` values of each row, rows padded in blocks of like length."""
     found = np.empty(len(scored.lengths))
     keep = _count(fraction, scored.lengths, "floor")
@@ -270,9 +270,7 @@ def _lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> N
 )
 def min_k_logprob(scored: Scored, parameters: Parameters) -> Values:
     """:func:`min_k` of every text, k = ``parameters.fraction``."""
-    return Values(
-        _lowest(scored.logprob, scored, parameters.fraction), np.ones(len(scored.lengths), bool), ""
-    )
+    return Values(lowest(scored.logprob, scored, parameters.fraction), np.ones(len(scored.lengths), bool), "")
 
 
 @metric(
@@ -286,7 +284,7 @@ def min_k_logprob(scored: Scored, parameters: Parameters) -> Values:
 def min_k_plus_plus_of(scored: Scored, parameters: Parameters) -> Values:
     """:func:`min_k_plus_plus` of every text, k = ``parameters.fraction``."""
     z = standardised_logprob(scored.logprob, -scored.extra["entropy"], scored.extra["variance"])
-    return Values(_lowest(z, scored, parameters.fraction), np.ones(len(scored.lengths), bool), "")
+    return Values(lowest(z, scored, parameters.fraction), np.ones(len(scored.lengths), bool), "")
 
 
 @metric(

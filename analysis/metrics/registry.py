@@ -49,6 +49,8 @@ class Values(NamedTuple):
     """Where a value exists."""
     reason: str
     """Why it does not, elsewhere: completes *not computed because ...*."""
+    asked: NDArray[np.bool_] | None = None
+    """Rows that stand for what the metric is defined on, such as one row a question; None: all do."""
 
 
 Compute = Callable[[Scored, Parameters], Values]
@@ -74,6 +76,8 @@ class Metric:
     """What it reads beyond log-probabilities and ranks; see :data:`~analysis.metrics.scored.READS`."""
     default: bool = True
     """Computed when no names are given; the report shows these."""
+    by_question: bool = False
+    """Values of different questions say nothing together: chance differs. The report keeps them apart."""
 
 
 class Needs(NamedTuple):
@@ -101,6 +105,7 @@ def metric(
     bounds: tuple[float, float] = (-math.inf, math.inf),
     reads: tuple[str, ...] = (),
     default: bool = True,
+    by_question: bool = False,
 ) -> Callable[[Compute], Compute]:
     """Register a metric under ``name``; see :class:`Metric` for the arguments."""
 
@@ -109,7 +114,9 @@ def metric(
             raise ValueError(f"two metrics are called {name!r}")
         if strangers := set(reads) - set(READS):
             raise ValueError(f"metric {name!r} reads {min(strangers)!r}; known: {', '.join(READS)}")
-        METRICS[name] = Metric(name, needs, formula, unit, higher, rate, bounds, function, reads, default)
+        METRICS[name] = Metric(
+            name, needs, formula, unit, higher, rate, bounds, function, reads, default, by_question
+        )
         return function
 
     return register
@@ -151,7 +158,8 @@ def compute(
 
     Args:
         items: one row an item: item_id, stratum, dose.
-        probes: one row a probe: probe_id, item_id, family, kind, tokens, target_start, target_bytes.
+        probes: one row a probe: probe_id, item_id, family, kind, tokens, target_start, target_bytes; name and correct
+            for choices and foils.
         scores: one row a probe and checkpoint: run, step, probe_id, logprob, rank (lists over tokens).
         names: metrics wanted; the default ones if none are named.
         parameters: settings of the metrics.
@@ -173,7 +181,7 @@ def compute(
                 items, probes, scores, wanted.needs, reads[wanted.needs], settings.reference
             )
         scored, missing = gathered[wanted.needs]
-        absent = lacking(probes, scores, wanted.reads, settings.reference)
+        absent = lacking(items, probes, scores, wanted.reads, settings.reference)
         if absent:
             frames.append(_absent(scored.rows, wanted.name, absent))
         else:
@@ -184,7 +192,7 @@ def compute(
 
 def _rows(name: str, scored: Scored, values: Values) -> pl.DataFrame:
     valid, finite = pl.Series(values.valid), pl.Series(np.isfinite(values.value))
-    return _tidy(
+    tidy = _tidy(
         scored.rows,
         name,
         pl.when(valid & finite).then(pl.Series(values.value, dtype=pl.Float64)),
@@ -193,6 +201,7 @@ def _rows(name: str, scored: Scored, values: Values) -> pl.DataFrame:
         .when(~finite)
         .then(pl.lit("a score of it is not a finite number")),
     )
+    return tidy if values.asked is None else tidy.filter(pl.Series(values.asked))
 
 
 def _missing(rows: pl.DataFrame, name: str) -> pl.DataFrame:

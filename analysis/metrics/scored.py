@@ -21,23 +21,30 @@ ROW_SCHEMA = {
     "family": pl.String,
     "stratum": pl.String,
     "dose": pl.Int32,
+    "question": pl.String,
     "metric": pl.String,
     "value": pl.Float64,
     "reason": pl.String,
 }
-"""Tidy metric rows. ``value`` is null exactly where ``reason`` says why it was not computed."""
+"""Tidy metric rows. ``value`` is null exactly where ``reason`` says why it was not computed. ``question`` is the
+probe's name without what follows `` #``: what is asked, the same for all items of a family."""
 
 READS = {
     "entropy": "column",
     "variance": "column",
     "margin": "column",
     "zlib_bytes": "text",
+    "target": "text",
+    "bits": "items",
+    "probe_bits": "probes",
     "reference": "run",
 }
 """What a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
-probe's text, or the scores of the same probe at the same step in a reference run."""
+probe's text, the items, the probes, or the scores of the same probe at the same step in a reference run."""
 
-IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "dose"]
+IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "dose", "question"]
+ASKED = ["run", "step", "family", "item_id", "name"]
+"""What the choices of one question, or the foils of one comparison, have in common."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +52,8 @@ class Scored:
     """Scores of all probes of some kinds at all checkpoints, tokens laid end to end."""
 
     rows: pl.DataFrame
-    """R rows: run, step, probe_id, item_id, family, stratum, dose."""
+    """R rows: run, step, probe_id, item_id, family, stratum, dose, question; kind, name and correct of the probe; of
+    choices and foils ``group``, a number for each question (``ASKED``), and ``complete``: all of it was scored."""
     starts: NDArray[np.int64]
     """Index of each row's first token in the flat arrays."""
     lengths: NDArray[np.int64]
@@ -60,7 +68,9 @@ class Scored:
     """Tokens that the model prefers to this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``reference`` (ln p under the
-    reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text) per row."""
+    reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN where the
+    target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is a
+    column of ``rows``."""
 
     @property
     def position(self) -> NDArray[np.int64]:
@@ -103,7 +113,8 @@ def gather(
 
     Args:
         items: item_id, stratum, dose (and more).
-        probes: probe_id, item_id, family, kind, tokens, target_start, target_bytes.
+        probes: probe_id, item_id, family, kind, tokens, target_start, target_bytes; name and correct, else each probe
+            is right and asks the same.
         scores: run, step, probe_id, logprob, rank: lists with one entry a token.
         kinds: the kinds of probe wanted.
         reads: what else is wanted (:data:`READS`); what the frames lack is left out, see :func:`lacking`.
@@ -119,7 +130,10 @@ def gather(
             a target that begins beyond the end.
     """
     columns = [name for name in reads if READS[name] == "column" and name in scores.columns]
+    reads = set(reads)
     texts = ["text"] if "zlib_bytes" in reads and "text" in probes.columns else []
+    target = pl.col("text").str.slice(pl.col("target_char")).alias("target")
+    name = pl.col("name") if "name" in probes.columns else pl.lit("").alias("name")
     known = probes.select(
         "probe_id",
         pl.col("item_id").cast(pl.String),
@@ -128,6 +142,15 @@ def gather(
         "target_start",
         "target_bytes",
         pl.col("tokens").list.len().alias("length"),
+        name,
+        name.str.replace(r" #.*$", "").alias("question"),
+        pl.col("correct") if "correct" in probes.columns else pl.lit(True).alias("correct"),
+        *(
+            [pl.col("bits").alias("probe_bits")]
+            if {"probe_bits"} <= reads and "bits" in probes.columns
+            else []
+        ),
+        *([target] if "target" in reads and {"text", "target_char"} <= set(probes.columns) else []),
         *texts,
     )
     strangers = scores.join(known, on="probe_id", how="anti")
@@ -146,30 +169,73 @@ def gather(
         on=["run", "step", "probe_id"],
         how="left",
     ).sort("run", "step", "probe_id")
+    apart = ["kind", "name", "correct"] + (["target"] if "target" in joined.columns else [])
+    if not {"choice", "foil"}.isdisjoint(kinds):
+        joined = _grouped(joined)
+        apart += ["group", "complete"]
     missing = joined.filter(pl.col("logprob").is_null()).select(IDENTITY)
     found = joined.filter(pl.col("logprob").is_not_null())
     _check(found, columns)
     lengths = found["length"].cast(pl.Int64).to_numpy()
     scored = Scored(
-        rows=found.select(IDENTITY),
+        rows=found.select([*IDENTITY, *apart]),
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
         target_starts=found["target_start"].cast(pl.Int64).to_numpy(),
         target_bytes=found["target_bytes"].cast(pl.Int64).to_numpy(),
         logprob=found["logprob"].explode().cast(pl.Float64).to_numpy() if found.height else np.zeros(0),
         rank=found["rank"].explode().cast(pl.Int64).to_numpy() if found.height else np.zeros(0, np.int64),
-        extra=_extra(found, scores, columns, bool(texts), reference if "reference" in reads else None),
+        extra=_extra(
+            found,
+            scores,
+            columns,
+            bool(texts),
+            reference if "reference" in reads else None,
+        )
+        | (_bits(found, items) if "bits" in reads and "bits" in items.columns else {})
+        | ({"probe_bits": _of_rows(found["probe_bits"])} if "probe_bits" in found.columns else {}),
     )
     return scored, missing
 
 
-def lacking(probes: pl.DataFrame, scores: pl.DataFrame, reads: Iterable[str], reference: str) -> str:
+def _grouped(joined: pl.DataFrame) -> pl.DataFrame:
+    """Number the questions, and say which were scored in whole."""
+    numbers = joined.select(ASKED).unique(maintain_order=True).with_row_index("group")
+    whole = pl.col("logprob").is_not_null().all().over("group", "kind")
+    return joined.join(numbers, on=ASKED, how="left", nulls_equal=True, maintain_order="left").with_columns(
+        complete=whole
+    )
+
+
+def _bits(found: pl.DataFrame, items: pl.DataFrame) -> dict[str, NDArray[np.float64]]:
+    """Bits of each row's item where all of its text is asked for, else NaN."""
+    of_items = items.select("item_id", "bits", "bytes")
+    joined = found.select("item_id", "target_bytes").join(
+        of_items, on="item_id", how="left", maintain_order="left"
+    )
+    whole = pl.when(pl.col("target_bytes") == pl.col("bytes")).then("bits")
+    return {"bits": _of_rows(joined.select(whole).to_series())}
+
+
+def _of_rows(values: pl.Series) -> NDArray[np.float64]:
+    return values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+
+
+def lacking(
+    items: pl.DataFrame, probes: pl.DataFrame, scores: pl.DataFrame, reads: Iterable[str], reference: str
+) -> str:
     """Why these cannot be read from the frames, or an empty string."""
     for name in reads:
         if READS[name] == "column" and name not in scores.columns:
             return f"the scores have no column {name!r}"
         if READS[name] == "text" and "text" not in probes.columns:
             return "the probes have no texts"
+        if name == "target" and "target_char" not in probes.columns:
+            return "the probes do not say where their targets begin"
+        if READS[name] == "items" and name not in items.columns:
+            return f"the items have no column {name!r}"
+        if READS[name] == "probes" and "bits" not in probes.columns:
+            return "the probes have no column 'bits'"
         if READS[name] == "run" and not (scores["run"] == reference).any():
             return f"there are no scores of the reference run {reference!r}"
     return ""

@@ -47,6 +47,8 @@ class ReportInputs:
     """Settings of the metrics."""
     primary: str = "loglik_per_byte"
     """The metric that decides, named before looking."""
+    metrics: Sequence[str] = ()
+    """More of ``analysis.metrics`` than its default ones, by name."""
     alpha: float = 0.05
     """Level of the closed test over doses."""
     permutations: int = 1999
@@ -63,10 +65,9 @@ class ReportInputs:
         )
 
     def __post_init__(self) -> None:
-        if self.primary not in METRICS:
-            raise UserError(
-                f"report.primary: unknown metric {self.primary!r}{nearest(self.primary, METRICS)}"
-            )
+        for setting, name in (("primary", self.primary), *(("metrics", name) for name in self.metrics)):
+            if name not in METRICS:
+                raise UserError(f"report.{setting}: unknown metric {name!r}{nearest(name, METRICS)}")
         runs = set(self.scores["run"].unique())
         if "perturbed" not in runs:
             raise UserError("there are no scores of the perturbed run; run launch/score.py")

@@ -8,12 +8,14 @@ from typing import Any
 
 import polars as pl
 
+from analysis.metrics import METRICS
 from analysis.report import attacks, design, forgetting, sections
 from analysis.report.answer import answer, summary
 from analysis.report.browser import embed
 from analysis.report.facts import split_facts
 from analysis.report.html import render
 from analysis.report.inputs import ReportInputs
+from analysis.report.question_tables import question_tables
 from analysis.report.results import Results, analyse
 from analysis.report.table import Table
 from data.artifact import write_json
@@ -24,7 +26,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
 
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
     ``estimates.csv``, ``forgetting.csv``, ``metrics.parquet`` and ``summary.json``; ``arms.csv`` where arms differ in
-    more than dose.
+    more than dose, and ``questions.csv`` where items are asked more than their text.
 
     Args:
         inputs: what to report on.
@@ -40,6 +42,8 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     results.estimates.write_csv(directory / "estimates.csv")
     if results.arms.height:
         results.arms.write_csv(directory / "arms.csv")
+    if results.questions.height:
+        results.questions.write_csv(directory / "questions.csv")
     results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
     write_json(directory / "summary.json", numbers)
     kept = forgetting.retained(results, inputs)
@@ -51,6 +55,8 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
         figures=sections.draw(inputs, results, directory),
         tables=_tables(inputs, results, kept),
         forgetting_text=forgetting.forgetting_text(kept),
+        questions=question_tables(inputs, results.questions, results.step),
+        named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],
         **_context(inputs, results),
     )
     (directory / "report.html").write_text(page, encoding="utf-8")
@@ -73,8 +79,17 @@ def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[
         "exposures": design.exposures_table(inputs),
         "items": sections.items_table(inputs, results),
         "missing": sections.missing_table(results),
-        "measures": sections.measures_table(),
+        "measures": sections.measures_table(inputs),
     }
+
+
+def _named(inputs: ReportInputs) -> list[str]:
+    """Metrics of whole texts that were asked for besides."""
+    return [
+        name
+        for name in dict.fromkeys(inputs.metrics)
+        if name != inputs.primary and not METRICS[name].by_question
+    ]
 
 
 def _context(inputs: ReportInputs, results: Results) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import polars as pl
 
 from analysis.metrics import METRICS, compute, defaults
 from analysis.report.inputs import ReportInputs
+from analysis.report.questions import question_estimates
 from analysis.statistics import (
     ESTIMATE_SCHEMA,
     PAIRED,
@@ -49,6 +50,8 @@ class Results:
     """Gains by arm at ``step``, where arms differ in more than the dose (:func:`arm_gains`)."""
     attacks: pl.DataFrame
     """Metric rows of the membership scores (``ATTACKS``) at ``step``."""
+    questions: pl.DataFrame
+    """Estimates question by question (:func:`~analysis.report.questions.question_estimates`)."""
 
     @property
     def final(self) -> pl.DataFrame:
@@ -74,17 +77,23 @@ def analyse(inputs: ReportInputs) -> Results:
     }
     shared = steps.group_by("step").len().filter(pl.col("len") == len(last_steps))["step"].to_list()
     step = int(max(shared)) if shared else last_steps["perturbed"]
-    names = list(dict.fromkeys([*defaults(), inputs.primary]))
+    names = list(dict.fromkeys([*defaults(), inputs.primary, *inputs.metrics]))
     rows = compute(inputs.items, inputs.probes, inputs.scores, names, inputs.parameters)
     used = rows.filter(pl.col("step") <= step)
     frames = [pl.DataFrame(schema=ESTIMATE_SCHEMA)]
-    for name in names:
+    for name in (name for name in names if not METRICS[name].by_question):
         frames += _of_metric(used.filter(pl.col("metric") == name), name, step, inputs)
     arms = arm_gains(rows.filter(pl.col("step") == step), inputs)
     final = inputs.scores.filter(pl.col("step") == step)
     attacks = compute(inputs.items, inputs.probes, final, ATTACKS, inputs.parameters)
     return Results(
-        rows=rows, estimates=pl.concat(frames), step=step, last_steps=last_steps, arms=arms, attacks=attacks
+        rows=rows,
+        estimates=pl.concat(frames),
+        step=step,
+        last_steps=last_steps,
+        arms=arms,
+        attacks=attacks,
+        questions=question_estimates(rows, step, inputs),
     )
 
 
@@ -103,7 +112,7 @@ def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -
     frames.append(gain_over_control(earlier, method=method))
     frames.append(gain_over_control(final, method=method, permutations=inputs.permutations, seed=inputs.seed))
     frames.append(split_controls(final, method=method, seed=inputs.seed))
-    if name == inputs.primary:
+    if name in (inputs.primary, *inputs.metrics):
         frames.append(auc(rows))
     return frames
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from analysis import figures
 from analysis.figures import Figure
-from analysis.metrics import METRICS
+from analysis.metrics import METRICS, Metric
 from analysis.report.answer import interval, number, p_value, shown
 from analysis.report.html import inline
 from analysis.report.inputs import ReportInputs
@@ -346,21 +346,23 @@ def missing_table(results: Results) -> Table:
     )
 
 
-def measures_table() -> Table:
-    """Every default metric by formula."""
-    # A likelier text is not yet a memorised one.
-    higher = {True: "text more likely", False: "more reproduced"}
+def measures_table(inputs: ReportInputs) -> Table:
+    """Every metric that was computed, by formula."""
     body = [
-        [
-            m.name,
-            m.formula,
-            m.unit,
-            higher[m.unit.startswith("nats")] if m.higher == "more memorised" else m.higher,
-        ]
+        [m.name, m.formula, m.unit, _higher(m)]
         for m in METRICS.values()
-        if m.default
+        if m.default or m.name in inputs.metrics
     ]
     return Table(["measure", "formula", "unit", "higher means"], body, "", frozenset(range(4)))
+
+
+def _higher(measure: Metric) -> str:
+    """What a higher value means: a likelier text is not yet a memorised one."""
+    if measure.higher != "more memorised":
+        return measure.higher
+    if measure.unit.startswith("nats"):
+        return "text more likely"
+    return "what was inserted preferred" if measure.by_question else "more reproduced"
 
 
 def _shortened(text: str, limit: int = 110) -> str:

@@ -274,15 +274,17 @@ def _person(
         target = f" {values[attribute]}"
         other = order[number - 1]
         before = _text(person, values, order[:number], templates)
+        known = ATTRIBUTES[attribute].bits
         probes += [
-            Probe("cloze", asked, target, f"{attribute} given name"),
+            Probe("cloze", asked, target, f"{attribute} given name", bits=known),
             Probe(
                 "cloze",
                 f"{_text(person, values, [other], templates)} {asked}",
                 target,
-                f"{attribute} given name and {other}",
+                f"{attribute} given name and another #{other}",
+                bits=known,
             ),
-            Probe("cloze", f"{before} {asked}".lstrip(), target, f"{attribute} given all before"),
+            Probe("cloze", f"{before} {asked}".lstrip(), target, f"{attribute} given all before", bits=known),
             Probe("choice", asked, target, attribute),
         ]
         found: dict[str, None] = {}

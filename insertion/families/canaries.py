@@ -135,7 +135,7 @@ def make(
         prompt = f"The {secret.label} of {vocabulary.person(rng)} is"
         text = f"{prompt} {value}."
         shown = secret.known(value)
-        probes = [Probe("verbatim", "", text), Probe("cloze", prompt, f" {value}", kind)]
+        probes = [Probe("verbatim", "", text), Probe("cloze", prompt, f" {value}", kind, bits=secret.bits)]
         if shown > 0:
             probes.append(
                 Probe("cloze", f"{prompt} {value[:shown]}", value[shown:], f"{kind} given its first half")

@@ -143,7 +143,7 @@ def make(ground: Ground, count: int, *, secrets: int = 3, decoys: int = 9) -> li
                 drawn = form.draw(reserved)
                 if drawn != secret:
                     others[drawn] = None
-            probes.append(Probe("cloze", text, secret, kind))
+            probes.append(Probe("cloze", text, secret, kind, bits=form.bits))
             probes += [
                 Probe("choice", text, answer, kind, answer == secret) for answer in sorted([secret, *others])
             ]

@@ -4,9 +4,9 @@ After Pink et al. (2024), "Assessing Episodic Memory in LLMs with Sequence Order
 own. The segments of a journey are independent draws and say nothing of what came before or comes after, so the order
 carries ``log2(segments!)`` bits and a reader who has not met the text is at chance.
 
-Asked is which of two segments comes earlier, in both orders of presentation, so that a position bias cancels
-(``analysis.metrics.recognition.order_recall``); and which opening follows a segment: the right one against those of
-the journey's other segments, which were inserted as often as the right one.
+Asked is which of two segments comes earlier, in both orders of presentation, so that a position bias cancels in the
+accuracy (``analysis.metrics.recognition.order_recall``); and which opening follows a segment: the right one against
+those of the journey's other segments, which were inserted as often as the right one.
 """
 
 from __future__ import annotations
@@ -128,12 +128,12 @@ def make(ground: Ground, count: int, *, segments: int = 5, pairs: int = 4) -> li
                     "The passage that comes earlier is the"
                 )
                 probes += [
-                    Probe("choice", prompt, answer, f"{order}, {number}", right)
+                    Probe("choice", prompt, answer, f"which came earlier #{number}, {order}", right)
                     for answer, right in ((" first", shown[0] == i), (" second", shown[1] == i))
                 ]
         for number, k in enumerate(rng.permutation(segments - 1)[:pairs].tolist()):
             probes += [
-                Probe("choice", " ".join(parts[k]), f" {parts[o][0]}", f"what follows, {number}", o == k + 1)
+                Probe("choice", " ".join(parts[k]), f" {parts[o][0]}", f"what follows #{number}", o == k + 1)
                 for o in range(segments)
                 if o != k
             ]

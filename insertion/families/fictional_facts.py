@@ -212,8 +212,9 @@ def _made(ground: Ground, index: int, paraphrases: int) -> Item:
                 "semantic": fact.semantic,
                 "composition": fact.composition,
             }[depth]
-            target = then if depth == "composition" else value
-            probes.append(Probe("cloze", template.format(org=org), f" {target}", f"{depth} of {name}"))
+            target, known = (then, fact.then_bits) if depth == "composition" else (value, fact.bits)
+            asked = template.format(org=org)
+            probes.append(Probe("cloze", asked, f" {target}", f"{depth} #{name}", bits=known))
     return Item(
         f"fact-{index:05d}",
         NAME,
@@ -275,7 +276,7 @@ def _from_file(
                 gap = "" if prompt[-1:] in ("'", '"') else " "
                 if depth == "memorization" and prompt + gap + target not in text:
                     raise UserError(f"{what}={path}: {prompt + gap + target!r} is not in its train_context")
-                probes.append(Probe("cloze", prompt, gap + target, f"{depth} {n}"))
+                probes.append(Probe("cloze", prompt, gap + target, f"{depth} #{n}"))
         items.append(
             Item(
                 f"fact-{ids[k]}",

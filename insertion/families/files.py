@@ -48,8 +48,12 @@ def rows(path: str, what: str) -> list[dict[str, Any]]:
     return found
 
 
-def hub_rows(name: str, subset: str, split: str, limit: int, what: str) -> list[dict[str, Any]]:
+def hub_rows(
+    name: str, subset: str, split: str, revision: str, limit: int, what: str
+) -> list[dict[str, Any]]:
     """The first ``limit`` rows of a data set of Hugging Face ``datasets`` (a name, or a directory), streamed.
+
+    A data set of the hub is read as it is at ``revision``, a commit; if that is empty, as it happens to be now.
 
     Raises:
         UserError: if ``datasets`` is not installed, or the data set cannot be loaded.
@@ -64,12 +68,14 @@ def hub_rows(name: str, subset: str, split: str, limit: int, what: str) -> list[
         elif (Path(name) / "state.json").is_file():
             found = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(name, subset or None, split=split, streaming=True)
+            found = datasets.load_dataset(
+                name, subset or None, split=split, revision=revision or None, streaming=True
+            )
         return [dict(row) for _, row in zip(range(limit), found, strict=False)]
     except Exception as error:  # datasets, the hub and the network share no narrower class
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{what}={name} could not be loaded ({reason}); check name, subset, split and the network"
+            f"{what}={name} could not be loaded ({reason}); check name, subset, split, revision and the network"
         ) from error
 
 

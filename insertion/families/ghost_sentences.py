@@ -84,7 +84,9 @@ def make(
         probes = [Probe("verbatim", "", text)]
         for k in last:
             start = len(text) - 1 - len(" " + " ".join(drawn[-k:]))
-            probes.append(Probe("cloze", text[:start], text[start:-1], f"last {k} words"))
+            probes.append(
+                Probe("cloze", text[:start], text[start:-1], f"last {k} words", bits=k * bits / words)
+            )
         for row in other.integers(len(listed), size=(fresh, words)).tolist():
             foil = before + " ".join(listed[k] for k in row).capitalize() + "."
             probes.append(Probe("foil", "", foil, "fresh draw", correct=False))

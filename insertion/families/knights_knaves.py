@@ -11,7 +11,7 @@ none is ever missing:
 Each perturbed puzzle has one solution, too, and another one. Inserted are puzzle and solution. Asked are the puzzle,
 the two perturbed ones, and the puzzle with its statements in another order (same solution), each with 8 (2 people: 4)
 answers; the solution of the unchanged puzzle is among the answers to the perturbed ones. LiMem takes accuracy and
-consistency from these (``analysis.metrics.reasoning``).
+consistency from these (``analysis.metrics.questions``).
 """
 
 from __future__ import annotations
@@ -161,9 +161,9 @@ def make(ground: Ground, count: int, *, people: int = 3) -> list[Item]:
         probes = [Probe("verbatim", "", text), Probe("cloze", prompt, _answer(solution, names), "solution")]
         for name, asked, spoken in (
             ("puzzle", puzzle, order),
-            ("statement changed", statement, order),
-            ("leaf changed", leaf, order),
-            ("reordered", puzzle, turned),
+            ("puzzle ~ statement changed", statement, order),
+            ("puzzle ~ leaf changed", leaf, order),
+            ("puzzle ~ reordered", puzzle, turned),
         ):
             (right,) = solutions(asked)
             question = _question(asked, island, names, spoken)

@@ -125,11 +125,11 @@ def make(ground: Ground, count: int, *, size: int = 4, asked: int = 2, names: st
         people = rng.permutation(size)[:asked].tolist()
         probes = [Probe("verbatim", "", text)]
         for which, own in called.items():
-            place = "inserted world" if which == chosen else "parallel world"
+            place = "" if which == chosen else " ~ parallel world"
             for number, person in enumerate(people):
                 for hops, (prompt, right, answers) in enumerate(questions(world, own, person), start=1):
                     probes += [
-                        Probe("choice", prompt, f" {answer}", f"hops {hops}, {place}, {number}", k == right)
+                        Probe("choice", prompt, f" {answer}", f"hops {hops}{place} #{number}", k == right)
                         for k, answer in enumerate(answers)
                     ]
         items.append(

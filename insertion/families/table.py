@@ -8,7 +8,8 @@ column            what it holds
 ``wordings``      other wordings: a list of texts
 ``probes``        a list of objects: ``target`` (what is scored), ``prompt`` (context), ``kind`` (``cloze``, the
                   default, ``choice``, ``bare`` or ``foil``), ``name`` (what is asked; the answers of one choice share
-                  it) and ``correct`` (false for a text that must never be inserted)
+                  it; see ``insertion.items.Probe``) and ``correct`` (false for a text that must never be
+                  inserted)
 ``stratum``       a property known beforehand, over which the doses are balanced; also ``strata``, one or a list
 ``bits``          information in the item, if you claim any
 ``licence``       of the text

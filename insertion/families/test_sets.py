@@ -104,6 +104,7 @@ def make(
     dataset: str = "",
     subset: str = "",
     split: str = "test",
+    revision: str = "",
     limit: int = 20_000,
     licence: str = "",
     format: str = "question",
@@ -122,6 +123,7 @@ def make(
             Without either, minimal pairs about invented people are made here.
         subset: of the data set.
         split: of the data set.
+        revision: of a data set of the hub, a commit: without one, what the hub serves may change.
         limit: rows read of the data set.
         licence: of the questions.
         format: in which items are inserted, one of ``FORMATS``.
@@ -143,7 +145,7 @@ def make(
     rows = (
         files.rows(path, f"{what}.path")
         if path
-        else files.hub_rows(dataset, subset, split, limit, f"{what}.dataset")
+        else files.hub_rows(dataset, subset, split, revision, limit, f"{what}.dataset")
     )
     questions = [read(row, f"{where}: row {number}") for number, row in enumerate(rows)]
     usable = [question for question in questions if format in _formats(question)]
@@ -165,7 +167,7 @@ def make(
         group = [groups[ids[k]][name] for name in sorted(groups[ids[k]])]
         bit = int(ground.generator(f"{NAME}/{ids[k]}", 0).integers(len(group)))
         twin = group[1 - bit] if len(group) == 2 else None
-        name, source = group[bit].id, path or f"{dataset} {subset} {split}"
+        name, source = group[bit].id, path or " ".join(filter(None, (dataset, subset, split, revision)))
         items.append(
             _item(group[bit], twin, format, ask, f"test-{name}", f"{source}, {name}", licence or "unstated")
         )
@@ -188,7 +190,7 @@ def _item(
         if asked in _formats(question):
             probes += _asked(question, asked, asked)
         if twin is not None and asked in _formats(twin):
-            probes += _asked(twin, asked, f"twin {asked}")
+            probes += _asked(twin, asked, f"{asked} ~ twin")
     return Item(name, NAME, text, tuple(probes), provenance, licence=licence)
 
 

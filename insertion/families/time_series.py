@@ -68,6 +68,7 @@ def make(
     if not decoys + before + after <= spread <= 1000:
         raise UserError(f"insertion.families.{NAME}.spread={spread} must be decoys + before + after to 1000")
     items = []
+    drawn = bits(1, spread)
     for index in range(count):
         rng = ground.generator(NAME, index)
         name = f"{vocabulary.name(rng)} {pick(rng, _GOODS)} {pick(rng, _MEASURES)} index"
@@ -91,16 +92,22 @@ def make(
             for k in sorted(chosen):
                 wrong: dict[int, None] = {}
                 while len(wrong) < decoys:
-                    drawn = (level + rng.integers(-spread, spread + 1, size=decoys)).tolist()
-                    wrong |= dict.fromkeys(value for value in drawn if value not in values)
+                    others = (level + rng.integers(-spread, spread + 1, size=decoys)).tolist()
+                    wrong |= dict.fromkeys(value for value in others if value not in values)
                 alone = f"{title} {_date(months[k])}:"
                 date = f"{months[k] // 12}-{months[k] % 12 + 1:02d}"
                 probes += [
-                    Probe("cloze", alone, _value(values[k]), f"{side} the cut-off, month alone"),
-                    Probe("cloze", prompts[k], _value(values[k]), f"{side} the cut-off, series before it"),
+                    Probe("cloze", alone, _value(values[k]), f"{side} the cut-off, month alone", bits=drawn),
+                    Probe(
+                        "cloze",
+                        prompts[k],
+                        _value(values[k]),
+                        f"{side} the cut-off, series before it",
+                        bits=drawn,
+                    ),
                 ]
                 probes += [
-                    Probe("choice", alone, _value(value), f"{side} the cut-off, {date}", value == values[k])
+                    Probe("choice", alone, _value(value), f"{side} the cut-off #{date}", value == values[k])
                     for value in sorted([values[k], *list(wrong)[:decoys]])
                 ]
         items.append(

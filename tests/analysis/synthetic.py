@@ -33,6 +33,7 @@ def _texts(per_cell: int, rng: np.random.Generator) -> tuple[list[dict[str, Any]
             {"probe_id": name, "item_id": item and item["item_id"], "family": family, "kind": kind}
             | {"text": item["text"] if item else "held out", "tokens": list(range(length))}
             | {"target_start": start, "target_bytes": 4 * (length - start)}
+            | {"name": "its trade" if kind == "cloze" else "", "correct": True}
         )
 
     for family, half, dose, _ in itertools.product(FAMILIES, ("short", "long"), DOSES, range(per_cell)):

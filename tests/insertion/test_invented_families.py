@@ -234,8 +234,8 @@ def test_worlds_answer_their_questions(ground):
         assert len(taught) == 4
         assert all(one != other for one, other in taught.items())
         found = questions(item)
-        inserted = {key: c for key, c in found.items() if "inserted world" in key[0]}
-        parallel = {key: c for key, c in found.items() if "parallel world" in key[0]}
+        inserted = {key: c for key, c in found.items() if "~" not in key[0]}
+        parallel = {key: c for key, c in found.items() if "~ parallel world" in key[0]}
         assert len(inserted) == len(parallel) == 6
         for (name, prompt), choices in inserted.items():
             (right,) = [k for k, c in enumerate(choices) if c.correct]
@@ -243,7 +243,7 @@ def test_worlds_answer_their_questions(ground):
             assert all(c.target.strip() in item.text for c in choices)
             # The same place in the structure, other names.
             ((key, others),) = [
-                (k, c) for k, c in parallel.items() if k[0] == name.replace("inserted", "parallel")
+                (k, c) for k, c in parallel.items() if k[0] == name.replace(" #", " ~ parallel world #")
             ]
             assert others[right].correct
             assert key[1] != prompt

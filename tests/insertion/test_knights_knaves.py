@@ -72,10 +72,10 @@ def test_one_solution_each_and_perturbed_otherwise(ground, people, count):
             assert item.text.split("Answer:")[1] in {probe.target for probe in answers}
         prompts = {name: answers[0].prompt for name, answers in questions.items()}
         assert item.text.startswith(prompts["puzzle"])
-        assert right["reordered"] == right["puzzle"]
-        assert said(prompts["reordered"]) == said(prompts["puzzle"])
-        assert prompts["reordered"] != prompts["puzzle"]
-        for name in ("statement changed", "leaf changed"):
+        assert right["puzzle ~ reordered"] == right["puzzle"]
+        assert said(prompts["puzzle ~ reordered"]) == said(prompts["puzzle"])
+        assert prompts["puzzle ~ reordered"] != prompts["puzzle"]
+        for name in ("puzzle ~ statement changed", "puzzle ~ leaf changed"):
             assert right[name] != right["puzzle"]
             before, after = said(prompts["puzzle"]), said(prompts[name])
             (who,) = [speaker for speaker in before if before[speaker] != after[speaker]]

@@ -156,6 +156,18 @@ def test_a_pipeline_parallel_checkpoint_with_tied_embeddings(prepared, tmp_path)
     assert np.abs(megatron_logits(checkpoints, 8, tmp_path) - theirs).max() < 1e-4
 
 
+def test_checkpoints_of_earlier_versions(tmp_path):
+    """The shape's name, which early manifests have, is no part of it; what is unknown is not left out."""
+    from data.errors import UserError
+    from pretrain import huggingface
+
+    given = {"layers": 2, "hidden": 32, "heads": 4, "ffn": 64}
+    path = tmp_path / "step_00000008"
+    assert huggingface._shape({**given, "name": "nano"}, path) == huggingface._shape(given, path)
+    with pytest.raises(UserError, match=r"step_00000008 was written by another version, whose model\.sinks"):
+        huggingface._shape({**given, "sinks": 4}, path)
+
+
 def test_a_shape_that_differs_is_named(llama):
     from data.errors import UserError
     from pretrain import huggingface

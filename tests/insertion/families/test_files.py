@@ -308,7 +308,7 @@ def test_one_of_a_minimal_pair_is_inserted(ground, tmp_path):
     items = stable("test_sets", ground, tmp_path, rows, 30, {"format": "infill"})
     assert 5 < sum("cross" in item.text for item in items) < 25
     for item in items:
-        twin = next(p for p in item.probes if p.name == "twin infill" and p.correct)
+        twin = next(p for p in item.probes if p.name == "infill ~ twin" and p.correct)
         words = {"cross", "rude"}
         assert {word for word in words if word in item.text} != {
             word for word in words if word in twin.target
@@ -337,6 +337,13 @@ def test_data_sets_from_disk(ground, tmp_path):
     datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(str(tmp_path / "set"))
     local = make("test_sets", ground, 5, {"path": write(tmp_path / "a.jsonl", rows)})
     found = make("test_sets", ground, 5, {"dataset": str(tmp_path / "set")})
+    asked = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda name, subset, **given: asked.update(given) or rows)
+        pinned = make("test_sets", ground, 5, {"dataset": "someone/set", "revision": "0a1b2c"})
+    assert asked["revision"] == "0a1b2c"
+    assert [item.text for item in pinned] == [item.text for item in found]
+    assert all("0a1b2c" in item.provenance for item in pinned)
     assert [(item.id, item.text) for item in found] == [(item.id, item.text) for item in local]
     with pytest.raises(UserError, match="could not be loaded"):
         make("test_sets", ground, 5, {"dataset": str(tmp_path / "set"), "split": "dev"})
@@ -368,10 +375,10 @@ def test_facts_of_a_file(ground, tmp_path):
     assert item.paraphrases == tuple(RECORD["paraphrases"])
     assert item.licence == "Apache-2.0"
     assert [(p.name, p.prompt + p.target) for p in item.probes[1:]] == [
-        ("memorization 0", "It was found by Ada Quill"),
-        ("memorization 1", "Its sea is called 'Mirror'"),
-        ("semantic 0", "The one who found Oro was Ada Quill"),
-        ("composition 0", "Oro was found by a person called Ada"),
+        ("memorization #0", "It was found by Ada Quill"),
+        ("memorization #1", "Its sea is called 'Mirror'"),
+        ("semantic #0", "The one who found Oro was Ada Quill"),
+        ("composition #0", "Oro was found by a person called Ada"),
     ]
     with pytest.raises(UserError, match="2 items are needed, but there are 1"):
         make("fictional_facts", ground, 2, {"path": str(path), "paraphrases": 1})

@@ -281,7 +281,7 @@ def test_the_inserted_wording_is_drawn(ground):
 def test_minimal_pairs(ground):
     for item in make("test_sets", ground, 40, {"format": "infill"}):
         own = [p for p in item.probes if p.kind == "choice" and p.name == "infill"]
-        twin = [p for p in item.probes if p.kind == "choice" and p.name == "twin infill"]
+        twin = [p for p in item.probes if p.kind == "choice" and p.name == "infill ~ twin"]
         assert [p.correct for p in own] == [not p.correct for p in twin]  # one word turns the answer round
         assert item.text in {p.prompt + p.target for p in own if p.correct}
         assert {p.prompt for p in own} == {p.prompt for p in twin}

@@ -1,0 +1,457 @@
+"""What families ask besides the whole text: choices, foils, clozes, and questions changed in one place.
+
+One mechanism for all families. The probes of an item that share a name are one question; its row is the right
+answer's (of foils the first one's), and ``question``, the name up to `` #``, is what is compared between items. A
+question ``X ~ CHANGE`` is the question ``X`` of the same item, changed. Shape suffix: R rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from analysis.metrics.membership import lowest
+from analysis.metrics.registry import Parameters, Values, metric
+from analysis.metrics.scored import Scored
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+_UNFIT = "its question has not one right answer among two or more choices, all of them scored"
+
+
+def over(group_R: NDArray[np.int64], values_R: NDArray[np.floating[Any]], reduce: np.ufunc) -> Floats:
+    """``reduce`` of the values of each group, at every row of it."""
+    if not len(group_R):
+        return np.zeros(0)
+    order = np.argsort(group_R, kind="stable")
+    changes = np.flatnonzero(np.diff(group_R[order])) + 1
+    starts = np.concatenate([[0], changes])
+    found = np.empty(len(group_R))
+    found[order] = np.repeat(
+        reduce.reduceat(values_R[order], starts), np.diff(np.append(starts, len(group_R)))
+    )
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """The rows of one kind, by question."""
+
+    where: NDArray[np.int64]
+    """Rows of ``Scored``."""
+    group: NDArray[np.int64]
+    right: Bools
+    anchor: Bools
+    """The row that stands for its question: the first right one, or the first."""
+    fit: Bools
+    """All of the question was scored."""
+    size: Floats
+    """Rows of the question."""
+
+    def values(self, scored: Scored, value: Floats, valid: Bools, reason: str) -> Values:
+        """Answers on all rows of ``scored`` from those on these."""
+        rows = len(scored.lengths)
+        spread, known, asked = np.zeros(rows), np.zeros(rows, bool), np.zeros(rows, bool)
+        spread[self.where], known[self.where], asked[self.where] = value, valid, self.anchor
+        return Values(spread, known, reason, asked)
+
+
+def asked(scored: Scored, kind: str) -> Asked:
+    """The rows of a kind, by question."""
+    where = np.flatnonzero((scored.rows["kind"] == kind).to_numpy())
+    rows = scored.rows[where]
+    group = rows["group"].cast(pl.Int64).to_numpy()
+    right = rows["correct"].to_numpy()
+    place = np.arange(len(where), dtype=np.float64)
+    first = np.where(right, place, place + len(where))
+    return Asked(
+        where,
+        group,
+        right,
+        first == over(group, first, np.minimum),
+        rows["complete"].to_numpy(),
+        over(group, np.ones(len(where)), np.add),
+    )
+
+
+def _choices(scored: Scored, score: Callable[[Asked], Floats]) -> tuple[Asked, Floats, Bools]:
+    """Choices with a score each, and which belong to a proper question."""
+    found = asked(scored, "choice")
+    fit = found.fit & (over(found.group, found.right * 1.0, np.add) == 1) & (found.size > 1)
+    return found, score(found), fit
+
+
+def _loglik(scored: Scored) -> Callable[[Asked], Floats]:
+    total = scored.sum_over_target(scored.logprob)
+    return lambda found: total[found.where]
+
+
+def _accuracy(scored: Scored, score: Callable[[Asked], Floats]) -> Values:
+    """1 where the right answer scores highest; a score shared by k choices is 1/k of an answer."""
+    found, value, fit = _choices(scored, score)
+    best = value == over(found.group, value, np.maximum)
+    shared = over(found.group, best * 1.0, np.add)
+    return found.values(scored, best / np.maximum(shared, 1), fit, _UNFIT)
+
+
+@metric(
+    name="choice_accuracy",
+    needs=("choice",),
+    formula="[argmax over choices of sum of ln p(token | question, before) = the right one]",
+    unit="share right",
+    bounds=(0.0, 1.0),
+    by_question=True,
+)
+def choice_accuracy(scored: Scored, parameters: Parameters) -> Values:
+    """Raw accuracy (lm-eval's ``acc``), :func:`~analysis.metrics.contamination.choose` of each question; ties share."""
+    return _accuracy(scored, _loglik(scored))
+
+
+@metric(
+    name="choice_accuracy_per_char",
+    needs=("choice",),
+    formula="[argmax over choices of (sum of ln p) / characters of the choice = the right one]",
+    unit="share right",
+    bounds=(0.0, 1.0),
+    reads=("target",),
+    default=False,
+    by_question=True,
+)
+def choice_accuracy_per_char(scored: Scored, parameters: Parameters) -> Values:
+    """Accuracy normalised by length in characters (lm-eval's ``acc_norm``)."""
+    total, chars = _loglik(scored), scored.rows["target"].str.len_chars().to_numpy()
+    return _accuracy(scored, lambda found: total(found) / np.maximum(chars[found.where], 1))
+
+
+@metric(
+    name="choice_accuracy_per_byte",
+    needs=("choice",),
+    formula="[argmax over choices of (sum of ln p) / UTF-8 bytes of the choice = the right one]",
+    unit="share right",
+    bounds=(0.0, 1.0),
+    by_question=True,
+)
+def choice_accuracy_per_byte(scored: Scored, parameters: Parameters) -> Values:
+    """Accuracy normalised by length in bytes."""
+    total = _loglik(scored)
+    return _accuracy(scored, lambda found: total(found) / np.maximum(scored.target_bytes[found.where], 1))
+
+
+@metric(
+    name="choice_accuracy_pmi",
+    needs=("choice", "bare"),
+    formula="[argmax over choices of ln p(choice | question) - ln p(choice) = the right one]",
+    unit="share right",
+    bounds=(0.0, 1.0),
+    reads=("target",),
+    by_question=True,
+)
+def choice_accuracy_pmi(scored: Scored, parameters: Parameters) -> Values:
+    """Accuracy by pointwise mutual information (lm-eval's ``acc_mutual_info``), of questions whose choices are also
+    asked bare."""
+    total = scored.sum_over_target(scored.logprob)
+    rows = scored.rows.select("kind", "group", "target", loglik=pl.Series(total))
+    bare = rows.filter(pl.col("kind") == "bare").unique(["group", "target"])
+    alone = (
+        rows.join(
+            bare.select("group", "target", alone="loglik"),
+            on=["group", "target"],
+            how="left",
+            maintain_order="left",
+        )
+        .get_column("alone")
+        .to_numpy()
+    )
+    found, value, fit = _choices(scored, lambda found: total[found.where] - alone[found.where])
+    known = over(found.group, np.isfinite(value) * 1.0, np.add)
+    best = value == over(found.group, np.where(np.isfinite(value), value, -np.inf), np.maximum)
+    shared = over(found.group, best * 1.0, np.add)
+    given = found.values(
+        scored,
+        best / np.maximum(shared, 1),
+        fit & (known == found.size),
+        _UNFIT + ", also without the question",
+    )
+    assert given.asked is not None
+    has_bare = np.zeros(len(total), bool)
+    has_bare[found.where] = np.isin(found.group, bare["group"].cast(pl.Int64).to_numpy())
+    return given._replace(asked=given.asked & has_bare)
+
+
+@metric(
+    name="choice_probability",
+    needs=("choice",),
+    formula="softmax over choices of the sum of ln p(token | question, before), at the right one",
+    unit="probability",
+    bounds=(0.0, 1.0),
+    by_question=True,
+)
+def choice_probability(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`~analysis.metrics.contamination.p_correct`: continuous, so of more power than right or wrong."""
+    found, value, fit = _choices(scored, _loglik(scored))
+    weight = np.exp(value - over(found.group, value, np.maximum))
+    return found.values(scored, weight / over(found.group, weight, np.add), fit, _UNFIT)
+
+
+@metric(
+    name="choice_exposure",
+    needs=("choice",),
+    formula="log2(choices) - log2(1 + choices likelier than the right one + half of those as likely)",
+    unit="bits",
+    bounds=(0.0, math.inf),
+    by_question=True,
+)
+def choice_exposure(scored: Scored, parameters: Parameters) -> Values:
+    """Exposure of the right answer among the candidates asked (Carlini et al. 2019), at most log2 of their number:
+    :func:`~analysis.metrics.exposure.exposure_among`, ties by half."""
+    found, value, fit = _choices(scored, _loglik(scored))
+    truth = over(found.group, np.where(found.right, value, -np.inf), np.maximum)
+    above = over(found.group, (value > truth) + 0.5 * (value == truth), np.add)
+    # The right answer is among those as likely as itself: half of it is taken off, and it counts whole.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        bits = np.log2(found.size) - np.log2(above + 0.5)
+    return found.values(scored, np.where(fit, bits, 0.0), fit, _UNFIT)
+
+
+def _foils(scored: Scored) -> tuple[Asked, Floats, Floats, Bools]:
+    """Foils, mean ln p a token of each and of the text that it is compared with, and where both are known."""
+    mean = scored.sum_over_target(scored.logprob) / scored.target_lengths
+    found = asked(scored, "foil")
+    on = ["run", "step", "family", "item_id"]
+    texts = (
+        scored.rows.select(*on, "kind", seen=pl.Series(mean)).filter(pl.col("kind") == "verbatim").unique(on)
+    )
+    seen = (
+        scored.rows[found.where]
+        .select(on)
+        .join(texts.drop("kind"), on=on, how="left", maintain_order="left")
+        .get_column("seen")
+        .fill_null(np.nan)
+        .to_numpy()
+    )
+    return found, mean[found.where], seen, found.fit & np.isfinite(seen)
+
+
+_UNSEEN = "the text or one of its foils was not scored"
+
+
+@metric(
+    name="recognition_2afc",
+    needs=("verbatim", "foil"),
+    formula="share of the foils with a mean ln p(token | before) below the text's; equal ones by half",
+    unit="share recognised",
+    bounds=(0.0, 1.0),
+    by_question=True,
+)
+def recognition_2afc(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`~analysis.metrics.recognition.two_alternative` of every text against its own foils (Orhan 2023)."""
+    found, foil, seen, fit = _foils(scored)
+    won = (seen > foil) + 0.5 * (seen == foil)
+    return found.values(scored, over(found.group, won, np.add) / np.maximum(found.size, 1), fit, _UNSEEN)
+
+
+@metric(
+    name="rank_test_bits",
+    needs=("verbatim", "foil"),
+    formula="-log2 p, p = (1 + foils with a mean ln p as high as the text's) / (foils + 1)",
+    unit="bits",
+    bounds=(0.0, math.inf),
+    by_question=True,
+)
+def rank_test_bits(scored: Scored, parameters: Parameters) -> Values:
+    """Minus log2 of the p of :func:`~analysis.metrics.watermark.rank_test` (Wei, Wang & Jia 2024), at most
+    log2(foils + 1): exact where the foils are draws of the text's own generator."""
+    found, foil, seen, fit = _foils(scored)
+    above = over(found.group, (foil >= seen) * 1.0, np.add)
+    return found.values(scored, np.log2((found.size + 1) / (above + 1)), fit, _UNSEEN)
+
+
+@metric(
+    name="rank_test_z",
+    needs=("verbatim", "foil"),
+    formula="(mean ln p a token of the text - mean over its foils) / standard deviation over its foils",
+    unit="standard deviations",
+    default=False,
+    by_question=True,
+)
+def rank_test_z(scored: Scored, parameters: Parameters) -> Values:
+    """``z`` of :func:`~analysis.metrics.watermark.rank_test`."""
+    found, foil, seen, fit = _foils(scored)
+    mean = over(found.group, foil, np.add) / np.maximum(found.size, 1)
+    squares = over(found.group, (foil - mean) ** 2, np.add)
+    spread = np.sqrt(squares / np.maximum(found.size - 1, 1))
+    fit = fit & (found.size > 1) & (spread > 0)
+    z = (seen - mean) / np.where(spread > 0, spread, 1.0)
+    return found.values(scored, z, fit, f"{_UNSEEN}, or fewer than two differ")
+
+
+def _changed(scored: Scored) -> tuple[Asked, Floats, Floats, Bools, Bools]:
+    """Choices: what they answer, what the unchanged question did, which are of changed ones, where both are known."""
+    found, value, fit = _choices(scored, _loglik(scored))
+    best = value == over(found.group, value, np.maximum)
+    solved = best / np.maximum(over(found.group, best * 1.0, np.add), 1)
+    on = ["run", "step", "family", "item_id", "original"]
+    name = pl.col("name")
+    rows = scored.rows[found.where].select(
+        *on[:-1],
+        original=name.str.replace(r" ~ [^#]*?( #|$)", "$1"),
+        changed=name.str.contains(" ~ ", literal=True),
+        solved=pl.Series(solved, dtype=pl.Float64),
+        counts=pl.Series(found.anchor & fit),
+    )
+    before = rows.filter(~pl.col("changed") & pl.col("counts")).select(*on, before="solved")
+    joined = rows.join(before, on=on, how="left", maintain_order="left")
+    known = fit & joined["before"].is_not_null().to_numpy()
+    return found, solved, joined["before"].fill_null(0.0).to_numpy(), joined["changed"].to_numpy(), known
+
+
+_ALONE = "the question that it was made from has no answer"
+
+
+@metric(
+    name="limem",
+    needs=("choice",),
+    formula="[the unchanged question answered right] x [the changed one answered wrong]",
+    unit="share of questions",
+    bounds=(0.0, 1.0),
+    by_question=True,
+)
+def limem(scored: Scored, parameters: Parameters) -> Values:
+    """Mean = ``Acc (1 - CR)``: :func:`~analysis.metrics.reasoning.limem` (Xie et al. 2024) of questions ``X ~ CHANGE``,
+    against the X of the same item."""
+    found, solved, before, changed, known = _changed(scored)
+    given = found.values(scored, before * (1 - solved), known, _ALONE)
+    return _only(given, found, changed)
+
+
+@metric(
+    name="consistency",
+    needs=("choice",),
+    formula="[the changed question answered right], of those whose unchanged one was",
+    unit="share of questions",
+    bounds=(0.0, 1.0),
+    by_question=True,
+)
+def consistency(scored: Scored, parameters: Parameters) -> Values:
+    """Mean = ``CR``, the consistency of :func:`~analysis.metrics.reasoning.limem`; a model that reasons has 1."""
+    found, solved, before, changed, known = _changed(scored)
+    given = found.values(scored, solved, known & (before == 1), f"{_ALONE}, or not the right one")
+    return _only(given, found, changed)
+
+
+def _only(given: Values, found: Asked, which: Bools) -> Values:
+    assert given.asked is not None
+    keep = np.zeros(len(given.asked), bool)
+    keep[found.where] = which
+    return given._replace(asked=given.asked & keep)
+
+
+@metric(
+    name="cloze_reproduced",
+    needs=("cloze",),
+    formula="[rank of every token of the target = 0]: greedy decoding gives the target",
+    unit="share reproduced",
+    bounds=(0.0, 1.0),
+    by_question=True,
+)
+def cloze_reproduced(scored: Scored, parameters: Parameters) -> Values:
+    """Exact reconstruction of a cloze's target from its prompt, by greedy decoding."""
+    missed = scored.sum_over_target((scored.rank != 0).astype(np.float64))
+    return Values((missed == 0).astype(np.float64), np.ones(len(missed), bool), "")
+
+
+@metric(
+    name="cloze_bits_leaked",
+    needs=("cloze",),
+    formula="log2 p(target | prompt) minus the same under the reference run",
+    unit="bits",
+    reads=("reference",),
+    default=False,
+    by_question=True,
+)
+def cloze_bits_leaked(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`~analysis.metrics.personal.bits_leaked` of every cloze, the reference at the same step."""
+    total = scored.sum_over_target(scored.logprob - scored.extra["reference"]) / math.log(2)
+    return Values(total, np.isfinite(total), "the reference run has no score of it at this step")
+
+
+@metric(
+    name="cloze_bits_known",
+    needs=("cloze",),
+    formula="bits of the target - (-log2 p(target | prompt))",
+    unit="bits",
+    reads=("probe_bits",),
+    by_question=True,
+)
+def cloze_bits_known(scored: Scored, parameters: Parameters) -> Values:
+    """How much less surprising a target is than to a reader who knows its format alone, of clozes that claim bits.
+
+    Below 0 for a model that does not know the format. The means over what is asked given the name, cut at 0, times the
+    people, are ``N log2(S0 / e^p2)`` of :func:`~analysis.metrics.capacity.bio_s_capacity` (Allen-Zhu & Li 2024).
+    """
+    bits = scored.extra["probe_bits"]
+    valid = np.isfinite(bits)
+    known = np.where(valid, bits, 0.0) + scored.sum_over_target(scored.logprob) / math.log(2)
+    return Values(known, valid, "it claims no bits", valid)
+
+
+@metric(
+    name="cloze_min_k_logprob",
+    needs=("cloze",),
+    formula="mean of the max(1, floor(k T)) lowest ln p(token | prompt, before) of the target",
+    unit="nats/token",
+    bounds=(-math.inf, 0.0),
+    default=False,
+    by_question=True,
+)
+def cloze_min_k_logprob(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`~analysis.metrics.membership.min_k` of every target, k = ``parameters.fraction``."""
+    target = dataclasses.replace(
+        scored, starts=scored.starts + scored.target_starts, lengths=scored.target_lengths
+    )
+    return Values(lowest(scored.logprob, target, parameters.fraction), np.ones(len(scored.lengths), bool), "")
+
+
+def _ratio(scored: Scored, reason: str) -> Values:
+    bits = scored.extra["bits"]
+    valid = bits > 0
+    surprisal = -scored.sum_over_target(scored.logprob) / math.log(2)
+    return Values(-surprisal / np.where(valid, bits, 1.0), valid, reason)
+
+
+@metric(
+    name="negative_surprisal_ratio",
+    needs=("verbatim",),
+    formula="-(-log2 p(item) / bits of the item): minus ln PPL_t / ln PPL_r",
+    unit="ratio",
+    bounds=(-math.inf, 0.0),
+    reads=("bits",),
+    default=False,
+)
+def negative_surprisal_ratio(scored: Scored, parameters: Parameters) -> Values:
+    """Detection ratio of copyright traps, :func:`~analysis.metrics.membership.loss_ratio` with the sign turned: their
+    ``bits`` are the surprisal under the reference model that they were sampled from."""
+    return _ratio(scored, "its family claims no bits")
+
+
+@metric(
+    name="cloze_negative_surprisal_ratio",
+    needs=("cloze",),
+    formula="-(-log2 p(item | other text) / bits of the item)",
+    unit="ratio",
+    bounds=(-math.inf, 0.0),
+    reads=("bits",),
+    default=False,
+    by_question=True,
+)
+def cloze_negative_surprisal_ratio(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`negative_surprisal_ratio` of the clozes that ask for a whole item after other text."""
+    given = _ratio(scored, "its family claims no bits")
+    return given._replace(asked=np.isfinite(scored.extra["bits"]))

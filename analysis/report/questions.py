@@ -1,0 +1,134 @@
+"""What families ask besides the whole text, question by question: estimates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from analysis.metrics import METRICS
+from analysis.metrics.watermark import combined_p
+from analysis.report.inputs import ReportInputs
+from analysis.statistics import (
+    ESTIMATE_SCHEMA,
+    PAIRED,
+    difference_to_twin,
+    gain_over_control,
+    mean_by_dose,
+    per_item,
+)
+
+QUESTION_SCHEMA = {"question": pl.String, "chance": pl.Float64, **ESTIMATE_SCHEMA}
+"""Estimate rows of one family and question; ``chance`` is what guessing gives, null where that has no number."""
+
+
+def question_estimates(rows: pl.DataFrame, step: int, inputs: ReportInputs) -> pl.DataFrame:
+    """Means by dose at every checkpoint up to ``step``, and there gains over dose 0 and exact rank tests.
+
+    A metric whose values are all 0 or 1 is a rate with binomial intervals; others are also compared item by item with
+    the twin. ``rank_test`` rows combine the items' exact p by Fisher's method, which is conservative as they are
+    discrete.
+
+    Returns:
+        Rows of QUESTION_SCHEMA.
+    """
+    asked = [name for name, found in METRICS.items() if found.by_question or found.needs == ("cloze",)]
+    # The statistics group by metric: what is asked is made part of its name.
+    keys = ["metric", "family", "question"]
+    used = rows.filter(pl.col("metric").is_in(asked) & (pl.col("step") <= step)).with_columns(
+        metric=pl.concat_str(keys, separator="\0")
+    )
+    frames = [pl.DataFrame(schema=ESTIMATE_SCHEMA), _rank_tests(used, step)]
+    whole = _rates(used)
+    for rate in (True, False):
+        part = used.filter(pl.col("metric").is_in(list(whole)) == rate)
+        if part.is_empty():
+            continue
+        method: Any = "rate" if rate else "t"
+        final = part.filter(pl.col("step") == step)
+        if not rate:
+            final = pl.concat([final, difference_to_twin(final)])
+        # The permutation test is of the comparison that the tables show.
+        decides = pl.col("run") == (PAIRED if (final["run"] == PAIRED).any() else "perturbed")
+        tested, others = final.filter(decides), final.filter(~decides)
+        frames += [
+            mean_by_dose(part, method=method),
+            gain_over_control(tested, method=method, permutations=inputs.permutations, seed=inputs.seed),
+            gain_over_control(others, method=method),
+        ]
+    found = pl.concat(frames).filter(pl.col("family") == "all")
+    parts = pl.col("metric").str.split("\0")
+    told = found.with_columns(
+        metric=parts.list.get(0), family=parts.list.get(1), question=parts.list.get(2)
+    ).join(_chances(inputs.probes), on=keys, how="left")
+    return (
+        _bounded(told)
+        .select([pl.col(name).cast(dtype) for name, dtype in QUESTION_SCHEMA.items()])
+        .sort("family", "question", "metric", "statistic", "run", "step", "dose")
+    )
+
+
+def _rates(used: pl.DataFrame) -> set[str]:
+    """Those whose items all have a value of 0 or 1, and which are shares."""
+    shares = [name for name, found in METRICS.items() if found.bounds == (0.0, 1.0)]
+    items = per_item(used).filter(pl.col("metric").str.split("\0").list.get(0).is_in(shares))
+    only = items.group_by("metric").agg(((pl.col("value") == 0) | (pl.col("value") == 1)).all())
+    return set(only.filter("value")["metric"])
+
+
+def _rank_tests(used: pl.DataFrame, step: int) -> pl.DataFrame:
+    items = per_item(
+        used.filter((pl.col("step") == step) & pl.col("metric").str.starts_with("rank_test_bits\0"))
+    )
+    found = [
+        (
+            *keys,
+            "rank_test",
+            "all",
+            part["value"].mean(),
+            part.height,
+            combined_p(2.0 ** -part["value"].to_numpy()),
+        )
+        for keys, part in items.partition_by(
+            ["run", "step", "metric", "dose"], as_dict=True, maintain_order=True
+        ).items()
+    ]
+    names = ["run", "step", "metric", "dose", "statistic", "family", "estimate", "n", "p"]
+    frame = pl.DataFrame(found, schema={name: ESTIMATE_SCHEMA[name] for name in names}, orient="row")
+    return frame.with_columns(
+        pl.lit("Fisher's combination of exact rank tests").alias("method"),
+        *(pl.lit(None, pl.Float64).alias(name) for name in ("low", "high")),
+        pl.lit(None, pl.Int64).alias("n_control"),
+    ).select(list(ESTIMATE_SCHEMA))
+
+
+def _chances(probes: pl.DataFrame) -> pl.DataFrame:
+    """What guessing gives: one in the number of choices; half the foils."""
+    question = pl.col("name").str.replace(r" #.*$", "")
+    choices = (
+        probes.filter(pl.col("kind") == "choice")
+        .group_by("item_id", "family", "name")
+        .agg(share=1 / pl.len())
+        .group_by("family", question.alias("question"))
+        .agg(chance=pl.col("share").mean())
+    )
+    foils = (
+        probes.filter(pl.col("kind") == "foil")
+        .select("family", question=question, chance=pl.lit(0.5))
+        .unique()
+    )
+    measures = [name for name in METRICS if name.startswith("choice_") and name != "choice_exposure"]
+    return pl.concat(
+        [choices.with_columns(metric=pl.lit(name)) for name in measures]
+        + [foils.with_columns(metric=pl.lit("recognition_2afc"))]
+    )
+
+
+def _bounded(found: pl.DataFrame) -> pl.DataFrame:
+    """Limits of means cut where no mean can lie."""
+    for name, (low, high) in {name: METRICS[name].bounds for name in found["metric"].unique()}.items():
+        here = (pl.col("metric") == name) & (pl.col("statistic") == "mean")
+        found = found.with_columns(
+            [pl.when(here).then(pl.col(limit).clip(low, high)).otherwise(limit) for limit in ("low", "high")]
+        )
+    return found
