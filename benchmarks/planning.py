@@ -50,7 +50,7 @@ def plan(directory: Path, windows: int, exposures: int) -> dict[str, float]:
     from data.order import document_starts
     from insertion import schedule
     from insertion.arms import Arm
-    from insertion.plan import EXPOSURE_SCHEMA
+    from insertion.assemble import EXPOSURE_SCHEMA
 
     index = [
         np.load(directory / f"{name}.npy", mmap_mode="r")

@@ -34,19 +34,30 @@ class Phase:
                 + (" <= 1" if self.unit == "fraction" else "")
             )
 
-    def steps(self, steps: int, tokens_a_step: int) -> tuple[int, int]:
+    def steps(self, steps: int, tokens_a_step: int, begin: int = 0) -> tuple[int, int]:
         """First and end step of the range in a run.
 
+        Args:
+            steps: of the run, with those before ``begin``.
+            tokens_a_step: for a phase in tokens.
+            begin: step that the run goes on from; fractions are of the steps that follow, steps and tokens are counted
+                from the very first.
+
         Raises:
-            UserError: if it ends after the run, or holds no step.
+            UserError: if it begins before the run or ends after it, or holds no step.
         """
         if self.at:
             first, end = self.at[0], self.at[-1] + 1
         elif self.unit == "fraction":
-            first, end = round(self.start * steps), round(self.end * steps)
+            first, end = (begin + round(share * (steps - begin)) for share in (self.start, self.end))
         else:
             size = 1 if self.unit == "step" else tokens_a_step
             first, end = int(self.start // size), int(-(-self.end // size))
+        if first < begin:
+            raise UserError(
+                f"insertion.phase {self} begins at step {first}, but the run goes on from step {begin} "
+                "(train.start_from); steps are counted from the very first"
+            )
         if end > steps:
             raise UserError(f"insertion.phase {self} ends at step {end}, but the run has train.steps={steps}")
         if first >= end:

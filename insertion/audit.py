@@ -66,7 +66,7 @@ def audit(
         See ``Audit.result``.
     """
     report = report or Audit()
-    windows = plan.shape.windows
+    run = plan.shape.positions
     batch = plan.shape.global_batch_size
 
     report.add(
@@ -90,12 +90,12 @@ def audit(
     wrong = []
     for name, ledger in _runs(perturbed, twin):
         positions = ledger.windows["position"].to_numpy()
-        if not np.array_equal(positions, np.arange(windows)):
+        if not np.array_equal(positions, np.array(run)):
             wrong.append(
-                f"the {name} ledger has {len(positions):,} windows, not 0 to {windows - 1:,} once each"
+                f"the {name} ledger has {len(positions):,} windows, not {run.start:,} to {run.stop - 1:,} once each"
             )
     report.add(
-        "every window consumed exactly once", wrong, f"{windows:,} windows in {windows // batch:,} steps"
+        "every window consumed exactly once", wrong, f"{len(run):,} windows in {len(run) // batch:,} steps"
     )
 
     report.add(
@@ -144,7 +144,7 @@ def _plan_faults(plan: Plan, tokenizer: Tokenizer) -> list[str]:
         (pl.col("owner") != pl.col("item"))
         | (pl.col("begin") < 0)
         | (pl.col("end") > plan.shape.sequence_length + 1)
-        | ~pl.col("position").is_between(0, plan.shape.windows - 1)
+        | ~pl.col("position").is_between(plan.shape.positions.start, plan.shape.windows - 1)
         | (same & (pl.col("begin") < pl.col("end").shift(1))).fill_null(False)
     )
     batch = plan.shape.global_batch_size
@@ -204,7 +204,7 @@ def _compare_windows(
     with_item: list[str] = []
     without: list[str] = []
     in_twin: list[str] = []
-    for position in range(plan.shape.windows):
+    for position in plan.shape.positions:
         base = order.window(position)
         spans = overlay.spans(position)
         changes = edits.get(position)
@@ -236,10 +236,12 @@ def _compare_windows(
     report.add(
         "windows without an exposure are the corpus's",
         without,
-        f"{plan.shape.windows - touched:,} recomputed",
+        f"{len(plan.shape.positions) - touched:,} recomputed",
     )
     if paired is not None:
-        report.add("the twin saw the corpus alone", in_twin, f"{plan.shape.windows:,} windows recomputed")
+        report.add(
+            "the twin saw the corpus alone", in_twin, f"{len(plan.shape.positions):,} windows recomputed"
+        )
 
 
 def _expected(

@@ -21,7 +21,8 @@ _COLUMNS = 60
 
 def summary(plan: Plan) -> Iterator[str]:
     """Arms, and a picture of each one's exposures over training (a column is a stretch of steps)."""
-    steps, batch = plan.shape.steps, plan.shape.global_batch_size
+    shape = plan.shape
+    first, steps = shape.begin, shape.steps - shape.begin
     facts = plan.manifest.facts
     yield (
         f"{facts['items']:,} items, {facts['exposures']:,} exposures in {facts['windows_perturbed']:,} of "
@@ -32,17 +33,24 @@ def summary(plan: Plan) -> Iterator[str]:
     )
     width = max(len(arm) for arm in facts["arms"])
     columns = min(_COLUMNS, steps)
-    yield f"{'arm':{width}}  {'items':>6} {'exposures':>10}  steps 0 to {steps - 1}, exposures a column"
+    yield f"{'arm':{width}}  {'items':>6} {'exposures':>10}  steps {first} to {shape.steps - 1}, exposures a column"
     for arm, counts in facts["arms"].items():
         position = exposures.filter(pl.col("arm") == arm)["position"].to_numpy()
-        heights = np.bincount(position // batch * columns // steps, minlength=columns)
+        step = position // shape.global_batch_size - first
+        heights = np.bincount(step * columns // steps, minlength=columns)
         top = heights.max(initial=1) or 1
         bars = "".join(_BLOCKS[int(np.ceil(h / top * (len(_BLOCKS) - 1)))] for h in heights)
         yield f"{arm:{width}}  {counts['items']:6,} {counts['exposures']:10,}  |{bars}|"
 
 
 def item(
-    plan: Plan, name: str, order: Windows, tokenizer: Tokenizer, *, until: int | None = None
+    plan: Plan,
+    name: str,
+    order: Windows,
+    tokenizer: Tokenizer,
+    *,
+    until: int | None = None,
+    earlier: Sequence[tuple[Plan, int]] = (),
 ) -> Iterator[str]:
     """Every exposure of an item, as the model meets it.
 
@@ -52,6 +60,7 @@ def item(
         order: the corpus's windows.
         tokenizer: the corpus's.
         until: finished steps of a checkpoint; its exposures come with how long ago they were, others are left out.
+        earlier: plans of the runs that this one goes on from, the first one first, and the step at which each was left.
 
     Raises:
         UserError: if there is no such item.
@@ -64,12 +73,24 @@ def item(
     row = found.row(0, named=True)
     yield f"{name} ({row['family']}), {row['arm']}, stratum {row['stratum']}; {row['provenance']}"
     yield f"  {row['text']!r}"
+    for before, end in earlier:
+        stop = end if until is None else min(end, until)
+        for line in _exposures(before, name, order, tokenizer, stop, until):
+            yield f"{line}  (in the run before)"
+    yield from _exposures(plan, name, order, tokenizer, plan.shape.steps if until is None else until, until)
+
+
+def _exposures(
+    plan: Plan, name: str, order: Windows, tokenizer: Tokenizer, stop: int, until: int | None
+) -> Iterator[str]:
+    """A line for every exposure of an item in the steps below ``stop``."""
     batch = plan.shape.global_batch_size
     overlay = plan.overlay()
-    for exposure in plan.exposures.filter(pl.col("item") == row["number"]).iter_rows(named=True):
+    named = plan.exposures.with_columns(name=plan.items["item_id"][plan.exposures["item"]])
+    for exposure in named.filter(pl.col("name") == name).iter_rows(named=True):
         position, offset = exposure["position"], exposure["offset"]
         step = position // batch
-        if until is not None and step >= until:
+        if step >= stop:
             continue
         window = overlay.apply(position, order.window(position))
         length = len(overlay.wording_tokens(exposure["wording"]))
@@ -95,8 +116,8 @@ def step(
     Raises:
         UserError: if the run has no such step.
     """
-    if not 0 <= number < plan.shape.steps:
-        raise UserError(f"step={number}: the run has steps 0 to {plan.shape.steps - 1}")
+    if not plan.shape.begin <= number < plan.shape.steps:
+        raise UserError(f"step={number}: the run has steps {plan.shape.begin} to {plan.shape.steps - 1}")
     overlay, batch = plan.overlay(), plan.shape.global_batch_size
     names = plan.items["item_id"].to_list()
     for position in range(number * batch, (number + 1) * batch):

@@ -78,13 +78,12 @@ def write_lines(plan: Plan, order: Windows, path: Path) -> int:
         Lines.
     """
     overlay, names = plan.overlay(), plan.items["item_id"].to_list()
-    windows = plan.shape.windows
     with path.open("w", encoding="utf-8") as file:
-        for position in range(windows):
+        for position in plan.shape.positions:
             line = {
                 "position": position,
                 "tokens": overlay.apply(position, order.window(position)).tolist(),
                 "items": [names[span.item] for span in overlay.spans(position)],
             }
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
-    return windows
+    return len(plan.shape.positions)

@@ -71,6 +71,7 @@ def edits(
     *,
     steps: int,
     batch: int,
+    begin: int = 0,
 ) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
     """All changes to the corpus's text, window by window.
 
@@ -81,6 +82,7 @@ def edits(
         heldout: texts that take the place of removed documents, each used once.
         steps: of the run.
         batch: windows a step.
+        begin: step that the run goes on from.
 
     Returns:
         ``EDIT_SCHEMA``, and for each intervention how many ``places`` match, how many of them ``overlap`` one that
@@ -138,7 +140,9 @@ def edits(
     kept, overlapping = _apart(starts, lengths)
     for name in wanted:
         facts[name]["overlap"] = sum(names[row] == name for row in overlapping)
-    table = _pieces(wanted, layout, kept, starts, lengths, names, replacements, steps=steps, batch=batch)
+    table = _pieces(
+        wanted, layout, kept, starts, lengths, names, replacements, steps=(begin, steps), batch=batch
+    )
     table = _with_found(table, order)
     for name in wanted:
         facts[name]["windows"] = table.filter(pl.col("intervention") == name)["position"].n_unique()
@@ -243,11 +247,11 @@ def _pieces(
     names: list[str],
     replacements: list[npt.NDArray[np.int32] | None],
     *,
-    steps: int,
+    steps: tuple[int, int],
     batch: int,
 ) -> pl.DataFrame:
     tokens = layout.sequence_length * batch
-    phases = {name: one.phase.steps(steps, tokens) for name, one in wanted.items()}
+    phases = {name: one.phase.steps(steps[1], tokens, steps[0]) for name, one in wanted.items()}
     exact = {name: set(one.phase.at) for name, one in wanted.items()}
     start = np.array([starts[row] for row in kept], dtype=np.int64)
     length = np.array([lengths[row] for row in kept], dtype=np.int64)

@@ -236,7 +236,7 @@ class Ledger:
     windows: pl.DataFrame
     exposures: pl.DataFrame
     steps: int
-    """Steps that it covers, from 0."""
+    """Steps up to which it goes."""
     global_batch_size: int
     head: str
     """Digest of the last part, which chains to all before it."""
@@ -244,6 +244,8 @@ class Ledger:
     order: str
     heads: Mapping[int, str] = field(default_factory=dict)
     """Finished steps -> digest of the part that ends there; what the checkpoint of those steps must name."""
+    begin: int = 0
+    """Step that it begins with: of a run that goes on from another's checkpoint, that checkpoint's."""
 
 
 def read(directory: Path, *, head: str) -> Ledger:
@@ -253,9 +255,10 @@ def read(directory: Path, *, head: str) -> Ledger:
         UserError: if a part is missing, was changed, or does not continue the one before.
     """
     parts = sorted(p for p in directory.glob("*-*") if re.fullmatch(r"\d{8}-\d{8}", p.name))
-    step, previous = 0, ""
+    begin = int(parts[0].name[:8]) if parts else 0
+    step, previous = begin, ""
     windows, exposures = [pl.DataFrame(schema=WINDOW_SCHEMA)], [pl.DataFrame(schema=EXPOSURE_SCHEMA)]
-    heads = {0: ""}
+    heads = {begin: ""}
     same: tuple[int, str, str] | None = None
     for part in parts:
         if previous == head:
@@ -285,4 +288,5 @@ def read(directory: Path, *, head: str) -> Ledger:
         same[1],
         same[2],
         heads,
+        begin,
     )

@@ -20,8 +20,44 @@ Flags = npt.NDArray[np.bool_]
 _ROUNDS = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """One of ``of`` equal shares of all windows.
+
+    Every ``of`` windows in a row hold one of each lot, in an order that a hash of their number decides. Designs that
+    keep to different lots never meet in a window, so that each is placed the same whichever others there are.
+    """
+
+    number: int = 0
+    of: int = 1
+
+    def position(self, index: Integers) -> Integers:
+        """Sample indices of the lot's windows: its first is number 0. Ascending."""
+        if self.of == 1:
+            return index
+        mixed = (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        turn = ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(self.of)).astype(np.int64)
+        found: Integers = index * self.of + (turn + self.number) % self.of
+        return found
+
+    def before(self, position: Integers) -> Integers:
+        """How many of the lot's windows come before positions."""
+        if self.of == 1:
+            return position
+        found: Integers = position // self.of + (self.position(position // self.of) < position)
+        return found
+
+
 def intervals(
-    arm: Arm, items: int, *, steps: int, batch: int, tokens_a_step: int, rng: np.random.Generator
+    arm: Arm,
+    items: int,
+    *,
+    steps: int,
+    batch: int,
+    tokens_a_step: int,
+    rng: np.random.Generator,
+    begin: int = 0,
 ) -> tuple[Integers, Integers]:
     """The positions that each exposure of an arm may take.
 
@@ -32,12 +68,13 @@ def intervals(
         batch: windows a step.
         tokens_a_step: for phases in tokens.
         rng: random numbers.
+        begin: step that the run goes on from.
 
     Returns:
         ``low`` and ``high`` (exclusive), each (items, dose); an item's exposures ascend in time, except where they
         are drawn from one interval.
     """
-    first, end = arm.phase.steps(steps, tokens_a_step)
+    first, end = arm.phase.steps(steps, tokens_a_step, begin)
     shape = (items, arm.dose)
     if arm.phase.at:
         chosen = np.array(arm.phase.at)[np.arange(arm.dose) * len(arm.phase.at) // max(arm.dose, 1)]
@@ -102,6 +139,8 @@ def place(
     batch: int,
     apart: Integers,
     rng: np.random.Generator,
+    lot: Lot = Lot(),
+    kept: Integers | None = None,
 ) -> Integers:
     """Positions inside the intervals: uniform, at most ``slots`` exposures a window.
 
@@ -115,6 +154,8 @@ def place(
         batch: windows a step.
         apart: (N,) group whose exposures must fall into different steps; -1 for none.
         rng: random numbers.
+        lot: the windows to choose from.
+        kept: (N,) positions that are given, at most ``slots`` in a window; -1 for those to draw. None: all are drawn.
 
     Returns:
         (N,) positions.
@@ -122,11 +163,24 @@ def place(
     Raises:
         UserError: if some interval has too little room.
     """
+    if lot.of > 1:
+        steps = low // batch
+        low, high = lot.before(low), lot.before(high)  # from here on the lot's windows are counted
+        if (high <= low).any():
+            raise UserError(
+                f"step {steps[high <= low][0]} has no window of insertion.lot={lot.number}/{lot.of}; raise "
+                f"train.global_batch_size to {lot.of} or above, or make fewer lots"
+            )
     chosen = np.empty(len(low), dtype=np.int64)
-    waiting = np.arange(len(low))
-    taken = np.empty(0, dtype=np.int64)  # sorted: position * slots + slot
-    groups = np.empty(0, dtype=np.int64)  # sorted: group x step, of those that must stay apart
-    stride = int(high.max(initial=0)) // batch + 1
+    stride = int(high.max(initial=0)) * lot.of // batch + 1
+    given = np.full(len(low), -1) if kept is None else kept
+    waiting, fixed = np.flatnonzero(given < 0), np.flatnonzero(given >= 0)
+    chosen[fixed] = lot.before(given[fixed])
+    ordered = np.sort(chosen[fixed])
+    taken = ordered * slots + np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    """Sorted: position * slots + slot."""
+    groups = np.sort((apart[fixed] * stride + given[fixed] // batch)[apart[fixed] >= 0])
+    """Sorted: group x step, of those that must stay apart."""
     room = (int(high.max(initial=0)) - int(low.min(initial=0))) * slots
     if len(low) > room:
         raise UserError(
@@ -136,12 +190,12 @@ def place(
         )
     for _ in range(_ROUNDS):
         if not len(waiting):
-            return chosen
+            return lot.position(chosen)
         span = (high[waiting] - low[waiting]) * slots
         drawn = low[waiting] * slots + np.floor(rng.random(len(waiting)) * span).astype(np.int64)
         free = _first_of_each(drawn) & ~_member(drawn, taken)
         keyed = apart[waiting] >= 0
-        key = apart[waiting] * stride + drawn // (slots * batch)
+        key = apart[waiting] * stride + lot.position(drawn // slots) // batch
         if keyed.any():
             key = np.where(keyed, key, -1 - np.arange(len(key)))  # those without a group never meet
             free &= ~_member(key, groups)
@@ -151,7 +205,7 @@ def place(
         chosen[waiting[free]] = drawn[free] // slots
         taken = _merge(taken, np.sort(drawn[free]))
         waiting = waiting[~free]
-    return _fill(chosen, waiting, low, high, slots, batch, apart, rng)
+    return lot.position(_fill(chosen, waiting, low, high, slots, batch, apart, rng, lot))
 
 
 def _member(values: Integers, ordered: Integers) -> Flags:
@@ -184,22 +238,24 @@ def _fill(
     batch: int,
     apart: Integers,
     rng: np.random.Generator,
+    lot: Lot,
 ) -> Integers:
     """Give the few exposures that found no place by luck one of the free places of their interval, one by one."""
     counts = np.bincount(np.delete(chosen, waiting), minlength=int(high.max()))
     for row in waiting.tolist():
         group = apart[row]
         span = np.arange(low[row], high[row])
+        at = lot.position(span)
         free = counts[span] < slots
         if group >= 0:
             own = chosen[np.setdiff1d(np.flatnonzero(apart == group), waiting)]
-            free &= ~np.isin(span // batch, own // batch)
+            free &= ~np.isin(at // batch, lot.position(own) // batch)
         options = span[free]
         waiting = waiting[waiting != row]
         if not len(options):
             raise UserError(
-                f"there is no room for exposure {row}: windows {low[row]} to {high[row] - 1} (steps "
-                f"{low[row] // batch} to {(high[row] - 1) // batch}) are full ({slots} a window)"
+                f"there is no room for exposure {row}: windows {at[0]} to {at[-1]} (steps "
+                f"{at[0] // batch} to {at[-1] // batch}) are full ({slots} a window)"
                 f"{' or hold the item already' if group >= 0 else ''}; lower insertion.doses, widen insertion.phase, "
                 "or raise insertion.per_window or train.global_batch_size"
             )

@@ -42,7 +42,9 @@ def _ledger(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
     for step in saved:
         path, manifest = checkpoint.path_of(place, step), checkpoint.read(place, step)
         artifact.verify(path, manifest)
-        checkpoint.require_same(path, manifest, last.config, {k: last.inputs[k] for k in ("order", "plan")})
+        checkpoint.require_same(
+            path, manifest, last.config, {k: v for k, v in last.inputs.items() if k != "ledger"}
+        )
         if found.heads.get(step) != manifest.inputs["ledger"]:
             raise UserError(f"checkpoint {path} does not name the ledger's part that ends at its step")
         if (manifest.inputs["plan"], manifest.inputs["order"]) != (found.plan, found.order):
@@ -66,10 +68,10 @@ def inputs(experiment: Experiment) -> dict[str, str]:
     """
     plan = plans.read(experiment.directory / "plan")
     now = digest_of([manifest.digest for _, manifest in _corpora(experiment)])
-    perturbed, _ = _ledger(experiment.directory / "perturbed", experiment.train.steps)
+    perturbed, _ = _ledger(experiment.directory / "perturbed", experiment.train.end)
     twin = ""
     if (experiment.directory / "twin").exists():
-        twin = _ledger(experiment.directory / "twin", experiment.train.steps)[0].head
+        twin = _ledger(experiment.directory / "twin", experiment.train.end)[0].head
     return {"plan": plan.digest, "perturbed": perturbed.head, "twin": twin, "corpus": now}
 
 
@@ -101,14 +103,14 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     corpora = _corpora(experiment)
     digest = digest_of([manifest.digest for _, manifest in corpora])
     plan = plans.read(experiment.directory / "plan")
-    steps = experiment.train.steps
+    steps = experiment.train.end
     perturbed, own = _ledger(experiment.directory / "perturbed", steps)
     twin = None
     paired: list[str] = []
     if (experiment.directory / "twin").exists():
         twin, other = _ledger(experiment.directory / "twin", steps)
         paired = artifact.differences(other, config=own.config, inputs=other.inputs)
-        paired += _initial_weights(experiment.directory)
+        paired += _same_weights(*(_first(experiment, which) for which in ("perturbed", "twin")))
     unchanged = audits.Audit()
     changed = []
     for place, manifest in corpora:
@@ -122,7 +124,13 @@ def audit(experiment: Experiment) -> dict[str, Any]:
         raise UserError(f"{places} is not the corpus that {experiment.directory / 'plan'} was made for")
     if twin is not None:
         unchanged.add(
-            "the twin differs in nothing but the plan", paired, "settings, and every weight at step 0"
+            "the twin differs in nothing but the plan", paired, "settings, and every weight at the first step"
+        )
+    if experiment.train.start_from is not None:
+        unchanged.add(
+            "the run began with the checkpoint that it names",
+            _start(experiment, own.inputs["start"]),
+            f"{experiment.train.start_from}, every weight",
         )
     tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
     result = audits.audit(plan, perturbed, twin, open_order(experiment), tokenizer, unchanged)
@@ -142,19 +150,35 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     return result
 
 
-def _initial_weights(directory: Path) -> list[str]:
-    """What differs between the pair's weights before the first step."""
+def _first(experiment: Experiment, which: str) -> Path:
+    """A run's first checkpoint."""
+    from pretrain import checkpoint
+
+    return checkpoint.path_of(experiment.directory / which / "checkpoints", experiment.train.begin)
+
+
+def _start(experiment: Experiment, digest: str) -> list[str]:
+    """What speaks against a run's having begun with the checkpoint of ``train.start_from``."""
+    from pretrain import checkpoint
+
+    path = Path(str(experiment.train.start_from))
+    manifest = checkpoint.read(path.parent, experiment.train.begin)
+    if manifest.digest != digest:
+        return [f"{path} is not the checkpoint that the run began with"]
+    artifact.verify(path, manifest)
+    return _same_weights(_first(experiment, "perturbed"), path)
+
+
+def _same_weights(*paths: Path) -> list[str]:
+    """What differs between two checkpoints' tensors."""
     import torch
 
     from pretrain import checkpoint
 
-    one, other = (
-        checkpoint.tensors(checkpoint.path_of(directory / which / "checkpoints", 0))
-        for which in ("perturbed", "twin")
-    )
+    one, other = map(checkpoint.tensors, paths)
     if one.keys() != other.keys():
-        return ["the runs have different weights by name at step 0"]
-    return [f"{name} differs at step 0" for name in one if not torch.equal(one[name], other[name])]
+        return ["the checkpoints have different weights by name"]
+    return [f"{name} differs at the first step" for name in one if not torch.equal(one[name], other[name])]
 
 
 def announce(result: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from data.prepare import CorpusConfig
 from data.tokenizer import FILE, TokenizerConfig
 from insertion.families import registry
 from insertion.ledger import PlanViolation
-from insertion.plan import InsertionConfig, RunShape
+from insertion.settings import InsertionConfig, RunShape
 from pretrain.config import (
     FREE,
     ModelConfig,
@@ -149,11 +149,12 @@ class Experiment:
                     f"{key}={value!r} must be letters, digits, '.', '_' and '-' (it names a directory)"
                 )
         check_seed("seed", self.seed)
-        check_seed("insertion.seed", self.insertion.seed)
         if self.insertion.heldout_probes < 0:
             raise UserError(f"insertion.heldout_probes={self.insertion.heldout_probes} must be 0 or above")
-        for family, settings in self.insertion.families.items():
-            registry.check(family, settings)
+        for name, one in self.insertion.designs():
+            check_seed(f"insertion{f'.experiments.{name}' if name else ''}.seed", one.seed)
+            for family, settings in one.families.items():
+                registry.check(family, settings)
         self.optimizer.check(self.train)
         # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
         self.parallel.check(self.parallel.tensor * self.parallel.pipeline, self.model, self.train)
@@ -192,9 +193,10 @@ class Experiment:
         """What the plan needs to know of the run."""
         train = self.train
         return RunShape(
-            steps=train.steps,
+            steps=train.end,
             global_batch_size=train.global_batch_size,
             sequence_length=train.sequence_length,
+            begin=train.begin,
         )
 
 
@@ -223,8 +225,12 @@ def build(config: DictConfig) -> Experiment:
     values: Any = OmegaConf.to_container(config, resolve=True)
     values = _fitted(Experiment, values, "")
     insertion = values.get("insertion")
-    if isinstance(insertion, dict) and isinstance(families := insertion.get("families"), dict):
-        insertion["families"] = dict(sorted(families.items()))  # their order means nothing
+    shared = insertion.get("experiments") if isinstance(insertion, dict) else None
+    for one in (insertion, *(shared.values() if isinstance(shared, dict) else ())):
+        if isinstance(one, dict) and isinstance(families := one.get("families"), dict):
+            one["families"] = dict(sorted(families.items()))  # their order means nothing
+    if isinstance(shared, dict):
+        insertion["experiments"] = dict(sorted(shared.items()))
     try:
         return TypeAdapter(Experiment).validate_python(values)
     except ValidationError as error:

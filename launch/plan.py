@@ -20,10 +20,11 @@ from data.errors import UserError
 from data.mixture import Mixture, Windows
 from data.order import Order
 from data.tokenizer import Tokenizer, TokenizerConfig, build
-from insertion import explain
+from insertion import assemble, explain
 from insertion import plan as plans
 from insertion.families import registry
 from insertion.families.registry import OVERLAP
+from insertion.settings import InsertionConfig
 from launch.config import Experiment, program, say
 
 
@@ -93,15 +94,25 @@ def plan(experiment: Experiment) -> Manifest:
             f"{directory} no longer fits ({differences[0]}), but training has begun with it; choose another "
             f"name=... or remove {experiment.directory}"
         )
+    return make(experiment, directory)
+
+
+def make(experiment: Experiment, directory: Path) -> Manifest:
+    """Make the experiment's plan in a directory, whatever is there.
+
+    Raises:
+        UserError: see ``insertion.plan.create``.
+    """
     tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
     return plans.create(
         experiment.insertion,
         experiment.shape,
-        order=order,
+        order=open_order(experiment),
         tokenizer=tokenizer,
         heldout=_heldout(experiment),
         directory=directory,
         reference=_references(tokenizer),
+        start_from=experiment.train.start_from,
     )
 
 
@@ -119,7 +130,8 @@ def show(experiment: Experiment, wanted: Mapping[str, str]) -> None:
         tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
         if "item" in wanted:
             until = _number(wanted, "checkpoint") if "checkpoint" in wanted else None
-            lines = explain.item(made, wanted["item"], order, tokenizer, until=until)
+            before = plans.earlier(made)
+            lines = explain.item(made, wanted["item"], order, tokenizer, until=until, earlier=before)
         else:
             places = [directory for _, directory in experiment.corpora.values()]
             lines = explain.step(made, _number(wanted, "step"), order, tokenizer, places)
@@ -137,16 +149,29 @@ def power(experiment: Experiment, wanted: float) -> None:
     """Print what each arm can show, and what a wanted standardised effect would take. Reads the design alone."""
     from analysis.statistics import power as powers
 
-    insertion = experiment.insertion
     if not 0 < wanted < 10:
         raise UserError(f"effect={wanted:g} must lie between 0 and 10 standard deviations")
+    say(
+        "smallest effects that show with power .8 at alpha .05 (two-sided), in standard deviations of a score"
+    )
+    for name, insertion in experiment.insertion.designs():
+        if name:
+            say(f"experiment {name}")
+        _power_of(insertion, wanted)
+    each, pairs = powers.items_for_effect(wanted), powers.pairs_for_effect(wanted)
+    say(
+        f"an effect of {wanted:g} takes {math.ceil(each):,} items with as many controls, or {math.ceil(pairs):,} items "
+        "against their own twins"
+    )
+
+
+def _power_of(insertion: InsertionConfig, wanted: float) -> None:
+    from analysis.statistics import power as powers
+
     arms = insertion.arms()
     alike: dict[tuple[int, ...], list[str]] = {}
     for family in insertion.families:
         alike.setdefault(tuple(insertion.arm_sizes(family)), []).append(family)
-    say(
-        "smallest effects that show with power .8 at alpha .05 (two-sided), in standard deviations of a score"
-    )
     for sizes, families in alike.items():
         say(f"{', '.join(families)}: {sizes[0]:,} items are never inserted")
         treated = [(arm, size) for (arm, _), size in zip(arms[1:], sizes[1:], strict=True)]
@@ -162,11 +187,6 @@ def power(experiment: Experiment, wanted: float) -> None:
                 f"  {arm:{width}}  {size:6,}  {row.effect:11.3f}  {row.corrected:10.3f}  {row.paired:13.3f}"
                 f"  {row.rate:12.3f}  {needed:>14}"
             )
-    each, pairs = powers.items_for_effect(wanted), powers.pairs_for_effect(wanted)
-    say(
-        f"an effect of {wanted:g} takes {math.ceil(each):,} items with as many controls, or {math.ceil(pairs):,} items "
-        "against their own twins"
-    )
 
 
 def _effect(arguments: list[str]) -> float:
@@ -221,18 +241,22 @@ def show_family(experiment: Experiment, name: str) -> None:
     count = 5 if experiment.show is None else experiment.show
     if count < 1:
         raise UserError(f"show={count} must be at least 1")
-    given = experiment.insertion.families
+    designs = [one for _, one in experiment.insertion.designs()]
     registry.check(name, {})
-    if name not in given:
-        raise UserError(f"family={name} is none of the experiment's: {', '.join(given)}")
+    own = next((one for one in designs if name in one.families), None)
+    if own is None:
+        raise UserError(
+            f"family={name} is none of the experiment's: {', '.join(f for one in designs for f in one.families)}"
+        )
+    given = own.families
     prepared = (experiment.corpus_directory / artifact.MANIFEST).is_file()
     if prepared:
         tokenizer, heldout = corpus.load_tokenizer(experiment.corpus_directory), _heldout(experiment)
         opened = _references(tokenizer)
-        ground = plans.ground(experiment.insertion, open_order(experiment), tokenizer, heldout, opened)
+        ground = assemble.ground(own, open_order(experiment), tokenizer, heldout, opened)
     else:
         tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
-        ground = registry.Ground(experiment.insertion.seed, tokenizer, [], reference=_references(tokenizer))
+        ground = registry.Ground(own.seed, tokenizer, [], reference=_references(tokenizer))
     for line in explain.family(registry.make(name, ground, count, given[name]), ground.tokenizer):
         say(line)
 
@@ -274,6 +298,11 @@ def _plan(experiment: Experiment) -> None:
     for line in explain.summary(plans.read(experiment.directory / "plan")):
         say(f"  {line}")
     say(f"  {facts['exposures_at_document_boundary']:,} exposures where a document begins")
+    if "moved" in facts:
+        say(
+            f"  paired: {facts['exposures'] - facts['moved']:,} exposures are where insertion.paired_with has them, "
+            f"{facts['moved']:,} had to move (plan/moved.parquet)"
+        )
     for row in facts["balance"]:
         say(
             f"  balance of {row['covariate']}: largest difference {row['largest_standardised_difference']:.2f} sd, "

@@ -29,7 +29,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
     """
     directory = experiment.directory
     plan = plans.read(directory / "plan")
-    scores, digests = _scores(directory, plan.digest)
+    scores, digests = scores_of(directory, plan.digest)
     audit = audits.standing(experiment)
     exposures = plan.exposures.join(
         plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "item_id"), on="item"
@@ -64,7 +64,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
         return build(inputs, draft.path)
 
 
-def _scores(directory: Path, plan_digest: str) -> tuple[pl.DataFrame, dict[str, str]]:
+def scores_of(directory: Path, plan_digest: str) -> tuple[pl.DataFrame, dict[str, str]]:
     """All scores of the pair, and the digest of each score artefact."""
     from analysis import store
 

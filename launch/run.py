@@ -7,23 +7,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import audit as audits
+from launch import train as training
 from launch.config import INTEGRITY, STATUS, Experiment, end, program, say
 from launch.plan import plan
 from launch.prepare import prepare
 from launch.report import report
 from launch.score import score
-from launch.train import train
 
 
-def _train(experiment: Experiment, which: str) -> None:
-    """Train here, or through torchrun where the topology needs several processes."""
+def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> None:
+    """Train here, or through torchrun where the topology needs several processes.
+
+    Args:
+        experiment: the settings.
+        which: ``perturbed`` or ``twin``.
+        overrides: what sets it apart from the settings of this process's command line.
+    """
     ranks = experiment.parallel.tensor * experiment.parallel.pipeline
     if ranks == 1:
-        train(experiment, which)
+        training.train(experiment, which)
         return
     script = Path(__file__).with_name("train.py")
     command = [
@@ -37,7 +43,9 @@ def _train(experiment: Experiment, which: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         told = Path(directory, "status")
         done = subprocess.run(
-            [*command, *sys.argv[1:], f"run={which}"], check=False, env={**os.environ, STATUS: str(told)}
+            [*command, *sys.argv[1:], *overrides, f"run={which}"],
+            check=False,
+            env={**os.environ, STATUS: str(told)},
         )
         said = told.read_text() if told.exists() else ""
     if done.returncode:
@@ -60,8 +68,8 @@ def main(experiment: Experiment) -> int:
     stages: list[tuple[str, Callable[[], object]]] = [
         ("prepare: text to tokens", lambda: prepare(experiment)),
         ("plan: which text goes where, and when", lambda: plan(experiment)),
-        ("train the perturbed run", lambda: _train(experiment, "perturbed")),
-        ("train its twin: the same, nothing inserted", lambda: _train(experiment, "twin")),
+        ("train the perturbed run", lambda: train(experiment, "perturbed")),
+        ("train its twin: the same, nothing inserted", lambda: train(experiment, "twin")),
         ("audit: was what was planned consumed?", proof),
         ("score: what does each checkpoint remember?", lambda: score(experiment)),
         ("report", lambda: report(experiment)),

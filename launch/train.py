@@ -31,6 +31,10 @@ def train(experiment: Experiment, which: str) -> None:
         UserError: if corpus or plan are missing, or a checkpoint belongs to something else.
         PlanViolation: if a batch is not what the plan says.
     """
+    if experiment.insertion.adaptive is not None:
+        raise UserError(
+            "insertion.adaptive is carried out by launch/adaptive.py, segment by segment; run that"
+        )
     from torch import distributed
 
     from pretrain import checkpoint, interrupts, parallel
@@ -72,7 +76,7 @@ def train(experiment: Experiment, which: str) -> None:
             last_exposures=last_exposures(plan),
         )
         step = trainer.resume()
-        if step == experiment.train.steps:
+        if step == experiment.train.end:
             say(f"{which}: finished at step {step}; nothing to do (to train again, set another name=...)")
             return
         if step:
@@ -103,7 +107,7 @@ def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> 
 
     writers: list[Writer] = [
         JsonLines(directory / "metrics.jsonl", step),
-        Live(which, step, experiment.train.steps),
+        Live(which, step, experiment.train.end),
     ]
     if experiment.wandb != "off":
         name = f"{experiment.experiment}-{experiment.name}-{which}"
@@ -126,11 +130,11 @@ def dry_run(experiment: Experiment) -> Iterator[str]:
     if (experiment.directory / "plan" / artifact.MANIFEST).is_file():
         yield from explain.summary(plans.read(experiment.directory / "plan"))
     else:
-        asked = experiment.insertion
-        yield (
-            f"insertion: families {', '.join(asked.families)}; doses {list(asked.doses)}, items a dose and family: "
-            f"{asked.items_per_dose}; not planned yet (launch/plan.py)"
-        )
+        for name, asked in experiment.insertion.designs():
+            yield (
+                f"{name or 'insertion'}: families {', '.join(asked.families)}; doses {list(asked.doses)}, items a dose "
+                f"and family: {asked.items_per_dose}; not planned yet (launch/plan.py)"
+            )
 
 
 @program

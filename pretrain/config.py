@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from data.errors import UserError
@@ -239,6 +241,12 @@ class TrainConfig:
     seed: int
     """Of the initial weights and of the order of the windows."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    start_from: str | None = None
+    """Checkpoint of another run (``.../checkpoints/step_00000100``) that this one goes on from, with its weights and
+    its optimizer, at the same position of the same order; the first step is the checkpoint's."""
+    stop_at: int | None = None
+    """Finished steps at which the run ends, though its schedule is that of ``steps``: another run goes on from there.
+    None: ``steps``."""
     checkpoint_every: int
     """Steps between regular checkpoints; steps 0, 1, 2, 4, 8, ... and the last are saved besides."""
     checkpoint_at: tuple[int, ...] = ()
@@ -268,11 +276,36 @@ class TrainConfig:
                 raise UserError(f"train.checkpoint_after_last: {later} must be 0 or above")
         if self.checkpoint_keep is not None:
             _positive("train", checkpoint_keep=self.checkpoint_keep)
+        if self.stop_at is not None and not 0 < self.stop_at <= self.steps:
+            raise UserError(f"train.stop_at={self.stop_at} must lie between 1 and train.steps={self.steps}")
+        if self.begin >= self.end:
+            raise UserError(
+                f"train.start_from={self.start_from} is at step {self.begin}, and the run ends at step {self.end}; "
+                "raise train.steps (or train.stop_at), which count the steps before it, too"
+            )
+
+    @property
+    def end(self) -> int:
+        """Finished steps at the end."""
+        return self.steps if self.stop_at is None else self.stop_at
+
+    @property
+    def begin(self) -> int:
+        """The first step."""
+        if self.start_from is None:
+            return 0
+        found = re.fullmatch(r"step_(\d+)", Path(self.start_from).name)
+        if found is None:
+            raise UserError(
+                f"train.start_from={self.start_from} is no checkpoint; give its directory, such as "
+                "runs/quickstart/run-1a2b3c4d/twin/checkpoints/step_00000100"
+            )
+        return int(found[1])
 
     @property
     def windows(self) -> int:
-        """Windows consumed by the whole run."""
-        return self.steps * self.global_batch_size
+        """Windows consumed up to the end, with those before ``start_from``."""
+        return self.end * self.global_batch_size
 
     def lasting_checkpoints(self, last_exposures: Iterable[int] = ()) -> set[int]:
         """Steps after which a checkpoint is written that is never deleted.
@@ -280,10 +313,10 @@ class TrainConfig:
         Args:
             last_exposures: finished steps with which each arm had its last exposure.
         """
-        powers = {1 << k for k in range(self.steps.bit_length())}
+        powers = {self.begin + (1 << k) for k in range(self.steps.bit_length())}
         after = {step + later for step in last_exposures for later in self.checkpoint_after_last}
-        asked = {0, self.steps} | powers | after | set(self.checkpoint_at)
-        return {step for step in asked if step <= self.steps}
+        asked = {self.begin, self.end} | powers | after | set(self.checkpoint_at)
+        return {step for step in asked if step <= self.end}
 
     def checkpoint_steps(self, last_exposures: Iterable[int] = ()) -> list[int]:
         """Steps after which a checkpoint is written, ascending: the lasting and the regular ones."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
-from data.artifact import verify
+from data.artifact import differences, verify
 from data.errors import UserError
 from data.mixture import Windows
 from insertion import ledger
@@ -50,7 +50,7 @@ class Settings:
     def identity(self, vocab_size: int) -> dict[str, Any]:
         """The settings that determine the result, as JSON values: not the topology, not when it is saved."""
         train = asdict(self.train)
-        for free in FREE:
+        for free in (*FREE, "start_from", "stop_at"):  # what it starts from is named by its digest
             del train[free]
         model = asdict(self.model)
         del model["name"]
@@ -62,6 +62,25 @@ class Settings:
             "train": train,
             "vocab_size": vocab_size,
         }
+
+
+_MAY_DIFFER = {
+    "train": ("steps",),
+    "optimizer": (
+        *("learning_rate", "min_learning_rate", "warmup_steps", "schedule"),
+        *("decay_steps", "initial_learning_rate"),
+    ),
+}
+"""Settings in which a run may differ from the one whose checkpoint it starts from."""
+
+
+def _without(identity: dict[str, Any], left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    return {
+        part: {key: one for key, one in value.items() if key not in left_out[part]}
+        if part in left_out
+        else value
+        for part, value in identity.items()
+    }
 
 
 class NonFinite(UserError):
@@ -102,6 +121,9 @@ class Trainer:
         self.checkpoints, self.ledger = directory / "checkpoints", directory / "ledger"
         self.identity = settings.identity(vocab_size)
         self.inputs = {"order": order.identity, "plan": plan.digest if plan else ""}
+        self.start = None if train.start_from is None else Path(train.start_from)
+        if self.start is not None:
+            self.inputs["start"] = checkpoint.read(self.start.parent, train.begin).digest
         self.recorder = Recorder(plan, train.global_batch_size, world.rank)
         self.groups = Groups(plan)
         self.batches = Batches(
@@ -139,7 +161,7 @@ class Trainer:
         self._ledger_head = ""
 
     def resume(self) -> int:
-        """Go on from the last finished checkpoint, or write the one of step 0.
+        """Go on from the last finished checkpoint, or write the first one.
 
         Returns:
             Finished steps.
@@ -154,8 +176,10 @@ class Trainer:
         if not steps:
             if self.world.main:
                 ledger.discard_beyond(self.ledger, -1)
+            if self.start is not None:
+                self._start_from(self.start)
             self._save()
-            return 0
+            return self.step
         step = steps[-1]
         path = checkpoint.path_of(self.checkpoints, step)
         manifest = checkpoint.read(self.checkpoints, step)
@@ -163,17 +187,45 @@ class Trainer:
         if self.world.main:
             verify(path, manifest)
             ledger.discard_beyond(self.ledger, step)
-        state = checkpoint.load(self.checkpoints, step, self._state(step, loading=True))
-        self.model.module.load_state_dict(state["model"])
-        if step:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-        else:
-            self.optimizer.reload_model_params()
-        self.step = self._committed = step
+        scheduler = self._load(self.checkpoints, step)
+        if scheduler is not None:
+            self.scheduler.load_state_dict(scheduler)
         self._ledger_head = manifest.inputs["ledger"]
         distributed.barrier()
         return step
+
+    def _load(self, checkpoints: Path, step: int) -> dict[str, Any] | None:
+        """Take weights and optimizer from a checkpoint; returns the state of the schedule."""
+        state = checkpoint.load(checkpoints, step, self._state(step, loading=True))
+        self.model.module.load_state_dict(state["model"])
+        if step:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self.optimizer.reload_model_params()
+        self.step = self._committed = step
+        scheduler: dict[str, Any] | None = state.get("scheduler")
+        return scheduler
+
+    def _start_from(self, path: Path) -> None:
+        """Take another run's checkpoint as the beginning of this one.
+
+        Raises:
+            UserError: if that run differs in more than its insertions, its length and its learning rates.
+        """
+        manifest = checkpoint.read(path.parent, self.settings.train.begin)
+        own = _without(self.identity, _MAY_DIFFER)
+        theirs = _without(manifest.config, _MAY_DIFFER)
+        found = differences(replace(manifest, config=theirs), config=own, inputs=manifest.inputs)
+        if manifest.inputs["order"] != self.inputs["order"]:
+            found.append("it read another corpus or order")
+        if found:
+            raise UserError(f"train.start_from={path} does not fit this run: {'; '.join(found)}")
+        if self.world.main:
+            verify(path, manifest)
+        distributed.barrier()
+        self._load(path.parent, self.settings.train.begin)
+        # The schedule is this run's own, at the place that the step has in it.
+        self.scheduler.step(increment=self.step * self.settings.train.global_batch_size)
 
     def run(
         self,
@@ -200,7 +252,7 @@ class Trainer:
         due = set(train.checkpoint_steps(self.last_exposures))
         tokens_a_step = train.global_batch_size * train.sequence_length
         watchdog = watchdog or Watchdog(0)
-        while self.step < (train.steps if until is None else until):
+        while self.step < (train.end if until is None else until):
             began = time.monotonic()
             watchdog.feed()
             losses, norm, stop = self._train_step(interrupts is not None and interrupts.requested)
@@ -218,7 +270,7 @@ class Trainer:
             if self.step in due or stop:
                 watchdog.feed()
                 self._save()
-            if stop and self.step < train.steps:
+            if stop and self.step < train.end:
                 raise Interrupted(
                     f"told to stop: saved step {self.step}; run the same command again to go on"
                 )

@@ -4,7 +4,7 @@ import pytest
 
 from data.errors import UserError
 from insertion.arms import Arm, NamedArm, Phase, items_of_doses, product
-from insertion.plan import InsertionConfig
+from insertion.settings import InsertionConfig
 
 
 def test_product_has_dose_zero_once():

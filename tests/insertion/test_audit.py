@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 
 from insertion import audit as audits
+from insertion.assemble import EXPOSURE_SCHEMA
 from insertion.ledger import PlanViolation
 from insertion.overlay import Overlay
-from insertion.plan import EXPOSURE_SCHEMA
 from tests.insertion.simulation import BATCH, consume, simulated
 
 

@@ -109,6 +109,28 @@ def test_checkpoint_of_one_topology_goes_on_in_others(prepared, alone):
     assert ledger(prepared, "moved", "windows").equals(ledger(prepared, ALONE, "windows"))
 
 
+@pytest.mark.slow
+def test_data_parallel_size_and_micro_batches_may_change_in_the_middle(prepared, alone):
+    """2 ranks, then 1 with other micro-batches, then 2: the windows, the ledger and the losses of one rank."""
+    import shutil
+
+    prepared.ok("plan", "name=resized", CLIPPED)
+    prepared.ok("train", "name=resized", CLIPPED, ranks=2)
+    directory = prepared.directory("resized")
+    for lost, (overrides, ranks) in (
+        ((8, 14, 16, 20), (["train.micro_batch_size=8"], 1)),
+        ((16, 20), (["train.micro_batch_size=1"], 2)),
+    ):
+        for step in lost:
+            shutil.rmtree(directory / "perturbed" / "checkpoints" / f"step_{step:08d}")
+        prepared.ok("train", "name=resized", CLIPPED, *overrides, ranks=ranks)
+    found = losses(prepared, "resized")
+    assert len(found) == 20
+    assert np.abs(found - alone).max() < 1e-4
+    for table in ("windows", "exposures"):
+        assert ledger(prepared, "resized", table).equals(ledger(prepared, ALONE, table))
+
+
 def test_world_size_that_does_not_divide(prepared):
     done = prepared.run("train", "parallel.tensor=2", "parallel.pipeline=2", ranks=2)
     assert done.status != 0

@@ -1,0 +1,212 @@
+"""What a person sets of the insertion, and what it needs to know of the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.errors import UserError
+from insertion.arms import FACTORS, Arm, Counts, NamedArm, Phase, items_of_doses, product
+from insertion.interventions import Intervention
+from insertion.policies import AdaptiveConfig
+from insertion.preflight import PreflightConfig
+from insertion.schedule import Lot
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InsertionConfig:
+    """What is inserted, how often, when and where, and by which randomisation."""
+
+    families: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Family -> its settings."""
+    doses: tuple[int, ...]
+    """How many times an item is inserted; dose 0 is the never-inserted control."""
+    items_per_dose: Counts | Mapping[str, Counts] = 0
+    """Items of each family in each arm of a dose: one number for all doses, one for each, or ``hubble:N``
+    (``insertion.arms.items_of_doses``); a mapping gives every family its own."""
+    named_arms: Mapping[str, NamedArm] = field(default_factory=dict)
+    """Arms by name, where they are no product; then ``doses`` is empty and ``items_per_dose`` is not used."""
+    phase: tuple[Phase, ...] = (Phase(),)
+    """This and the following are the factors besides the dose: every level of one is crossed with all levels of the
+    others. What the levels mean is said in ``insertion.arms.Arm``."""
+    spacing: tuple[str, ...] = ("uniform",)
+    position: tuple[str, ...] = ("boundary",)
+    displace: tuple[str, ...] = ("tail",)
+    frame: tuple[str, ...] = ("document",)
+    wording: tuple[str, ...] = ("verbatim",)
+    batch: tuple[str, ...] = ("any",)
+    loss: tuple[str, ...] = ("counted",)
+    hold_last: int = 0
+    """Steps; see ``Arm.hold_last``."""
+    per_window: int = 1
+    """Exposures that one window takes."""
+    max_share: float = 0.2
+    """Largest share of the run's tokens that may be inserted."""
+    length_quantiles: int = 2
+    """Strata of length inside each family. Above 1, the assignment depends on the items' lengths: plans that differ
+    in wording fill the same windows, but not each with the same item."""
+    heldout_probes: int = 64
+    """Held-out documents whose likelihood is followed beside the items'."""
+    interventions: Mapping[str, Intervention] = field(default_factory=dict)
+    """Changes to the corpus's own text, by name."""
+    lot: str = ""
+    """``k/n``: keep to share k of n of the run's windows, so that designs of other shares are never in the way (and to
+    share k of the held-out documents that families draw from). Empty: all of them."""
+    experiments: Mapping[str, InsertionConfig] = field(default_factory=dict)
+    """Independent designs that share the run, by name, each with a ``lot``, a seed and a ``max_share`` of its own; then
+    ``families`` and ``doses`` are empty. Each one's items and places are the same whichever others there are."""
+    paired_with: str | None = None
+    """Directory of a plan that this one is a variant of (``insertion.variants``): its items, or some of them, keep
+    their arms and, where the design allows it, their places."""
+    adaptive: AdaptiveConfig | None = None
+    """Let the scores decide how often items are inserted (``launch/adaptive.py``). ``doses`` are then 0 and 1: by lot,
+    items are never inserted, or the policy's."""
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    """What to do about items that are too long, in the corpus already, or alike."""
+    seed: int
+    """Of items, assignment and placement."""
+
+    def __post_init__(self) -> None:
+        if self.experiments:
+            self._check_experiments()
+            return
+        if not self.families:
+            raise UserError("insertion.families is empty; name at least one family")
+        _ = self.window_lot  # checks it
+        if self.adaptive is not None and (len(self.families) > 1 or self.doses != (0, 1) or self.paired_with):
+            raise UserError(
+                "insertion.adaptive works on one family with insertion.doses=[0,1] (never inserted, and the policy's) "
+                f"and no paired_with; here are families {', '.join(self.families)} and doses {list(self.doses)}"
+            )
+        doses = (
+            sorted({arm.dose for arm in self.named_arms.values()}) if self.named_arms else list(self.doses)
+        )
+        if self.named_arms and self.doses:
+            raise UserError(
+                f"insertion.named_arms and insertion.doses={list(self.doses)} are two designs; to use the named arms "
+                "write insertion.doses=[]"
+            )
+        if 0 not in doses:
+            raise UserError(f"insertion.doses={doses} lacks 0; a design without controls shows nothing")
+        if len(doses) < 2 - bool(self.named_arms) or len(set(doses)) < len(doses) or min(doses) < 0:
+            raise UserError(f"insertion.doses={doses} must be different numbers, 0 and at least one more")
+        if isinstance(self.items_per_dose, Mapping) and (
+            lacking := [name for name in self.families if name not in self.items_per_dose]
+        ):
+            raise UserError(f"insertion.items_per_dose has no entry for family {lacking[0]}")
+        for name, value in (("length_quantiles", self.length_quantiles), ("per_window", self.per_window)):
+            if value < 1:
+                raise UserError(f"insertion.{name}={value} must be at least 1")
+        if self.per_window > 1 and {arm.displace for _, arm in self.arms() if arm.dose} != {"tail"}:
+            raise UserError(
+                f"insertion.per_window={self.per_window} needs insertion.displace=[tail]: exposures that trim or "
+                "overwrite would cut into each other"
+            )
+        self.arms()  # checks every combination
+        for family in self.families:
+            if not self.named_arms and min(self.counts(family).values()) < 2:
+                raise UserError(
+                    f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar"
+                )
+
+    def _check_experiments(self) -> None:
+        if self.paired_with:
+            raise UserError("insertion.paired_with works on one design, not on insertion.experiments")
+        if self.families or self.doses or self.named_arms:
+            raise UserError(
+                "insertion.experiments and insertion.families (or doses, named_arms) are two designs; leave out the one"
+            )
+        lots: dict[str, str] = {}
+        for name, one in self.experiments.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise UserError(f"insertion.experiments: {name!r} must be letters, digits, '_' and '-'")
+            here = f"insertion.experiments.{name}"
+            if one.experiments or one.interventions or one.paired_with or one.adaptive:
+                raise UserError(
+                    f"{here}: experiments, interventions, paired_with and adaptive belong to insertion itself"
+                )
+            if one.lot in lots:
+                raise UserError(
+                    f"{here}.lot={one.lot or 'none'} is that of {lots[one.lot]}, too; give each its own, "
+                    f"such as 0/{len(self.experiments)}"
+                )
+            lots[one.lot] = name
+        if len({one.window_lot.of for one in self.experiments.values()}) > 1:
+            raise UserError(
+                f"insertion.experiments: lots {', '.join(lots)} are shares of different sizes; "
+                "write k/n with one n for all"
+            )
+
+    @property
+    def window_lot(self) -> Lot:
+        """The share of the windows."""
+        if not self.lot:
+            return Lot()
+        found = re.fullmatch(r"(\d+)/(\d+)", self.lot)
+        if found is None or not int(found[1]) < int(found[2]):
+            raise UserError(f"insertion.lot={self.lot} is not k/n with k below n, such as 0/4")
+        return Lot(int(found[1]), int(found[2]))
+
+    def designs(self) -> list[tuple[str, InsertionConfig]]:
+        """The experiments by name; or this design, without one."""
+        return list(self.experiments.items()) or [("", self)]
+
+    def arms(self) -> list[tuple[str, Arm]]:
+        """All arms with their names, dose 0 first."""
+        factors = {name: getattr(self, name) for name in FACTORS}
+        arms = product(self.doses, factors)
+        if self.named_arms:
+            arms = [(name, arm.arm(factors, name)) for name, arm in self.named_arms.items()]
+            arms.sort(key=lambda entry: entry[1].dose > 0)
+        if not self.hold_last:
+            return arms
+        return [
+            (n, Arm(**{**_fields(a), "hold_last": self.hold_last})) if a.dose else (n, a) for n, a in arms
+        ]
+
+    def counts(self, family: str) -> dict[int, int]:
+        """Number of an arm -> items of a family that the lot puts into it."""
+        if self.named_arms:
+            return {n: self.named_arms[name].drawn for n, (name, _) in enumerate(self.arms())}
+        given = self.items_per_dose
+        per_dose = items_of_doses(given[family] if isinstance(given, Mapping) else given, self.doses)
+        return {number: per_dose[arm.dose] for number, (_, arm) in enumerate(self.arms())}
+
+    def arm_sizes(self, family: str) -> list[int]:
+        """Items of a family in each arm."""
+        if self.named_arms:
+            return [self.named_arms[name].size for name, _ in self.arms()]
+        return list(self.counts(family).values())
+
+    def size(self, family: str) -> int:
+        """Items that a family makes."""
+        listed = max((arm.reach for arm in self.named_arms.values()), default=0)
+        return max(sum(self.arm_sizes(family)), listed)
+
+
+def _fields(arm: Arm) -> dict[str, Any]:
+    return {name: getattr(arm, name) for name in ("dose", *FACTORS)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunShape:
+    """What the plan needs to know of the run that will carry it out."""
+
+    steps: int
+    """With those before ``begin``."""
+    global_batch_size: int
+    sequence_length: int
+    begin: int = 0
+    """Step that it goes on from: finished steps of the checkpoint that it starts with."""
+
+    @property
+    def windows(self) -> int:
+        """End of the run's positions."""
+        return self.steps * self.global_batch_size
+
+    @property
+    def positions(self) -> range:
+        """The run's sample indices."""
+        return range(self.begin * self.global_batch_size, self.windows)

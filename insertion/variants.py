@@ -1,0 +1,191 @@
+"""Variants of a plan: the same placement with one family only, with other wordings, or with items in other phases.
+
+A variant takes over the arms of its items, and every exposure stays in its window if its arm still allows that; where a
+window has the same exposures of the same lengths as before, they stay in their places, too. Whatever had to move is
+listed, so that differences between the runs are known to be paired or not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from data.errors import UserError, nearest
+from insertion.schedule import Places
+from insertion.settings import InsertionConfig
+
+Integers = npt.NDArray[np.int64]
+
+MOVED_SCHEMA = pl.Schema(
+    {
+        "item_id": pl.String(),
+        "exposure": pl.Int32(),
+        "position_before": pl.Int64(),
+        "offset_before": pl.Int32(),
+        "position": pl.Int64(),
+        "offset": pl.Int32(),
+    }
+)
+"""One row an exposure that is elsewhere than in the plan that this one is paired with: the k-th of an item in training
+order, and where it was; null if the item had fewer there."""
+
+_PLACES = ("position", "displace", "frame", "named_arms", "per_window")
+"""Settings that decide about places in windows."""
+_TIMES = ("phase", "spacing", "batch", "hold_last", "named_arms", "lot")
+"""Settings that decide, with the dose, when exposures may fall."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A plan that another one is made after."""
+
+    items: pl.DataFrame
+    exposures: pl.DataFrame
+    """With the number of the exposure among its item's (``k``) and the ``length`` of its wording, by item and ``k``."""
+    settings: dict[str, Any]
+    """The design, as JSON values."""
+
+
+def as_json(insertion: InsertionConfig) -> dict[str, Any]:
+    """A design as JSON values, as a plan's manifest has it."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(insertion)))
+    return found
+
+
+def pattern(
+    items: pl.DataFrame, wordings: pl.DataFrame, exposures: pl.DataFrame, settings: dict[str, Any]
+) -> Pattern:
+    """A plan's tables made ready for being followed."""
+    lengths = wordings["tokens"].list.len().cast(pl.Int64)
+    ordered = exposures.with_columns(length=lengths[exposures["wording"]]).sort("item", "position", "offset")
+    return Pattern(items, ordered.with_columns(k=pl.int_range(pl.len()).over("item")), settings)
+
+
+def arms(model: Pattern, items: pl.DataFrame, names: Sequence[str]) -> Integers:
+    """Number of the arm of each item, as in the pattern.
+
+    Raises:
+        UserError: for an item that is not in the pattern, or an arm that the design has not.
+    """
+    known = dict(model.items.select("item_id", "arm").iter_rows())
+    found = []
+    for item in items["item_id"]:
+        if item not in known:
+            raise UserError(
+                f"insertion.paired_with: that plan has no item {item}{nearest(item, known)}; a variant has the same "
+                "items or some of them"
+            )
+        if known[item] not in names:
+            raise UserError(
+                f"insertion.paired_with: item {item} has the arm '{known[item]}' there, and this design has "
+                f"none of that name{nearest(known[item], names)}; keep insertion.doses and the factors, or name arms"
+            )
+        found.append(names.index(known[item]))
+    return np.array(found, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the pattern has for each exposure of the variant; all arrays (N,), -1 where it has nothing."""
+
+    row: Integers
+    """Of the pattern's exposures."""
+    position: Integers
+    """Where it stays; -1 also where it must move."""
+
+
+def keep(
+    model: Pattern,
+    ids: npt.NDArray[np.str_],
+    number: Integers,
+    low: Integers,
+    high: Integers,
+    *,
+    batch: int,
+    apart: Integers,
+    insertion: InsertionConfig,
+) -> Kept:
+    """Which exposures stay in their windows.
+
+    Args:
+        model: the pattern.
+        ids: (N,) item of each exposure.
+        number: (N,) which of its item's it is.
+        low: (N,) first position that it may take.
+        high: (N,) end position.
+        batch: windows a step.
+        apart: (N,) group whose exposures must fall into different steps; -1 for none.
+        insertion: the design.
+    """
+    own, lot = as_json(insertion), insertion.window_lot
+    before = model.exposures.with_columns(
+        item_id=model.items["item_id"][model.exposures["item"]]
+    ).with_row_index("row")
+    wanted = pl.DataFrame({"item_id": ids, "k": number})
+    found = wanted.join(before, on=["item_id", "k"], how="left", maintain_order="left")
+    row = found["row"].cast(pl.Int64).fill_null(-1).to_numpy()
+    at = found["position"].fill_null(-1).to_numpy()
+    stays = at >= 0
+    if any(own[name] != model.settings[name] for name in _TIMES):
+        stays &= (at >= low) & (at < high) & (lot.before(at + 1) > lot.before(at))
+    table = pl.DataFrame({"at": at, "apart": apart, "step": at // batch, "stays": stays})
+    among = table.with_columns(
+        rank=pl.when("stays").then(pl.int_range(pl.len()).over("at", "stays")).otherwise(0),
+        again=pl.when(pl.col("apart") >= 0)
+        .then(pl.int_range(pl.len()).over("apart", "step", "stays"))
+        .otherwise(0),
+    )
+    stays &= (among["rank"] < insertion.per_window).to_numpy() & (among["again"] == 0).to_numpy()
+    return Kept(row, np.where(stays, at, -1))
+
+
+def same_places(
+    model: Pattern, kept: Kept, at: Integers, lengths: Integers, places: Places, insertion: InsertionConfig
+) -> Places:
+    """The places in windows, with those of the pattern where a window has what it had there.
+
+    Args:
+        model: the pattern.
+        kept: of the exposures, in the order of ``at``.
+        at: (N,) positions, ascending.
+        lengths: (N,) tokens of the wording.
+        places: located anew.
+        insertion: the design.
+    """
+    own = as_json(insertion)
+    if any(own[name] != model.settings[name] for name in _PLACES):
+        return places
+    old = model.exposures
+    there = dict(old.group_by("position").len().iter_rows())
+    same = (kept.position >= 0) & (old["length"].to_numpy()[kept.row] == lengths)
+    window, count = np.unique(at, return_inverse=True, return_counts=True)[1:]
+    whole = np.bincount(window, weights=same).astype(np.int64) == count
+    whole &= count == np.array([there.get(p, -1) for p in np.unique(at).tolist()])
+    rows = np.flatnonzero(whole[window])
+    taken = {name: getattr(places, name).copy() for name in Places.__slots__}
+    for name, values in taken.items():
+        values[rows] = old[name].to_numpy()[kept.row[rows]]
+    return Places(**taken)
+
+
+def moved(model: Pattern, items: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
+    """``MOVED_SCHEMA`` of a variant's exposures."""
+    before = model.exposures.with_columns(item_id=model.items["item_id"][model.exposures["item"]]).select(
+        "item_id", "k", position_before="position", offset_before="offset"
+    )
+    now = exposures.with_columns(item_id=items["item_id"][exposures["item"]]).sort(
+        "item", "position", "offset"
+    )
+    both = now.with_columns(k=pl.int_range(pl.len()).over("item")).join(
+        before, on=["item_id", "k"], how="left", maintain_order="left"
+    )
+    elsewhere = pl.col("position").ne_missing(pl.col("position_before")) | pl.col("offset").ne_missing(
+        pl.col("offset_before")
+    )
+    return both.filter(elsewhere).rename({"k": "exposure"}).select(MOVED_SCHEMA.keys()).cast(MOVED_SCHEMA)

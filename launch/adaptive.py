@@ -1,0 +1,273 @@
+"""Doses that the scores decide: ``python launch/adaptive.py +experiment=quickstart insertion.adaptive=...``.
+
+Training goes in segments, each a run of its own that starts from the last one's checkpoint: score, let the policy of
+``insertion.adaptive`` decide, plan the next segment's exposures, train, audit. The same command goes on where it was
+stopped. At the end every decision is replayed from the stored scores, and every plan made anew and compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from analysis.metrics import Parameters, compute
+from analysis.statistics import insert_until_ec50, staircase_ec50
+from data import artifact
+from data.artifact import json_digest
+from data.errors import UserError
+from insertion import plan as plans
+from insertion.arms import NamedArm
+from insertion.policies import POLICIES, AdaptiveConfig
+from launch import audit as audits
+from launch.config import INTEGRITY, Experiment, program, say
+from launch.plan import make, plan
+from launch.prepare import prepare
+from launch.report import scores_of
+from launch.score import score
+from launch.train import train
+
+KIND = "adaptive"
+VERSION = 1
+METRIC = "loglik_per_byte"
+
+
+def settings_of(experiment: Experiment) -> AdaptiveConfig:
+    """The policy's settings.
+
+    Raises:
+        UserError: if there are none, or they do not fit the run.
+    """
+    settings = experiment.insertion.adaptive
+    if settings is None:
+        raise UserError(
+            "insertion.adaptive is not set; give it a policy, such as "
+            "'insertion.adaptive={policy: insert_until, at: [50,100], threshold: 0.5}'"
+        )
+    if settings.at[-1] >= experiment.train.end or settings.at[0] <= experiment.train.begin:
+        raise UserError(
+            f"insertion.adaptive.at={list(settings.at)} must lie inside the run, steps {experiment.train.begin} to "
+            f"{experiment.train.end}"
+        )
+    if experiment.parallel.tensor * experiment.parallel.pipeline > 1:
+        raise UserError(
+            "launch/adaptive.py trains in one process; set parallel.tensor=1 and parallel.pipeline=1"
+        )
+    return settings
+
+
+def segment(experiment: Experiment, number: int, counts: Mapping[str, int], start: str | None) -> Experiment:
+    """A segment as an experiment of its own.
+
+    Args:
+        experiment: the whole.
+        number: of the segment.
+        counts: item -> exposures in it; all others get none.
+        start: the checkpoint before it.
+    """
+    settings = settings_of(experiment)
+    ends = [*settings.at, experiment.train.end]
+    lot = dict(plans.read(experiment.directory / "plan").items.select("item_id", "dose").iter_rows())
+    groups: dict[tuple[str, int], list[str]] = {}
+    for item, dose in lot.items():
+        count = counts.get(item, 0)
+        groups.setdefault((f"dose {count}" if dose else "never inserted", count), []).append(item)
+    named = {name: NamedArm(dose=dose, items=tuple(items)) for (name, dose), items in sorted(groups.items())}
+    return replace(
+        experiment,
+        name=f"{experiment.name}.{number}",
+        insertion=replace(experiment.insertion, adaptive=None, doses=(), named_arms=named),
+        train=replace(experiment.train, start_from=start, stop_at=ends[number]),
+    )
+
+
+def scores_at_end(directory: Path, end: int) -> tuple[dict[str, float], dict[str, str]]:
+    """What a policy sees of a segment's last checkpoint, and the digests of the scores that it comes from."""
+    own = plans.read(directory / "plan")
+    scores, digests = scores_of(directory, own.digest)
+    last = scores.filter((pl.col("step") == end) & (pl.col("run") == "perturbed"))
+    rows = compute(own.items, own.probes, last, [METRIC], Parameters())
+    values = rows.filter(pl.col("value").is_not_null() & pl.col("item_id").is_not_null())
+    means = values.group_by("item_id").agg(pl.col("value").mean()).join(
+        own.items.select("item_id", "arm"), on="item_id"
+    )  # fmt: skip
+    never = pl.col("arm") == "never inserted"
+    base = float(means.filter(never)["value"].to_numpy().mean())
+    found = means.filter(~never).sort("item_id")
+    used = {name: digest for name, digest in digests.items() if f"step_{end:08d}" in name}
+    return {item: value - base for item, value in found.select("item_id", "value").iter_rows()}, used
+
+
+def decisions(experiment: Experiment, carry_out: bool) -> list[dict[str, Any]]:
+    """All decisions, each with the digest of the one before.
+
+    Args:
+        experiment: the whole.
+        carry_out: train and score each segment that is not there; otherwise only decide from what is stored.
+    """
+    settings = settings_of(experiment)
+    items = plans.read(experiment.directory / "plan").items
+    scores = dict.fromkeys(items.filter(pl.col("dose") > 0)["item_id"].to_list(), 0.0)
+    start, state, used, previous = experiment.train.start_from, {}, {}, ""
+    found: list[dict[str, Any]] = []
+    for number, end in enumerate([*settings.at, experiment.train.end]):
+        counts, state = POLICIES[settings.policy](scores, state, experiment.insertion.seed, settings)
+        one = segment(experiment, number, counts, start)
+        if carry_out:
+            say(f"segment {number}, to step {end}: {len(counts)} items, {sum(counts.values())} exposures")
+            plan(one)
+            train(one, "perturbed")
+            score(one)
+        record = {
+            "end": end,
+            "seen": scores,
+            "scores": used,
+            "exposures": counts,
+            "state": state,
+            "directory": str(one.directory),
+            "plan": plans.read(one.directory / "plan").digest,
+            "previous": previous,
+        }
+        previous = json_digest(record)
+        found.append({**record, "digest": previous})
+        scores, used = scores_at_end(one.directory, end)
+        start = str(one.directory / "perturbed" / "checkpoints" / f"step_{end:08d}")
+    found[-1]["after"] = scores
+    return found
+
+
+def replay(experiment: Experiment, recorded: list[dict[str, Any]]) -> list[str]:
+    """What differs between recorded decisions and those that the stored scores lead to, and between each plan and
+    the one that its decision leads to."""
+    wrong = []
+    again = decisions(experiment, carry_out=False)
+    start = experiment.train.start_from
+    for number, (was, now) in enumerate(zip(recorded, again, strict=True)):
+        if was != now:
+            wrong.append(
+                f"segment {number}: the stored scores lead to another decision than the one recorded"
+            )
+        one = segment(experiment, number, now["exposures"], start)
+        with tempfile.TemporaryDirectory() as place:
+            made = make(one, Path(place) / "plan")
+        if made.digest != plans.read(Path(was["directory"]) / "plan").digest:
+            wrong.append(f"segment {number}: the decision leads to another plan than the one carried out")
+        start = str(one.directory / "perturbed" / "checkpoints" / f"step_{now['end']:08d}")
+    return wrong
+
+
+def doses(recorded: list[dict[str, Any]]) -> list[dict[str, int]]:
+    """Item -> exposures so far, before each decision and at the end."""
+    totals: list[dict[str, int]] = [{}]
+    for record in recorded:
+        now = dict(totals[-1])
+        for item, count in record["exposures"].items():
+            now[item] = now.get(item, 0) + count
+        totals.append(now)
+    return totals
+
+
+def estimate(settings: AdaptiveConfig, recorded: list[dict[str, Any]]) -> str | None:
+    """EC50 of the items: how many exposures until half of them are remembered. None where the design does not say."""
+    checks = [*(record["seen"] for record in recorded[1:]), recorded[-1]["after"]]
+    totals = doses(recorded)[1:]
+    if settings.policy == "staircase":
+        state = recorded[-1]["state"]
+        last = [
+            [dose, int(recorded[-1]["after"][item] >= settings.threshold)]
+            for item, dose in sorted(state["running"].items())
+        ]
+        trials = [*state["trials"], *last]
+        if not {0, 1} <= {hit for _, hit in trials}:
+            return None
+        return f"{float(staircase_ec50([d for d, _ in trials], [h for _, h in trials]).ec50):.3g}"
+    if settings.policy != "insert_until":
+        return None
+    lower, upper = [], []
+    for item in recorded[0]["seen"]:
+        below, above = 0, math.inf
+        for scores, total in zip(checks, totals, strict=True):
+            if scores[item] >= settings.threshold:
+                above = total.get(item, 0)
+                break
+            below = total.get(item, 0)
+        lower.append(below)
+        upper.append(above)
+    pairs = [(low, high) for low, high in zip(lower, upper, strict=True) if high > low]
+    if not any(math.isfinite(high) for _, high in pairs):
+        return None
+    return insert_until_ec50(*zip(*pairs, strict=True)).ec50.text
+
+
+def adaptive(experiment: Experiment) -> dict[str, Any]:
+    """Carry out all segments, audit them, replay, and write ``adaptive/decisions.json``.
+
+    Returns:
+        ``verdict``, ``failures``, ``decisions``.
+    """
+    settings = settings_of(experiment)
+    prepare(experiment)
+    plan(experiment)
+    recorded = decisions(experiment, carry_out=True)
+    failures = []
+    place = experiment.directory / "adaptive"
+    if (place / artifact.MANIFEST).is_file():
+        artifact.verify(place, artifact.read(place, kind=KIND, schema_version=VERSION))
+        before = json.loads((place / "decisions.json").read_text(encoding="utf-8"))["decisions"]
+        if before != json.loads(json.dumps(recorded)):
+            failures.append("the stored scores lead to other decisions than the ones recorded before")
+    start = experiment.train.start_from
+    for number, record in enumerate(recorded):
+        one = segment(experiment, number, record["exposures"], start)
+        result = audits.audit(one)
+        failures += [f"segment {number}: {line}" for line in result["failures"]]
+        say(f"segment {number}: {result['verdict']}")
+        start = str(one.directory / "perturbed" / "checkpoints" / f"step_{record['end']:08d}")
+    failures += replay(experiment, recorded)
+    summary = {
+        "verdict": "FAIL" if failures else "PASS",
+        "failures": failures,
+        "threshold": settings.threshold,
+        "decisions": recorded,
+    }
+    with artifact.writing(
+        place,
+        kind=KIND,
+        schema_version=VERSION,
+        config={"metric": METRIC},
+        inputs={f"segment {n}": record["plan"] for n, record in enumerate(recorded)},
+    ) as draft:
+        artifact.write_json(draft.path / "decisions.json", summary)
+    return summary
+
+
+@program
+def main(experiment: Experiment) -> int:
+    """Carry out the policy; status 3 if an audit or the replay fails."""
+    settings = settings_of(experiment)
+    summary = adaptive(experiment)
+    recorded = summary["decisions"]
+    for record, total in zip(recorded, doses(recorded)[1:], strict=True):
+        say(
+            f"  to step {record['end']}: {sum(record['exposures'].values()):,} exposures of "
+            f"{len(record['exposures']):,} items; {sum(total.values()):,} so far"
+        )
+    remembered = sum(score >= settings.threshold for score in recorded[-1]["after"].values())
+    say(f"  remembered at the end: {remembered} of {len(recorded[-1]['after'])}")
+    ec50 = estimate(settings, recorded)
+    if ec50 is not None:
+        say(f"  half of the items are remembered after {ec50} exposures")
+    for line in summary["failures"]:
+        say(f"  {line}")
+    say(f"adaptive: {summary['verdict']}; {experiment.directory / 'adaptive' / 'decisions.json'}")
+    return 0 if summary["verdict"] == "PASS" else INTEGRITY
+
+
+if __name__ == "__main__":
+    main()

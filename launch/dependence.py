@@ -1,0 +1,136 @@
+"""Do experiments that share a run disturb each other?
+
+    python launch/dependence.py +experiment=quickstart insertion=shared
+
+Trains one run with all of ``insertion.experiments`` and one with each of them alone - the items and places of each are
+the same in both - and compares what is remembered at the last checkpoint. With ``train.start_from`` all of them branch
+from that checkpoint. The interaction of an experiment with the others is, item by item, the score in company less the
+score alone; of its inserted items less its controls. It is 0 if the experiments do not disturb each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from analysis.metrics import Parameters, compute
+from analysis.statistics import difference_to_twin, gain_over_control
+from data import artifact
+from data.errors import UserError
+from insertion import plan as plans
+from launch import audit as audits
+from launch.config import INTEGRITY, Experiment, program, say
+from launch.plan import plan
+from launch.prepare import prepare
+from launch.report import scores_of
+from launch.run import train
+from launch.score import score
+
+KIND = "dependence"
+VERSION = 1
+METRIC = "loglik_per_byte"
+
+
+def alone(experiment: Experiment, name: str) -> Experiment:
+    """The same run with one of its experiments only."""
+    one = {name: experiment.insertion.experiments[name]}
+    return replace(experiment, insertion=replace(experiment.insertion, experiments=one))
+
+
+def dependence(experiment: Experiment) -> dict[str, Any]:
+    """Train, audit and score what is not there yet; compare; write ``dependence/dependence.json``.
+
+    Returns:
+        ``verdict`` of all audits, and ``interactions``: experiment, family, dose, estimate, low, high (nats a byte;
+        95 % interval), items and controls.
+
+    Raises:
+        UserError: if there are not at least two experiments.
+    """
+    names = list(experiment.insertion.experiments)
+    if len(names) < 2:
+        raise UserError(
+            f"insertion.experiments has {len(names)} entries; dependence is between two or more "
+            "(insertion=shared is an example)"
+        )
+    prepare(experiment)
+    verdicts = []
+    runs = {"all of them": (experiment, [])}
+    for name in names:
+        others = [f"~insertion.experiments.{other}" for other in names if other != name]
+        runs[f"{name} alone"] = (alone(experiment, name), others)
+    digests = {}
+    for title, (one, left_out) in runs.items():
+        say(f"{title}: {one.directory}")
+        plan(one)
+        train(one, "perturbed", left_out)
+        result = audits.audit(one)
+        audits.announce(result)
+        verdicts.append(result["verdict"])
+        score(one)
+        digests[title] = plans.read(one.directory / "plan").digest
+    found = [row for name in names for row in _interactions(experiment, name)]
+    verdict = "PASS" if set(verdicts) == {"PASS"} else "FAIL"
+    summary = {"metric": METRIC, "verdict": verdict, "interactions": found}
+    with artifact.writing(
+        experiment.directory / "dependence", kind=KIND, schema_version=VERSION, config={}, inputs=digests
+    ) as draft:
+        artifact.write_json(draft.path / "dependence.json", summary)
+    return summary
+
+
+def _interactions(experiment: Experiment, name: str) -> list[dict[str, Any]]:
+    """What the company of the others adds to each dose of an experiment."""
+    single = alone(experiment, name)
+    own = plans.read(single.directory / "plan")
+    # The statistics subtract the run that is called the twin.
+    scores = pl.concat(
+        [
+            _last(place, own, run)
+            for place, run in ((experiment.directory, "perturbed"), (single.directory, "twin"))
+        ]
+    )
+    rows = compute(own.items, own.probes, scores, [METRIC], Parameters())
+    pairs = gain_over_control(difference_to_twin(rows))
+    return [
+        {
+            "experiment": name,
+            "family": row["family"],
+            "dose": row["dose"],
+            **{key: row[key] for key in ("estimate", "low", "high")},
+            "items": row["n"],
+            "controls": row["n_control"],
+        }
+        for row in pairs.filter(pl.col("family") == "all").sort("dose").iter_rows(named=True)
+    ]
+
+
+def _last(directory: Path, own: plans.Plan, run: str) -> pl.DataFrame:
+    """Scores of an experiment's probes at a run's last checkpoint."""
+    found = scores_of(directory, plans.read(directory / "plan").digest)[0].filter(
+        pl.col("run") == "perturbed"
+    )
+    mine = own.probes.filter(pl.col("item_id").is_not_null())["probe_id"]
+    last = found.filter((pl.col("step") == pl.col("step").max()) & pl.col("probe_id").is_in(mine.implode()))
+    return last.with_columns(run=pl.lit(run))
+
+
+@program
+def main(experiment: Experiment) -> int:
+    """Print the interactions; status 3 if an audit failed."""
+    summary = dependence(experiment)
+    say("what the company of the others adds, inserted items less controls, nats a byte (95 % interval)")
+    for row in summary["interactions"]:
+        say(
+            f"  {row['experiment']}, dose {row['dose']}: {row['estimate']:+.4f} ({row['low']:+.4f} to "
+            f"{row['high']:+.4f}), {row['items']} items, {row['controls']} controls"
+        )
+    say(f"{experiment.directory / 'dependence' / 'dependence.json'}")
+    return 0 if summary["verdict"] == "PASS" else INTEGRITY
+
+
+if __name__ == "__main__":
+    main()

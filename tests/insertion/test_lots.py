@@ -1,0 +1,80 @@
+"""Lots of windows: designs that keep to different ones never meet, and never notice each other."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.errors import UserError
+from insertion.schedule import Lot, place
+
+
+@given(st.integers(2, 9), st.integers(1, 40))
+def test_lots_share_out_all_windows(of, blocks):
+    """Every ``of`` windows in a row hold one of each lot; counted anew, window by window."""
+    lots = [Lot(number, of).position(np.arange(blocks)) for number in range(of)]
+    for block in range(blocks):
+        assert sorted(lot[block] for lot in lots) == list(range(block * of, (block + 1) * of))
+    for number, positions in enumerate(lots):
+        counted = [sum(p < position for p in positions) for position in range(blocks * of)]
+        assert Lot(number, of).before(np.arange(blocks * of)).tolist() == counted
+
+
+def test_lots_are_mixed():
+    """A lot has no fixed place among its neighbours, which could be one row of every batch."""
+    inside = np.bincount(Lot(1, 4).position(np.arange(8000)) % 4, minlength=4)
+    assert np.abs(inside - 2000).max() < 200  # 5 standard deviations
+
+
+@given(st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from([1, 2]))
+def test_places_are_the_lots_own(of, seed, slots):
+    """Six exposures always find room: a step has six windows of each lot or more."""
+    rng = np.random.default_rng(seed)
+    batch, steps = 24, 30
+    first = rng.integers(0, steps, 6)
+    end = first + rng.integers(1, 6, 6).clip(max=steps - first)
+    for number in range(of):
+        lot = Lot(number, of)
+        mine = set(lot.position(np.arange(batch * steps // of + 1)).tolist())
+        at = place(
+            first * batch,
+            end * batch,
+            slots=slots,
+            batch=batch,
+            apart=np.full(6, -1),
+            rng=np.random.default_rng(1),
+            lot=lot,
+        )
+        assert set(at.tolist()) <= mine
+        assert ((at >= first * batch) & (at < end * batch)).all()
+        assert np.unique(at, return_counts=True)[1].max() <= slots
+
+
+def test_uniform_over_the_lots_windows():
+    lot = Lot(2, 3)
+    at = place(
+        np.zeros(3000, dtype=np.int64),
+        np.full(3000, 30_000),
+        slots=1,
+        batch=30,
+        apart=np.full(3000, -1),
+        rng=np.random.default_rng(3),
+        lot=lot,
+    )
+    counts = np.bincount(at // 3000, minlength=10)
+    assert ((counts - 300) ** 2 / 300).sum() < 27.9  # chi-square, 9 degrees of freedom, p = .001
+
+
+def test_a_step_without_a_window_of_the_lot_is_refused():
+    windows = Lot(0, 8).position(np.arange(4))  # a batch of 2 has none of most lots
+    step = next(k for k in range(4) if not ({2 * k, 2 * k + 1} & set(windows.tolist())))
+    with pytest.raises(UserError, match=rf"step {step} has no window of insertion.lot=0/8"):
+        place(
+            np.array([2 * step]),
+            np.array([2 * step + 2]),
+            slots=1,
+            batch=2,
+            apart=np.array([-1]),
+            rng=np.random.default_rng(0),
+            lot=Lot(0, 8),
+        )

@@ -1,0 +1,160 @@
+"""Runs that go on from another run's checkpoint: branches, experiments compared alone and together, adaptive arms."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+import pytest
+
+from data.errors import UserError
+from insertion import explain
+from insertion import plan as plans
+from launch import audit as audits
+from launch.plan import show
+from tests.launch.test_schedules import experiment
+from tests.launch.test_shared import PEOPLE, SENTENCES, SHARED, planned
+
+pytestmark = pytest.mark.slow
+PARENT = ("name=parent", "insertion.phase=[{end: 0.4}]")
+
+
+@pytest.fixture(scope="module")
+def parent(prepared):
+    """A run whose exposures all lie before step 8."""
+    planned(prepared, "parent", *PARENT[1:])
+    prepared.ok("train", *PARENT)
+    return prepared.directory("parent") / "perturbed" / "checkpoints"
+
+
+def weights(path):
+    from pretrain import checkpoint
+
+    return checkpoint.tensors(path, weights_only=True)
+
+
+def test_branch(prepared, parent, caplog):
+    """With nothing inserted, a branch ends where its parent ended, bit for bit; insertions are its own and proven."""
+    import torch
+
+    given = ("name=branch", f"train.start_from={parent / 'step_00000008'}")
+    made, setting = planned(prepared, "branch", given[1])
+    directory = setting.directory
+    assert made.exposures["position"].min() >= 8 * 8
+    assert any("steps 8 to 19" in line for line in explain.summary(made))
+    prepared.ok("train", *given, "run=twin")
+    ours, theirs = (
+        weights(place / "step_00000020") for place in (directory / "twin" / "checkpoints", parent)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert "going on from step 8" in prepared.ok("train", *given).out
+    changed = weights(directory / "perturbed" / "checkpoints" / "step_00000020")
+    assert not all(torch.equal(changed[name], theirs[name]) for name in theirs)
+    proof = audits.audit(setting)
+    assert proof["verdict"] == "PASS"
+    details = {check["name"]: check["detail"] for check in proof["checks"]}
+    assert "step_00000008, every weight" in details["the run began with the checkpoint that it names"]
+    assert details["every window consumed exactly once"] == "96 windows in 12 steps"
+    # What a checkpoint of the branch has seen: the parent's exposures and its own.
+    item = made.items.filter(pl.col("dose") == 4)["item_id"][0]
+    with caplog.at_level("INFO", logger="palimpsest"):
+        show(setting, {"item": item})
+    shown = [line for line in caplog.messages if line.startswith("  step")]
+    steps = [int(line.split()[1].rstrip(",")) for line in shown]
+    assert len(steps) == 8
+    assert max(steps[:4]) < 8 <= min(steps[4:])
+    assert sum("in the run before" in line for line in shown) == 4
+    # Another optimizer could not go on with its state.
+    planned(prepared, "wrong", given[1], "optimizer.beta2=0.9")
+    wrong = prepared.run("train", "name=wrong", given[1], "optimizer.beta2=0.9")
+    assert wrong.status == 2
+    assert "step_00000008 does not fit this run: setting optimizer.beta2" in wrong.out
+
+
+def test_dependence(prepared, parent):
+    """Each experiment alone and both together, from one checkpoint: the interaction, recomputed from the scores."""
+    given = ["name=both", f"train.start_from={parent / 'step_00000008'}", *SHARED]
+    given += [f"{one}.doses=[0,3]" for one in (PEOPLE, SENTENCES)]
+    done = prepared.ok("dependence", *given)
+    assert done.out.count("audit: PASS") == 3
+    (place,) = (prepared.path / "runs" / "small").glob("both-*/dependence")
+    found = json.loads((place / "dependence.json").read_text())["interactions"]
+    assert [(row["experiment"], row["dose"], row["items"]) for row in found] == [
+        ("people", 3, 4),
+        ("sentences", 3, 4),
+    ]
+    for row in found:
+        assert row["low"] < row["estimate"] < row["high"]
+        others = {"people": SENTENCES, "sentences": PEOPLE}
+        setting = experiment(prepared, *given, f"~{others[row['experiment']]}")
+        alone, both = (mean_scores(where, row["experiment"]) for where in (setting.directory, place.parent))
+        difference = both.join(alone, on="item_id", suffix="_alone").with_columns(
+            gain=pl.col("score") - pl.col("score_alone")
+        )
+        assert len(difference) == 8
+        means = dict(difference.group_by("dose").agg(pl.col("gain").mean()).iter_rows())
+        strata = difference.group_by("stratum", "dose").agg(pl.col("gain").mean(), pl.len())
+        if strata["len"].n_unique() == 1:  # equal strata: the weighted mean is the plain one
+            assert np.isclose(row["estimate"], means[3] - means[0], atol=1e-6)
+
+
+def mean_scores(directory, name):
+    """Item -> log-likelihood a byte at the last checkpoint, from the stored log-probabilities."""
+    made = plans.read(directory / "plan")
+    parts = sorted((directory / "scores" / "perturbed").glob("step_00000020*/*.parquet"))
+    scores = pl.concat([pl.read_parquet(part, columns=["probe_id", "logprob"]) for part in parts])
+    verbatim = made.probes.filter(
+        pl.col("item_id").str.starts_with(f"{name}:") & (pl.col("kind") == "verbatim")
+    )
+    return (
+        verbatim.join(scores, on="probe_id")
+        .with_columns(score=pl.col("logprob").list.sum() / pl.col("target_bytes"))
+        .group_by("item_id")
+        .agg(pl.col("score").mean())
+        .join(made.items.select("item_id", "dose", "stratum"), on="item_id")
+    )
+
+
+def test_adaptive(prepared):
+    """Insert until remembered: segments follow each other, stop at the criterion, and every decision is replayed."""
+    given = [
+        "name=adaptive",
+        "~insertion.families.ghost_sentences",
+        "insertion.doses=[0,1]",
+        "insertion.adaptive={policy: insert_until, at: [8,14], threshold: 0.05, each: 2}",
+        "optimizer.learning_rate=0.01",
+    ]
+    done = prepared.ok("adaptive", *given)
+    assert "adaptive: PASS" in done.out
+    assert done.out.count("audit: PASS") + done.out.count(": PASS") >= 3
+    directory = prepared.directory("adaptive")
+    found = json.loads((directory / "adaptive" / "decisions.json").read_text())["decisions"]
+    assert [record["end"] for record in found] == [8, 14, 20]
+    assert [record["previous"] for record in found] == ["", *(record["digest"] for record in found[:-1])]
+    first = found[0]["exposures"]
+    assert set(first.values()) == {2}
+    for before, record in pairwise(found):
+        reached = {item for item, score in record["seen"].items() if score >= 0.05}
+        assert set(record["exposures"]) == set(before["exposures"]) - reached
+    for record, (begin, end) in zip(found, ((0, 8), (8, 14), (14, 20)), strict=True):
+        made = plans.read(prepared.path / record["directory"] / "plan")
+        counted = dict(made.exposures.group_by("item").len().iter_rows())
+        names = made.items["item_id"].to_list()
+        assert {names[item]: count for item, count in counted.items()} == record["exposures"]
+        steps = made.exposures["position"] // 8
+        assert steps.is_between(begin, end - 1).all()
+    again = prepared.ok("adaptive", *given)  # nothing is trained again, and the file says the same
+    assert "adaptive: PASS" in again.out
+    assert "finished at step 20; nothing to do" in again.out
+
+
+def test_mistakes(prepared):
+    for overrides, told in (
+        (["train.start_from=runs/step"], "train.start_from=runs/step is no checkpoint"),
+        (["train.start_from=x/step_00000020"], "is at step 20, and the run ends at step 20"),
+        (["train.stop_at=21"], "train.stop_at=21 must lie between 1 and train.steps=20"),
+        (["insertion.adaptive={policy: maintain, at: [5], threshold: 1}"], "works on one family"),
+    ):
+        with pytest.raises(UserError, match=told):
+            experiment(prepared, *overrides)
