@@ -42,13 +42,13 @@ class Limits:
     """Of more, every k-th of each family and dose is listed."""
     tokens_an_item: int = 512
     """Coloured from the item's start."""
-    tokens: int = 2_500_000
+    tokens: int = 1_500_000
     """Of all items together."""
     characters_an_item: int = 20_000
-    text_bytes: int = 3_000_000
+    text_bytes: int = 5_000_000
     """UTF-8, of all texts together."""
-    scores_bytes: int = 6_000_000
-    """Of the token scores as embedded; checkpoints are left out until they fit."""
+    embedded_bytes: int = 12_000_000
+    """Of both streams; checkpoints' token scores are left out until they fit, but for the last."""
     curve_values: int = 300_000
     """Values of the items' curves over checkpoints."""
     stretches: int = 1000
@@ -110,51 +110,57 @@ def embed(inputs: ReportInputs, results: Results, limits: Limits | None = None) 
     texts, cut = _texts(items["text"].fill_null("").to_list(), limits, left_out)
     probes = _pieces(inputs, items, texts, limits, left_out)
     runs = [run for run in ("perturbed", "twin") if run in results.last_steps]
-    steps, codes = _codes(inputs, probes, runs, limits, left_out)
     curve_steps, curves = _curves(results, items, runs, inputs.primary, limits)
     exposures = _exposures(inputs, items, limits)
-    families, arms = sorted(items["family"].unique()), sorted(items["arm"].unique())
-    strata = sorted(items["stratum"].unique())
     arrays: dict[str, NDArray[Any]] = {
         "curves": curves,
         "pieces": np.concatenate([np.zeros(0, np.uint16), *probes["pieces"].to_list()]).astype(np.uint16),
         "stretch": exposures["stretch"].to_numpy().astype(np.uint16),
         "times": exposures["times"].clip(upper_bound=65535).to_numpy().astype(np.uint16),
-        "codes": codes,
     }
-    numbers, places = _packed(arrays)
-    listed = exposures.group_by("index").len().sort("index")
-    counts = np.zeros(items.height, np.int64)
-    counts[listed["index"].to_numpy()] = listed["len"].to_numpy()
-    facts = {
+    facts = _described(items, texts, probes, exposures) | {
         "runs": runs,
-        "steps": steps,
         "curveSteps": curve_steps,
-        "stretchSteps": int(exposures["steps"][0]) if exposures.height else 1,
         "last": inputs.last_step,
         "metric": inputs.primary,
         "unit": METRICS[inputs.primary].unit,
         "least": LEAST,
         "codes": CODES,
-        "families": families,
-        "arms": arms,
-        "strata": strata,
+        "cut": cut,
+    }
+    room = limits.embedded_bytes - len(_base64(_json(facts))) - len(_packed(arrays)[0])
+    facts["steps"], arrays["codes"] = _codes(inputs, probes, runs, room, left_out)
+    numbers, facts["arrays"] = _packed(arrays)
+    return Embedded(_base64(_json(facts)), numbers, items.height, tuple(left_out))
+
+
+def _described(
+    items: pl.DataFrame, texts: list[str], probes: pl.DataFrame, exposures: pl.DataFrame
+) -> dict[str, Any]:
+    """The items, column by column; names that repeat as a place in their list."""
+    names = {key: sorted(items[key].unique()) for key in ("family", "arm", "stratum")}
+    listed = exposures.group_by("index").len()
+    stretches = np.zeros(items.height, np.int64)
+    stretches[listed["index"].to_numpy()] = listed["len"].to_numpy()
+    return {
+        "families": names["family"],
+        "arms": names["arm"],
+        "strata": names["stratum"],
+        **{key: _indices(items[key], found) for key, found in names.items()},
         "id": items["item_id"].to_list(),
-        "family": _indices(items["family"], families),
-        "arm": _indices(items["arm"], arms),
-        "stratum": _indices(items["stratum"], strata),
         "dose": items["dose"].to_list(),
         "gain": [None if v is None or math.isnan(v) else float(f"{v:.4g}") for v in items["gain"].to_list()],
         "text": texts,
-        "cut": cut,
         "tokens": probes["tokens"].to_list(),
         "coloured": probes["coloured"].to_list(),
         "why": probes["why"].to_list(),
-        "stretches": counts.tolist(),
-        "arrays": places,
+        "stretches": stretches.tolist(),
+        "stretchSteps": int(exposures["steps"][0]) if exposures.height else 1,
     }
-    text = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Embedded(_base64(text.encode()), numbers, items.height, tuple(left_out))
+
+
+def _json(facts: dict[str, Any]) -> bytes:
+    return json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _indices(column: pl.Series, names: Sequence[str]) -> list[int]:
@@ -225,7 +231,9 @@ def _pieces(
         row["coloured"] = len(row["pieces"])
     shorter = sum(0 < row["coloured"] < row["tokens"] for row in rows)
     if shorter:
-        left_out.append(f"Of {shorter:,} items only the first tokens are coloured, {limit:,} at most.")
+        left_out.append(
+            f"Of {shorter:,} items only the first tokens are coloured: of the text that is here, {limit:,} at most."
+        )
     if uncoloured := sum(bool(row["why"]) for row in rows):
         left_out.append(
             f"{uncoloured:,} items are not coloured: {next(row['why'] for row in rows if row['why'])}."
@@ -272,9 +280,10 @@ def _lengths(
 
 
 def _codes(
-    inputs: ReportInputs, probes: pl.DataFrame, runs: Sequence[str], limits: Limits, left_out: list[str]
+    inputs: ReportInputs, probes: pl.DataFrame, runs: Sequence[str], room: int, left_out: list[str]
 ) -> tuple[list[int], NDArray[np.uint8]]:
-    """Checkpoints embedded, and the codes (R, C, T) of all coloured tokens as differences, flat.
+    """Checkpoints embedded, and the codes (R, C, T) of all coloured tokens as differences, flat;
+    of the checkpoints that fit into ``room`` bytes.
 
     A perturbed run's checkpoint is stored as the difference to the one before, the twin's as the difference to the
     perturbed run's at the same step, modulo 256: both are small, and so they compress.
@@ -294,9 +303,9 @@ def _codes(
         if len(runs) > 1:
             stored[1] = table[1] - table[0]
         size = len(gzip.compress(stored.tobytes(), 6)) * 4 / 3
-        if size <= limits.scores_bytes or len(steps) == 1:
+        if size <= room or len(steps) == 1:
             break
-        steps = spread(steps, max(1, min(len(steps) - 1, int(len(steps) * limits.scores_bytes / size))))
+        steps = spread(steps, max(1, min(len(steps) - 1, int(len(steps) * room / size))))
     if len(steps) < len(every):
         left_out.append(f"Token scores are here for {len(steps)} of {len(every)} checkpoints.")
     return steps, stored.ravel()

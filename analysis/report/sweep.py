@@ -18,6 +18,20 @@ from analysis.report.html import inline, render
 from analysis.report.table import Table
 from analysis.statistics import PAIRED
 
+_NAMED = 4
+"""Cells whose gains the first lines spell out."""
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A94A0")
+_SHAPES = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "cross",
+    "triangle-down",
+    "triangle-right",
+    "triangle-left",
+)
+
 GAIN_SCHEMA = pl.Schema(
     {
         "cell": pl.String(),
@@ -123,13 +137,20 @@ def _dose_figure(rows: pl.DataFrame, y_title: str) -> look.Figure:
     doses = sorted(rows["dose"].unique().to_list())
     x = alt.X("dose:O", title="dose: times inserted", sort=doses, axis=alt.Axis(labelAngle=0))
     offset = alt.XOffset("cell:N", sort=cells)
-    colour = alt.Color(
-        "cell:N", title=None, sort=cells, scale=alt.Scale(scheme="viridis" if len(cells) > 8 else "dark2")
+    # Colour-blind safe, and told apart by shape as well.
+    few = len(cells) <= len(_COLOURS)
+    scale = (
+        alt.Scale(domain=cells, range=list(_COLOURS[: len(cells)])) if few else alt.Scale(scheme="viridis")
     )
+    shapes = [_SHAPES[i % len(_SHAPES)] for i in range(len(cells))]
+    colour = alt.Color("cell:N", title=None, sort=cells, scale=scale)
+    shape = alt.Shape("cell:N", title=None, sort=cells, scale=alt.Scale(domain=cells, range=shapes))
     base = alt.Chart(look.values(rows)).encode(x=x, xOffset=offset, color=colour)
     chart = alt.layer(
         base.mark_rule(strokeWidth=1.6).encode(alt.Y("low:Q", title=y_title), alt.Y2("high")),
-        base.mark_point(filled=True, size=60, opacity=1).encode(alt.Y("estimate:Q", title=y_title)),
+        base.mark_point(filled=True, size=60, opacity=1).encode(
+            alt.Y("estimate:Q", title=y_title), shape=shape
+        ),
     ).properties(width=620, height=300)
     return look.Figure(look.styled(chart), rows)
 
@@ -179,6 +200,30 @@ def _cells(rows: pl.DataFrame) -> Table:
     return Table(
         ["", "runs", *(f"dose {dose}" for dose in doses)], body, "Mean gain and 95 % interval, by dose"
     )
+
+
+def headline(runs: Sequence[SweepRun]) -> str:
+    """The answer of the runs whose audit passed, in a sentence."""
+    if not runs:
+        return "No run has an audit that passed: there is no answer yet."
+    doses = sorted(
+        run.summary["minimum_effective_dose"] for run in runs if run.summary["verdict"] == "memorised"
+    )
+    if not doses:
+        return f"Inserted text did not become detectably more likely in any of {len(runs)} runs."
+    first = str(doses[0]) if doses[0] == doses[-1] else f"{doses[0]} to {doses[-1]}, depending on the run,"
+    return f"Inserted text became more likely in {len(doses)} of {len(runs)} runs, from dose {first} on."
+
+
+def _detail(rows: pl.DataFrame, unit: str) -> str:
+    """The gain of every cell at the highest dose; of many cells, the least and the largest."""
+    if rows.is_empty():
+        return ""
+    highest = rows.filter(pl.col("dose") == pl.col("dose").max()).sort("estimate")
+    shown = highest if highest.height <= _NAMED else highest[[0, -1]]
+    cells = [f"{row['cell']} {interval(row, signed=True)}" for row in shown.iter_rows(named=True)]
+    between = "; " if highest.height <= _NAMED else " to "
+    return f"Gain over dose 0 at dose {highest['dose'][0]}, {unit}: {between.join(cells)}."
 
 
 def _list(runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
@@ -234,6 +279,8 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
     page = render(
         "sweep.html",
         title=title,
+        headline=headline(audited),
+        detail=_detail(rows, unit),
         planned=planned,
         finished=len(runs),
         left_out=len(runs) - len(audited),

@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_left_out_and_said(inputs, results):
         items=30,
         tokens=600,
         characters_an_item=120,
-        scores_bytes=3000,
+        embedded_bytes=4000,
         stretches=10,
         curve_values=120,
         tokens_an_item=40,
