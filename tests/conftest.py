@@ -14,6 +14,7 @@ import pytest
 from tests.programs import Programs
 
 REPO = Path(__file__).resolve().parent.parent
+HEAVY = ("train", "score", "report", "run", "export", "dependence", "adaptive")
 
 
 @functools.cache
@@ -50,7 +51,7 @@ class Workplace:
         return [*start, str(REPO / "launch" / f"{program}.py"), *self.overrides, *overrides]
 
     def run(self, program: str, *overrides: str, ranks: int = 1, timeout: int = 240, **options) -> Finished:
-        if program in ("train", "score", "report", "run", "export") and ranks == 1 and not options:
+        if program in HEAVY and ranks == 1 and not options:
             return Finished(*warm().run(self.command(program, *overrides)[1:], self.path, timeout))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         done = subprocess.run(
