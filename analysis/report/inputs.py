@@ -11,6 +11,9 @@ import polars as pl
 from analysis.metrics import METRICS, Parameters
 from data.errors import UserError, nearest
 
+KIND = "report"
+VERSION = 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportInputs:
