@@ -88,7 +88,10 @@ def bind(draw: Callable[..., Figure], run: Run) -> Callable[..., Figure]:
     signature = inspect.signature(draw)
     # The first parameter is the rows, whatever it is called.
     frames = [name for number, name in enumerate(signature.parameters) if name in FROM_RUN or number == 0]
-    shown = signature.replace(parameters=[p for p in signature.parameters.values() if p.name not in frames])
+    left = [p for p in signature.parameters.values() if p.name not in frames]
+    shown = signature.replace(
+        parameters=[p.replace(default=PRIMARY) if p.name == "metric" else p for p in left]
+    )
 
     @functools.wraps(draw)
     def drawn(*arguments: Any, **settings: Any) -> Figure:

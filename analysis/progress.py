@@ -29,7 +29,9 @@ from pretrain import saved
 LOSSES = ("loss", "loss_corpus", "loss_inserted")
 """Training losses that are followed, nats a token: of all tokens, the corpus's, the inserted ones."""
 POINTS = 400
-"""Of a curve, and stretches of steps in which exposures are counted; longer ones are averaged."""
+"""Of a curve; a longer one is averaged."""
+STRETCHES = 100
+"""Of steps, in which exposures are counted."""
 
 
 class Log:
@@ -119,7 +121,7 @@ class Progress:
         counted = self._when.group_by("arm").agg(planned=pl.len(), done=done.sum())
         arms = self.run.items.group_by("arm", "dose").agg(items=pl.len()).join(counted, on="arm", how="left")
         arms = arms.with_columns(pl.col("planned", "done").fill_null(0)).sort("dose", "arm")
-        bins = min(POINTS, steps)
+        bins = min(STRETCHES, steps)
         timeline = np.bincount(self._when["step"].to_numpy() * bins // steps, minlength=bins)
         count = int(arms["done"].sum())
         return {
