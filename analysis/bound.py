@@ -1,7 +1,7 @@
 """The figures of ``analysis.figures``, bound to a run: ``run.figures.dose_response()``.
 
-Nothing is named here twice: whatever figure exists there appears here, and is given the run's rows for the parameters
-that a run can fill (:data:`FROM_RUN`, and its rows by the columns that the figure needs).
+Whatever figure exists there appears here. It is given the run's frames by the names of its parameters
+(:data:`FROM_RUN`), or rows made for it (:data:`analysis.rows.ROWS`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import polars as pl
 from analysis import figures
 from analysis.look import Figure
 from analysis.metrics import METRICS
+from analysis.rows import ROWS
 from data.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ PRIMARY = "loglik_per_byte"
 """The metric that is drawn where none is named: what the report decides by."""
 
 
-def _balance(run: Run) -> pl.DataFrame:
-    return pl.DataFrame(run.plan.manifest.facts["balance"], infer_schema_length=None)
-
-
 FROM_RUN: Mapping[str, Callable[[Run], pl.DataFrame]] = {
     "estimates": lambda run: run.estimates(),
     "training": lambda run: run.training,
@@ -36,7 +33,6 @@ FROM_RUN: Mapping[str, Callable[[Run], pl.DataFrame]] = {
     "items": lambda run: run.items,
     "probes": lambda run: run.probes,
     "scores": lambda run: run.scores,
-    "balance": _balance,
 }
 """Parameter of a figure -> where a run has it."""
 
@@ -76,7 +72,7 @@ def _draws(thing: object) -> bool:
 
 
 def bind(draw: Callable[..., Figure], run: Run) -> Callable[..., Figure]:
-    """A figure without its frames, which come from a run; one that is given by name is used instead.
+    """A figure without its frames, which come from a run; one that is given, by name or first, is used instead.
 
     Args:
         draw: of :mod:`analysis.figures`.
@@ -96,6 +92,8 @@ def bind(draw: Callable[..., Figure], run: Run) -> Callable[..., Figure]:
     @functools.wraps(draw)
     def drawn(*arguments: Any, **settings: Any) -> Figure:
         own = {name: settings.pop(name) for name in frames if name in settings}
+        if arguments and isinstance(arguments[0], pl.DataFrame):
+            own[frames[0]], arguments = arguments[0], arguments[1:]
         given = shown.bind_partial(*arguments, **settings).arguments
         if "metric" in shown.parameters and frames[0] not in own:
             given.setdefault("metric", PRIMARY)
@@ -108,20 +106,16 @@ def bind(draw: Callable[..., Figure], run: Run) -> Callable[..., Figure]:
 
 
 def _frame(name: str, draw: Callable[..., Figure], run: Run, metric: str | None) -> pl.DataFrame:
-    """A run's rows for a figure's parameter: by its name, or else the first that have the columns needed."""
+    """A run's rows for a figure's parameter: by its name, or those made for the figure."""
     if name == "estimates" and metric is not None:
         return run.estimates(metric)
     if name in FROM_RUN:
         return FROM_RUN[name](run)
-    needs: Mapping[str, str] = getattr(figures, "FIGURES", {})[draw.__name__].columns
-    for source in FROM_RUN.values():
-        rows = source(run)
-        if set(needs) <= set(rows.columns):
-            return rows
-    wanted = ", ".join(f"{column} ({meaning})" for column, meaning in needs.items())
+    if draw.__name__ in ROWS:
+        return ROWS[draw.__name__](run)
     raise UserError(
-        f"figure {draw.__name__} draws what one run does not have; give it rows with the columns {wanted}: "
-        f"run.figures.{draw.__name__}({name}=rows)"
+        f"figure {draw.__name__} draws what one run does not have; give it rows, run.figures.{draw.__name__}(rows), "
+        f"with the columns that help(run.figures.{draw.__name__}) names"
     )
 
 

@@ -352,15 +352,44 @@ class Run:
         known = {field.name for field in fields(self.parameters)}
         if strangers := sorted(set(settings) - known):
             raise UserError(f"metrics have no setting {strangers[0]!r}{nearest(strangers[0], known)}")
-        scores = self.scores
-        if steps is not None:
-            steps = list(steps)
-            there = set(scores["step"].unique())
-            if missing := sorted(set(steps) - there):
-                raise UserError(f"step {missing[0]} was not scored; these were: {sorted(there)}")
-            scores = scores.filter(pl.col("step").is_in(steps))
+        scores = self.scores if steps is None else self._at(steps)
         parameters = replace(self.parameters, **settings)
         return compute(self.items, self.probes, scores, names or None, parameters)
+
+    def tokens(self, item_id: str, step: int | None = None) -> pl.DataFrame:
+        """An item's text, token by token, with the log-probability of each (nats) in both runs.
+
+        Args:
+            item_id: the item.
+            step: checkpoint; :attr:`last_step` if not given.
+
+        Returns:
+            One row a run and token: run, position, token, logprob.
+
+        Raises:
+            UserError: if there is no such item, or the step was not scored.
+        """
+        probe = self.probes.filter((pl.col("item_id") == item_id) & (pl.col("kind") == "verbatim"))
+        if probe.is_empty():
+            known = self.items["item_id"].to_list()
+            raise UserError(f"the plan has no item {item_id!r}{nearest(item_id, known)}")
+        step = self.last_step if step is None else step
+        scores = self._at([step]).filter(pl.col("probe_id") == probe["probe_id"][0])
+        texts = [self.tokenizer.decode([token]) for token in probe["tokens"][0]]
+        return (
+            scores.select("run", "logprob")
+            .explode("logprob")
+            .with_columns(position=pl.int_range(pl.len()).over("run"), token=pl.Series(texts * scores.height))
+            .select("run", "position", "token", pl.col("logprob").cast(pl.Float64))
+        )
+
+    def _at(self, steps: Iterable[int]) -> pl.DataFrame:
+        """The scores at some checkpoints, all of which were scored."""
+        there = set(self.scores["step"].unique())
+        wanted = list(steps)
+        if missing := sorted(set(wanted) - there):
+            raise UserError(f"step {missing[0]} was not scored; these were: {sorted(there)}")
+        return self.scores.filter(pl.col("step").is_in(wanted))
 
     @cached_property
     def last_step(self) -> int:

@@ -125,12 +125,24 @@ class Written:
                 draft.path / "audit.json", {"verdict": verdict, "checks": [check], "failures": []}
             )
 
+    def report(self):
+        """A report's manifest, which says what extraction was asked for: 3 tokens after 2."""
+        with artifact.writing(
+            self.directory / "report",
+            kind="report",
+            schema_version=1,
+            config={"prefix_tokens": 2, "suffix_tokens": 3, "bootstrap": 100},
+            inputs={},
+        ) as draft:
+            (draft.path / "report.html").write_text("")
+
     def whole(self):
-        """Everything up to the audit: 20 steps of both runs, scored at steps 0 and 20."""
+        """Everything: 20 steps of both runs, scored at steps 0 and 20, audited and reported."""
         for which in ("perturbed", "twin"):
             self.log(which, range(1, 21))
             for step in (0, 20):
                 self.save(which, step)
                 self.score(which, step)
         self.audit()
+        self.report()
         return self

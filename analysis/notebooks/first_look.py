@@ -87,16 +87,7 @@ run.figures.dose_response()
 
 # %%
 item = item_gains(run.results, run.inputs()).row(0, named=True)["item_id"]
-probe = run.probes.filter((pl.col("item_id") == item) & (pl.col("kind") == "verbatim"))
-tokens = [run.tokenizer.decode([token]) for token in probe["tokens"][0]]
-by_token = (
-    run.scores.filter((pl.col("probe_id") == probe["probe_id"][0]) & (pl.col("step") == run.last_step))
-    .select("run", "logprob")
-    .explode("logprob")
-    .with_columns(position=pl.int_range(pl.len()).over("run"))
-    .join(pl.DataFrame({"position": range(len(tokens)), "token": tokens}), on="position")
-    .with_columns(pl.col("logprob").cast(pl.Float64))
-)
+by_token = run.tokens(item)
 by_token.pivot("run", index=["position", "token"], values="logprob")
 
 # %%

@@ -41,7 +41,8 @@ assert suffix == 4 and (shown["estimate"], shown["n"]) == (first.mean(), len(fir
 """,
     "first_look": """
 assert planned.sort(planned.columns).equals(consumed.sort(planned.columns)) and planned.height == 4 * 3 * (1 + 4 + 16)
-assert "".join(tokens) == probe["text"][0]
+text = run.items.filter(pl.col("item_id") == item)["text"][0]
+assert "".join(by_token.filter(pl.col("run") == "twin")["token"]) == text
 """,
     "forgetting": """
 assert (rows.filter(pl.col("since") <= 0)["dose"] == 1).all() and rows["since"].max() <= 40

@@ -9,6 +9,7 @@ import pytest
 
 import analysis
 from analysis import figures
+from analysis.bound import bind
 from analysis.metrics import defaults
 from analysis.statistics import PAIRED
 from data.errors import UserError
@@ -131,7 +132,8 @@ def test_frames_are_the_files(run):
 
 def test_metrics_by_hand(run):
     """ln p is LEVEL + GAIN x dose a token: nats a byte and hits follow by arithmetic."""
-    rows = run.metrics("loglik_per_token", "verbatim", steps=[20], prefix=2, suffix=3)
+    assert (run.parameters.prefix, run.parameters.suffix) == (2, 3)  # as in the report
+    rows = run.metrics("loglik_per_token", "verbatim", steps=[20])
     found = rows.filter((pl.col("metric") == "loglik_per_token") & (pl.col("run") == "perturbed"))
     expected = LEVEL + GAIN * found["dose"].cast(pl.Float64)
     assert found["value"].to_list() == pytest.approx(expected.to_list())
@@ -160,8 +162,10 @@ def test_estimates_by_hand(run, metric):
         (lambda run: run.metrics("verbatm"), "unknown metric 'verbatm'; did you mean 'verbatim'"),
         (lambda run: run.estimates("verbatm"), "did you mean 'verbatim'"),
         (lambda run: run.metrics("verbatim", prefx=3), "no setting 'prefx'; did you mean 'prefix'"),
-        (lambda run: run.metrics("verbatim", suffix=0), "suffix >= 1, not 16 and 0"),
+        (lambda run: run.metrics("verbatim", suffix=0), "suffix >= 1, not 2 and 0"),
         (lambda run: run.metrics(steps=[7]), r"step 7 was not scored; these were: \[0, 20\]"),
+        (lambda run: run.tokens("ghost-00003", 7), r"step 7 was not scored"),
+        (lambda run: run.tokens("ghost-3"), r"the plan has no item 'ghost-3'; did you mean 'ghost-0000"),
         (lambda run: run.ledger_of("twn"), "there is no run 'twn' in a pair; did you mean 'twin'"),
     ],
 )
@@ -192,7 +196,54 @@ def test_figures_draw_the_runs_rows(run):
 
 def test_own_rows_may_be_given(run):
     rows = run.estimates("loglik_per_byte").filter(pl.col("run") == "twin")
-    assert set(run.figures.dose_response("loglik_per_byte", estimates=rows).rows["run"]) == {"twin"}
+    for drawn in (
+        run.figures.dose_response("loglik_per_byte", estimates=rows),
+        run.figures.dose_response(rows, "loglik_per_byte"),
+    ):
+        assert set(drawn.rows["run"]) == {"twin"}
+
+
+def _draw(rows: pl.DataFrame, *, width: int = 1) -> figures.Figure:
+    """A figure of rows under any name."""
+    return figures.Figure(width, rows)
+
+
+def test_rows_made_for_a_figure(run):
+    """By hand: items of dose 4 have ln p = LEVEL + 4 GAIN a token and are all hits, the others have none."""
+
+    def drawn(name):
+        draw = lambda rows, *, width=1: _draw(rows, width=width)  # noqa: E731
+        draw.__name__ = name
+        return bind(draw, run)().rows
+
+    roc = drawn("roc").filter(pl.col("run") == "loglik_per_token")
+    assert roc.filter("member")["score"].to_list() == pytest.approx([4 * GAIN] * 8)
+    assert roc.filter(~pl.col("member"))["score"].to_list() == pytest.approx([0] * 8, abs=1e-6)
+    areas = drawn("auc_against").filter(pl.col("run") == "loglik_per_token")
+    assert dict(areas.select("x", "estimate").iter_rows()) == {1: 1.0, 4: 1.0}
+    rates = drawn("extraction_rate")
+    longest = run.items.filter(pl.col("dose") == 4)["length"].to_list()
+    at_two = rates.filter((pl.col("x") == 2) & (pl.col("run") == "dose 4")).row(0, named=True)
+    assert (at_two["estimate"], at_two["n"]) == (1.0, sum(n >= 2 + 3 for n in longest))
+    assert (rates.filter(pl.col("run") != "dose 4")["estimate"] == 0).all()
+    runs = drawn("run_lengths").filter(pl.col("run") == "dose 4")
+    assert sorted(runs["length"]) == sorted(n - 2 for n in longest)
+    assert sorted(drawn("lengths")["tokens"]) == sorted(run.items["length"])
+    assert drawn("assignment_flow").height == run.items.height
+    with pytest.raises(
+        UserError, match=r"figure interference draws what one run does not have; give it rows"
+    ):
+        drawn("interference")
+
+
+def test_one_item_token_by_token(run):
+    item = run.items.filter(pl.col("dose") == 4).row(0, named=True)
+    tokens = run.tokens(item["item_id"])
+    assert "".join(tokens.filter(pl.col("run") == "twin")["token"]) == item["text"]
+    ours = tokens.filter(pl.col("run") == "perturbed")
+    assert ours["position"].to_list() == list(range(item["length"]))
+    assert set(ours["logprob"]) == {LEVEL + 4 * GAIN}
+    assert set(run.tokens(item["item_id"], 0)["logprob"]) == {LEVEL}
 
 
 def test_an_unfinished_run_says_which_stage_is_missing(prepared, tmp_path):
