@@ -230,6 +230,18 @@ def test_rows_made_for_a_figure(run):
     assert sorted(runs["length"]) == sorted(n - 2 for n in longest)
     assert sorted(drawn("lengths")["tokens"]) == sorted(run.items["length"])
     assert drawn("assignment_flow").height == run.items.height
+    # Every exposure lies between the checkpoints of steps 0 and 20: before it nothing, after it GAIN a token.
+    events = drawn("event_study")
+    single = run.items.filter(pl.col("dose") == 1)
+    effect = GAIN * single["length"] / single["bytes"]
+    before, after = events.filter(pl.col("since") <= 0), events.filter(pl.col("since") > 0)
+    assert before["estimate"].to_list() == pytest.approx([0] * before.height, abs=1e-6)
+    assert after["estimate"].is_between(effect.min() - 1e-6, effect.max() + 1e-6).all()
+    assert before.height * after.height > 0
+    assert effect.min() > 0.01
+    assert drawn("token_strip").group_by("run").agg(pl.col("token").str.join(""))["token"].n_unique() == 1
+    with pytest.raises(UserError, match="has no choices"):
+        drawn("personal")
     with pytest.raises(
         UserError, match=r"figure interference draws what one run does not have; give it rows"
     ):
