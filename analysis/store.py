@@ -28,14 +28,12 @@ from numpy.typing import NDArray
 
 from analysis import decoder, models, packing, scoring, threads
 from analysis.models import Model
+from analysis.scores import FILE, KIND, VERSION
 from data import artifact
 from data.errors import UserError
 
 log = logging.getLogger(__name__)
 
-KIND = "scores"
-VERSION = 2
-FILE = "scores.parquet"
 TOKENS_A_PART = 8_000_000
 KEPT_BITS = 11
 """Bits kept of the 23 after the binary point in ``entropy``, ``variance`` and ``margin``: within 1 part in 4,096, at

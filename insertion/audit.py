@@ -17,6 +17,8 @@ from insertion.ledger import Ledger, window_digest
 from insertion.overlay import CONTEXT, Overlay
 from insertion.plan import Plan
 
+KIND = "audit"
+VERSION = 1
 _NAMED = 5  # failures spelled out per check
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 

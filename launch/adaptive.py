@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis import scores as stored
 from analysis.metrics import Parameters, compute
 from analysis.statistics import insert_until_ec50, staircase_ec50
 from data import artifact
@@ -29,7 +30,6 @@ from launch import audit as audits
 from launch.config import INTEGRITY, Experiment, program, say
 from launch.plan import make, plan
 from launch.prepare import prepare
-from launch.report import scores_of
 from launch.score import score
 from launch.train import train
 
@@ -90,7 +90,7 @@ def segment(experiment: Experiment, number: int, counts: Mapping[str, int], star
 def scores_at_end(directory: Path, end: int) -> tuple[dict[str, float], dict[str, str]]:
     """What a policy sees of a segment's last checkpoint, and the digests of the scores that it comes from."""
     own = plans.read(directory / "plan")
-    scores, digests = scores_of(directory, own.digest)
+    scores, digests = stored.read(directory / "scores", ("perturbed", "twin"), plan=own.digest)
     last = scores.filter((pl.col("step") == end) & (pl.col("run") == "perturbed"))
     rows = compute(own.items, own.probes, last, [METRIC], Parameters())
     values = rows.filter(pl.col("value").is_not_null() & pl.col("item_id").is_not_null())

@@ -14,11 +14,9 @@ from data.mixture import digest_of
 from insertion import audit as audits
 from insertion import ledger
 from insertion import plan as plans
+from insertion.audit import KIND, VERSION
 from launch.config import INTEGRITY, Experiment, program, say
 from launch.plan import open_order
-
-KIND = "audit"
-VERSION = 1
 
 
 def _ledger(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from analysis import scores as stored
 from analysis.metrics import Parameters, compute
 from analysis.statistics import difference_to_twin, gain_over_control
 from data import artifact
@@ -25,7 +26,6 @@ from launch import audit as audits
 from launch.config import INTEGRITY, Experiment, program, say
 from launch.plan import plan
 from launch.prepare import prepare
-from launch.report import scores_of
 from launch.run import train
 from launch.score import score
 
@@ -110,9 +110,8 @@ def _interactions(experiment: Experiment, name: str) -> list[dict[str, Any]]:
 
 def _last(directory: Path, own: plans.Plan, run: str) -> pl.DataFrame:
     """Scores of an experiment's probes at a run's last checkpoint."""
-    found = scores_of(directory, plans.read(directory / "plan").digest)[0].filter(
-        pl.col("run") == "perturbed"
-    )
+    shared = plans.read(directory / "plan")
+    found, _ = stored.read(directory / "scores", ("perturbed",), plan=shared.digest)
     mine = own.probes.filter(pl.col("item_id").is_not_null())["probe_id"]
     last = found.filter((pl.col("step") == pl.col("step").max()) & pl.col("probe_id").is_in(mine.implode()))
     return last.with_columns(run=pl.lit(run))

@@ -7,7 +7,6 @@ comes last, names the configuration, the order, the plan and the last part of th
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import tempfile
 import warnings
@@ -27,29 +26,11 @@ from data import artifact
 from data.artifact import Manifest
 from data.errors import UserError
 from pretrain.parallel import World
+from pretrain.saved import KIND, VERSION, finished, path_of, read
+
+__all__ = ["finished", "load", "path_of", "read", "remove", "require_same", "save", "tensors"]
 
 log = logging.getLogger(__name__)
-
-KIND = "checkpoint"
-VERSION = 1
-
-
-def path_of(directory: Path, step: int) -> Path:
-    """Where the checkpoint after ``step`` finished steps lies."""
-    return directory / f"step_{step:08d}"
-
-
-def finished(directory: Path) -> list[int]:
-    """Steps of the finished checkpoints (those with a manifest), ascending."""
-    names = (re.fullmatch(r"step_(\d+)", p.name) for p in directory.glob("step_*"))
-    return sorted(
-        int(name[1]) for name in names if name and (directory / name[0] / artifact.MANIFEST).is_file()
-    )
-
-
-def read(directory: Path, step: int) -> Manifest:
-    """The manifest of a checkpoint."""
-    return artifact.read(path_of(directory, step), kind=KIND, schema_version=VERSION)
 
 
 def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], inputs: dict[str, str]) -> None:

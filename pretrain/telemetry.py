@@ -104,6 +104,19 @@ class WeightsAndBiases:
         """Log one record."""
         self._run.log(record, step=record["step"])
 
+    def keep(self, directory: Path, kind: str) -> None:
+        """Upload a directory as an artefact of this kind.
+
+        Args:
+            directory: finished files.
+            kind: what it is, such as ``report``.
+        """
+        import wandb
+
+        kept = wandb.Artifact(f"{self._run.name}-{kind}", type=kind)
+        kept.add_dir(str(directory))
+        self._run.log_artifact(kept)
+
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()

@@ -114,3 +114,22 @@ def prepared(tmp_path_factory) -> Workplace:
     place.ok("prepare")
     place.ok("plan")
     return place
+
+
+WHOLE = [
+    "name=whole",
+    "train.steps=40",
+    "train.sequence_length=160",
+    "optimizer.learning_rate=5e-3",
+    "+insertion.families.biographies={attributes: [birth_date, field]}",
+    "insertion.doses=[0,1,4,16]",
+    "insertion.max_share=0.5",
+]
+"""Overrides of :func:`finished`: on every program that is run on it."""
+
+
+@pytest.fixture(scope="session")
+def finished(prepared) -> Path:
+    """The directory of a run that went through all stages: three families, four doses, twin, audit, scores, report."""
+    prepared.ok("run", *WHOLE)
+    return prepared.directory("whole")

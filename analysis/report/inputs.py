@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from analysis.metrics import METRICS, Parameters
 from data.errors import UserError, nearest
 
+KIND = "report"
+VERSION = 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportInputs:

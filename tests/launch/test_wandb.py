@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.conftest import WHOLE
+
 
 @pytest.mark.slow
 def test_offline(prepared):
@@ -11,3 +13,13 @@ def test_offline(prepared):
     found = list((prepared.directory("wandb") / "perturbed").glob("wandb/offline-run-*/*.wandb"))
     assert len(found) == 1
     assert b"tokens_per_second" in found[0].read_bytes()
+
+
+@pytest.mark.slow
+def test_the_report_as_an_artefact(prepared, finished):
+    pytest.importorskip("wandb", reason="wandb is not installed (pip install -e '.[wandb]')")
+    prepared.ok("report", *WHOLE, "wandb=offline")
+    (found,) = finished.glob("wandb/offline-run-*/*.wandb")
+    kept = found.read_bytes()
+    assert b"loglik_per_byte/perturbed/dose 16" in kept
+    assert b"report.html" in kept

@@ -1,0 +1,134 @@
+"""The figures of ``analysis.figures``, bound to a run: ``run.figures.dose_response()``.
+
+Whatever figure exists there appears here. It is given the run's frames by the names of its parameters
+(:data:`FROM_RUN`), or rows made for it (:data:`analysis.rows.ROWS`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from analysis import figures
+from analysis.look import Figure
+from analysis.metrics import METRICS
+from analysis.rows import ROWS
+from data.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from analysis.run import Run
+
+PRIMARY = "loglik_per_byte"
+"""The metric that is drawn where none is named: what the report decides by."""
+
+
+FROM_RUN: Mapping[str, Callable[[Run], pl.DataFrame]] = {
+    "estimates": lambda run: run.estimates(),
+    "training": lambda run: run.training,
+    "exposures": lambda run: run.exposures,
+    "items": lambda run: run.items,
+    "probes": lambda run: run.probes,
+    "scores": lambda run: run.scores,
+}
+"""Parameter of a figure -> where a run has it."""
+
+
+class Figures:
+    """Every figure, drawn from one run.
+
+    ``run.figures.dose_response("verbatim")`` draws from the run's own rows; ``run.figures.dose_response(rows)`` from
+    yours. What a call returns shows itself in a notebook; ``.chart`` is the Altair chart, ``.rows`` exactly what it
+    draws. ``dir(run.figures)`` lists them, ``help(run.figures.dose_response)`` says what a figure takes.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __dir__(self) -> list[str]:
+        return _names()
+
+    def __getattr__(self, name: str) -> Callable[..., Figure]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in _names():
+            raise AttributeError(f"there is no figure {name!r}{nearest(name, _names())}")
+        return bind(getattr(figures, name), self._run)
+
+    def __repr__(self) -> str:
+        return f"<figures of {self._run.name}: {', '.join(_names())}>"
+
+
+def _names() -> list[str]:
+    """Public functions that return a figure."""
+    return sorted(name for name in figures.__all__ if _draws(getattr(figures, name)))
+
+
+def _draws(thing: object) -> bool:
+    return inspect.isfunction(thing) and inspect.signature(thing).return_annotation in ("Figure", Figure)
+
+
+def bind(draw: Callable[..., Figure], run: Run) -> Callable[..., Figure]:
+    """A figure without its frames, which come from a run; one that is given, by name or first, is used instead.
+
+    Args:
+        draw: of :mod:`analysis.figures`.
+        run: the run.
+
+    Raises:
+        UserError: when called, if the figure needs rows that one run does not have.
+    """
+    signature = inspect.signature(draw)
+    # The first parameter is the rows, whatever it is called.
+    frames = [name for number, name in enumerate(signature.parameters) if name in FROM_RUN or number == 0]
+    left = [p for p in signature.parameters.values() if p.name not in frames]
+    shown = signature.replace(
+        parameters=[p.replace(default=PRIMARY) if p.name == "metric" else p for p in left]
+    )
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **settings: Any) -> Figure:
+        own = {name: settings.pop(name) for name in frames if name in settings}
+        if arguments and isinstance(arguments[0], pl.DataFrame):
+            own[frames[0]], arguments = arguments[0], arguments[1:]
+        given = shown.bind_partial(*arguments, **settings).arguments
+        if "metric" in shown.parameters and frames[0] not in own:
+            given.setdefault("metric", PRIMARY)
+        metric = given.get("metric")
+        found = {name: _frame(name, draw, run, metric) for name in frames if name not in own}
+        return draw(**_texts(shown, given), **own, **found, **given)
+
+    drawn.__signature__ = shown  # type: ignore[attr-defined]
+    return drawn
+
+
+def _frame(name: str, draw: Callable[..., Figure], run: Run, metric: str | None) -> pl.DataFrame:
+    """A run's rows for a figure's parameter: by its name, or those made for the figure."""
+    if name == "estimates" and metric is not None:
+        return run.estimates(metric)
+    if name in FROM_RUN:
+        return FROM_RUN[name](run)
+    if draw.__name__ in ROWS:
+        return ROWS[draw.__name__](run)
+    raise UserError(
+        f"figure {draw.__name__} draws what one run does not have; give it rows, run.figures.{draw.__name__}(rows), "
+        f"with the columns that help(run.figures.{draw.__name__}) names"
+    )
+
+
+def _texts(shown: inspect.Signature, given: Mapping[str, Any]) -> dict[str, str]:
+    """Texts that a figure must be given, from its metric."""
+    metric = METRICS.get(str(given.get("metric")))
+    if metric is None:
+        return {}
+    texts = {"title": metric.formula, "y_title": f"{metric.name} ({metric.unit})", "unit": metric.unit}
+    return {
+        name: text
+        for name, text in texts.items()
+        if name not in given
+        and name in shown.parameters
+        and shown.parameters[name].default is inspect.Parameter.empty
+    }

@@ -1,0 +1,263 @@
+"""What a running experiment has done so far, as JSON values: what ``launch/watch.py`` shows.
+
+Only what is new is read each time: the end of the logs, new parts of ledger and scores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import harmonic_mean
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analysis import scores
+from analysis.bound import PRIMARY
+from analysis.metrics import METRICS, Parameters, compute
+from analysis.run import PAIR, Run
+from data import artifact
+from data.artifact import Manifest
+from data.errors import UserError
+from insertion import ledger
+from pretrain import saved
+
+LOSSES = ("loss", "loss_corpus", "loss_inserted")
+"""Training losses that are followed, nats a token: of all tokens, the corpus's, the inserted ones."""
+POINTS = 400
+"""Of a curve; a longer one is averaged."""
+STRETCHES = 100
+"""Of steps, in which exposures are counted."""
+
+
+class Log:
+    """A ``metrics.jsonl`` that grows, read on from where the last reading ended."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: tuple[int, int] = (0, 0)
+        self.records: list[dict[str, Any]] = []
+
+    def read(self) -> None:
+        """Read what is new; a file that was cut or replaced (a training that goes on does that) is read anew."""
+        try:
+            with self._path.open("rb") as file:
+                inode, start = self._file
+                found = self._path.stat()
+                if found.st_ino != inode or found.st_size < start:
+                    inode, start, self.records = found.st_ino, 0, []
+                file.seek(start)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            self._file, self.records = (0, 0), []
+            return
+        self._file = (inode, start + len(whole) + len(newline))
+        self.records += [json.loads(line) for line in whole.splitlines()]
+
+
+class Progress:
+    """Follows a run.
+
+    Args:
+        run: which; it may be planned only.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._logs = {which: Log(run.directory / which / "metrics.jsonl") for which in PAIR}
+        self._scored: dict[str, pl.DataFrame] = {}
+        self._audited: tuple[int, dict[str, Any] | None] = (0, None)
+        self._parts: dict[str, dict[str, tuple[Manifest, Mapping[str, Any]]]] = {which: {} for which in PAIR}
+
+    def read(self) -> dict[str, Any]:
+        """The state now.
+
+        Returns:
+            JSON values: ``run``, ``steps`` (of a whole run), ``runs`` (name -> step, tokens, loss, tokens_per_second,
+            seconds_left), ``losses`` (name -> columns step, loss, ...), ``exposures`` (planned, done, to_come, arms,
+            timeline), ``probes`` (metric, unit, rows: run, step, dose, value, n) and ``audit`` (verdict, checks).
+        """
+        for log in self._logs.values():
+            log.read()
+        return {
+            "run": self.run.name,
+            "directory": str(self.run.directory.absolute()),
+            "steps": self.run.plan.shape.steps,
+            "runs": {which: self._at(log.records) for which, log in self._logs.items() if log.records},
+            "losses": {which: curve(log.records) for which, log in self._logs.items() if log.records},
+            "exposures": self._exposures(),
+            "probes": self._probes(),
+            "audit": self._audit(),
+        }
+
+    def _step(self, which: str) -> int:
+        records = self._logs[which].records
+        return int(records[-1]["step"]) if records else 0
+
+    def _at(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        last = records[-1]
+        speed = harmonic_mean([record["tokens_per_second"] for record in records[-20:]])
+        left = (self.run.plan.shape.steps - last["step"]) * last["tokens"] / last["step"]
+        return {
+            "step": last["step"],
+            "tokens": last["tokens"],
+            "loss": last["loss"],
+            "tokens_per_second": speed,
+            "seconds_left": left / speed,
+        }
+
+    @cached_property
+    def _when(self) -> pl.DataFrame:
+        """Arm and step of every planned exposure."""
+        arms = self.run.items.select("item_id", "arm")
+        return self.run.exposures.select("item_id", "step").join(arms, on="item_id").select("arm", "step")
+
+    def _exposures(self) -> dict[str, Any]:
+        steps, done = self.run.plan.shape.steps, pl.col("step") < self._step("perturbed")
+        counted = self._when.group_by("arm").agg(planned=pl.len(), done=done.sum())
+        arms = self.run.items.group_by("arm", "dose").agg(items=pl.len()).join(counted, on="arm", how="left")
+        arms = arms.with_columns(pl.col("planned", "done").fill_null(0)).sort("dose", "arm")
+        bins = min(STRETCHES, steps)
+        timeline = np.bincount(self._when["step"].to_numpy() * bins // steps, minlength=bins)
+        count = int(arms["done"].sum())
+        return {
+            "planned": self._when.height,
+            "done": count,
+            "to_come": self._when.height - count,
+            "arms": arms.to_dicts(),
+            "timeline": timeline.tolist(),
+        }
+
+    def _probes(self) -> dict[str, Any]:
+        frames = []
+        for which in PAIR:
+            for place, manifest in scores.parts(self.run.directory / "scores" / which):
+                if manifest.inputs["items"] != self.run.plan.digest:
+                    raise UserError(f"{place} was scored with another plan; run launch/score.py again")
+                key = f"{which} {manifest.digest}"
+                if key not in self._scored:
+                    self._scored[key] = self._by_dose(which, place, manifest)
+                frames.append(self._scored[key])
+        rows: list[dict[str, Any]] = []
+        if frames:  # a checkpoint may be scored in several parts
+            by = pl.concat(frames).group_by("run", "step", "dose").agg(pl.col("total", "n").sum())
+            by = by.select("run", "step", "dose", value=pl.col("total") / pl.col("n"), n="n")
+            rows = by.sort("run", "step", "dose").to_dicts()
+        found = METRICS[PRIMARY]
+        return {"metric": found.name, "formula": found.formula, "unit": found.unit, "rows": rows}
+
+    def _by_dose(self, which: str, place: Path, manifest: Manifest) -> pl.DataFrame:
+        """Sum and number of the values of each dose in one part: run, step, dose, total, n."""
+        found = pl.read_parquet(place / scores.FILE).with_columns(
+            run=pl.lit(which), step=pl.lit(manifest.facts["step"], dtype=pl.Int64)
+        )
+        probes = self.run.probes.filter(pl.col("probe_id").is_in(found["probe_id"].to_list()))
+        rows = compute(self.run.items, probes, found, [PRIMARY], Parameters())
+        known = rows.filter(pl.col("value").is_not_null() & pl.col("dose").is_not_null())
+        return known.group_by("run", "step", "dose").agg(total=pl.col("value").sum(), n=pl.len())
+
+    @cached_property
+    def _expected(self) -> pl.DataFrame:
+        return planned(self.run)
+
+    def _audit(self) -> dict[str, Any]:
+        """The audit, where there is one; and what the ledger's parts up to the last checkpoint show."""
+        path = self.run.directory / "audit" / artifact.MANIFEST
+        written = path.stat().st_mtime_ns if path.is_file() else 0
+        if written != self._audited[0]:
+            self.run.refresh("audit")
+            self._audited = written, self.run.audit
+        if found := self._audited[1]:
+            return {"verdict": found["verdict"], "checks": found["checks"]}
+        parts = {which: self._committed(which) for which in PAIR}
+        checks = []
+        if consumed := parts["perturbed"]:
+            failed = [name for name, (_, facts) in consumed.items() if not facts["as_planned"]]
+            total = sum(facts["exposures"] for _, facts in consumed.values())
+            detail = f"{total:,} exposures up to step {_stop(consumed):,}"
+            if failed:
+                detail = f"not in the steps {', '.join(failed)}"
+            checks.append(
+                {"name": "what was consumed is what was planned", "passed": not failed, "detail": detail}
+            )
+        if twin := parts["twin"]:
+            failed = [name for name, (_, facts) in twin.items() if facts["exposures"]]
+            detail = f"up to step {_stop(twin):,}" if not failed else f"not in the steps {', '.join(failed)}"
+            checks.append({"name": "the twin had no exposure", "passed": not failed, "detail": detail})
+        return {"verdict": None, "checks": checks}
+
+    def _committed(self, which: str) -> Mapping[str, tuple[Manifest, Mapping[str, Any]]]:
+        """Parts of the ledger that a checkpoint names, with what was found in each; new ones are looked at now."""
+        steps = saved.finished(self.run.directory / which / "checkpoints")
+        known, found = self._parts[which], {}
+        for place in sorted((self.run.directory / which / "ledger").glob("*-*")):
+            if not (place / artifact.MANIFEST).is_file():
+                continue
+            manifest = artifact.read(place, kind=ledger.KIND, schema_version=ledger.VERSION)
+            if not steps or manifest.config["stop"] > steps[-1]:
+                break  # not committed yet: its checkpoint is being written, or never was
+            if place.name in known and known[place.name][0].digest == manifest.digest:
+                found[place.name] = known[place.name]
+            else:
+                found[place.name] = manifest, self._examined(place, manifest, which)
+        self._parts[which] = found
+        return found
+
+    def _examined(self, place: Path, manifest: Manifest, which: str) -> Mapping[str, Any]:
+        artifact.verify(place, manifest)
+        exposures = pl.read_parquet(place / "exposures.parquet")
+        if which == "twin":
+            return {"exposures": exposures.height}
+        batch = manifest.config["global_batch_size"]
+        inside = pl.col("position").is_between(
+            manifest.config["start"] * batch, manifest.config["stop"] * batch, closed="left"
+        )
+        same = exposures.equals(self._expected.filter(inside))
+        return {"exposures": exposures.height, "as_planned": same}
+
+
+def _stop(parts: Mapping[str, tuple[Manifest, Mapping[str, Any]]]) -> int:
+    return max(int(manifest.config["stop"]) for manifest, _ in parts.values())
+
+
+def planned(run: Run) -> pl.DataFrame:
+    """The plan's exposures as the ledger records them (``insertion.ledger.EXPOSURE_SCHEMA``)."""
+    wordings = run.plan.wordings.select(
+        pl.int_range(pl.len(), dtype=pl.Int32).alias("wording"),
+        pl.col("tokens").list.len().cast(pl.Int32).alias("length"),
+        "hash",
+    )
+    return (
+        run.exposures.join(wordings, on="wording", how="left")
+        .select(list(ledger.EXPOSURE_SCHEMA))
+        .cast(ledger.EXPOSURE_SCHEMA)
+        .sort("position", "offset")
+    )
+
+
+def curve(records: Sequence[Mapping[str, Any]], points: int = POINTS) -> dict[str, list[float | None]]:
+    """Losses against steps, averaged over stretches of equal length where there are more than ``points`` steps.
+
+    Args:
+        records: of ``metrics.jsonl``, ascending.
+        points: most entries of the result.
+
+    Returns:
+        ``step`` (the last of each stretch) and each of :data:`LOSSES` that was recorded; None where a stretch has no
+        such token.
+    """
+    every = math.ceil(len(records) / points)
+    stretches = [records[k : k + every] for k in range(0, len(records), every)]
+    found: dict[str, list[float | None]] = {"step": [float(part[-1]["step"]) for part in stretches]}
+    for name in LOSSES:
+        if any(name in record for record in records[-1:]):
+            found[name] = [_mean([r[name] for r in part if r.get(name) is not None]) for part in stretches]
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

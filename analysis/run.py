@@ -1,0 +1,494 @@
+"""A run, opened for reading: ``run = analysis.open_run("runs/quickstart")``.
+
+A run's directory holds the pair, ``perturbed`` and ``twin``, and one run object reads both. Opening costs milliseconds:
+files are read, and checked against their digests, when they are first asked for, and kept. Torch is never imported.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from functools import cached_property
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from data import artifact
+from data.errors import UserError, nearest
+from pretrain import saved
+
+if TYPE_CHECKING:
+    from analysis.bound import Figures
+    from analysis.metrics import Parameters
+    from analysis.report import ReportInputs, Results
+    from data.tokenizer import Tokenizer
+    from insertion.ledger import Ledger
+    from insertion.plan import Plan
+
+log = logging.getLogger(__name__)
+
+PAIR = ("perturbed", "twin")
+"""The two runs of a pair; the twin may be absent."""
+ENVIRONMENT = "PALIMPSEST_RUN"
+"""Environment variable: the run that is opened where none is named."""
+_SHOWN = 8
+_MOST_CORPORA = 4
+
+
+def open_run(path: str | Path | None = None) -> Run:
+    """Open a run for reading.
+
+    Args:
+        path: the run's directory, ``runs/<experiment>/<name>-<digest>``. The digest may be left out, and the name too
+            where the experiment has one run only. None: what ``PALIMPSEST_RUN`` names, or else the run in ``runs/`` of
+            this directory, or of the nearest one above it, that was scored last (or planned last, if none is scored).
+
+    Returns:
+        The run; nothing of it has been read yet.
+
+    Raises:
+        UserError: if there is no run at that place, or more than one.
+    """
+    if path is None and not os.environ.get(ENVIRONMENT):
+        return Run(_newest(Path.cwd()))
+    given = Path(path or os.environ[ENVIRONMENT]).expanduser()
+    found = _runs_at(given)
+    if len(found) > 1:
+        more = f", ... ({len(found)} in all)" if len(found) > _SHOWN else ""
+        raise UserError(
+            f"{given} means several runs: {', '.join(str(p) for p in found[:_SHOWN])}{more}; give one of them"
+        )
+    if not found:
+        raise UserError(_no_run(given))
+    return Run(found[0])
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "plan" / artifact.MANIFEST).is_file()
+
+
+def _below(directory: Path) -> list[Path]:
+    """The runs in a directory of runs, or of one experiment."""
+    levels = ("*/plan", "*/*/plan")
+    return sorted({p.parent for level in levels for p in directory.glob(level) if _is_run(p.parent)})
+
+
+def _runs_at(given: Path) -> list[Path]:
+    if _is_run(given):
+        return [given]
+    if given.is_dir():
+        return _below(given)
+    digest = "[0-9a-f]" * 8
+    return sorted(p for p in given.parent.glob(f"{glob.escape(given.name)}-{digest}") if _is_run(p))
+
+
+def _no_run(given: Path) -> str:
+    """Why there is no run at a place, and what to do."""
+    for above in given.absolute().parents:
+        if _is_run(above):
+            return f"{given} is a part of a run; open {above}"
+    if given.is_file():
+        return f"{given} is a file; give the directory of a run, runs/<experiment>/<name>-<digest>"
+    if not given.exists():
+        others = [p.name for p in given.parent.glob("*") if p.is_dir()] if given.parent.is_dir() else []
+        return f"there is no {given}" + (
+            nearest(given.name, others) or "; runs lie in runs/<experiment>/<name>-<digest>"
+        )
+    if any((given / which).is_dir() for which in PAIR):
+        return f"{given} is an unfinished run: it has no plan; run launch/plan.py first"
+    return f"{given} is not a run and holds none; runs lie in runs/<experiment>/<name>-<digest>, each with a plan"
+
+
+def _newest(start: Path) -> Path:
+    """The run scored last, or else planned last, in the nearest ``runs/``."""
+    for directory in (start, *start.parents):
+        found = _below(directory / "runs")
+        if found:
+            return max(found, key=_age)
+    raise UserError(
+        f"there is no run in {start / 'runs'}, nor in a directory above; name one: analysis.open_run('...'), or "
+        f"{ENVIRONMENT}=... in the environment"
+    )
+
+
+def _age(run: Path) -> tuple[float, float]:
+    scored = [p.stat().st_mtime for p in run.glob(f"scores/perturbed/step_*/{artifact.MANIFEST}")]
+    return max(scored, default=0.0), (run / "plan" / artifact.MANIFEST).stat().st_mtime
+
+
+class Run:
+    """A run on disk: the plan, what was consumed, the scores of the pair, and what follows from them.
+
+    Everything is read when first asked for. What a stage has not made yet raises a ``UserError`` that names the stage.
+    Frames are Polars', charts Altair's. :meth:`refresh` forgets what was read, for a run in progress.
+
+    Args:
+        directory: as :func:`open_run` finds it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @property
+    def name(self) -> str:
+        """``experiment/name-digest``."""
+        place = self.directory.absolute()
+        return f"{place.parent.name}/{place.name}"
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan: frames ``items``, ``wordings``, ``probes``, ``exposures``, ``edits``; ``shape``; ``manifest``."""
+        from insertion import plan
+
+        return plan.read(self.directory / "plan")
+
+    @property
+    def items(self) -> pl.DataFrame:
+        """One row an item: item_id, family, stratum, arm, dose, text, ... (``insertion.items.ITEM_SCHEMA``)."""
+        return self.plan.items
+
+    @property
+    def probes(self) -> pl.DataFrame:
+        """One row a probe: probe_id, item_id, kind, text, tokens, ... (``insertion.items.PROBE_SCHEMA``)."""
+        return self.plan.probes
+
+    @cached_property
+    def exposures(self) -> pl.DataFrame:
+        """One row a planned exposure, in training order: item_id and step, and all that the plan says of it."""
+        named = self.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "item_id")
+        return self.plan.exposures.join(named, on="item", maintain_order="left").with_columns(
+            step=pl.col("position") // self.plan.shape.global_batch_size
+        )
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What the perturbed run consumed: frames ``windows`` (position, digest) and ``exposures``."""
+        return self.ledger_of("perturbed")
+
+    def ledger_of(self, which: str) -> Ledger:
+        """What one of the pair consumed, up to its last checkpoint.
+
+        Args:
+            which: ``perturbed`` or ``twin``.
+        """
+        from insertion import ledger
+
+        place = self._member(which) / "checkpoints"
+        steps = self.checkpoints(which)
+        if not steps or steps[-1] == 0:
+            raise UserError(
+                f"there is no checkpoint after step 0 in {place}, so nothing is known to be consumed; run "
+                "launch/train.py first"
+            )
+        head = saved.read(place, steps[-1]).inputs["ledger"]
+        return ledger.read(self.directory / which / "ledger", head=head)
+
+    def checkpoints(self, which: str = "perturbed") -> list[int]:
+        """Steps of the finished checkpoints on disk, ascending.
+
+        Args:
+            which: ``perturbed`` or ``twin``.
+        """
+        found: list[int] = saved.finished(self._member(which) / "checkpoints")
+        return found
+
+    def _member(self, which: str) -> Path:
+        if which not in PAIR:
+            raise UserError(f"there is no run {which!r} in a pair{nearest(which, PAIR)}")
+        return self.directory / which
+
+    @cached_property
+    def training(self) -> pl.DataFrame:
+        """One row a step and run, as ``metrics.jsonl`` has it: run, step, loss (nats/token), tokens, ...
+
+        ``loss_inserted`` and ``loss_corpus`` split the perturbed run's loss; null where a batch has no such token.
+        """
+        tables = [
+            pl.read_ndjson(path, infer_schema_length=None).with_columns(run=pl.lit(which))
+            for which in PAIR
+            if (path := self.directory / which / "metrics.jsonl").is_file()
+        ]
+        if not tables:
+            raise UserError(
+                f"there is no metrics.jsonl in {self.directory / PAIR[0]}; run launch/train.py first"
+            )
+        return pl.concat(tables, how="diagonal")  # losses on inserted tokens are the perturbed run's alone
+
+    @cached_property
+    def _scored(self) -> tuple[pl.DataFrame, dict[str, str]]:
+        from analysis import scores
+
+        return scores.read(self.directory / "scores", PAIR, plan=self.plan.digest)
+
+    @property
+    def scores(self) -> pl.DataFrame:
+        """One row a probe and checkpoint of each run: run, step, probe_id and lists with one entry a token.
+
+        The lists are logprob (nats), rank (0: the argmax), entropy, variance, margin, argmax
+        (``analysis.scoring.SCORE_SCHEMA``).
+        """
+        return self._scored[0]
+
+    @property
+    def score_digests(self) -> dict[str, str]:
+        """Digest of each part of the scores by its place."""
+        return self._scored[1]
+
+    @cached_property
+    def audit(self) -> dict[str, Any] | None:
+        """The audit's ``verdict``, ``checks`` and ``failures``; None if there is none that still holds.
+
+        One does not hold if plan or ledgers changed since; that is logged. The corpus is not read again here.
+        """
+        from insertion import audit
+
+        place = self.directory / "audit"
+        if not (place / artifact.MANIFEST).is_file():
+            return None
+        manifest = artifact.read(place, kind=audit.KIND, schema_version=audit.VERSION)
+        artifact.verify(place, manifest)
+        now = {"plan": self.plan.digest}
+        for which in PAIR:
+            steps = self.checkpoints(which)
+            place_of = self.directory / which / "checkpoints"
+            now[which] = saved.read(place_of, steps[-1]).inputs["ledger"] if steps else ""
+        if changed := [name for name, digest in now.items() if manifest.inputs[name] != digest]:
+            log.warning(
+                "the audit in %s no longer holds: %s changed since; run launch/audit.py again",
+                place,
+                " and ".join(changed),
+            )
+            return None
+        found: dict[str, Any] = json.loads((place / "audit.json").read_text(encoding="utf-8"))
+        return found
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings that each finished stage was made with: insertion, run, and, where they are there, those of
+        the last checkpoint (model, optimizer, train, ...) and report.
+        """
+        found = dict(self.plan.manifest.config)
+        if steps := self.checkpoints():
+            found |= saved.read(self.directory / "perturbed" / "checkpoints", steps[-1]).config
+        if reported := self._reported():
+            found["report"] = reported
+        return found
+
+    def _reported(self) -> dict[str, Any]:
+        from analysis.report.inputs import KIND, VERSION
+
+        place = self.directory / "report"
+        if not (place / artifact.MANIFEST).is_file():
+            return {}
+        return artifact.read(place, kind=KIND, schema_version=VERSION).config
+
+    @cached_property
+    def corpus(self) -> Path:
+        """Directory of the prepared corpus, of the first one where the run reads several.
+
+        Raises:
+            UserError: if it is not beside the run, in ``corpora/`` of the same ``runs/``.
+        """
+        from data.mixture import digest_of
+
+        wanted = self.plan.manifest.inputs["corpus"]
+        place = self.directory.absolute().parent.parent / "corpora"
+        known = {
+            json.loads(path.read_text(encoding="utf-8"))["digest"]: path.parent
+            for path in place.glob(f"*/{artifact.MANIFEST}")
+        }
+        for several in range(1, min(len(known), _MOST_CORPORA) + 1):
+            for digests in permutations(sorted(known), several):
+                if digest_of(digests) == wanted:
+                    return known[digests[0]]
+        raise UserError(
+            f"{place} does not hold the corpus that {self.directory} was made with (digest {wanted}); put it back, or "
+            "run launch/prepare.py with the settings of the run"
+        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The corpus's tokenizer."""
+        from data import prepare
+
+        return prepare.load_tokenizer(self.corpus)
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The settings of the metrics: the report's, where there is one, so that the numbers are the same."""
+        from analysis.metrics import Parameters
+
+        asked = self._reported()
+        if not asked:
+            return Parameters()
+        return Parameters(prefix=asked["prefix_tokens"], suffix=asked["suffix_tokens"])
+
+    def metrics(self, *names: str, steps: Iterable[int] | None = None, **settings: Any) -> pl.DataFrame:
+        """Metrics of every probe that they are defined on, at every checkpoint of both runs.
+
+        ``run.metrics("verbatim", prefix=8, suffix=16)``; ``analysis.metrics.METRICS`` has all names, and yours once
+        you have registered it with ``analysis.metrics.metric``.
+
+        Args:
+            names: of metrics; those of the report if none is named.
+            steps: checkpoints, such as ``[run.last_step]``; all if not given.
+            settings: of :class:`analysis.metrics.Parameters` that differ from :attr:`parameters`.
+
+        Returns:
+            Tidy rows: run, step, probe_id, item_id, family, stratum, dose, metric, value, reason. ``value`` is null
+            exactly where ``reason`` says why it was not computed.
+
+        Raises:
+            UserError: for an unknown metric, setting or step.
+        """
+        from analysis.metrics import compute
+
+        known = {field.name for field in fields(self.parameters)}
+        if strangers := sorted(set(settings) - known):
+            raise UserError(f"metrics have no setting {strangers[0]!r}{nearest(strangers[0], known)}")
+        scores = self.scores if steps is None else self._at(steps)
+        parameters = replace(self.parameters, **settings)
+        return compute(self.items, self.probes, scores, names or None, parameters)
+
+    def tokens(self, item_id: str, step: int | None = None) -> pl.DataFrame:
+        """An item's text, token by token, with the log-probability of each (nats) in both runs.
+
+        Args:
+            item_id: the item.
+            step: checkpoint; :attr:`last_step` if not given.
+
+        Returns:
+            One row a run and token: run, position, token, logprob.
+
+        Raises:
+            UserError: if there is no such item, or the step was not scored.
+        """
+        probe = self.probes.filter((pl.col("item_id") == item_id) & (pl.col("kind") == "verbatim"))
+        if probe.is_empty():
+            known = self.items["item_id"].to_list()
+            raise UserError(f"the plan has no item {item_id!r}{nearest(item_id, known)}")
+        step = self.last_step if step is None else step
+        scores = self._at([step]).filter(pl.col("probe_id") == probe["probe_id"][0])
+        texts = [self.tokenizer.decode([token]) for token in probe["tokens"][0]]
+        return (
+            scores.select("run", "logprob")
+            .explode("logprob")
+            .with_columns(position=pl.int_range(pl.len()).over("run"), token=pl.Series(texts * scores.height))
+            .select("run", "position", "token", pl.col("logprob").cast(pl.Float64))
+        )
+
+    def _at(self, steps: Iterable[int]) -> pl.DataFrame:
+        """The scores at some checkpoints, all of which were scored."""
+        there = set(self.scores["step"].unique())
+        wanted = list(steps)
+        if missing := sorted(set(wanted) - there):
+            raise UserError(f"step {missing[0]} was not scored; these were: {sorted(there)}")
+        return self.scores.filter(pl.col("step").is_in(wanted))
+
+    @cached_property
+    def last_step(self) -> int:
+        """The last checkpoint that was scored in every run that has scores: what headline numbers refer to."""
+        steps = self.scores.select("run", "step").unique()
+        shared = steps.group_by("step").len().filter(pl.col("len") == steps["run"].n_unique())["step"]
+        return int(max(shared.to_list() or steps.filter(pl.col("run") == PAIR[0])["step"].to_list()))
+
+    def inputs(self, **known: Any) -> ReportInputs:
+        """Everything that the report is built from.
+
+        Args:
+            known: fields that the caller knows better than the run's files do.
+        """
+        from analysis.report import ReportInputs
+
+        facts = self.plan.manifest.facts
+        if "audit" not in known:
+            known["audit"] = self.audit
+        found = {
+            "title": self.directory.absolute().parent.name,
+            "items": self.items,
+            "probes": self.probes,
+            "scores": self.scores,
+            "training": self.training,
+            "exposures": self.exposures,
+            "balance": facts["balance"],
+            "facts": facts,
+            "config": self.config,
+            "manifests": {"plan": {"digest": self.plan.digest, **self.plan.manifest.made_by}},
+            "parameters": self.parameters,
+        }
+        return ReportInputs(**{**found, **known})
+
+    @cached_property
+    def results(self) -> Results:
+        """The report's numbers: ``rows`` (metrics), ``estimates``, ``step``, ``arms``. Takes seconds the first time."""
+        from analysis.report import analyse
+
+        return analyse(self.inputs())
+
+    def estimates(self, *names: str) -> pl.DataFrame:
+        """Estimates with 95 % intervals at every dose and checkpoint: means, gains over dose 0, AUC.
+
+        Args:
+            names: of metrics. Those of the report (all of them, if none is named) come as the report has them, others
+                from one stratified bootstrap of the items (``analysis.statistics.bootstrap_all``).
+
+        Returns:
+            Rows of :data:`analysis.statistics.ESTIMATE_SCHEMA`: run (also ``perturbed - twin``, item by item), step,
+            metric, statistic, family, dose, estimate, low, high, n, n_control, p, method.
+
+        Raises:
+            UserError: for an unknown metric.
+        """
+        from analysis.metrics import defaults
+        from analysis.statistics import bootstrap_all, difference_to_twin
+
+        if not names:
+            return self.results.estimates
+        frames = []
+        ours = [name for name in names if name in defaults()]
+        if ours:
+            frames.append(self.results.estimates.filter(pl.col("metric").is_in(ours)))
+        if others := [name for name in names if name not in ours]:
+            rows = self.metrics(*others)
+            frames.append(bootstrap_all(pl.concat([rows, difference_to_twin(rows)])))
+        return pl.concat(frames)
+
+    @cached_property
+    def figures(self) -> Figures:
+        """Every figure, drawn from this run: ``run.figures.dose_response()``; ``dir(run.figures)`` lists them."""
+        from analysis.bound import Figures
+
+        return Figures(self)
+
+    def refresh(self, *names: str) -> None:
+        """Forget what was read, so that a run in progress is read again.
+
+        Args:
+            names: of attributes; all of them if none is named.
+        """
+        for name in names or [name for name in vars(self) if name != "directory"]:
+            vars(self).pop(name, None)
+
+    def __repr__(self) -> str:
+        """What there is, in a few lines; reads manifests and logs, no scores."""
+        facts, shape = self.plan.manifest.facts, self.plan.shape
+        lines = [
+            f"<Run {self.name}",
+            f"  plan: {facts['items']:,} items, {facts['exposures']:,} exposures in {shape.steps:,} steps",
+        ]
+        for which in PAIR:
+            steps = self.checkpoints(which)
+            scored = len(list((self.directory / "scores" / which).glob(f"step_*/{artifact.MANIFEST}")))
+            at = (
+                f"step {steps[-1]:,} of {shape.steps:,}, {len(steps)} checkpoints" if steps else "not trained"
+            )
+            lines.append(f"  {which}: {at}" + (f", {scored} parts of scores" if scored else ", not scored"))
+        audit = self.audit
+        lines.append(f"  audit: {audit['verdict'] if audit else 'none that holds'}>")
+        return "\n".join(lines)

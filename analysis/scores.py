@@ -1,0 +1,56 @@
+"""The scores of a run, read without torch; ``analysis.store`` writes them and says what lies where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from data import artifact
+from data.errors import UserError
+
+KIND = "scores"
+VERSION = 2
+FILE = "scores.parquet"
+
+
+def parts(directory: Path) -> list[tuple[Path, artifact.Manifest]]:
+    """The finished parts of one run's scores with their manifests, by step.
+
+    Raises:
+        UserError: if one is of another version of the programs.
+    """
+    return [
+        (place, artifact.read(place, kind=KIND, schema_version=VERSION))
+        for place in sorted(directory.glob("step_*"))
+        if (place / artifact.MANIFEST).is_file()
+    ]
+
+
+def read(directory: Path, runs: tuple[str, ...], *, plan: str) -> tuple[pl.DataFrame, dict[str, str]]:
+    """All scores of a pair, every file checked against its digest.
+
+    Args:
+        directory: ``scores`` of the run.
+        runs: names of the pair's runs, which are subdirectories.
+        plan: digest of the plan that must have been scored.
+
+    Returns:
+        :data:`analysis.scoring.SCORE_SCHEMA` with ``run`` and ``step``, one row a probe and checkpoint; and the digest
+        of each part by its place.
+
+    Raises:
+        UserError: if the first run has none, or some are of another plan or were changed.
+    """
+    tables, digests = [], {}
+    for which in runs:
+        for place, manifest in parts(directory / which):
+            artifact.verify(place, manifest)
+            if manifest.inputs["items"] != plan:
+                raise UserError(f"{place} was scored with another plan; run launch/score.py again")
+            digests[f"scores/{which}/{place.name}"] = manifest.digest
+            step = pl.lit(manifest.facts["step"], dtype=pl.Int64)
+            tables.append(pl.read_parquet(place / FILE).with_columns(run=pl.lit(which), step=step))
+    if not any(name.startswith(f"scores/{runs[0]}/") for name in digests):
+        raise UserError(f"there are no scores in {directory}; run launch/score.py first")
+    return pl.concat(tables), digests

@@ -1,0 +1,184 @@
+"""Follow a running experiment in a browser: ``python launch/watch.py runs/quickstart``.
+
+Losses on inserted and on other tokens, exposures done and to come, probes so far, audit so far, as they come. The page
+refreshes itself and asks nothing of other machines; ``/data.json`` has the same as JSON. Without a directory it follows
+the run that ``PALIMPSEST_RUN`` names, or the newest in ``runs/``. It is served to this machine alone, at ``port=8642``;
+``port=0`` takes any free port, ``host=0.0.0.0`` serves whoever reaches this machine. Ctrl-C ends it; the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from analysis.progress import Progress
+from analysis.run import PAIR, open_run
+from data import artifact
+from data.errors import UserError, nearest
+from launch.config import guarded, say
+from launch.runs import held
+
+PORT = 8642
+EVERY = 1.0
+"""Seconds for which an answer is given again: many pages cost no more than one."""
+_PAGE = Path(__file__).with_name("watch.html")
+_KEYS = ("port", "host")
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the page and the state of one run.
+
+    Args:
+        address: host and port.
+        progress: of the run.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], progress: Progress) -> None:
+        self.progress = progress
+        self._lock = threading.Lock()
+        self._said: tuple[float, bytes] = (-math.inf, b"")
+        super().__init__(address, Handler)
+
+    def state(self) -> bytes:
+        """The state as JSON, at most ``EVERY`` seconds old; what cannot be read now is its ``error``."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._said[0] >= EVERY:
+                found: dict[str, Any]
+                try:
+                    found = {"state": state(self.progress), **self.progress.read()}
+                except (UserError, OSError) as error:  # such as a run that is being removed
+                    found = {"error": " ".join(str(error).split())}
+                self._said = now, json.dumps(_plain(found), allow_nan=False).encode()
+            return self._said[1]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers for the page and its data."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        """The page, the data, or 404."""
+        path = self.path.split("?")[0]
+        if path == "/":
+            self._answer(200, "text/html; charset=utf-8", _PAGE.read_bytes())
+        elif path == "/data.json":
+            self._answer(200, "application/json", self.server.state())
+        else:
+            self._answer(404, "text/plain; charset=utf-8", b"there is / and /data.json\n")
+
+    def _answer(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Requests are not logged."""
+
+
+def state(progress: Progress) -> str:
+    """What the run is doing, in a few words."""
+    run = progress.run
+    steps, last = run.plan.shape.steps, {}
+    for which in PAIR:
+        if held(run.directory / which / ".lock"):
+            return f"training {'the twin' if which == 'twin' else 'the perturbed run'}"
+        saved = run.checkpoints(which)
+        last[which] = saved[-1] if saved else 0
+    if (run.directory / "report" / artifact.MANIFEST).is_file():
+        return "finished"
+    if any(0 < step < steps for step in last.values()):
+        return "stopped"
+    if not last["perturbed"]:
+        return "planned"
+    return "trained" if last["twin"] else "perturbed run trained"
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinity, which are not JSON, become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _asked(arguments: Sequence[str]) -> tuple[str | None, str, int]:
+    """Directory, host and port from the command line."""
+    place, wanted = None, {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in _KEYS:
+            wanted[key] = value
+        elif argument.startswith("+") or (equals and "/" not in key):
+            raise UserError(
+                f"{argument}: there is no such setting{nearest(key, _KEYS)}; the run is given by its directory"
+            )
+        elif place is not None:
+            raise UserError(f"{argument}: one run at a time; {place} was given before")
+        else:
+            place = argument
+    port = wanted.get("port", str(PORT))
+    if not port.isdecimal() or int(port) > 65535:
+        raise UserError(f"port={port} must be a whole number from 0 to 65535; 0 takes any free one")
+    return place, wanted.get("host", "127.0.0.1"), int(port)
+
+
+def serve(progress: Progress, host: str, port: int) -> Server:
+    """The server, listening.
+
+    Raises:
+        UserError: if the address cannot be had.
+    """
+    try:
+        return Server((host, port), progress)
+    except OSError as error:
+        raise UserError(
+            f"host={host} port={port} cannot be listened on: {error.strerror or error}; give another port=, or port=0"
+        ) from None
+
+
+def work(arguments: Sequence[str]) -> int:
+    """Serve until Ctrl-C."""
+    place, host, port = _asked(arguments)
+    progress = Progress(open_run(place))
+    with serve(progress, host, port) as server:
+        progress.read()  # what is wrong with the run is said now, not on the page
+        shown, number = server.server_address[:2]
+        say(f"watching {progress.run.name}: http://{shown}:{number} (Ctrl-C ends it, and the run goes on)")
+        if not ip_address(str(shown)).is_loopback:
+            say("everybody who reaches this machine can see it")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say(f"no longer watching {progress.run.name}; the run goes on")
+    return 0
+
+
+def main() -> None:
+    """Watch what the command line names."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        sys.stdout.write(str(__doc__) + "\n")
+        return
+    guarded(lambda: work(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
