@@ -41,7 +41,7 @@ def _ledger(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
     found = ledger.read(directory / "ledger", head=last.inputs["ledger"])
     for step in saved:
         path, manifest = checkpoint.path_of(place, step), checkpoint.read(place, step)
-        artifact.verify(path, manifest)
+        checkpoint.require_whole(path, manifest)
         checkpoint.require_same(path, manifest, last.config, {k: last.inputs[k] for k in ("order", "plan")})
         if found.heads.get(step) != manifest.inputs["ledger"]:
             raise UserError(f"checkpoint {path} does not name the ledger's part that ends at its step")

@@ -52,6 +52,21 @@ def read(directory: Path, step: int) -> Manifest:
     return artifact.read(path_of(directory, step), kind=KIND, schema_version=VERSION)
 
 
+def require_whole(directory: Path, manifest: Manifest) -> None:
+    """Check every file of a checkpoint.
+
+    Raises:
+        UserError: naming the first that is missing or differs, as after a copy that was interrupted.
+    """
+    try:
+        artifact.verify(directory, manifest)
+    except UserError as error:
+        raise UserError(
+            f"{str(error).split(';')[0]}; copy the checkpoint again, or delete {directory}: training goes on from the "
+            "one before"
+        ) from None
+
+
 def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], inputs: dict[str, str]) -> None:
     """Refuse a checkpoint that belongs to another configuration, corpus, tokenizer or plan.
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.artifact import file_digest, json_digest, verify
+from data.artifact import file_digest, json_digest
 from data.errors import UserError
 from data.tokenizer import Tokenizer
 from pretrain import checkpoint
@@ -267,7 +267,7 @@ def load(directory: Path, step: int, *, eod: int) -> Any:
     from transformers import GenerationConfig
 
     path, manifest = checkpoint.path_of(directory, step), checkpoint.read(directory, step)
-    verify(path, manifest)
+    checkpoint.require_whole(path, manifest)
     config = manifest.config
     model = ModelConfig(name=path.name, **config["model"])
     weights = checkpoint.tensors(path, weights_only=True)

@@ -21,7 +21,6 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
-from data.artifact import verify
 from data.errors import UserError
 from data.mixture import Windows
 from insertion import ledger
@@ -161,7 +160,7 @@ class Trainer:
         manifest = checkpoint.read(self.checkpoints, step)
         checkpoint.require_same(path, manifest, self.identity, self.inputs)
         if self.world.main:
-            verify(path, manifest)
+            checkpoint.require_whole(path, manifest)
             ledger.discard_beyond(self.ledger, step)
         state = checkpoint.load(self.checkpoints, step, self._state(step, loading=True))
         self.model.module.load_state_dict(state["model"])

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -30,6 +32,8 @@ class Workplace:
 
     path: Path
     overrides: list[str] = field(default_factory=list)
+    warm: bool = True
+    """Whether programs run in forks of a process that has imported torch (``tests.warm``), where that can be."""
 
     def command(self, program: str, *overrides: str, ranks: int = 1) -> list[str]:
         start = [sys.executable]
@@ -38,6 +42,9 @@ class Workplace:
         return [*start, str(REPO / "launch" / f"{program}.py"), *self.overrides, *overrides]
 
     def run(self, program: str, *overrides: str, ranks: int = 1, timeout: int = 240, **options) -> Finished:
+        if self.warm and ranks == 1 and options.keys() <= {"env"}:
+            arguments = self.command(program, *overrides)[1:]
+            return Finished(*warm.run(arguments, self.path, timeout=timeout, **options.get("env", {})))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         done = subprocess.run(
             self.command(program, *overrides, ranks=ranks),
