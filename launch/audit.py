@@ -39,7 +39,7 @@ def _ledger(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
     found = ledger.read(directory / "ledger", head=last.inputs["ledger"])
     for step in saved:
         path, manifest = checkpoint.path_of(place, step), checkpoint.read(place, step)
-        artifact.verify(path, manifest)
+        checkpoint.require_whole(path, manifest)
         checkpoint.require_same(
             path, manifest, last.config, {k: v for k, v in last.inputs.items() if k != "ledger"}
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import logging
@@ -398,6 +399,31 @@ def guarded(work: Callable[[], int]) -> NoReturn:
     sys.exit(status)
 
 
+def take(first: str, *others: str, word: bool = False) -> dict[str, str]:
+    """Take settings that a program has for itself out of the command line, where Hydra would refuse them.
+
+    Args:
+        first: the one that asks for them; without it nothing is taken.
+        others: those that go with it.
+        word: whether the first is a word instead of ``first=value``.
+
+    Returns:
+        Setting -> value as typed, the last one if there are several; of a word "".
+    """
+    wanted: dict[str, str] = {}
+    left = sys.argv[:1]
+    for argument in sys.argv[1:]:
+        key, equals, value = argument.partition("=")
+        if (key == first and bool(equals) != word) or (key in others and equals):
+            wanted[key] = value
+        else:
+            left.append(argument)
+    if first not in wanted:
+        return {}
+    sys.argv[:] = left
+    return wanted
+
+
 def share_of(text: str) -> tuple[int, int]:
     """``k/n`` as two numbers.
 
@@ -436,6 +462,13 @@ def end(line: str, status: int, rank: int = 0) -> NoReturn:
         sys.stderr.write(f"palimpsest: {line}\n")
         sys.stderr.flush()
     sys.exit(status)
+
+
+def end_with_parent(number: int) -> None:
+    """Ask Linux to send this child a signal when its parent dies; other systems go without."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
 
 
 @contextmanager

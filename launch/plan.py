@@ -1,6 +1,7 @@
 """Which text goes where, and when: ``python launch/plan.py +experiment=quickstart``.
 
-``show`` explains a finished plan; ``family=NAME show=5`` prints the first items of a family with their probes.
+``show`` explains a finished plan; ``family=NAME show=5`` prints the first items of a family with their probes;
+``power=true`` says what the design can show.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from insertion import plan as plans
 from insertion.families import registry
 from insertion.families.registry import OVERLAP
 from insertion.settings import InsertionConfig
-from launch.config import Experiment, program, say
+from launch.config import Experiment, program, say, take
 
 
 def open_order(experiment: Experiment) -> Windows:
@@ -189,45 +190,16 @@ def _power_of(insertion: InsertionConfig, wanted: float) -> None:
             )
 
 
-def _effect(arguments: list[str]) -> float:
-    """What ``effect=D`` of the command line says, or 0.2."""
-    given = next((a.removeprefix("effect=") for a in arguments if a.startswith("effect=")), "0.2")
+def _effect(asked: Mapping[str, str]) -> float:
+    if asked["power"] != "true":
+        raise UserError(f"power={asked['power']}: write power=true, or leave it out")
+    given = asked.get("effect", "0.2")
     try:
         return float(given)
     except ValueError:
         raise UserError(
             f"effect={given} must be a number of standard deviations, such as effect=0.2"
         ) from None
-
-
-def _asked(arguments: list[str]) -> dict[str, str] | None:
-    """Take ``show [item=ID] [step=S] [checkpoint=S]`` out of the command line; None if it is not there."""
-    if "show" not in arguments:
-        return None
-    arguments.remove("show")
-    wanted = {}
-    for argument in list(arguments):
-        key, _, value = argument.partition("=")
-        if key in ("item", "step", "checkpoint"):
-            arguments.remove(argument)
-            wanted[key] = value
-    return wanted
-
-
-def _family(arguments: list[str]) -> str | None:
-    """Take ``family=NAME`` out of the command line; None if it is not there.
-
-    Without an experiment, the settings are those of ``conf/insertion/NAME.yaml``.
-    """
-    name = None
-    for argument in [a for a in arguments if a.startswith("family=")]:
-        arguments.remove(argument)
-        name = argument.removeprefix("family=")
-    if name is not None and not any(a.startswith("+experiment=") for a in arguments):
-        arguments[1:1] = ["+experiment=quickstart"]
-        if name in registry.names() and not any(a.startswith("insertion=") for a in arguments):
-            arguments[1:1] = [f"insertion={name}"]
-    return name
 
 
 def show_family(experiment: Experiment, name: str) -> None:
@@ -278,18 +250,26 @@ def _heldout(experiment: Experiment) -> list[tuple[str, str]]:
     return list(text.unique("digest", maintain_order=True).iter_rows())
 
 
+def _settings_of(family: str) -> None:
+    """Complete the command line of ``family=NAME``: without an experiment, those of ``conf/insertion/NAME.yaml``."""
+    given = {word.partition("=")[0] for word in sys.argv}
+    if "+experiment" in given:
+        return
+    alone = family in registry.names() and "insertion" not in given
+    sys.argv[1:1] = [*([f"insertion={family}"] if alone else []), "+experiment=quickstart"]
+
+
 def main() -> None:
-    """Plan and summarise, ``show``, ``power=true``, or ``family=NAME``."""
-    if (name := _family(sys.argv)) is not None:
-        program(lambda experiment: show_family(experiment, name))()
-        return
-    if "power=true" in sys.argv:
-        arguments = sys.argv.copy()
-        sys.argv[:] = [a for a in sys.argv if a != "power=true" and not a.startswith("effect=")]
-        program(lambda experiment: power(experiment, _effect(arguments)))()
-        return
-    wanted = _asked(sys.argv)
-    program(_plan if wanted is None else lambda experiment: show(experiment, wanted))()
+    """Plan and summarise; or ``show``, ``family=NAME`` or ``power=true``, which have settings of their own."""
+    if asked := take("family"):
+        _settings_of(asked["family"])
+        program(lambda experiment: show_family(experiment, asked["family"]))()
+    elif asked := take("power", "effect"):
+        program(lambda experiment: power(experiment, _effect(asked)))()
+    elif asked := take("show", "item", "step", "checkpoint", word=True):
+        program(lambda experiment: show(experiment, asked))()
+    else:
+        program(_plan)()
 
 
 def _plan(experiment: Experiment) -> None:

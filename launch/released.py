@@ -7,45 +7,47 @@ MODEL is a directory, or a name on the hub, of a causal language model of ``tran
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import NoReturn
 
 from data.errors import UserError
-from launch.config import share_of
+from launch.config import guarded, say, share_of
 
 
-def main() -> int:
-    """Score; status 2 for what the user can mend."""
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; see launch/released.py --help")
+
+
+def work() -> int:
+    """Score what the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.error = _refuse  # type: ignore[method-assign]
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("items", metavar="ITEMS.jsonl", type=Path)
     parser.add_argument("directory", metavar="DIRECTORY", type=Path)
     parser.add_argument("--shard", default="0/1", help="do share k of n, k/n; for an array of jobs")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     given = parser.parse_args()
-    try:
-        import torch
+    share = share_of(given.shard)
 
-        from analysis import released
+    import torch
 
-        kind = given.device
-        if kind == "auto":
-            kind = "cuda" if torch.cuda.is_available() else "cpu"
-        done = released.score(
-            given.model,
-            given.items,
-            given.directory,
-            device=torch.device(kind),
-            share=share_of(given.shard),
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{done} parts scored now, the others were there: {given.directory}")
+    from analysis import released
+
+    kind = given.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    done = released.score(given.model, given.items, given.directory, device=torch.device(kind), share=share)
+    say(f"scores: {given.directory}" + ("" if done else " (all were there)"))
     return 0
 
 
+def main() -> None:
+    """Score; status 2 for what the user can mend."""
+    guarded(work)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

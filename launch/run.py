@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import FrameType
+
+import psutil
 
 from launch import audit as audits
 from launch import train as training
-from launch.config import INTEGRITY, STATUS, Experiment, end, program, say
+from launch.config import INTEGRITY, STATUS, Experiment, end, end_with_parent, program, say
 from launch.plan import plan
 from launch.prepare import prepare
 from launch.report import report
 from launch.score import score
+from pretrain.interrupts import REQUEUE, SIGNALS
 
 
 def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> None:
@@ -31,29 +38,61 @@ def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> 
     if ranks == 1:
         training.train(experiment, which)
         return
-    script = Path(__file__).with_name("train.py")
     command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={ranks}",
-        str(script),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
+        "--signals_to_handle=SIGINT",
+        str(Path(__file__).with_name("train.py")),
     ]
     with tempfile.TemporaryDirectory() as directory:
-        told = Path(directory, "status")
-        done = subprocess.run(
-            [*command, *sys.argv[1:], *overrides, f"run={which}"],
-            check=False,
-            env={**os.environ, STATUS: str(told)},
+        path = Path(directory, "status")
+        status, told = _torchrun(
+            [*command, *sys.argv[1:], *overrides, f"run={which}"], {**os.environ, STATUS: str(path)}
         )
-        said = told.read_text() if told.exists() else ""
-    if done.returncode:
-        status, _, line = said.partition("\n")
-        here = f"training {which} on {ranks} processes"
-        if status:
-            end(f"{here}: {line}", int(status))
-        end(f"{here} ended with status {done.returncode}; see above", 1)
+        own, _, line = (path.read_text() if path.exists() else "").partition("\n")
+    here = f"training {which} on {ranks} processes"
+    if own:
+        end(f"{here}: {line}", int(own))
+    if status and told:
+        end(f"{here}: told to stop before its first step; run the same command again to go on", REQUEUE)
+    if status:
+        end(f"{here} ended with status {status}; see above", 1)
+
+
+def _torchrun(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bool]:
+    """Run torchrun to its end, and pass on to its ranks the signals that ask a training to save and stop.
+
+    It has a session of its own, so that what is sent to this process's group does not reach it: torchrun kills ranks
+    that take more than 30 seconds to save.
+
+    Returns:
+        Its status, and whether there was such a signal.
+    """
+    told = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        ranks = psutil.Process(agent.pid).children()
+        for rank in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.send_signal(number)
+        if not ranks:
+            agent.send_signal(signal.SIGINT)
+
+    with subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=partial(end_with_parent, signal.SIGINT),  # after which torchrun takes its ranks along
+    ) as agent:
+        before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+        try:
+            return agent.wait(), bool(told)
+        except KeyboardInterrupt:
+            agent.send_signal(signal.SIGINT)
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @program

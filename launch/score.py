@@ -54,9 +54,21 @@ def score(experiment: Experiment) -> None:
                 share=share,
             )
             say(
-                f"{which}: {len(plan.probes)} probes at {len(found)} checkpoints; {done} parts scored now, the others "
-                "were there" + ("" if experiment.shard is None else " or are other shares'")
+                _told(
+                    which, len(plan.probes), len(found), done, len(store.parts(plan.probes)), experiment.shard
+                )
             )
+
+
+def _told(which: str, probes: int, checkpoints: int, done: int, parts: int, shard: str | None) -> str:
+    """What was scored now, and what was there."""
+    total = checkpoints * parts
+    line = f"{which}: {probes} probes at {checkpoints} checkpoints"
+    if shard is not None:
+        return f"{line}; {done} of {total} parts scored by shard={shard}, the others were there or are other shares'"
+    if done in (0, total):
+        return f"{line}: {'scored' if done else 'all scores were there'}"
+    return f"{line}; {done} of {total} parts scored now, the others were there"
 
 
 def _checkpoints(
@@ -78,7 +90,7 @@ def _checkpoints(
         gpt = built[0]
         # Scoring on a CPU has turned the weights to float32; a checkpoint is read in its own precision.
         gpt.to(torch.bfloat16 if experiment.train.precision == "bf16" else torch.float32)
-        artifact.verify(checkpoint.path_of(directory, step), checkpoint.read(directory, step))
+        checkpoint.require_whole(checkpoint.path_of(directory, step), checkpoint.read(directory, step))
         state = checkpoint.load(directory, step, {"model": gpt.sharded_state_dict()})
         gpt.load_state_dict(state["model"])
         return models.of_checkpoint(gpt)

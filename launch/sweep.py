@@ -4,23 +4,24 @@ Every setting with several values is a factor; all combinations are run, each as
 in ``runs/sweeps/<experiment>-<digest>/``: ``runs.jsonl`` (a line a run), logs, and the report of the sweep. The same
 command again goes on: runs that are finished are skipped, those that failed or were stopped are started again, alone.
 
-``launcher.jobs=4`` runs four at a time; ``launcher=slurm`` submits arrays (``conf/launcher/``); ``launcher=report``
-starts nothing.
+``launcher.jobs=4`` runs four at a time and divides the GPUs among them; ``launcher=slurm`` submits arrays
+(``conf/launcher/``); ``launcher=report`` starts nothing.
 """
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,7 +35,18 @@ from data import artifact
 from data.artifact import json_digest
 from data.errors import UserError
 from launch import slurm
-from launch.config import CONF, INTEGRITY, Experiment, build, guarded, locked, program, resolved, say
+from launch.config import (
+    CONF,
+    INTEGRITY,
+    Experiment,
+    build,
+    end_with_parent,
+    guarded,
+    locked,
+    program,
+    resolved,
+    say,
+)
 from launch.report import KIND as REPORT
 from launch.report import VERSION as REPORT_VERSION
 
@@ -175,11 +187,25 @@ def write(directory: Path, runs: Sequence[Run]) -> None:
         draft.rename(directory / name)
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to stop this child with a sweep that is killed, lest the next one finds it at work."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def gpus() -> list[str]:
+    """The GPUs that runs may use, as ``CUDA_VISIBLE_DEVICES`` names them; asks the driver, for torch takes seconds."""
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in given.split(",") if name]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def gpus_of(slot: int, jobs: int, found: Sequence[str]) -> list[str]:
+    """The GPUs of one of ``jobs`` runs at a time: an equal share, or one that several have to share."""
+    share = len(found) // jobs
+    return list(found[slot * share : (slot + 1) * share]) if share else [found[slot % len(found)]]
 
 
 def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]:
@@ -192,27 +218,31 @@ def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]
     environment = {**os.environ}
     if jobs > 1:  # or each would use all cores
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    found = gpus() if jobs > 1 else []
     left, ended = list(waiting), 0
-    running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = {}
+    running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = {}  # by slot
     failed: dict[int, int] = {}
     try:
         while left or running:
-            while left and len(running) < jobs:
+            for slot in sorted(set(range(jobs)) - set(running))[: len(left)]:
                 run = left.pop(0)
+                own = {"CUDA_VISIBLE_DEVICES": ",".join(gpus_of(slot, jobs, found))} if found else {}
                 with (logs / f"run-{run.index}.log").open("ab") as log:
                     process = subprocess.Popen(
                         [sys.executable, str(slurm.PROGRAMS / "run.py"), *run.arguments],
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        env=environment,
-                        preexec_fn=_end_with_parent,
+                        env={**environment, **own},
+                        # lest the next sweep finds a child of one that was killed at work
+                        preexec_fn=partial(end_with_parent, signal.SIGTERM),
                     )
-                running[run.index] = (run, process, time.monotonic())
-            for index, (run, process, began) in list(running.items()):
+                running[slot] = (run, process, time.monotonic())
+            for slot, (run, process, began) in list(running.items()):
                 if process.poll() is None:
                     continue
-                del running[index]
+                del running[slot]
+                index = run.index
                 ended += 1
                 told = f"[{ended}/{len(waiting)}] {run.title}"
                 if process.returncode:

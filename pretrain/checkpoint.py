@@ -33,6 +33,21 @@ __all__ = ["finished", "load", "path_of", "read", "remove", "require_same", "sav
 log = logging.getLogger(__name__)
 
 
+def require_whole(directory: Path, manifest: Manifest) -> None:
+    """Check every file of a checkpoint.
+
+    Raises:
+        UserError: naming the first that is missing or differs, as after a copy that was interrupted.
+    """
+    try:
+        artifact.verify(directory, manifest)
+    except UserError as error:
+        raise UserError(
+            f"{str(error).split(';')[0]}; copy the checkpoint again, or delete {directory}: training goes on from the "
+            "one before"
+        ) from None
+
+
 def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], inputs: dict[str, str]) -> None:
     """Refuse a checkpoint that belongs to another configuration, corpus, tokenizer or plan.
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.artifact import file_digest, json_digest, verify
+from data.artifact import file_digest, json_digest
 from data.errors import UserError
 from data.tokenizer import Tokenizer
 from pretrain import checkpoint
@@ -268,7 +268,7 @@ def load(directory: Path, step: int, *, eod: int) -> Any:
     from transformers import GenerationConfig
 
     path, manifest = checkpoint.path_of(directory, step), checkpoint.read(directory, step)
-    verify(path, manifest)
+    checkpoint.require_whole(path, manifest)
     config = manifest.config
     model = _shape(config["model"], path)
     weights = checkpoint.tensors(path, weights_only=True)

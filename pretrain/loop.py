@@ -21,7 +21,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
-from data.artifact import differences, verify
+from data.artifact import differences
 from data.errors import UserError
 from data.mixture import Windows
 from insertion import ledger
@@ -185,7 +185,7 @@ class Trainer:
         manifest = checkpoint.read(self.checkpoints, step)
         checkpoint.require_same(path, manifest, self.identity, self.inputs)
         if self.world.main:
-            verify(path, manifest)
+            checkpoint.require_whole(path, manifest)
             ledger.discard_beyond(self.ledger, step)
         scheduler = self._load(self.checkpoints, step)
         if scheduler is not None:
@@ -221,7 +221,7 @@ class Trainer:
         if found:
             raise UserError(f"train.start_from={path} does not fit this run: {'; '.join(found)}")
         if self.world.main:
-            verify(path, manifest)
+            checkpoint.require_whole(path, manifest)
         distributed.barrier()
         self._load(path.parent, self.settings.train.begin)
         # The schedule is this run's own, at the place that the step has in it.

@@ -1,7 +1,5 @@
 """Fixtures shared by all tests: a small corpus and a plan over it, made once."""
 
-import atexit
-import functools
 import json
 import os
 import subprocess
@@ -11,18 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import Programs
+from tests import warm
 
 REPO = Path(__file__).resolve().parent.parent
-HEAVY = ("train", "score", "report", "run", "export", "dependence", "adaptive")
-
-
-@functools.cache
-def warm() -> Programs:
-    """This test process's server of programs, started when the first is wanted."""
-    programs = Programs()
-    atexit.register(programs.close)
-    return programs
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,8 @@ class Workplace:
 
     path: Path
     overrides: list[str] = field(default_factory=list)
+    warm: bool = True
+    """Whether programs run in forks of a process that has imported torch (``tests.warm``), where that can be."""
 
     def command(self, program: str, *overrides: str, ranks: int = 1) -> list[str]:
         start = [sys.executable]
@@ -51,8 +42,9 @@ class Workplace:
         return [*start, str(REPO / "launch" / f"{program}.py"), *self.overrides, *overrides]
 
     def run(self, program: str, *overrides: str, ranks: int = 1, timeout: int = 240, **options) -> Finished:
-        if program in HEAVY and ranks == 1 and not options:
-            return Finished(*warm().run(self.command(program, *overrides)[1:], self.path, timeout))
+        if self.warm and ranks == 1 and options.keys() <= {"env"}:
+            arguments = self.command(program, *overrides)[1:]
+            return Finished(*warm.run(arguments, self.path, timeout=timeout, **options.get("env", {})))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         done = subprocess.run(
             self.command(program, *overrides, ranks=ranks),

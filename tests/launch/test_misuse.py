@@ -1,14 +1,21 @@
-"""Mistakes end in one clear line and exit status 2, with nothing half-written."""
+"""Mistakes end in one clear line and exit status 2, with nothing half-written, and nothing lost.
 
+A sweep that is interrupted is in ``tests/slurm``, an account that was not set in ``test_sweep.py``.
+"""
+
+import ctypes
 import fcntl
 import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+import xxhash
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -198,6 +205,14 @@ def test_a_stage_before_its_time(tmp_path):
     assert [p for p in snapshot(tmp_path) if p != "runs"] == []
 
 
+def test_released(tmp_path):
+    """The one program without an experiment ends as the others do."""
+    place = Workplace(tmp_path)
+    refused(place.run("released", "model"), "required: ITEMS.jsonl, DIRECTORY")
+    refused(place.run("released", "model", "items.jsonl", "out", "--shard=2/2"), "shard='2/2' is not k/n")
+    assert snapshot(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -246,13 +261,87 @@ def test_help_and_config(tmp_path):
 
 
 def test_two_trainings_in_one_directory(prepared):
+    """The second one is refused, and does not disturb the first."""
     prepared.ok("plan", "name=busy")
     directory = prepared.directory("busy") / "perturbed"
-    directory.mkdir()
-    with (directory / ".lock").open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        refused(prepared.run("train", "name=busy"), "in use by another process")
-    assert snapshot(directory) == []
+    first = subprocess.Popen(
+        prepared.command("train", "name=busy"), cwd=prepared.path, stderr=subprocess.DEVNULL
+    )
+    while not (directory / "checkpoints" / "step_00000001").exists():
+        assert first.poll() is None
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)  # in the middle of its steps
+    before = snapshot(directory)
+    try:
+        refused(prepared.run("train", "name=busy"), directory.parent.name, "in use by another process")
+        assert snapshot(directory) == before
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert first.wait(60) == 0
+    assert "finished at step 20; nothing to do" in prepared.ok("train", "name=busy").out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that is trained, which each test copies."""
+    place = Workplace(tmp_path_factory.mktemp("trained"), SMALL)
+    write_text(place.path / "text.jsonl", 400)
+    for program in ("prepare", "plan", "train"):
+        place.ok(program, "insertion.items_per_dose=2")
+    return place
+
+
+def copy(trained, tmp_path):
+    shutil.copytree(trained.path, tmp_path / "copy")
+    return Workplace(tmp_path / "copy", [*SMALL, "insertion.items_per_dose=2"])
+
+
+def test_a_text_that_changed_after_training_began(trained, tmp_path):
+    """No plan takes the place of the one that is being carried out; with the text as it was, the run is as it was."""
+    place = copy(trained, tmp_path)
+    before = {path: path.read_bytes() for path in place.directory().rglob("*.*") if path.is_file()}
+    text = place.path / "text.jsonl"
+    original = text.read_text()
+    text.write_text(original + json.dumps({"text": "One more document that nobody planned for."}) + "\n")
+    refused(place.run("prepare"), "text.jsonl", "it is not replaced: remove it, or leave the text as it was")
+    shutil.rmtree(place.path / "runs" / "corpora")
+    place.ok("prepare")
+    refused(
+        place.run("plan"), "no longer fits", "training has begun with it; choose another name=... or remove"
+    )
+    refused(place.run("train"), "was made for another corpus or order")
+    text.write_text(original)
+    shutil.rmtree(place.path / "runs" / "corpora")
+    place.ok("prepare")
+    assert "reusing" in place.ok("plan").out
+    assert "finished at step 20; nothing to do" in place.ok("train").out
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_checkpoint_that_was_copied_by_half(trained, tmp_path):
+    """With a file missing it is refused; without its manifest, which comes last, the one before is gone on from."""
+    place = copy(trained, tmp_path)
+    last = place.directory() / "perturbed" / "checkpoints" / "step_00000020"
+    shard = max(last.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    shard.unlink()
+    before = snapshot(last.parent)
+    for program in ("train", "score"):
+        line = refused(place.run(program), f"{shard.name} is missing; copy the checkpoint again, or delete ")
+        assert "goes on from the one before" in line
+    assert snapshot(last.parent) == before
+    (last / "manifest.json").unlink()
+    assert "going on from step 16" in place.ok("train").out
+    assert shard.is_file()
+    there, other = (checkpoints(run) for run in (place, trained))
+    assert there == other
+
+
+def checkpoints(place):
+    """Every tensor of the last checkpoint, by a digest of its bytes."""
+    from pretrain import checkpoint
+
+    path = checkpoint.path_of(place.directory() / "perturbed" / "checkpoints", 20)
+    return {name: xxhash.xxh3_128_hexdigest(t.numpy()) for name, t in checkpoint.tensors(path).items()}
 
 
 def test_checkpoints_of_something_else(prepared, tmp_path):
@@ -323,11 +412,30 @@ def test_full_disk_during_a_save(prepared):
     assert "going on from step 8" in prepared.ok("train", "name=full").out
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_no_permission(tmp_path):
-    write_text(tmp_path / "text.jsonl", 50)
-    tmp_path.chmod(0o500)
-    try:
-        refused(Workplace(tmp_path, SMALL).run("prepare"), "no permission")
-    finally:
-        tmp_path.chmod(0o700)
+def as_others():
+    """Let a child heed permissions even as root: drop from what it may get CAP_DAC_OVERRIDE and _READ_SEARCH."""
+    pr_capbset_drop = 24
+    if os.geteuid() == 0:
+        for capability in (1, 2):
+            ctypes.CDLL(None).prctl(pr_capbset_drop, capability, 0, 0, 0)
+
+
+def test_no_permission(trained, tmp_path):
+    """To make runs/, and to write into a run; with the permission, everything goes on."""
+    for place, program in (
+        (Workplace(tmp_path / "new", SMALL), "prepare"),
+        (copy(trained, tmp_path), "score"),
+    ):
+        closed = place.path if program == "prepare" else place.directory()
+        closed.mkdir(exist_ok=True)
+        write_text(place.path / "text.jsonl", 400)
+        closed.chmod(0o500)
+        try:
+            if subprocess.run(["test", "-w", closed], preexec_fn=as_others, check=False).returncode == 0:
+                pytest.skip("this process may write anywhere, and may not give that up")
+            before = snapshot(place.path)
+            refused(place.run(program, preexec_fn=as_others), "no permission to write", "runs")
+            assert snapshot(place.path) == before
+        finally:
+            closed.chmod(0o700)
+        place.ok(program)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.errors import UserError
-from launch.sweep import composed, expand
+from launch.sweep import composed, expand, gpus, gpus_of
 from tests.conftest import Workplace
 
 QUICK = "+experiment=quickstart"
@@ -79,6 +79,28 @@ def test_unset_account_and_absent_slurm(tmp_path):
     )
     assert done.status == 2
     assert "there is no sbatch on this machine" in done.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("devices", "jobs", "wanted"),
+    [
+        ("0,1,2,3", 2, [["0", "1"], ["2", "3"]]),
+        ("4,5", 2, [["4"], ["5"]]),
+        ("GPU-a,GPU-b,GPU-c", 2, [["GPU-a"], ["GPU-b"]]),  # equal shares
+        ("0,1", 3, [["0"], ["1"], ["0"]]),  # two runs share one
+    ],
+)
+def test_runs_at_a_time_have_gpus_of_their_own(monkeypatch, devices, jobs, wanted):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    assert [gpus_of(slot, jobs, gpus()) for slot in range(jobs)] == wanted
+
+
+def test_without_gpus_nothing_is_assigned(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert gpus() == []
 
 
 def test_runs_that_fail_are_named_and_run_again_alone(prepared):

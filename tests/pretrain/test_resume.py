@@ -118,6 +118,50 @@ def test_sigterm_saves_and_asks_to_be_run_again(prepared, whole):
     )
 
 
+@pytest.mark.slow
+def test_sigterm_to_two_processes(prepared, whole):
+    """``launch/run.py`` passes it on to its ranks: they finish their step and save; status 75, and nothing is lost."""
+    from pretrain import checkpoint
+
+    process = subprocess.Popen(
+        prepared.command("run", "name=ranked", "parallel.tensor=2"),
+        cwd=prepared.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(prepared.path.glob("runs/small/ranked-*/*/*/step_00000002")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1].strip().splitlines()[-1]
+    told = re.fullmatch(
+        r"palimpsest: training perturbed on 2 processes: told to stop: saved step (\d+); run the same .*",
+        said,
+    )
+    assert told, said
+    assert process.returncode == 75
+    run = prepared.directory("ranked")
+    assert checkpoint.finished(run / "perturbed" / "checkpoints")[-1] == int(told[1]) < 20
+    assert f"going on from step {told[1]}" in prepared.ok("train", "name=ranked").out
+    ours, theirs = metrics(run, "perturbed"), metrics(whole, "perturbed")
+    assert [record["step"] for record in ours] == list(range(1, 21))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    assert ledger_digests(run) == ledger_digests(whole)
+
+
+def ledger_digests(directory):
+    """What was consumed, whatever the parts it was written in."""
+    import polars as pl
+
+    return [
+        pl.read_parquet(directory / "perturbed" / "ledger" / "*" / f"{table}.parquet")
+        .sort(pl.all())
+        .write_json()
+        for table in ("windows", "exposures")
+    ]
+
+
 def test_golden_losses(whole):
     """Twenty steps as they were when this file was written; processors differ in the last digits."""
     found = [record["loss"] for record in metrics(whole, "perturbed")]

@@ -66,4 +66,4 @@ def test_bf16(prepared):
     assert np.abs(np.array(losses) - full).max() < 0.05
     scored = prepared.ok("score", "name=bf16", "train.precision=bf16").out
     steps = checkpoint.finished(once / "checkpoints")
-    assert f"at {len(steps)} checkpoints; {len(steps)} parts scored now" in scored
+    assert f"at {len(steps)} checkpoints: scored" in scored
