@@ -395,7 +395,7 @@ def test_print_shows_the_item_without_its_controls(chromium: Any, small: tuple[P
     page.context.close()
 
 
-def many(count: int, length: int = 50, steps: tuple[int, ...] = (0, 64, 250)) -> ReportInputs:
+def many(count: int, length: int = 50, steps: tuple[int, ...] = (0, 250)) -> ReportInputs:
     """As many items, of random words."""
     rng = np.random.default_rng(5)
     base = experiment(steps=SMALL, per_cell=1)
