@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from data.errors import UserError
 from insertion.families import files
-from insertion.families.registry import Ground, Reference, family
+from insertion.families.registry import TRAINED, Ground, Reference, family
 from insertion.items import Item, Probe
 
 NAME = "traps"
@@ -107,7 +107,7 @@ def make(
     ground: Ground,
     count: int,
     *,
-    path: str = "",
+    path: str = TRAINED,
     lengths: Sequence[int] = (100,),
     temperatures: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0),
     low: float = 1.0,
@@ -126,7 +126,8 @@ def make(
         ground: seed, reference model; held-out documents for ``context``.
         count: traps.
         path: of the reference model: a checkpoint of a run over the same corpus (``.../checkpoints/step_<number>``), or
-            a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``).
+            a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``); ``trained``: a model of the
+            run's own shape is trained on the corpus first.
         lengths: tokens of the reference model.
         temperatures: of sampling; the more of them serve a bucket, the sooner it is filled.
         low: perplexity at which the first bucket begins.
@@ -138,7 +139,7 @@ def make(
     """
     what = f"insertion.families.{NAME}"
     if not path:
-        raise UserError(f"{what}.path is empty; give the directory of a reference model")
+        raise UserError(f"{what}.path is empty; give the directory of a reference model, or trained")
     if low >= high or low < 1:
         raise UserError(
             f"{what}.low={low} and {what}.high={high} must be perplexities, 1 or above, the low one first"
