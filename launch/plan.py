@@ -1,7 +1,8 @@
 """Which text goes where, and when: ``python launch/plan.py +experiment=quickstart``.
 
 ``show`` explains a finished plan; ``family=NAME show=5`` prints the first items of a family with their probes;
-``power=true`` says what the design can show.
+``power=true`` says what the design can show. Where copyright traps want a
+reference model that is ``trained`` here, it is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from insertion.families import registry
 from insertion.families.registry import OVERLAP
 from insertion.settings import InsertionConfig
 from launch.config import Experiment, program, say, take
+from launch.prepare import prepare
+from launch.reference import trained
+
+_NO_EPOCH = 1 << 16
+"""In place of the number of an epoch: the reference model's order is no epoch's."""
 
 
 def open_order(experiment: Experiment) -> Windows:
@@ -112,7 +118,7 @@ def make(experiment: Experiment, directory: Path) -> Manifest:
         tokenizer=tokenizer,
         heldout=_heldout(experiment),
         directory=directory,
-        reference=_references(tokenizer),
+        reference=_references(experiment, tokenizer),
         start_from=experiment.train.start_from,
     )
 
@@ -205,7 +211,8 @@ def _effect(asked: Mapping[str, str]) -> float:
 def show_family(experiment: Experiment, name: str) -> None:
     """Print the first ``show`` items of a family with their probes.
 
-    Of the experiment's corpus where that is prepared; else without held-out documents, and with bytes for tokens.
+    Of the experiment's corpus where that is prepared; else without held-out documents, and with bytes for tokens. A
+    reference model that is to be trained here needs the corpus: it is prepared.
 
     Raises:
         UserError: for an unknown family, or one that needs the corpus where there is none.
@@ -221,24 +228,30 @@ def show_family(experiment: Experiment, name: str) -> None:
             f"family={name} is none of the experiment's: {', '.join(f for one in designs for f in one.families)}"
         )
     given = own.families
+    if given[name].get("path") == registry.TRAINED:
+        prepare(experiment)
     prepared = (experiment.corpus_directory / artifact.MANIFEST).is_file()
     if prepared:
         tokenizer, heldout = corpus.load_tokenizer(experiment.corpus_directory), _heldout(experiment)
-        opened = _references(tokenizer)
+        opened = _references(experiment, tokenizer)
         ground = assemble.ground(own, open_order(experiment), tokenizer, heldout, opened)
     else:
         tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
-        ground = registry.Ground(own.seed, tokenizer, [], reference=_references(tokenizer))
+        ground = registry.Ground(own.seed, tokenizer, [], reference=_references(experiment, tokenizer))
     for line in explain.family(registry.make(name, ground, count, given[name]), ground.tokenizer):
         say(line)
 
 
-def _references(tokenizer: Tokenizer) -> Callable[[str], registry.Reference]:
-    """What opens reference models; torch is loaded for them alone."""
+def _references(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[str], registry.Reference]:
+    """What opens reference models, and trains the one that is made here; torch is loaded for them alone."""
 
     def opened(path: str) -> registry.Reference:
         from pretrain.reference import open_reference
 
+        if path == registry.TRAINED:
+            seed = _seed(experiment.train.seed, _NO_EPOCH)
+            order = _order(experiment.corpus_directory, experiment.train.sequence_length, seed)
+            path = str(trained(experiment, order, tokenizer.vocab_size))
         return open_reference(path, tokenizer)
 
     return opened

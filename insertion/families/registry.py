@@ -29,6 +29,10 @@ class Reference(Protocol):
         """Text, (length,) ids and -ln p at temperature 1, nats, of up to ``count`` sequences."""
 
 
+TRAINED = "trained"
+"""Path of a reference model that is trained here, on the experiment's corpus without insertions."""
+
+
 def _no_reference(path: str) -> Reference:
     raise UserError(f"there is nothing here that opens the reference model {path}")
 
@@ -46,7 +50,7 @@ class Ground:
     )
     """Spans of token ids -> how often the corpus has their most frequent n-gram; see ``OVERLAP``."""
     reference: Callable[[str], Reference] = _no_reference
-    """Opens the model at a path."""
+    """Opens the model at a path, or the one of ``TRAINED``."""
 
     def generator(self, family: str, index: int) -> np.random.Generator:
         """Random numbers of one item: they do not depend on how many other items there are."""
@@ -91,7 +95,8 @@ def names() -> list[str]:
 
 
 def files_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files that a family reads: its settings called ``path`` or ``..._path``.
+    """Digests of the files that a family reads: its settings called ``path`` or ``..._path``. A model that is trained
+    here has none: it follows from the settings.
 
     Raises:
         UserError: for a file that is not there.
@@ -101,6 +106,8 @@ def files_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
         if not value or not (key == "path" or key.endswith("_path")):
             continue
         path = Path(value)
+        if value == TRAINED and not path.exists():
+            continue
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
             found[key] = json_digest([[str(file.relative_to(path)), file_digest(file)] for file in files])

@@ -1,7 +1,8 @@
 """Copyright traps: sequences sampled from a reference model, of given lengths and perplexities (Meeus et al., 2024,
 "Copyright Traps for Large Language Models").
 
-Candidates are sampled at several temperatures, mostly at those that serve the bucket that is to be filled. A trap is
+Candidates are sampled at several temperatures, mostly at those that serve the bucket that is to be filled; where none
+does, at others between them. A trap is
 the earliest candidate whose perplexity lies in its bucket and whose set of tokens has a Jaccard similarity of at most
 ``jaccard`` to that of every trap before it. Perplexity is the reference model's, at temperature 1, after its start
 token alone.
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from data.errors import UserError
 from insertion.families import files
-from insertion.families.registry import Ground, Reference, family
+from insertion.families.registry import TRAINED, Ground, Reference, family
 from insertion.items import Item, Probe
 
 NAME = "traps"
@@ -74,23 +75,24 @@ class _Stream:
     batches: int = 0
     tried: Counter[float] = field(default_factory=Counter)
     """Temperature -> batches."""
+    level: dict[float, float] = field(default_factory=dict)
+    """Temperature -> mean ln perplexity of its latest batch."""
     useful: Counter[tuple[int, float]] = field(default_factory=Counter)
     """Bucket and temperature -> candidates that were not too alike."""
     waiting: dict[int, deque[_Candidate]] = field(default_factory=lambda: defaultdict(deque))
     counts: Counter[str] = field(default_factory=Counter)
 
     def sample(self, wanted: int) -> None:
-        """One more batch, at the temperature that has given a bucket the most; each is tried once first."""
-        temperature = max(
-            self.temperatures,
-            key=lambda t: (not self.tried[t], self.useful[wanted, t] / max(self.tried[t], 1)),
-        )
+        """One more batch."""
+        temperature = self._temperature(wanted)
         self.tried[temperature] += 1
         rng = self.ground.generator(f"{NAME}/{self.length}", self.batches)
         self.batches += 1
         found = self.model.sample(_BATCH, self.length, temperature, rng)
         self.counts["sampled"] += _BATCH
         self.counts["not the same tokens again"] += _BATCH - len(found)
+        losses = [lost / self.length for _, _, lost in found]
+        self.level[temperature] = float(np.mean(losses)) if losses else math.inf
         for text, ids, lost in found:
             bucket = int(np.searchsorted(self.edges, math.exp(min(lost / self.length, 700)), "right")) - 1
             if not 0 <= bucket < len(self.edges) - 1:
@@ -101,13 +103,27 @@ class _Stream:
                 self.useful[bucket, temperature] += 1
                 self.waiting[bucket].append(_Candidate(text, np.unique(ids), lost, temperature))
 
+    def _temperature(self, wanted: int) -> float:
+        """The one that has given a bucket the most, after each was tried once. If none has given any, one between the
+        two whose perplexities lie on either side of the bucket: those of long sequences hardly vary."""
+        for temperature in self.temperatures:
+            if not self.tried[temperature]:
+                return temperature
+        best = max(self.tried, key=lambda t: self.useful[wanted, t] / self.tried[t])
+        middle = math.log((self.edges[wanted] + self.edges[wanted + 1]) / 2)
+        below = [t for t in self.tried if self.level[t] <= middle]
+        above = [t for t in self.tried if self.level[t] > middle]
+        if self.useful[wanted, best] or not below or not above:
+            return best
+        return round(math.sqrt(max(below) * min(above)), 4)
+
 
 @family(NAME)
 def make(
     ground: Ground,
     count: int,
     *,
-    path: str = "",
+    path: str = TRAINED,
     lengths: Sequence[int] = (100,),
     temperatures: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0),
     low: float = 1.0,
@@ -126,9 +142,10 @@ def make(
         ground: seed, reference model; held-out documents for ``context``.
         count: traps.
         path: of the reference model: a checkpoint of a run over the same corpus (``.../checkpoints/step_<number>``), or
-            a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``).
+            a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``); ``trained``: a model of the
+            run's own shape is trained on the corpus first.
         lengths: tokens of the reference model.
-        temperatures: of sampling; the more of them serve a bucket, the sooner it is filled.
+        temperatures: of sampling; others between them are added where a bucket needs them.
         low: perplexity at which the first bucket begins.
         high: perplexity at which the last bucket ends.
         buckets: of equal width.
@@ -138,7 +155,7 @@ def make(
     """
     what = f"insertion.families.{NAME}"
     if not path:
-        raise UserError(f"{what}.path is empty; give the directory of a reference model")
+        raise UserError(f"{what}.path is empty; give the directory of a reference model, or trained")
     if low >= high or low < 1:
         raise UserError(
             f"{what}.low={low} and {what}.high={high} must be perplexities, 1 or above, the low one first"

@@ -5,7 +5,6 @@ import math
 import polars as pl
 import pytest
 
-from data.tokenizer import TokenizerConfig, build
 from insertion.families.registry import names
 from tests.conftest import Workplace, write_text
 
@@ -18,7 +17,6 @@ SMALL = [
     "model.hidden=32",
     "model.ffn=64",
     "insertion.doses=[0,1]",
-    "insertion.families.traps.path=reference",
     "insertion.heldout_probes=4",
     "+insertion.families.knights_knaves.people=2",
     "+insertion.families.time_series.asked=1",
@@ -32,26 +30,15 @@ SMALL = [
 ]
 
 
-def reference_model(directory):
-    """A tiny Llama of random weights with a tokenizer of bytes, from which traps are sampled."""
-    transformers = pytest.importorskip("transformers")
-    tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
-    config = transformers.LlamaConfig(
-        vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        bos_token_id=tokenizer.eod, eos_token_id=tokenizer.eod,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save(directory / "tokenizer.json")
-
-
 @pytest.mark.slow
 def test_every_family_in_one_run(tmp_path):
-    reference_model(tmp_path / "reference")
+    pytest.importorskip("transformers")  # opens the reference model that is trained for the traps
     place = Workplace(tmp_path, SMALL)
     write_text(tmp_path / "text.jsonl", 3000)
     done = place.ok("run", timeout=600)
     assert "audit: PASS" in done.out
     (directory,) = (tmp_path / "runs" / "all_families").glob("run-*")
+    assert (directory / "reference" / "checkpoints" / "step_00000002" / "manifest.json").is_file()
     assert (directory / "report" / "report.html").is_file()
 
     items = pl.read_parquet(directory / "plan" / "items.parquet")
@@ -63,6 +50,27 @@ def test_every_family_in_one_run(tmp_path):
         for step in (0, 2):
             scores = pl.read_parquet(directory / "scores" / run / f"step_{step:08d}" / "scores.parquet")
             assert set(scores["probe_id"]) == set(probes["probe_id"])
+
+    # Whatever a family asks, the report answers, for every item.
+    asked = probes.filter(pl.col("item_id").is_not_null() & pl.col("kind").is_in(["choice", "foil", "cloze"]))
+    told = pl.read_csv(directory / "report" / "questions.csv")
+    name = pl.col("name").str.replace(r" #.*$", "")
+    for kind, measure in (
+        ("choice", "choice_accuracy"),
+        ("foil", "recognition_2afc"),
+        ("cloze", "cloze_reproduced"),
+    ):
+        wanted = asked.filter(pl.col("kind") == kind).select("family", question=name).unique()
+        found = told.filter(
+            (pl.col("metric") == measure) & (pl.col("run") == "perturbed") & (pl.col("step") == 2)
+        )
+        assert wanted.join(found, on=["family", "question"], how="anti").is_empty()
+    rows = pl.read_parquet(directory / "report" / "metrics.parquet")
+    right = rows.filter(pl.col("metric") == "choice_accuracy")
+    of = {"kind": "choice", "correct": True}
+    questions = probes.filter(pl.all_horizontal(pl.col(key) == value for key, value in of.items())).height
+    assert right["value"].is_not_null().all()
+    assert right.height == questions * right.select("run", "step").unique().height
 
     # To the twin, a reference that met none of them, members and non-members of a family are alike.
     twin = (

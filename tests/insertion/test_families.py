@@ -130,5 +130,4 @@ def test_every_family_has_its_configuration(name):
     given = OmegaConf.to_container(file)["families"][name]
     defaults = check(name, given).__kwdefaults__ or {}
     assert given.keys() <= defaults.keys()
-    if name != "traps":  # whose path must be given
-        assert {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()} == defaults
+    assert {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()} == defaults

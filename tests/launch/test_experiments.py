@@ -14,10 +14,8 @@ from launch.sweep import expand
 from tests.conftest import Workplace, write_text
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-# traps_1b_nano needs a trained reference model, which tests/insertion/families/test_traps.py makes.
+# traps_1b_nano trains a reference model first, as tests/e2e/test_all_families.py does.
 NANO = [name for name in EXPERIMENTS if name.endswith("_nano") and name != "traps_1b_nano"]
-GIVEN = {"all_families": ["insertion.families.traps.path=reference"]}
-"""What an experiment cannot know."""
 
 SMALL = [
     *("corpus=jsonl", "corpus.source.paths=[text.jsonl]", "corpus.tokenizer.vocab_size=400"),
@@ -70,14 +68,13 @@ def made(*overrides):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes(name):
-    given = GIVEN.get(name, [])
-    experiment = made(f"+experiment={name}", *given)
+    experiment = made(f"+experiment={name}")
     assert experiment.experiment == name
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
     assert text.splitlines()[1].startswith("# ")  # what it is
     assert name in ("quickstart", "all_families") or name.endswith("_nano") or f"{name}_nano" in EXPERIMENTS
     # Whatever is chosen, other groups go with it.
-    assert made(f"+experiment={name}", *given, "launcher=report", "seed=7").train.seed == 7
+    assert made(f"+experiment={name}", "launcher=report", "seed=7").train.seed == 7
     if name.endswith("_nano"):
         twin = made(f"+experiment={name.removesuffix('_nano')}")
         assert list(experiment.insertion.families) == list(twin.insertion.families)

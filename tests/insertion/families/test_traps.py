@@ -64,6 +64,22 @@ def test_traps_do_not_depend_on_how_many(ground):
     assert make("traps", ground, 9, SETTINGS) == make("traps", ground, 24, SETTINGS)[:9]
 
 
+def test_temperatures_between_those_given_are_found(ground):
+    """200 tokens have perplexities below 46 at temperature 0.3 and above 250 at 3: what is between is sampled, too."""
+    given = {"path": "x", "lengths": [200], "jaccard": 1.0, "context": 0}
+    hot, cold = (
+        [math.exp(lost / 200) for _, _, lost in Table().sample(200, 200, t, np.random.default_rng(0))]
+        for t in (3.0, 0.3)
+    )
+    assert max(cold) < 60 < 100 < min(hot)
+    found = make(
+        "traps", ground, 3, {**given, "temperatures": [0.3, 3.0], "low": 60, "high": 100, "buckets": 1}
+    )
+    for item in found:
+        assert 0.3 < float(re.search(r"temperature ([\d.]+)", item.provenance)[1]) < 3
+        assert 60 <= math.exp(item.bits * math.log(2) / 200) <= 100
+
+
 def test_what_cannot_be_found_is_said(ground, caplog):
     with pytest.raises(
         UserError, match=r"no trap of 12 tokens with a perplexity of 1 to 2 .*128 sampled, 0 accepted"
