@@ -58,7 +58,7 @@ def settings_of(experiment: Experiment) -> AdaptiveConfig:
         )
     if experiment.parallel.tensor * experiment.parallel.pipeline * int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "launch/adaptive.py trains in one process; set parallel.tensor=1 and parallel.pipeline=1, and leave torchrun"
+            "launch/adaptive.py trains in one process; set parallel.tensor=1 and parallel.pipeline=1, without torchrun"
         )
     return settings
 
