@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -128,22 +129,21 @@ def in_training(given: argparse.Namespace, directory: Path) -> None:
             vocab_size=VOCABULARY,
             directory=directory,
         )
-        shares, written = [], 0.0
+        shares, steps = [], []
         trainer.run([], until=2)  # warms up; not counted
         while trainer.step < given.steps:
             record = Stopwatch(trainer.recorder, "record")
             began = time.perf_counter()
             trainer._train_step(stop=False)
             trainer.step += 1
-            shares.append(record.seconds / (time.perf_counter() - began))
+            steps.append(time.perf_counter() - began)
+            shares.append(record.seconds / steps[-1])
             del trainer.recorder.record  # the class's own again
-            step = time.perf_counter() - began
         began = time.perf_counter()
         trainer._commit_ledger()
         written = time.perf_counter() - began
-    print(
-        f"{given.model}, {given.steps} steps of {given.batch} windows of {given.length} tokens, {step:.2f} s the last"
-    )
+    print(f"{given.model}, {given.steps} steps of {given.batch} windows of {given.length} tokens")
+    print(f"  a step           {statistics.median(steps):9.3f} s, median")
     print(
         f"  recording        {statistics.median(shares):9.3%} of a step, median "
         f"({min(shares):.3%} to {max(shares):.3%})"
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--share", type=float, default=0.05)
     given = parser.parse_args()
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)")
     with tempfile.TemporaryDirectory() as place:
         for name, run in (("training", in_training), ("alone", alone)):
             (Path(place) / name).mkdir()

@@ -18,7 +18,7 @@ import numpy as np
 from data.order import Order
 from data.tokens import TokenWriter
 from insertion.adapters import MapStyle
-from insertion.overlay import Overlay
+from insertion.overlay import Edits, Overlay
 
 EOD, VOCABULARY = 0, 50_000
 
@@ -31,7 +31,8 @@ def build(directory: Path, windows: int, length: int) -> Order:
     return Order(directory, corpus_digest="b", vocab_size=VOCABULARY, eod=EOD, sequence_length=length, seed=1)
 
 
-def exposures(windows: int, share: float, length: int) -> Overlay:
+def exposures(windows: int, share: float, length: int, *, masks: bool = False) -> Overlay:
+    """A plan; with ``masks`` one that also has an item without loss and a span of the corpus without loss."""
     rng = np.random.default_rng(2)
     count = int(windows * share)
     lengths = rng.integers(20, 120, 1000)
@@ -48,6 +49,16 @@ def exposures(windows: int, share: float, length: int) -> Overlay:
         tokens=rng.integers(1, VOCABULARY, lengths.sum()).astype(np.int32),
         starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         eod=EOD,
+        loss=(np.arange(count) == 0).astype(np.int8) if masks else None,
+        edits=Edits(
+            np.array([windows // 2]),
+            np.array([5]),
+            np.array([0, 3]),
+            np.array([1, 2, 3], dtype=np.int32),
+            np.array([True]),
+        )
+        if masks
+        else None,
     )
 
 
@@ -82,7 +93,8 @@ def main() -> None:
         order = build(directory, given.windows, given.length)
         overlay = exposures(given.windows, given.share, given.length)
         laid_over = MapStyle(order.dataset, overlay)
-        plain, laid = [], []
+        with_masks = MapStyle(order.dataset, exposures(given.windows, given.share, given.length, masks=True))
+        plain, laid, masked = [], [], []
         for _ in range(given.repeats + 1):  # the first round warms the page cache
             began = time.perf_counter()
             for position in range(given.windows):
@@ -91,14 +103,20 @@ def main() -> None:
             for position in range(given.windows):
                 laid_over[position]
             plain.append(given.windows / (middle - began))
-            laid.append(given.windows / (time.perf_counter() - middle))
+            end = time.perf_counter()
+            for position in range(given.windows):
+                with_masks[position]
+            laid.append(given.windows / (end - middle))
+            masked.append(given.windows / (time.perf_counter() - end))
         copied, edited = splice(directory, order, overlay, given.length)
         ratios = [b / a for a, b in zip(plain[1:], laid[1:], strict=True)]
+        others = [b / a for a, b in zip(plain[1:], masked[1:], strict=True)]
         size = (directory / "train.bin").stat().st_size
     print(f"{given.windows:,} windows of {given.length} tokens, {len(overlay.position):,} exposures")
     print(f"  plain dataset    {statistics.median(plain[1:]):10,.0f} windows/s")
     print(f"  with the overlay {statistics.median(laid[1:]):10,.0f} windows/s")
     print(f"  overlay / plain  {statistics.median(ratios):10.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"  with masks, too  {statistics.median(others):10.3f}   ({min(others):.3f} to {max(others):.3f})")
     print(
         f"  in-place splice: {copied:.2f} s and {size / 2**20:,.0f} MiB for the copy, {edited:.2f} s for the "
         "edits; the overlay writes nothing"

@@ -116,6 +116,8 @@ class Overlay:
         self.tokens, self.starts, self.eod = tokens, starts, eod
         self.loss = np.zeros(len(position), dtype=np.int8) if loss is None else loss
         self.edits = edits if edits is not None and len(edits.position) else None
+        # What is asked of every window - is anything planned for it? - is one search, whatever there is.
+        self._touched = position if self.edits is None else np.union1d(position, self.edits.position)
         self._masks = bool(self.loss.any() or (self.edits is not None and self.edits.masked.any()))
 
     @classmethod
@@ -148,10 +150,8 @@ class Overlay:
 
     def planned(self, position: int) -> bool:
         """Whether anything is planned for a window."""
-        first = int(self.position.searchsorted(position))
-        return (first < len(self.position) and bool(self.position[first] == position)) or bool(
-            self.edited(position)
-        )
+        first = int(self._touched.searchsorted(position))
+        return first < len(self._touched) and bool(self._touched[first] == position)
 
     def edited(self, position: int) -> list[tuple[int, npt.NDArray[np.int32], bool]]:
         """The changes to a window of the corpus: first token, tokens afterwards, and whether they are masked."""
@@ -176,6 +176,8 @@ class Overlay:
         Returns:
             ``window`` itself where nothing is planned, otherwise a new array of the same length.
         """
+        if not self.planned(position):
+            return window
         changed = window
         for start, tokens, masked in self.edited(position):
             if not masked:
@@ -194,7 +196,7 @@ class Overlay:
 
     def loss_mask(self, position: int, length: int) -> npt.NDArray[np.bool_] | None:
         """Which targets of a finished window count: (``length``,), the first being the token at offset 1; None: all."""
-        if not self._masks:
+        if not self._masks or not self.planned(position):
             return None
         flags = np.ones(length + 1, dtype=np.bool_)
         for start, tokens, masked in self.edited(position):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -55,9 +56,9 @@ def settings_of(experiment: Experiment) -> AdaptiveConfig:
             f"insertion.adaptive.at={list(settings.at)} must lie inside the run, steps {experiment.train.begin} to "
             f"{experiment.train.end}"
         )
-    if experiment.parallel.tensor * experiment.parallel.pipeline > 1:
+    if experiment.parallel.tensor * experiment.parallel.pipeline * int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "launch/adaptive.py trains in one process; set parallel.tensor=1 and parallel.pipeline=1"
+            "launch/adaptive.py trains in one process; set parallel.tensor=1 and parallel.pipeline=1, without torchrun"
         )
     return settings
 

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from analysis.metrics.order import reshuffle_test
 from data import artifact
 from data import prepare as corpus
 from data.artifact import Manifest
@@ -15,6 +18,7 @@ from insertion import audit as audits
 from insertion import ledger
 from insertion import plan as plans
 from insertion.audit import KIND, VERSION
+from insertion.settings import RunShape
 from launch.config import INTEGRITY, Experiment, program, say
 from launch.plan import open_order
 
@@ -132,6 +136,8 @@ def audit(experiment: Experiment) -> dict[str, Any]:
         )
     tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
     result = audits.audit(plan, perturbed, twin, open_order(experiment), tokenizer, unchanged)
+    if twin is not None and (scores := _scores(experiment, plan)) is not None:
+        result["evidence"] = evidence(plan.items, perturbed.exposures, scores, plan.shape)
     with artifact.writing(
         experiment.directory / "audit",
         kind=KIND,
@@ -179,12 +185,101 @@ def _same_weights(*paths: Path) -> list[str]:
     return [f"{name} differs at the first step" for name in one if not torch.equal(one[name], other[name])]
 
 
+def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
+    """All scores of the pair's whole texts, if both were scored with this plan: ``item_id``, ``run``, ``step``,
+    ``loglik`` (nats)."""
+    from analysis import store
+
+    places = [
+        place
+        for run in ("perturbed", "twin")
+        for place in sorted((experiment.directory / "scores" / run).glob("step_*"))
+    ]
+    tables = []
+    for place in places:
+        manifest = artifact.read(place, kind=store.KIND, schema_version=store.VERSION)
+        if manifest.inputs["items"] != plan.digest:
+            return None
+        artifact.verify(place, manifest)
+        found = pl.read_parquet(place / store.FILE, columns=["probe_id", "logprob"])
+        step = pl.lit(manifest.facts["step"], dtype=pl.Int64)
+        tables.append(found.with_columns(run=pl.lit(place.parent.name), step=step))
+    if {place.parent.name for place in places} != {"perturbed", "twin"}:
+        return None
+    verbatim = plan.probes.filter(pl.col("kind") == "verbatim").select("probe_id", "item_id")
+    loglik = pl.col("logprob").list.sum().alias("loglik")
+    return pl.concat(tables).join(verbatim, on="probe_id").select("item_id", "run", "step", loglik)
+
+
+def evidence(
+    items: pl.DataFrame, exposures: pl.DataFrame, scores: pl.DataFrame, shape: RunShape
+) -> dict[str, float] | None:
+    """What the weights say about the order of the exposures, whatever the ledger says (Kuditipudi et al., 2025).
+
+    At the checkpoint nearest to the middle of the run, the later an item was met for the last time before, the more it
+    should have gained over the twin, and least if it was not met at all. Ranks are compared inside each family and
+    dose. Of a ledger that lies about what was consumed when, the correlation is 0.
+
+    Args:
+        items: ``item_id``, ``family``, ``dose``.
+        exposures: of the ledger: ``position``, ``item_id``.
+        scores: ``item_id``, ``run``, ``step``, ``loglik``.
+        shape: of the run.
+
+    Returns:
+        ``checkpoint``, ``rho`` with 95 % limits ``low`` and ``high``, two-sided ``p``, ``items``; None where nothing
+        can be compared.
+    """
+    shared = scores.group_by("step").agg(pl.col("run").n_unique()).filter(pl.col("run") == 2)["step"]
+    inside = [step for step in shared.to_list() if shape.begin < step < shape.steps]
+    if not inside:
+        return None
+    middle = (shape.begin + shape.steps) / 2
+    checkpoint = min(inside, key=lambda step: (abs(step - middle), step))
+    own, other = (
+        scores.filter((pl.col("step") == checkpoint) & (pl.col("run") == run)).select(
+            "item_id", loglik="loglik"
+        )
+        for run in ("perturbed", "twin")
+    )
+    before = exposures.filter(pl.col("position") < checkpoint * shape.global_batch_size)
+    last = before.group_by("item_id").agg(last=pl.col("position").max())
+    table = (
+        items.filter(pl.col("dose") > 0)
+        .select("item_id", group=pl.format("{} {}", "family", "dose"))
+        .join(own, on="item_id")
+        .join(other, on="item_id", suffix="_twin")
+        .join(last, on="item_id", how="left")
+        .with_columns(pl.col("last").fill_null(-1), gain=pl.col("loglik") - pl.col("loglik_twin"))
+    )
+    varied = table.filter(
+        (pl.col("last").n_unique().over("group") > 1) & (pl.col("gain").n_unique().over("group") > 1)
+    )
+    if len(varied) < varied["group"].n_unique() + 4:
+        return None
+    found = reshuffle_test(varied["last"], varied["gain"], varied["group"])
+    return {
+        "checkpoint": checkpoint,
+        "rho": found.rho,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "items": len(varied),
+    }
+
+
 def announce(result: dict[str, Any]) -> None:
     """Print verdict, checks and failures."""
     for check in result["checks"]:
         say(f"  {'ok  ' if check['passed'] else 'FAIL'} {check['name']} ({check['detail']})")
     for line in result["failures"]:
         say(f"  {line}")
+    if found := result.get("evidence"):
+        say(
+            f"  evidence of the weights at step {found['checkpoint']}: gains over the twin follow the ledger's order "
+            f"with rho = {found['rho']:.2f} ({found['low']:.2f} to {found['high']:.2f}), p = {found['p']:.2g}, "
+            f"{found['items']} items"
+        )
     say(f"audit: {result['verdict']}")
 
 

@@ -4,13 +4,14 @@ from collections import Counter
 
 import numpy as np
 import polars as pl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from insertion import design
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from([0, 1, 4, 16, 64, 256]), st.integers(1, 12), min_size=1),
     st.integers(1, 4),

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
 from insertion.schedule import Lot, place
 
 
+@settings(deadline=None)
 @given(st.integers(2, 9), st.integers(1, 40))
 def test_lots_share_out_all_windows(of, blocks):
     """Every ``of`` windows in a row hold one of each lot; counted anew, window by window."""
@@ -26,6 +27,7 @@ def test_lots_are_mixed():
     assert np.abs(inside - 2000).max() < 200  # 5 standard deviations
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from([1, 2]))
 def test_places_are_the_lots_own(of, seed, slots):
     """Six exposures always find room: a step has six windows of each lot or more."""
