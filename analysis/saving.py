@@ -63,7 +63,7 @@ def save(
     """Write ``path`` as ``.png``, ``.svg``, ``.pdf`` and, the rows it draws, ``.csv``; each whole or not at all.
 
     ``paper`` fits the figure to a column: exactly 3.25 inches (``single``) or 6.75 inches (``double``) wide, type of 7
-    points, 300 dots an inch, and no title, which the caption says. ``screen`` is as drawn, at twice the pixels.
+    points, 300 dots an inch, and no title, which the caption says (a subtitle stays). ``screen`` is as drawn, at twice the pixels.
 
     Args:
         figure: what a figure function returned; of a bare chart the CSV holds its inline data.
@@ -161,7 +161,10 @@ def _nodes(node: Any) -> Iterator[dict[str, Any]]:
 
 def _on_paper(specification: dict[str, Any], width: Width) -> str:
     """The SVG, laid out for a column."""
-    specification.pop("title", None)
+    title = specification.pop("title", None)
+    if isinstance(title, dict) and title.get("subtitle"):
+        # What stands beneath the title qualifies the figure; the caption does not say it.
+        specification["title"] = {"text": title["subtitle"], "fontWeight": "normal", "fontSize": 11}
     config = specification.setdefault("config", {})
     config["padding"] = 2
     if width == "single":
