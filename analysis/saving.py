@@ -63,7 +63,8 @@ def save(
     """Write ``path`` as ``.png``, ``.svg``, ``.pdf`` and, the rows it draws, ``.csv``; each whole or not at all.
 
     ``paper`` fits the figure to a column: exactly 3.25 inches (``single``) or 6.75 inches (``double``) wide, type of 7
-    points, 300 dots an inch, and no title, which the caption says (a subtitle stays). ``screen`` is as drawn, at twice the pixels.
+    points, 300 dots an inch, and no title, which the caption says (a subtitle stays). ``screen`` is as drawn, at twice
+    the pixels.
 
     Args:
         figure: what a figure function returned; of a bare chart the CSV holds its inline data.
