@@ -115,6 +115,16 @@ def colours(names: Sequence[str]) -> list[str]:
     return _by_run(names, RUN_COLOURS, PALETTE)
 
 
+def shapes(names: Sequence[str]) -> list[str]:
+    """The shape of each run or other series; where colours come again, shapes do not come again with them."""
+    known = [name for name in names if name in RUN_COLOURS]
+    others = [name for name in names if name not in RUN_COLOURS]
+    turn = len(set(PALETTE) - {RUN_COLOURS[name] for name in known})
+    free = [shape for shape in SHAPES if shape not in {RUN_SHAPES[name] for name in known}]
+    picked = {name: free[(k + k // turn) % len(free)] for k, name in enumerate(others)}
+    return [RUN_SHAPES.get(name) or picked[name] for name in names]
+
+
 def colour(
     names: Sequence[str], column: str = "run", *, title: str | None = None, legend: bool = True
 ) -> alt.Color:
@@ -129,9 +139,7 @@ def shape(
 ) -> alt.Shape:
     """Series by the shape of their points."""
     shown: dict[str, Any] = {} if legend else {"legend": None}
-    # Where colours come again, shapes should not come again with them.
-    pool = [SHAPES[(i + i // len(PALETTE)) % len(SHAPES)] for i in range(max(len(names), len(SHAPES)))]
-    scale = alt.Scale(domain=list(names), range=_by_run(names, RUN_SHAPES, pool))
+    scale = alt.Scale(domain=list(names), range=shapes(names))
     return alt.Shape(f"{column}:N", title=title, sort=list(names), scale=scale, **shown)
 
 

@@ -25,8 +25,12 @@ INCHES = {"single": 3.25, "double": 6.75}
 _DESIGN = {"single": 400.0, "double": 830.0}
 """Pixels that a figure is laid out in before it is shrunk to its column: type of 12 px comes out as 7 points."""
 _DPI = 300
-_NARROWEST = 0.2
+_NARROWEST = 0.5
 """Share of its own width below which no panel is shrunk; the whole figure is, then."""
+_LEGIBLE = 1.35
+"""How much more than that a figure may be shrunk: beyond, its type is smaller than 5 points."""
+FIXED = "fixed"
+"""How the name of a part begins that is not to be made narrower."""
 _CHILDREN = ("hconcat", "vconcat", "concat")
 
 
@@ -59,7 +63,8 @@ def save(
     """Write ``path`` as ``.png``, ``.svg``, ``.pdf`` and, the rows it draws, ``.csv``; each whole or not at all.
 
     ``paper`` fits the figure to a column: exactly 3.25 inches (``single``) or 6.75 inches (``double``) wide, type of 7
-    points, 300 dots an inch, and no title, which the caption says. ``screen`` is as drawn, at twice the pixels.
+    points, 300 dots an inch, and no title, which the caption says (a subtitle stays). ``screen`` is as drawn, at twice
+    the pixels.
 
     Args:
         figure: what a figure function returned; of a bare chart the CSV holds its inline data.
@@ -74,7 +79,7 @@ def save(
         The SVG as text.
 
     Raises:
-        UserError: if style or width is none of these.
+        UserError: if style, width or a format is none of these, or the figure would be illegible in the column.
     """
     if style not in STYLES:
         raise UserError(f"style={style!r} is no style of a figure{nearest(str(style), STYLES)}")
@@ -96,6 +101,7 @@ def save(
     else:
         svg = points = vl_convert.vegalite_to_svg(specification)
         dots = {"scale": 2.0}
+    svg = _compact(svg)
     forms: dict[str, Callable[[], bytes]] = {
         "png": lambda: vl_convert.svg_to_png(points, **dots),
         "svg": svg.encode,
@@ -156,7 +162,10 @@ def _nodes(node: Any) -> Iterator[dict[str, Any]]:
 
 def _on_paper(specification: dict[str, Any], width: Width) -> str:
     """The SVG, laid out for a column."""
-    specification.pop("title", None)
+    title = specification.pop("title", None)
+    if isinstance(title, dict) and title.get("subtitle"):
+        # What stands beneath the title qualifies the figure; the caption does not say it.
+        specification["title"] = {"text": title["subtitle"], "fontWeight": "normal", "fontSize": 11}
     config = specification.setdefault("config", {})
     config["padding"] = 2
     if width == "single":
@@ -183,6 +192,11 @@ def _on_paper(specification: dict[str, Any], width: Width) -> str:
         if following == share:
             break
         share = following
+    if wide > _LEGIBLE * target:
+        raise UserError(
+            f"width={width!r} is too narrow for this figure: its type would be {7 * target / wide:.1f} points; "
+            + ("save it with width='double'" if width == "single" else "draw fewer panels")
+        )
     return svg
 
 
@@ -192,21 +206,43 @@ def _stack(node: dict[str, Any]) -> None:
         node["concat"] = node.pop("hconcat")
         node["columns"] = 1
     if "columns" in node:
-        node["columns"] = 1 if node["columns"] < 3 else 2
+        node["columns"] = 1 if len(node.get("concat", [])) < 4 else 2
     for key in _CHILDREN:
         for child in node.get(key, []):
             _stack(child)
 
 
 def _views(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parts of a specification that have a width of their own."""
-    if isinstance(node.get("width"), int | float):
+    """The parts of a specification that have a width of their own, but for those whose text fixes it."""
+    if isinstance(node.get("width"), int | float) and not str(node.get("name", "")).startswith(FIXED):
         yield node
     for key in (*_CHILDREN, "layer"):
         for child in node.get(key, []):
             yield from _views(child)
     if isinstance(node.get("spec"), dict):
         yield from _views(node["spec"])
+
+
+def _compact(svg: str) -> str:
+    """The same drawing in fewer bytes: places to a hundredth of a pixel, the font said once, nothing invisible."""
+
+    def short(match: re.Match[str]) -> str:
+        return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
+
+    places = r'( (?:d|transform)=")([^"<>]*)"'
+    svg = re.sub(places, lambda match: match[1] + re.sub(r"\d+\.\d{3,}", short, match[2]) + '"', svg)
+    svg = re.sub(r'<path class="foreground"[^<>]* d=""[^<>]*/>', "", svg)
+    svg = re.sub(r'<path class="background"[^<>]* d="M0,0h0v0h0Z"[^<>]*/>', "", svg)
+    # The whole is one image: its parts have no roles, and nothing in it is clicked.
+    silent = r'pointer-events="none"|opacity="1"|aria-hidden="true"|aria-roledescription="[^"<>]*"|role="graphics-\w+"'
+    noise = f" (?:{silent})"
+    svg = re.sub(r"<(?:g|path|text|line|rect)\b[^<>]*>", lambda match: re.sub(noise, "", match[0]), svg)
+    fonts = re.findall(r'<text[^<>]* (font-family="[^"<>]*")', svg)
+    if not fonts:
+        return svg
+    font = max(set(fonts), key=fonts.count)
+    svg = re.sub(rf"(<text[^<>]*) {re.escape(font)}", r"\1", svg)
+    return svg.replace("<svg ", f"<svg {font} ", 1)
 
 
 def _width(svg: str) -> float:

@@ -19,16 +19,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", metavar="DIRECTORY", type=Path)
-    parser.add_argument("--style", default="screen", help="screen, or paper: fitted to a column")
-    parser.add_argument("--width", default="double", help="column of style=paper: single or double")
+    parser.add_argument("--style", default="screen", help="screen, or paper: fitted to a double column")
     parser.add_argument("--formats", default="png,svg,pdf,csv", help="of png, svg, pdf, csv")
     given = parser.parse_args()
     try:
         from analysis.figures import gallery
 
-        drawn = gallery.write(
-            given.directory, style=given.style, width=given.width, formats=given.formats.split(",")
-        )
+        drawn = gallery.write(given.directory, style=given.style, formats=given.formats.split(","))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

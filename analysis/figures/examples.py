@@ -552,5 +552,5 @@ def _assignment_flow(rng: np.random.Generator) -> Example:
 
 @_example
 def _aa_pvalues(rng: np.random.Generator) -> Example:
-    """200 uniform p-values."""
-    return pl.DataFrame({"p": rng.uniform(0, 1, 200)}), {}
+    """100 uniform p-values."""
+    return pl.DataFrame({"p": rng.uniform(0, 1, 100)}), {}

@@ -13,6 +13,7 @@ from analysis.figures import pieces
 from analysis.figures.membership import histogram, steps, whole_bins
 from analysis.figures.registry import figure
 from analysis.look import Figure
+from analysis.saving import FIXED
 from data.errors import UserError
 
 _AXES: dict[str, tuple[str, pieces.Kind]] = {
@@ -63,7 +64,7 @@ def token_strip(rows: pl.DataFrame, *, columns: int = 76, lowest: float = -10.0)
 
     Args:
         rows: the tokens of one passage, a row each; ``logprob`` null for a token that was not scored.
-        columns: characters a line.
+        columns: characters a line; about 50 fit a single column of a paper.
         lowest: nats; what is below has the colour of this.
 
     Returns:
@@ -89,7 +90,7 @@ def token_strip(rows: pl.DataFrame, *, columns: int = 76, lowest: float = -10.0)
         legend=alt.Legend(orient="bottom", direction="horizontal", gradientLength=200),
     )
 
-    def draw(name: str, part: pl.DataFrame) -> Any:
+    def draw(i: int, name: str, part: pl.DataFrame) -> Any:
         lines = int(part["line"].max()) + 1  # type: ignore[arg-type]
         x = alt.X("start:Q", axis=None, scale=alt.Scale(domain=[0, columns], nice=False))
         y = alt.Y("line:O", axis=None, scale=alt.Scale(domain=list(range(lines)), padding=0.08))
@@ -106,9 +107,10 @@ def token_strip(rows: pl.DataFrame, *, columns: int = 76, lowest: float = -10.0)
         return alt.layer(
             base.mark_rect(stroke="white", strokeWidth=1).encode(alt.X2("stop:Q"), color=colour),
             text.encode(alt.X("middle:Q"), text="token:N", color=ink),
-        ).properties(width=round(per * columns), height=24 * lines, title=heading)
+        ).properties(width=round(per * columns), height=24 * lines, title=heading, name=f"{FIXED}_{i}")
 
-    blocks = [draw(name, placed.filter(pl.col("run") == name)) for name in pieces.series(placed, "run")]
+    names = pieces.series(placed, "run")
+    blocks = [draw(i, name, placed.filter(pl.col("run") == name)) for i, name in enumerate(names)]
     chart = blocks[0] if len(blocks) == 1 else alt.vconcat(*blocks)
     return Figure(chart, placed.drop("middle"))
 

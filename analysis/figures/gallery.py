@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.figures.examples import example
 from analysis.figures.registry import FIGURES, Registered
 from analysis.look import Figure
-from analysis.saving import FORMATS, Style, Width, save
+from analysis.saving import FORMATS, Style, save
 from analysis.saving import write as whole
 
 SIMULATED = "Simulated by a formula, not measured"
@@ -21,22 +21,19 @@ def draw() -> Iterator[tuple[Registered, Figure]]:
         yield found, found.draw(rows, **settings).titled(f"{found.number}. {found.title}", SIMULATED)
 
 
-def write(
-    directory: Path, *, style: Style = "screen", width: Width = "double", formats: Sequence[str] = FORMATS
-) -> int:
+def write(directory: Path, *, style: Style = "screen", formats: Sequence[str] = FORMATS) -> int:
     """Save every figure, and a ``README.md`` that shows them in order of their numbers.
 
     Args:
         directory: made if it is missing.
         style: of :func:`analysis.saving.save`.
-        width: likewise.
         formats: likewise.
 
     Returns:
         How many there are.
 
     Raises:
-        UserError: if style, width or formats are none of these.
+        UserError: if style or formats are none of these.
     """
     lines = [
         "# Gallery",
@@ -48,7 +45,7 @@ def write(
     count = 0
     for found, made in draw():
         name = f"{found.number:02d}_{found.name}"
-        save(made, directory / name, style=style, width=width, formats=formats)
+        save(made, directory / name, style=style, formats=formats)
         needs = ", ".join(f"`{column}`" for column in found.needs)
         more = (
             f"; if there: {', '.join(f'`{column}`' for column in found.optional)}" if found.optional else ""

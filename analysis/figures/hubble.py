@@ -14,7 +14,7 @@ import polars as pl
 from analysis.figures import pieces
 from analysis.figures.registry import figure
 from analysis.look import Figure
-from analysis.statistics import clopper_pearson
+from analysis.statistics import PAIRED, clopper_pearson
 from data.errors import UserError
 
 _RATES = ("acc", "acc_norm", "acc_mutual_info", "prefix_match", "exact_match_tokens_s100")
@@ -172,7 +172,9 @@ def _ours(ours: pl.DataFrame) -> pl.DataFrame:
         )
     if "family" not in ours.columns:
         ours = ours.with_columns(family=pl.lit("all"))
-    usable = ours.filter(pl.col("estimate").is_not_null() & pl.col("dose").is_not_null())
+    usable = ours.filter(
+        pl.col("estimate").is_not_null() & pl.col("dose").is_not_null() & (pl.col("run") != PAIRED)
+    )
     if "statistic" in ours.columns and "step" in ours.columns:
         usable = pieces.last(usable.filter(pl.col("statistic") == "mean"))
     if usable.is_empty():

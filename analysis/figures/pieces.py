@@ -44,10 +44,13 @@ class DoseAxis:
         # Of more than two counts only the range has room.
         counts = known.group_by("dose").agg(pl.col("n").unique().sort()).iter_rows()
         # Narrow panels have room for the number alone.
-        named = {dose: counted(ns) if wide else counted(ns)[2:] for dose, ns in counts}
+        named = {dose: counted(ns) if wide else counted(ns)[2:].replace(",", "") for dose, ns in counts}
         pick = "".join(
             f"abs(datum.value-({x}))<1e-6?['{dose}','{named.get(dose, '')}']:" for dose, x in self.at.items()
         )
+        crowded: dict[str, Any] = {"labelLineHeight": 14}
+        if not wide:
+            crowded = {"labelFontSize": 10, "labelOverlap": False, "labelLineHeight": 12}
         return alt.X(
             "x:Q",
             title="dose: times inserted (log2 scale; 0 = never-inserted control)"
@@ -55,7 +58,11 @@ class DoseAxis:
             else "dose; beneath: n",
             scale=alt.Scale(domain=self.domain, nice=False, zero=False),
             axis=alt.Axis(
-                values=list(self.at.values()), labelExpr=f"{pick}''", labelLineHeight=14, grid=False
+                values=list(self.at.values()),
+                labelExpr=f"{pick}''",
+                grid=False,
+                # n is not to be hidden for want of room.
+                **crowded,
             ),
         )
 
@@ -110,7 +117,9 @@ def dose_panel(
         layers.insert(0, across.mark_rule(strokeDash=[6, 3], strokeWidth=1.6).encode(y))
         layers.insert(0, across.mark_rect(opacity=0.12).encode(low, alt.Y2("high")))
     if axis.separator is not None:
-        layers.insert(0, look.line(x=axis.separator))
+        # On the panel's own axis: another one would bring back the hiding of labels.
+        apart = alt.Chart(look.data([{"x": axis.separator}])).mark_rule(color=look.MUTED, strokeDash=[4, 4])
+        layers.insert(0, apart.encode(x))
     if reference is not None:
         layers.insert(0, look.line(y=reference))
     return alt.layer(*layers)

@@ -14,7 +14,7 @@ import pytest
 import vl_convert
 from scipy import stats
 
-from analysis import figures
+from analysis import figures, look
 from analysis.figures import FIGURES, examples, gallery
 from analysis.figures.membership import points
 from data.errors import UserError
@@ -98,7 +98,7 @@ def test_the_gallery_draws_every_figure_and_says_that_it_is_simulated(tmp_path: 
         assert "NaN" not in drawn
         assert re.search(r"\bn=\d|\d cells|beneath: n|documents n", drawn), f"{name} prints no n"
         assert f"]({found.number:02d}_{name}.svg)" in page
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1_500_000
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 800_000
 
 
 @pytest.mark.parametrize("name", list(FIGURES))
@@ -149,6 +149,14 @@ def test_few_doses_are_drawn_and_nothing_is_fitted(doses: list[int]) -> None:
     assert len(symbols(svg(figure))) == len(doses)
 
 
+def test_no_two_series_look_alike() -> None:
+    for known in ([], ["perturbed", "twin"]):
+        names = [*known, *(f"model {i}" for i in range(20))]
+        looks = list(zip(look.colours(names), look.shapes(names), strict=True))
+        assert len(set(looks)) == len(names)
+        assert looks[: len(known)] == [("#D55E00", "circle"), ("#0072B2", "square")][: len(known)]
+
+
 # Files.
 
 
@@ -176,6 +184,13 @@ def test_paper_figures_have_the_width_of_a_column_and_all_four_forms(tmp_path: P
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_what_is_illegible_in_a_column_is_refused(tmp_path: Path) -> None:
+    rows = estimates(field=[f"field {i}" for i in range(20)], format="choice", dose=64, estimate=0.5)
+    with pytest.raises(UserError, match=r"too narrow for this figure: its type would be .* width='double'"):
+        figures.save(figures.personal(rows), tmp_path / "f", style="paper", width="single")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_form_that_fails_leaves_the_file_that_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +214,19 @@ def test_a_wrong_style_width_or_form_is_the_users_mistake(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=message):
             figures.save(figure, tmp_path / "f", **settings)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_saved_svg_is_the_same_drawing_in_fewer_bytes(tmp_path: Path) -> None:
+    rows, settings = examples.example("token_strip")
+    figure = figures.token_strip(rows, **settings)
+    saved, before = figures.save(figure, tmp_path / "f", formats=["svg"]), svg(figure)
+    assert len(saved) < 0.9 * len(before)
+    one, other = (vl_convert.svg_to_png(text, scale=1) for text in (saved, before))
+    assert abs(len(one) - len(other)) < 0.01 * len(other)
+    assert one[16:24] == other[16:24]  # width and height
+    assert re.findall(r">([^<>]+)</text>", saved) == re.findall(r">([^<>]+)</text>", before)
+    places = [re.findall(r"translate\(([-\d.]+),([-\d.]+)\)", text) for text in (saved, before)]
+    assert np.allclose(*(np.array(found, float) for found in places), atol=0.0051)
 
 
 def test_a_bare_chart_has_its_inline_data_beside_it(tmp_path: Path) -> None:
@@ -753,6 +781,7 @@ def test_hubble_rows_have_exact_limits_where_items_are_counted(tmp_path: Path) -
         figures.hubble_tables(tmp_path / "bad.json")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TABLES.is_file(), reason=f"Hubble's tables are not at {TABLES}")
 def test_all_57_published_tables_render_beside_a_run() -> None:
     rows = figures.hubble_tables(TABLES)
