@@ -130,9 +130,7 @@ def audit(experiment: Experiment) -> dict[str, Any]:
         )
     if experiment.train.start_from is not None:
         unchanged.add(
-            "the run began with the checkpoint that it names",
-            _start(experiment, own.inputs["start"]),
-            f"{experiment.train.start_from}, every weight",
+            "the run began with the checkpoint that it names", *_start(experiment, own.inputs["start"])
         )
     tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
     result = audits.audit(plan, perturbed, twin, open_order(experiment), tokenizer, unchanged)
@@ -161,16 +159,18 @@ def _first(experiment: Experiment, which: str) -> Path:
     return checkpoint.path_of(experiment.directory / which / "checkpoints", experiment.train.begin)
 
 
-def _start(experiment: Experiment, digest: str) -> list[str]:
-    """What speaks against a run's having begun with the checkpoint of ``train.start_from``."""
+def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
+    """What speaks against a run's having begun with the checkpoint of ``train.start_from``, and what was compared."""
     from pretrain import checkpoint
 
     path = Path(str(experiment.train.start_from))
+    if not (path / artifact.MANIFEST).is_file():  # pruned, perhaps
+        return [], f"{path} is gone: only its digest {digest[:12]} is known"
     manifest = checkpoint.read(path.parent, experiment.train.begin)
     if manifest.digest != digest:
-        return [f"{path} is not the checkpoint that the run began with"]
+        return [f"{path} is not the checkpoint that the run began with"], str(path)
     artifact.verify(path, manifest)
-    return _same_weights(_first(experiment, "perturbed"), path)
+    return _same_weights(_first(experiment, "perturbed"), path), f"{path}, every weight"
 
 
 def _same_weights(*paths: Path) -> list[str]:

@@ -56,6 +56,12 @@ def test_branch(prepared, parent, caplog):
     details = {check["name"]: check["detail"] for check in proof["checks"]}
     assert "step_00000008, every weight" in details["the run began with the checkpoint that it names"]
     assert details["every window consumed exactly once"] == "96 windows in 12 steps"
+    gone = parent / "away"
+    (parent / "step_00000008").rename(gone)  # as launch/runs.py prunes it
+    later = audits.audit(setting)
+    gone.rename(parent / "step_00000008")
+    assert later["verdict"] == "PASS"
+    assert any("is gone: only its digest" in check["detail"] for check in later["checks"])
     # What a checkpoint of the branch has seen: the parent's exposures and its own.
     item = made.items.filter(pl.col("dose") == 4)["item_id"][0]
     with caplog.at_level("INFO", logger="palimpsest"):
