@@ -1,82 +1,63 @@
-"""How figures look: colours, scales, the one style, and the files they are saved to."""
+"""How figures look: colours, scales, and the one style."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import altair as alt
 import numpy as np
 import polars as pl
-import vl_convert
 
+from analysis.saving import Figure as Figure
+from analysis.saving import save as save
 from analysis.statistics import PAIRED
 
 INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e7eb"
 RUN_COLOURS = {"perturbed": "#D55E00", "twin": "#0072B2", PAIRED: "#CC79A7"}
 RUN_SHAPES = {"perturbed": "circle", "twin": "square", PAIRED: "diamond"}
-_SPARE = ("#009E73", "#E69F00", "#56B4E9", "#000000")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe & Ito (2008), without the yellow that white ground swallows."""
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+DASHES = ([1, 0], [6, 3], [2, 2], [9, 2, 2, 2], [12, 3], [4, 1], [1, 3])
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 _RAMP = ("#fdae32", "#ec7853", "#cc4778", "#7e03a8", "#0d0887")
 CONTROL_COLOUR = "#8a94a0"
 MAX_POINTS = 400
 
 
-class Figure(NamedTuple):
-    """A chart and exactly the rows it draws."""
-
-    chart: alt.TopLevelMixin
-    rows: pl.DataFrame
-
-
 def styled(chart: Any) -> Any:
     """The one look of all figures."""
-    return (
-        chart.configure(font=FONT, background="white", aria=False, padding=8)
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=INK,
-            titleColor=INK,
-            labelFontSize=12,
-            titleFontSize=12,
+    plain: dict[str, Any] = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
+    # In one go: every call copies the chart.
+    return chart.configure(
+        font=FONT,
+        background="white",
+        aria=False,
+        padding=8,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
+            **plain,
             titleFontWeight="normal",
             titlePadding=8,
             gridColor=GRID,
             domainColor=MUTED,
             tickColor=MUTED,
-        )
-        .configure_axisX(grid=False)
-        .configure_header(labelFontSize=12, labelFontWeight="bold", titleColor=INK, labelColor=INK)
-        .configure_legend(
+        ),
+        axisX=alt.AxisConfig(grid=False),
+        header=alt.HeaderConfig(labelFontSize=12, labelFontWeight="bold", titleColor=INK, labelColor=INK),
+        legend=alt.LegendConfig(
+            **plain,
             orient="top",
-            labelFontSize=12,
-            titleFontSize=12,
             titleFontWeight="normal",
-            labelColor=INK,
             symbolSize=70,
             labelLimit=320,
             symbolOpacity=1,
-        )
-        .configure_title(
+        ),
+        title=alt.TitleConfig(
             fontSize=13, anchor="start", color=INK, subtitleColor=MUTED, subtitleFontSize=12, offset=10
-        )
+        ),
     )
-
-
-def save(chart: alt.TopLevelMixin, directory: Path, name: str, rows: pl.DataFrame) -> str:
-    """Write ``name.png`` (twice the size), ``name.svg`` and ``name.csv`` (the rows drawn), without a browser.
-
-    Returns:
-        The SVG as text.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    specification = chart.to_dict()
-    svg: str = vl_convert.vegalite_to_svg(specification)
-    (directory / f"{name}.svg").write_text(svg, encoding="utf-8")
-    (directory / f"{name}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
-    rows.write_csv(directory / f"{name}.csv")
-    return svg
 
 
 def values(rows: pl.DataFrame) -> alt.Data:
@@ -84,9 +65,16 @@ def values(rows: pl.DataFrame) -> alt.Data:
     return data(rows.fill_nan(None).to_dicts())
 
 
+class _Inline(alt.Data):
+    """Inline values that copies of a chart share: Altair copies charts at every step, record by record."""
+
+    def __deepcopy__(self, _: object) -> _Inline:
+        return self
+
+
 def data(records: list[dict[str, Any]]) -> alt.Data:
     """Inline values."""
-    return alt.Data(values=records)  # type: ignore[no-untyped-call]
+    return _Inline(values=records)  # type: ignore[no-untyped-call]
 
 
 def runs(rows: pl.DataFrame) -> list[str]:
@@ -98,8 +86,12 @@ def runs(rows: pl.DataFrame) -> list[str]:
     )
 
 
-def _by_run(runs: Sequence[str], known: dict[str, str], spare: Sequence[str]) -> list[str]:
-    return [known.get(run, spare[i % len(spare)]) for i, run in enumerate(runs)]
+def _by_run(runs: Sequence[str], known: dict[str, str], pool: Sequence[str]) -> list[str]:
+    """What each run is known by, and for others what of the pool is left."""
+    taken = {known[run] for run in runs if run in known}
+    spare = [value for value in pool if value not in taken] or list(pool)
+    others = [run for run in runs if run not in known]
+    return [known.get(run) or spare[others.index(run) % len(spare)] for run in runs]
 
 
 def step_axis(steps: Sequence[int], *, last: int | None = None, labels: bool = True) -> alt.X:
@@ -118,32 +110,47 @@ def thousands() -> alt.Axis:
     return alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=5)
 
 
-def colour(runs: Sequence[str], *, legend: bool = True) -> alt.Color:
-    """The colour of each run."""
+def colours(names: Sequence[str]) -> list[str]:
+    """The colour of each run or other series."""
+    return _by_run(names, RUN_COLOURS, PALETTE)
+
+
+def shapes(names: Sequence[str]) -> list[str]:
+    """The shape of each run or other series; where colours come again, shapes do not come again with them."""
+    known = [name for name in names if name in RUN_COLOURS]
+    others = [name for name in names if name not in RUN_COLOURS]
+    turn = len(set(PALETTE) - {RUN_COLOURS[name] for name in known})
+    free = [shape for shape in SHAPES if shape not in {RUN_SHAPES[name] for name in known}]
+    picked = {name: free[(k + k // turn) % len(free)] for k, name in enumerate(others)}
+    return [RUN_SHAPES.get(name) or picked[name] for name in names]
+
+
+def colour(
+    names: Sequence[str], column: str = "run", *, title: str | None = None, legend: bool = True
+) -> alt.Color:
+    """Series by colour; ``names`` are all of ``column``, in order."""
     shown: dict[str, Any] = {} if legend else {"legend": None}
-    return alt.Color(
-        "run:N",
-        title=None,
-        sort=list(runs),
-        scale=alt.Scale(domain=list(runs), range=_by_run(runs, RUN_COLOURS, _SPARE)),
-        **shown,
-    )
+    scale = alt.Scale(domain=list(names), range=colours(names))
+    return alt.Color(f"{column}:N", title=title, sort=list(names), scale=scale, **shown)
 
 
-def shape(runs: Sequence[str], *, legend: bool = True) -> alt.Shape:
-    """The shape of each run's points."""
+def shape(
+    names: Sequence[str], column: str = "run", *, title: str | None = None, legend: bool = True
+) -> alt.Shape:
+    """Series by the shape of their points."""
     shown: dict[str, Any] = {} if legend else {"legend": None}
-    shapes = _by_run(runs, RUN_SHAPES, ("triangle-up", "cross"))
-    return alt.Shape(
-        "run:N", title=None, sort=list(runs), scale=alt.Scale(domain=list(runs), range=shapes), **shown
-    )
+    scale = alt.Scale(domain=list(names), range=shapes(names))
+    return alt.Shape(f"{column}:N", title=title, sort=list(names), scale=scale, **shown)
 
 
-def dash(runs: Sequence[str]) -> alt.StrokeDash:
-    """The dashes of each run's line: lines that coincide stay visible."""
-    patterns = [[1, 0], [5, 3], [2, 2], [8, 2]]
-    scale = alt.Scale(domain=list(runs), range=[patterns[i % len(patterns)] for i in range(len(runs))])
-    return alt.StrokeDash("run:N", title=None, sort=list(runs), scale=scale)
+def dash(
+    names: Sequence[str], column: str = "run", *, title: str | None = None, legend: bool = True
+) -> alt.StrokeDash:
+    """Series by the dashes of their lines: lines that coincide stay visible."""
+    patterns = [DASHES[i % len(DASHES)] for i in range(len(names))]
+    scale = alt.Scale(domain=list(names), range=patterns)
+    shown: dict[str, Any] = {} if legend else {"legend": None}
+    return alt.StrokeDash(f"{column}:N", title=title, sort=list(names), scale=scale, **shown)
 
 
 def dose_colours(doses: Sequence[int]) -> list[str]:
@@ -174,11 +181,12 @@ def line(*, x: float | None = None, y: float | None = None) -> Any:
     return rule.encode(x="at:Q") if x is not None else rule.encode(y="at:Q")
 
 
-def nothing(title: str, rows: pl.DataFrame, width: int, height: int) -> Figure:
-    """A panel that says that it is empty."""
+def nothing(title: str, rows: pl.DataFrame, width: int = 560, height: int = 200, reason: str = "") -> Figure:
+    """A panel that says that it is empty, and why."""
+    lines = ["nothing to draw", *([f"not computed because {reason}"] if reason else [])]
     chart = (
-        alt.Chart(data([{"text": "nothing to draw"}]))
-        .mark_text(color=MUTED, fontSize=14)
+        alt.Chart(data([{"text": lines}]))
+        .mark_text(color=MUTED, fontSize=14, lineHeight=20, align="center")
         .encode(text="text:N")
     )
     return Figure(styled(chart.properties(width=width, height=height, title=title)), rows)

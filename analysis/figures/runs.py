@@ -1,156 +1,16 @@
-"""Figures: pure functions from estimate rows to a chart and the rows it draws; :func:`save` writes all forms.
-
-One look for all of them (:func:`styled`): white ground, colours of Okabe & Ito (2008) that colour-blind
-readers can tell apart, shapes that differ as well as colours, n beside every point, 95 % intervals.
-"""
+"""Figures of one pair of runs, from its estimates, exposures and training log: the report's own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
-import numpy as np
 import polars as pl
 
 from analysis import look
-from analysis.look import Figure, save
+from analysis.figures import pieces
+from analysis.look import Figure
 from analysis.statistics import PAIRED
-
-__all__ = ["Figure", "controls", "dose_response", "over_training", "save", "training_curves"]
-
-
-def dose_response(
-    estimates: pl.DataFrame,
-    metric: str,
-    *,
-    title: str,
-    y_title: str,
-    statistic: str = "mean",
-    families: Sequence[str] = ("all",),
-    reference: float | None = None,
-    width: int = 560,
-    height: int = 300,
-) -> Figure:
-    """An estimate at each dose, last step, one line a run; several families become panels.
-
-    Args:
-        estimates: estimate rows.
-        metric: which to draw.
-        title: what it shows.
-        y_title: quantity and unit.
-        statistic: ``mean``, ``gain`` or ``auc``.
-        families: panels, in order.
-        reference: a horizontal line, such as chance.
-        width: of one panel, pixels.
-        height: of one panel, pixels.
-    """
-    rows = _last(estimates).filter(
-        (pl.col("metric") == metric)
-        & (pl.col("statistic") == statistic)
-        & (pl.col("run") != PAIRED)
-        & pl.col("family").is_in(list(families))
-        & pl.col("estimate").is_not_null()
-        & pl.col("dose").is_not_null()
-    )
-    if rows.is_empty():
-        return look.nothing(title, rows, width, height)
-    axis = _DoseAxis(rows)
-    scale = _padded(rows, reference)
-    panels = [
-        _dose_panel(
-            rows.filter(pl.col("family") == family), axis, scale, y_title, reference, wide=len(families) == 1
-        ).properties(width=width, height=height, title=title if len(families) == 1 else family)
-        for family in families
-        if family in rows["family"]
-    ]
-    chart = panels[0] if len(families) == 1 else alt.concat(*panels, columns=3).resolve_scale(y="shared")
-    if len(families) > 1:
-        chart = chart.properties(title=title)
-    return Figure(look.styled(chart), rows)
-
-
-class _DoseAxis:
-    """Doses on a log2 scale, with 0, which has no logarithm, drawn apart on the left."""
-
-    def __init__(self, rows: pl.DataFrame) -> None:
-        doses = [int(dose) for dose in rows["dose"].unique().sort()]
-        positive = [dose for dose in doses if dose > 0]
-        first = float(np.log2(min(positive, default=1)))
-        last = float(np.log2(max(positive, default=1)))
-        gap = max(1.0, 0.18 * (last - first))
-        self.at = {dose: float(np.log2(dose)) if dose else first - gap for dose in doses}
-        self.separator = first - gap / 2 if 0 in doses and positive else None
-        self.dodge = 0.008 * max(last - first + gap, 1.0)
-        margin = 4 * self.dodge + 0.1
-        self.domain = [min(self.at.values()) - margin, max(self.at.values()) + margin]
-
-    def encoding(self, rows: pl.DataFrame, *, wide: bool) -> alt.X:
-        """The axis, with the number of items under each dose."""
-        counts = rows.group_by("dose").agg(pl.col("n").unique().sort().cast(pl.String).str.join("/"))
-        named = dict(counts.iter_rows())
-        pick = "".join(
-            f"abs(datum.value-({x}))<1e-6?['{dose}','n={named[dose]}']:"
-            for dose, x in self.at.items()
-            if dose in named
-        )
-        return alt.X(
-            "x:Q",
-            title="dose: times inserted (log2 scale; 0 = never-inserted control)" if wide else "dose",
-            scale=alt.Scale(domain=self.domain, nice=False, zero=False),
-            axis=alt.Axis(
-                values=list(self.at.values()), labelExpr=f"{pick}''", labelLineHeight=14, grid=False
-            ),
-        )
-
-
-def _dose_panel(
-    rows: pl.DataFrame,
-    axis: _DoseAxis,
-    scale: alt.Scale,
-    y_title: str,
-    reference: float | None,
-    *,
-    wide: bool,
-) -> Any:
-    runs = look.runs(rows)
-    middle = (len(runs) - 1) / 2
-    drawn = rows.with_columns(
-        x=pl.col("dose").replace_strict(axis.at, return_dtype=pl.Float64)
-        + (
-            pl.col("run").replace_strict(
-                {run: i - middle for i, run in enumerate(runs)}, return_dtype=pl.Float64
-            )
-        )
-        * 2
-        * axis.dodge
-    )
-    x, y = axis.encoding(rows, wide=wide), alt.Y("estimate:Q", title=y_title, scale=scale)
-    low = alt.Y("low:Q", title=y_title, scale=scale)
-    base = alt.Chart(look.values(drawn)).encode(x=x, color=look.colour(runs))
-    inserted = base.transform_filter("datum.dose > 0")
-    layers = [
-        inserted.mark_area(opacity=0.13).encode(low, alt.Y2("high")),
-        inserted.mark_line(strokeWidth=2).encode(y),
-        base.mark_rule(strokeWidth=1.6).encode(low, alt.Y2("high")),
-        base.mark_point(filled=True, size=70, opacity=1).encode(y, shape=look.shape(runs)),
-    ]
-    if axis.separator is not None:
-        layers.insert(0, look.line(x=axis.separator))
-    if reference is not None:
-        layers.insert(0, look.line(y=reference))
-    return alt.layer(*layers)
-
-
-def _padded(rows: pl.DataFrame, *others: float | None) -> alt.Scale:
-    """A scale that holds every estimate, every interval and the other values, with a little room."""
-    ends = rows.select(
-        pl.min_horizontal("low", "estimate").min(), pl.max_horizontal("high", "estimate").max()
-    )
-    known = [value for value in (*ends.row(0), *others) if value is not None]
-    low, high = min(known), max(known)
-    room = 0.04 * (high - low) or 0.5
-    return alt.Scale(zero=False, nice=False, domain=[low - room, high + room])
 
 
 def over_training(
@@ -188,7 +48,7 @@ def over_training(
     top = int(exposures["step"].max()) if exposures.height else 0  # type: ignore[arg-type]
     banded = [min(counts), max(counts)]
     # All panels on one scale: what is compared is the runs. Only what is drawn needs room.
-    scale = _padded(
+    scale = pieces.padded(
         rows.with_columns(
             pl.when(pl.col("dose").is_in(banded)).then(pl.col(limit)).alias(limit)
             for limit in ("low", "high")
@@ -332,7 +192,7 @@ def _heldout(held: pl.DataFrame) -> Any:
 
 def controls(estimates: pl.DataFrame, metric: str, *, unit: str, width: int = 430) -> Figure:
     """The negative control (dose 0 split in halves) and the positive one (highest dose), in both runs."""
-    rows = _last(estimates).filter(
+    rows = pieces.last(estimates).filter(
         (pl.col("metric") == metric) & (pl.col("family") == "all") & pl.col("estimate").is_not_null()
     )
     gains = rows.filter(pl.col("statistic") == "gain")
@@ -377,7 +237,3 @@ def controls(estimates: pl.DataFrame, metric: str, *, unit: str, width: int = 43
         look.styled(alt.vconcat(*panels).resolve_scale(x="shared", color="independent", shape="independent")),
         rows,
     )
-
-
-def _last(estimates: pl.DataFrame) -> pl.DataFrame:
-    return estimates.filter(pl.col("step") == pl.col("step").max().over("run", "metric", "statistic"))

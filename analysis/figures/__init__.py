@@ -1,0 +1,64 @@
+"""Figures: functions from tidy rows to one declarative chart and the rows it draws; :func:`save` writes all forms.
+
+Every default figure is registered in :data:`FIGURES` with number, title and the columns it needs
+(:data:`COLUMNS` says what they mean). One look for all: white ground, colours of Okabe & Ito (2008) that colour-blind
+readers can tell apart, shapes that differ as well as colours, n beside or beneath points or in the legend, 95 %
+intervals. To add one, write a function in a file of its group and decorate it with :func:`figure`.
+"""
+
+from analysis.figures.design import aa_pvalues, assignment_flow, balance, lengths
+from analysis.figures.doses import dose_response, interference, phases, shapes, wordings
+from analysis.figures.extraction import extraction_rate, run_lengths, taxonomy, token_strip
+from analysis.figures.facts import acquisition, recognition_recall, retainability
+from analysis.figures.hubble import hubble, hubble_tables
+from analysis.figures.membership import auc_against, perplexities, roc
+from analysis.figures.personal import format_transfer, personal
+from analysis.figures.profiles import event_study, memorisation_profile, profile_correlation
+from analysis.figures.registry import COLUMNS, FIGURES, Registered, figure
+from analysis.figures.runs import controls, over_training, training_curves
+from analysis.figures.scale import capacity, limem, order_p, order_residuals, unlearning
+from analysis.look import Figure
+from analysis.saving import save
+
+__all__ = [
+    "COLUMNS",
+    "FIGURES",
+    "Figure",
+    "Registered",
+    "aa_pvalues",
+    "acquisition",
+    "assignment_flow",
+    "auc_against",
+    "balance",
+    "capacity",
+    "controls",
+    "dose_response",
+    "event_study",
+    "extraction_rate",
+    "figure",
+    "format_transfer",
+    "hubble",
+    "hubble_tables",
+    "interference",
+    "lengths",
+    "limem",
+    "memorisation_profile",
+    "order_p",
+    "order_residuals",
+    "over_training",
+    "perplexities",
+    "personal",
+    "phases",
+    "profile_correlation",
+    "recognition_recall",
+    "retainability",
+    "roc",
+    "run_lengths",
+    "save",
+    "shapes",
+    "taxonomy",
+    "token_strip",
+    "training_curves",
+    "unlearning",
+    "wordings",
+]

@@ -1,0 +1,285 @@
+"""Figures over the dose: dose-response, phases, interference, wordings, shapes of models (default figures 1 to 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from analysis import look
+from analysis.figures import pieces
+from analysis.figures.registry import figure
+from analysis.look import Figure
+from analysis.metrics import METRICS
+from analysis.statistics import PAIRED, fit_means, fit_rates, rate
+
+_ESTIMATES = ("dose", "estimate", "low", "high", "n")
+
+
+@figure(
+    number=1,
+    title="Dose-response",
+    needs=("run", "metric", *_ESTIMATES),
+    optional=("family", "step", "statistic", "mde"),
+)
+def dose_response(
+    estimates: pl.DataFrame,
+    metric: str | None = None,
+    *,
+    title: str | None = None,
+    y_title: str | None = None,
+    statistic: str = "mean",
+    families: Sequence[str] = ("all",),
+    reference: float | None = None,
+    fit: bool = False,
+    width: int | None = None,
+    height: int | None = None,
+) -> Figure:
+    """An estimate at each dose, last step, one line a run; several families or metrics become panels.
+
+    Rows of no dose are drawn as flat bands: a standard model that saw none of the items. Where rows have an ``mde``,
+    the smallest effect that their arm can show, a tick stands that far above the run's dose 0.
+
+    Args:
+        estimates: estimate rows.
+        metric: which to draw; all that are there if None.
+        title: what it shows.
+        y_title: quantity and unit; those of the metric if None.
+        statistic: ``mean``, ``gain`` or ``auc``.
+        families: panels, in order; all that are there where none of these is.
+        reference: a horizontal line, such as chance.
+        fit: also draw the fitted curve and mark the EC50 of runs whose highest dose lies above dose 0, intervals apart:
+            by maximum likelihood for rates, least squares on means otherwise.
+        width: of one panel, pixels.
+        height: of one panel, pixels.
+
+    Returns:
+        The figure; nothing is drawn where no row is of this metric, statistic and family.
+
+    Raises:
+        UserError: if the rows lack a column.
+    """
+    rows = _chosen(estimates, metric, statistic)
+    shown = [family for family in families if family in rows["family"]] or pieces.series(rows, "family")
+    rows = rows.filter(pl.col("family").is_in(shown))
+    metrics = [metric] if metric else pieces.series(rows, "metric")
+    several = len(shown) * len(metrics) > 1
+    width, height = width or (250 if several else 560), height or (210 if several else 300)
+    if rows.is_empty():
+        why = f"no row of metric {metric}, statistic {statistic}, has a value"
+        return look.nothing(title or "Dose-response", rows, width, height, why)
+    axis = pieces.DoseAxis(rows)
+    if not axis.at:
+        return look.nothing(title or "Dose-response", rows, width, height, "no row has a dose")
+    names = look.runs(rows)
+    drawn, scales = [], {}
+    for name in metrics:
+        own = rows.filter(pl.col("metric") == name)
+        scales[name] = pieces.padded(own, reference, *_ticks(own)["y"].to_list())
+        for family in shown:
+            part = own.filter(pl.col("family") == family)
+            if part.is_empty():
+                continue
+            label = " · ".join(
+                text for text, many in ((name, len(metrics) > 1), (family, len(shown) > 1)) if many
+            )
+            panel = pieces.dose_panel(
+                part, axis, scales[name], y_title or _unit(name), reference, wide=not several, names=names
+            )
+            extra = [*(_fits(part, axis, scales[name], names, name) if fit else []), *_mde(part, axis, names)]
+            panel = alt.layer(panel, *extra) if extra else panel
+            titled: dict[str, Any] = {"title": label} if label else {}
+            drawn.append(panel.properties(width=width, height=height, **titled))
+    if not several:
+        chart = drawn[0].properties(title=title) if title else drawn[0]
+        return Figure(chart, rows)
+    chart = alt.concat(*drawn, columns=3)
+    chart = chart.resolve_scale(y="shared" if len(metrics) == 1 else "independent")
+    return Figure(chart.properties(title=title) if title else chart, rows)
+
+
+def _chosen(estimates: pl.DataFrame, metric: str | None, statistic: str) -> pl.DataFrame:
+    """The rows to draw, at the last step."""
+    filled = estimates.with_columns(
+        pl.lit(value).alias(name)
+        for name, value in (("family", "all"), ("statistic", statistic), ("step", 0))
+        if name not in estimates.columns
+    )
+    return pieces.last(filled).filter(
+        (pl.col("metric") == metric if metric is not None else pl.lit(True))
+        & (pl.col("statistic") == statistic)
+        & (pl.col("run") != PAIRED)
+    )
+
+
+def _unit(metric: str) -> str:
+    return f"{metric} ({METRICS[metric].unit})" if metric in METRICS else metric
+
+
+def _fits(
+    rows: pl.DataFrame, axis: pieces.DoseAxis, scale: alt.Scale, names: Sequence[str], metric: str
+) -> list[Any]:
+    """The fitted curve of each run that rises, and its EC50."""
+    curves, marks = [], []
+    for name in names:
+        own = rows.filter((pl.col("run") == name) & pl.col("dose").is_not_null()).sort("dose")
+        found = fitted(own, as_rate=metric in METRICS and METRICS[metric].rate)
+        if found is None:
+            continue
+        ec50, at = found
+        grid = np.exp2(np.linspace(np.log2(axis.positive[0]), np.log2(axis.positive[-1]), 60))
+        curves += [
+            {"run": name, "x": float(np.log2(d)), "estimate": float(y)}
+            for d, y in zip(grid, at(grid), strict=True)
+        ]
+        if ec50 <= axis.positive[-1] and ec50 >= axis.positive[0] / 2:
+            marks.append({"run": name, "x": float(np.log2(ec50)), "text": f"EC50 {ec50:.3g}"})
+    x, colour = alt.X("x:Q"), look.colour(list(names))
+    layers: list[Any] = []
+    if curves:
+        line = alt.Chart(look.data(curves)).mark_line(strokeDash=[2, 2], strokeWidth=1.4)
+        layers.append(line.encode(x, alt.Y("estimate:Q", scale=scale), colour))
+    if marks:
+        base = alt.Chart(look.data(marks)).encode(x, color=colour)
+        layers.append(base.mark_rule(strokeDash=[1, 3], strokeWidth=1.4))
+        placed = base.mark_text(align="right", dx=-4, dy=6, baseline="top", fontSize=11)
+        layers.append(placed.encode(text="text:N", y=alt.value(0)))
+    return layers
+
+
+def fitted(rows: pl.DataFrame, *, as_rate: bool) -> tuple[float, Any] | None:
+    """The EC50 and the fitted curve of one run, by dose; None where nothing rises or the fit is not identified.
+
+    Args:
+        rows: dose (from 0), estimate, low, high, n of one run.
+        as_rate: whether estimates are shares of n, so that binomial likelihood applies.
+    """
+    ends = rows.select("dose", "low", "high").drop_nulls()
+    if ends.height < 4 or ends["dose"][0] != 0 or not ends["low"][-1] > ends["high"][0]:
+        return None
+    doses, y, n = (rows[name].to_numpy().astype(float) for name in ("dose", "estimate", "n"))
+    if as_rate:
+        got = fit_rates(doses, np.rint(y * n), n)
+        return float(got.ec50), lambda d: rate(d, got.ec50, got.slope, got.floor)
+    curve = fit_means(doses, y, n)
+    low, rise = float(curve.low), float(curve.rise)
+    return float(curve.ec50), lambda d: rate(d, curve.ec50, curve.slope, low, low + rise)
+
+
+def _ticks(rows: pl.DataFrame) -> pl.DataFrame:
+    """Where the smallest detectable effect of each arm would show: above the run's own dose 0."""
+    if "mde" not in rows.columns:
+        return rows.head(0).select("run", "dose", y="estimate")
+    zero = rows.filter(pl.col("dose") == 0).select("run", "metric", "family", base="estimate")
+    return (
+        rows.filter((pl.col("dose") > 0) & pl.col("mde").is_not_null())
+        .join(zero, on=["run", "metric", "family"])
+        .select("run", "dose", y=pl.col("base") + pl.col("mde"))
+    )
+
+
+def _mde(rows: pl.DataFrame, axis: pieces.DoseAxis, names: Sequence[str]) -> list[Any]:
+    ticks = _ticks(rows)
+    if ticks.is_empty():
+        return []
+    chart = alt.Chart(look.values(axis.place(ticks, names)))
+    return [
+        chart.mark_tick(thickness=2.5, width=16, opacity=0.9).encode(
+            alt.X("x:Q"), alt.Y("y:Q"), look.colour(names)
+        )
+    ]
+
+
+@figure(number=2, title="Injection phase", needs=("phase", "start", "end", "step", *_ESTIMATES))
+def phases(rows: pl.DataFrame, *, y_title: str = "estimate", width: int = 330, height: int = 260) -> Figure:
+    """When exposures fall: the last checkpoint by dose, and the highest dose over training, phases shaded.
+
+    Args:
+        rows: estimates by phase, dose and checkpoint; ``start`` and ``end`` of a phase are steps.
+        y_title: quantity and unit.
+        width: of one panel, pixels.
+        height: of one panel, pixels.
+    """
+    rows = rows.with_columns(run=pl.col("phase"))
+    final = rows.filter(pl.col("step") == pl.col("step").max().over("run"))
+    top = rows.filter((pl.col("dose") == pl.col("dose").max().over("run")) & pl.col("dose").is_not_null())
+    names = pieces.series(rows.sort("start"), "run")
+    axis, scale = pieces.DoseAxis(rows), pieces.padded(rows)
+    left = pieces.dose_panel(final, axis, scale, y_title, wide=False, names=names)
+    y = alt.Y("estimate:Q", title=None, scale=scale)
+    highest = int(top["dose"].max())  # type: ignore[arg-type]
+    x = pieces.x_axis(top.with_columns(x="step"), "step", kind="linear", counts=False)
+    spans = top.select("run", x="start", x_end="end").unique(maintain_order=True)
+    shade = (
+        alt.Chart(look.values(spans))
+        .mark_rect(opacity=0.12)
+        .encode(alt.X("x:Q"), alt.X2("x_end:Q"), color=look.colour(names))
+    )
+    right = alt.layer(shade, pieces.curves(top.with_columns(x="step"), x, y, names=names))
+    counts = pieces.counted(top["n"].drop_nulls().unique().sort().to_list())
+    chart = alt.hconcat(
+        left.properties(width=width, height=height, title="Last checkpoint"),
+        right.properties(
+            width=width, height=height, title=f"Dose {highest} over training ({counts} a phase)"
+        ),
+    )
+    return Figure(chart, rows.drop("run"))
+
+
+def _compared(rows: pl.DataFrame, column: str, y_title: str, reference: float | None) -> Figure:
+    """Dose panels by family, one line for each value of a column."""
+    rows = pieces.as_runs(rows, column)
+    rows = rows if "family" in rows.columns else rows.with_columns(family=pl.lit("all"))
+    names, axis = pieces.series(rows, "run"), pieces.DoseAxis(rows)
+    families = pieces.series(rows, "family")
+    wide = len(families) == 1
+
+    def draw(family: str, part: pl.DataFrame) -> Any:
+        scale = pieces.padded(part, reference)
+        panel = pieces.dose_panel(part, axis, scale, y_title, reference, wide=wide, names=names)
+        if wide:
+            return panel.properties(width=560, height=300)
+        return panel.properties(width=250, height=220, title=family)
+
+    return Figure(pieces.panels(rows, "family", draw), rows.drop("run") if column != "run" else rows)
+
+
+@figure(number=3, title="Interference between families", needs=("family", "training", *_ESTIMATES))
+def interference(rows: pl.DataFrame, *, y_title: str = "estimate", reference: float | None = None) -> Figure:
+    """Each family inserted with all others, against inserted alone: do families that share a model compete?
+
+    Args:
+        rows: estimates by family, training and dose.
+        y_title: quantity and unit.
+        reference: a horizontal line, such as chance.
+    """
+    return _compared(rows, "training", y_title, reference)
+
+
+@figure(
+    number=4, title="Verbatim and paraphrased insertion", needs=("wording", *_ESTIMATES), optional=("family",)
+)
+def wordings(rows: pl.DataFrame, *, y_title: str = "estimate", reference: float | None = None) -> Figure:
+    """Insertion of the verbatim text against insertion of paraphrases, asked the same.
+
+    Args:
+        rows: estimates by wording and dose; a ``family`` makes panels.
+        y_title: quantity and unit.
+        reference: a horizontal line, such as chance.
+    """
+    return _compared(rows, "wording", y_title, reference)
+
+
+@figure(number=5, title="Depth and width of the model", needs=("shape", *_ESTIMATES), optional=("family",))
+def shapes(rows: pl.DataFrame, *, y_title: str = "estimate", reference: float | None = None) -> Figure:
+    """Models of other depth and width, by dose.
+
+    Args:
+        rows: estimates by shape and dose; a ``family`` makes panels.
+        y_title: quantity and unit.
+        reference: a horizontal line, such as chance.
+    """
+    return _compared(rows, "shape", y_title, reference)

@@ -1,0 +1,188 @@
+"""The registry of figures, and what every one of them does with rows that it cannot draw."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ParamSpec
+
+import altair as alt
+import polars as pl
+
+from analysis import look
+from analysis.look import Figure
+from data.errors import UserError, nearest
+
+P = ParamSpec("P")
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "run": ("text", "what a line or colour is: a run, a model, an attack"),
+    "family": ("text", "panel: a family of items, or a task"),
+    "task": ("text", "panel: what was asked"),
+    "metric": ("text", "what was measured"),
+    "step": ("number", "training step of the checkpoint"),
+    "dose": ("number", "times inserted; 0 is the never-inserted control"),
+    "estimate": ("number", "the value drawn"),
+    "low": ("number", "lower end of its 95 % interval; null where there is none"),
+    "high": ("number", "upper end of its 95 % interval; null where there is none"),
+    "n": ("number", "items it is of"),
+    "phase": ("text", "when the exposures fell, as it is to be called"),
+    "start": ("number", "first step of the phase"),
+    "end": ("number", "last step of the phase"),
+    "training": ("text", "what was inserted together: all families, or one alone"),
+    "wording": ("text", "what was inserted: the verbatim text, or a paraphrase"),
+    "shape": ("text", "depth and width of the model"),
+    "field": ("text", "field of a biography"),
+    "format": ("text", "attack: what the model is given, and how it is asked"),
+    "trained": ("text", "format that was inserted"),
+    "tested": ("text", "format that is asked"),
+    "score": ("number", "membership score; higher = more likely a member"),
+    "member": ("flag", "whether the item was inserted"),
+    "group": ("text", "what is compared"),
+    "perplexity": ("number", "of a text under the reference model"),
+    "against": ("text", "panel: what the horizontal axis is"),
+    "x": ("number", "place on the horizontal axis"),
+    "depth": ("text", "depth of the probe: memorisation, semantic, composition"),
+    "since": ("number", "steps since the exposure, or since the local maximum after it"),
+    "cohort": ("number", "step at which the items were inserted"),
+    "position": ("number", "index of the token in its text"),
+    "token": ("text", "the token, as text"),
+    "logprob": ("number", "its log-probability, nats"),
+    "length": ("number", "longest run of tokens that greedy decoding hits"),
+    "parameters": ("number", "of the model, embeddings included"),
+    "bits": ("number", "known, of all items together"),
+    "samples": ("number", "documents that the test was given"),
+    "p": ("number", "p-value"),
+    "index": ("number", "place in the training order"),
+    "residual": ("number", "log-likelihood less that of the reference model, nats per token"),
+    "split": ("text", "puzzles trained on, or held out"),
+    "method": ("text", "unlearning method; `retain` is the model that never saw the texts"),
+    "forget": ("number", "how well it forgot; higher = better"),
+    "utility": ("number", "what else it still can do; higher = better"),
+    "category": ("text", "kind of memorised text"),
+    "measure": ("text", "what was measured: recognition, recall"),
+    "tokens": ("number", "length of an item"),
+    "covariate": ("text", "property of the items that the draw should have balanced"),
+    "difference": ("number", "standardised difference from dose 0"),
+}
+"""Column -> its kind (``number``, ``text`` or ``flag``) and meaning; all figures share this vocabulary."""
+
+_ESTIMATED = ("estimate", "x")
+"""Columns in which a null or NaN means that there is nothing to draw at that row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A figure that is found by its name."""
+
+    number: int
+    """Of the default figure it belongs to; 0 for the report's own."""
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    """Columns its rows must have; :data:`COLUMNS` says what they mean."""
+    optional: tuple[str, ...]
+    """Columns it draws where they are there."""
+    draw: Callable[..., Figure]
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Needed column -> its meaning."""
+        return {name: COLUMNS[name][1] for name in self.needs}
+
+
+FIGURES: dict[str, Registered] = {}
+"""Name -> figure, in the order of their numbers; filled by importing :mod:`analysis.figures`."""
+
+
+def figure(
+    *, number: int, title: str, needs: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]:
+    """Register a function from rows to a figure under its own name.
+
+    What it returns needs neither title nor style. Rows that are no frame, lack a column or have one of another kind
+    are the user's mistake; rows without any value become a panel that says why nothing was computed; single rows
+    without a value are left out.
+
+    Args:
+        number: of the default figure.
+        title: what it shows.
+        needs: columns of the rows.
+        optional: columns that are drawn where they are there.
+    """
+
+    def register(function: Callable[P, Figure]) -> Callable[P, Figure]:
+        name = function.__name__
+        if name in FIGURES:
+            raise ValueError(f"two figures are called {name!r}")
+        if strangers := {*needs} - COLUMNS.keys():
+            raise ValueError(f"figure {name!r} needs {min(strangers)!r}, which has no meaning in COLUMNS")
+
+        @functools.wraps(function)
+        def drawn(*arguments: P.args, **settings: P.kwargs) -> Figure:
+            first = next(iter(inspect.signature(function).parameters))
+            given = arguments[0] if arguments else settings.get(first)
+            rows = checked(given, name, needs)
+            lacking = [column for column in _ESTIMATED if column in needs]
+            usable = rows.filter([_is_there(column) for column in lacking]) if lacking else rows
+            if usable.is_empty():
+                return look.nothing(str(settings.get("title") or title), rows, reason=_why(rows))
+            # The rows stand first, by position or by name: what follows is as it came.
+            rest: Any = (usable, *arguments[1:]) if arguments else ()
+            named: Any = settings if arguments else {**settings, first: usable}
+            made = function(*rest, **named)
+            chart: Any = made.chart
+            return Figure(
+                look.styled(chart if chart.title is not alt.Undefined else chart.properties(title=title)),
+                made.rows,
+            )
+
+        found = Registered(number, name, title, needs, optional, drawn)
+        FIGURES[name] = found
+        for key in sorted(FIGURES, key=lambda key: FIGURES[key].number):
+            FIGURES[key] = FIGURES.pop(key)
+        return drawn
+
+    return register
+
+
+def checked(rows: object, name: str, needs: tuple[str, ...]) -> pl.DataFrame:
+    """The rows, if they are a frame with the needed columns of the right kinds.
+
+    Raises:
+        UserError: naming the figure, the column and what it means.
+    """
+    if not isinstance(rows, pl.DataFrame):
+        raise UserError(f"figure {name} draws a Polars frame, not {type(rows).__name__}")
+    for column in needs:
+        kind, meaning = COLUMNS[column]
+        if column not in rows.columns:
+            raise UserError(
+                f"figure {name} needs the column {column!r} ({meaning}){nearest(column, rows.columns)}"
+            )
+        dtype = rows.schema[column]
+        right = {
+            "number": dtype.is_numeric(),
+            "flag": dtype == pl.Boolean,
+            "text": dtype in (pl.String, pl.Categorical, pl.Enum) or dtype.is_numeric(),
+        }[kind]
+        if not right and dtype != pl.Null:
+            raise UserError(
+                f"figure {name}: the column {column!r} ({meaning}) should be a {kind}, not {dtype}"
+            )
+    numbers = [column for column in needs if COLUMNS[column][0] == "number"]
+    texts = [column for column in needs if COLUMNS[column][0] == "text"]
+    return rows.with_columns(
+        *(pl.col(c).cast(pl.Float64) for c in numbers if rows.schema[c] == pl.Null),
+        *(pl.col(c).cast(pl.String) for c in texts),
+    )
+
+
+def _is_there(column: str) -> pl.Expr:
+    return pl.col(column).is_not_null() & pl.col(column).cast(pl.Float64).is_finite()
+
+
+def _why(rows: pl.DataFrame) -> str:
+    return "there are no rows" if rows.is_empty() else f"none of the {rows.height} rows has a value"
