@@ -181,12 +181,12 @@ class Run:
 
         place = self._member(which) / "checkpoints"
         steps = self.checkpoints(which)
-        if not steps or steps[-1] == 0:
+        head = saved.read(place, steps[-1]).inputs["ledger"] if steps else ""
+        if not head:
             raise UserError(
-                f"there is no checkpoint after step 0 in {place}, so nothing is known to be consumed; run "
-                "launch/train.py first"
+                f"no checkpoint in {place} names a ledger, so nothing is known to be consumed; run launch/train.py "
+                "first"
             )
-        head = saved.read(place, steps[-1]).inputs["ledger"]
         return ledger.read(self.directory / which / "ledger", head=head)
 
     def checkpoints(self, which: str = "perturbed") -> list[int]:
