@@ -113,9 +113,11 @@ def _frame(name: str, draw: Callable[..., Figure], run: Run, metric: str | None)
         return FROM_RUN[name](run)
     if draw.__name__ in ROWS:
         return ROWS[draw.__name__](run)
+    columns = figures.FIGURES[draw.__name__].columns
+    wanted = ", ".join(f"{column} ({meaning})" for column, meaning in columns.items())
     raise UserError(
         f"figure {draw.__name__} draws what one run does not have; give it rows, run.figures.{draw.__name__}(rows), "
-        f"with the columns that help(run.figures.{draw.__name__}) names"
+        f"with the columns {wanted}"
     )
 
 

@@ -125,6 +125,9 @@ accuracy.with_columns(accuracy=pl.col("right") / pl.col("n"), low=pl.Series(low)
     "run", "dose"
 )
 
+# %%
+run.figures.personal()
+
 # %% [markdown]
 # ## Capacity
 # Bits of the attributes that the model knows, given the name: what they carry less what the model still misses. Of

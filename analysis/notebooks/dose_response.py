@@ -83,6 +83,7 @@ run.figures.dose_response(METRIC, families=sorted(run.items["family"].unique()),
 
 # %% [markdown]
 # ## Save it for a paper
+# PNG, SVG and PDF in the width of a column, and the rows drawn as CSV.
 
 # %%
 from pathlib import Path
@@ -91,6 +92,5 @@ from tempfile import mkdtemp
 from analysis import figures
 
 target = Path(mkdtemp())
-drawn = run.figures.dose_response(METRIC)
-figures.save(drawn.chart, target, "dose_response", drawn.rows)
+figures.save(run.figures.dose_response(METRIC), target / "dose_response", style="paper", width="single")
 sorted(path.name for path in target.iterdir())

@@ -88,11 +88,7 @@ run.figures.dose_response()
 # %%
 item = item_gains(run.results, run.inputs()).row(0, named=True)["item_id"]
 by_token = run.tokens(item)
-by_token.pivot("run", index=["position", "token"], values="logprob")
+run.figures.token_strip(by_token)
 
 # %%
-alt.Chart(alt.Data(values=by_token.to_dicts())).mark_rect().encode(
-    alt.X("position:O", axis=alt.Axis(labelExpr="datum.value % 5 ? '' : datum.label", labelAngle=0)),
-    alt.Y("run:N", title=None),
-    alt.Color("logprob:Q", title="log-probability (nats)", scale=alt.Scale(scheme="blues", domainMax=0)),
-).properties(width=600, height=60, title=item)
+by_token.pivot("run", index=["position", "token"], values="logprob")

@@ -106,6 +106,13 @@ alt.layer(
 ).properties(width=520, height=280, title="Gain by time since the last exposure")
 
 # %% [markdown]
+# ## A single exposure
+# Items of dose 1 before and after the one time that they were read; before it, shaded, the effect should be 0.
+
+# %%
+run.figures.event_study(y_title="gain over controls (nats/byte)")
+
+# %% [markdown]
 # ## Which curve?
 # Six families by AICc, for the dose with the most stretches. Telling them apart takes eight checkpoints over three
 # decades of time; with fewer, the ranking is a description of this run and nothing more.

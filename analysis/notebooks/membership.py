@@ -55,6 +55,13 @@ alt.layer(
 ).properties(width=260, height=240).facet(column=alt.Column("run:N", title=None))
 
 # %% [markdown]
+# ## ROC
+# Of the highest dose, on linear axes and on logarithmic ones, where low false positive rates show.
+
+# %%
+run.figures.roc()
+
+# %% [markdown]
 # ## At a low false positive rate
 # Of the highest dose, at most 5 % of the controls called: with n controls no rate below 1/n can be told apart from 0,
 # and scores that say nothing would reach `chance_high` once in forty times. Scores are standardised by the controls

@@ -54,7 +54,9 @@ assert (rows.filter(pl.col("since") <= 0)["dose"] == 1).all() and rows["since"].
 assert {-1.0, 0.0} <= set(table["stretch"])
 """,
     "hubble": """
-assert sum(figure.rows.select("family", "metric").unique().height for figure in drawn) == len(tables) == 3
+drawn = plot.rows.filter(pl.col("source") == "Hubble")
+assert drawn.height == 4 + 2 + 2 and drawn["table"].n_unique() == 3
+assert set(plot.rows.filter(pl.col("source") != "Hubble")["metric"]) == {"loglik_per_byte", "verbatim"}
 """,
     "membership": """
 assert areas.filter(pl.col("run") == "twin")["metric"].n_unique() == 4  # the twin is no reference to itself
@@ -107,4 +109,4 @@ def test_they_run(finished, tmp_path, monkeypatch):
     )
     client.execute()
     shown = [output for cell in whole.cells for output in cell.get("outputs", []) if "data" in output]
-    assert sum("image/svg+xml" in output["data"] for output in shown) >= 7
+    assert sum("image/svg+xml" in output["data"] for output in shown) >= 16
