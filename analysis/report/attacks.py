@@ -80,6 +80,43 @@ def _tpr(results: Results, name: str, dose: int) -> str:
     )
 
 
+def roc_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
+    """What a ROC curve of each attack is drawn from: run (the attack), score, member.
+
+    Items of the highest dose against those of dose 0 in the perturbed run, each score less the mean of its family's
+    controls: across families, differences between kinds of text would pass for memory.
+    """
+    highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
+    rows = per_item(results.attacks.filter(pl.col("run") == "perturbed"))
+    control = pl.col("dose") == 0
+    return (
+        rows.filter(control | (pl.col("dose") == highest))
+        .with_columns(
+            run=pl.col("metric").replace_strict(dict(_NAMES), return_dtype=pl.String),
+            score=pl.col("value") - pl.col("value").filter(control).mean().over("metric", "family"),
+            member=~control,
+        )
+        .filter(pl.col("score").is_not_null())
+        .filter((pl.col("member").sum() > 1).over("run"), ((~pl.col("member")).sum() > 1).over("run"))
+        .select("run", "score", "member")
+    )
+
+
+def rates_by_prefix(inputs: ReportInputs, results: Results) -> pl.DataFrame:
+    """:func:`prefix_rows` as rates with exact limits: against, x, run (the dose), estimate, low, high, n."""
+    rows = prefix_rows(inputs, results)
+    low, high = clopper_pearson(rows["extracted"].to_numpy(), rows["n"].to_numpy())
+    return rows.select(
+        pl.lit("prefix").alias("against"),
+        pl.col("prefix").alias("x"),
+        pl.format("dose {}", "dose").alias("run"),
+        (pl.col("extracted") / pl.col("n")).alias("estimate"),
+        pl.Series("low", low),
+        pl.Series("high", high),
+        "n",
+    )
+
+
 def prefix_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
     """Extraction of the perturbed run's items at the last checkpoint, by tokens of context.
 

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from analysis import figures
 from analysis.figures import Figure
 from analysis.metrics import METRICS, Metric
+from analysis.report import attacks
 from analysis.report.answer import interval, number, p_value, shown
 from analysis.report.html import inline
 from analysis.report.inputs import ReportInputs
@@ -120,6 +121,20 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             ),
             f"Share of items of which greedy decoding continues the first {k} tokens with exactly the next "
             f"{m}; Clopper-Pearson intervals. {at}.",
+        )
+        yield (
+            "prefixes",
+            figures.extraction_rate(attacks.rates_by_prefix(inputs, results), width=560, height=240),
+            f"Share of the perturbed run's items of which {m} tokens are reproduced, by tokens of context; "
+            f"Clopper-Pearson intervals. {at}.",
+        )
+    scores = attacks.roc_rows(inputs, results)
+    if scores.height:
+        yield (
+            "roc",
+            figures.roc(scores),
+            "Membership attacks on the highest dose, perturbed run: each score less the mean of its family's "
+            f"controls. {at}.",
         )
     yield (
         "recognition",

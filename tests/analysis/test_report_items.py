@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.report import analyse
-from analysis.report.attacks import prefix_rows
+from analysis.report.attacks import prefix_rows, rates_by_prefix, roc_rows
 from analysis.report.browser import Embedded, Limits, embed, fair_limit, quantised, spread
 from analysis.report.design import exposures_table, power_table
 from analysis.report.forgetting import forgetting_text, retained
@@ -262,5 +262,27 @@ def test_extraction_by_prefix_counts_runs_of_hits(inputs):
     assert dict(rows.select("prefix", "extracted").iter_rows())[8] == 12
     lengths = [len(tokens) for tokens in inputs.items.filter(pl.col("dose") == 64)["tokens"]]
     long_enough = sum(length >= 32 + 16 for length in lengths)
+    drawn = rates_by_prefix(given, analyse(given)).filter((pl.col("run") == "dose 64") & (pl.col("x") == 8))
+    # 12 of 12: the exact lower limit is .025^(1/12).
+    assert drawn.select("estimate", "low", "high", "n").row(0) == pytest.approx(
+        (1.0, 0.025 ** (1 / 12), 1.0, 12)
+    )
     row = rows.filter(pl.col("prefix") == 32).row(0, named=True)
     assert (row["extracted"], row["n"]) == (long_enough, long_enough)
+
+
+def test_roc_scores_are_free_of_their_family(inputs, results):
+    rows = roc_rows(inputs, results)
+    # 12 items of dose 64 and 12 of dose 0; the synthetic scores hold neither entropy nor variance.
+    assert set(rows["run"]) == {"loss", "loss / zlib", "Min-K", "loss − twin's", "loss / twin's"}
+    assert set(rows.group_by("run", "member").len()["len"]) == {12}
+    lifted = inputs.scores.with_columns(
+        logprob=pl.when(pl.col("probe_id").str.starts_with("ghost"))
+        .then(pl.col("logprob") - 3)
+        .otherwise("logprob")
+    )
+    given = dataclasses.replace(inputs, scores=lifted, permutations=9)
+    again = roc_rows(given, analyse(given)).filter(pl.col("run") == "loss")
+    assert again["score"].to_list() == pytest.approx(
+        rows.filter(pl.col("run") == "loss")["score"].to_list(), abs=1e-5
+    )
