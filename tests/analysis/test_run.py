@@ -122,7 +122,7 @@ def test_frames_are_the_files(run):
     assert run.training.filter(pl.col("run") == "twin")["step"].to_list() == list(range(1, 21))
     assert (run.last_step, run.checkpoints("twin")) == (20, [0, 20])
     assert run.audit["verdict"] == "PASS"
-    assert run.config["run"] == {"steps": 20, "global_batch_size": 8, "sequence_length": 64}
+    assert run.config["run"] == {"begin": 0, "steps": 20, "global_batch_size": 8, "sequence_length": 64}
     assert run.config["model"] == {"hidden": 32}
     first = run.plan.wordings.row(0, named=True)
     assert run.tokenizer.decode(first["tokens"]) == first["text"]
