@@ -1,63 +1,68 @@
-"""Every file in conf/experiment can be run: it composes, its nano twin plans, what it says to type can be typed."""
+"""Every file in conf/experiment can be run: it composes, says what it costs, and what it says to type can be typed; its
+nano twin runs from the text to the report."""
 
-import os
 import re
 import shlex
-from pathlib import Path
 
+import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from launch.config import CONF, build
 from launch.sweep import expand
-from tests.conftest import Workplace, write_text
+from launch.train import dry_run
+from tests.conftest import Workplace
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-# traps_1b_nano trains a reference model first, as tests/e2e/test_all_families.py does.
-NANO = [name for name in EXPERIMENTS if name.endswith("_nano") and name != "traps_1b_nano"]
+NANO = [name for name in EXPERIMENTS if name.endswith("_nano")]
+GIVEN = {"all_families": ["insertion.families.traps.path=reference"]}
+"""What an experiment cannot know."""
+
+LAPTOP = {"quickstart", "all_families", *NANO}
 
 SMALL = [
-    *("corpus=jsonl", "corpus.source.paths=[text.jsonl]", "corpus.tokenizer.vocab_size=400"),
     *(
-        "corpus.heldout_fraction=0.2",
         "train.steps=20",
-        "train.checkpoint_every=10",
-        "train.global_batch_size=8",
-        "train.micro_batch_size=4",
-        "train.sequence_length=512",
+        "train.checkpoint_every=20",
+        "train.global_batch_size=32",
+        "train.micro_batch_size=16",
     ),
     *(
-        "optimizer.warmup_steps=2",
-        "report.bootstrap=20",
+        "model.layers=2",
+        "model.hidden=32",
+        "model.heads=4",
+        "model.ffn=64",
+    ),
+    *(
+        "corpus.source.packages=false",
+        "corpus.tokenizer.vocab_size=1024",
+        "corpus.heldout_fraction=0.05",
+    ),
+    *(
         "insertion.max_share=0.9",
         "insertion.heldout_probes=8",
+        "optimizer.warmup_steps=2",
+        "report.bootstrap=20",
     ),
-    *("model.layers=2", "model.hidden=32", "model.heads=4", "model.ffn=64", "runtime.device=cpu"),
+    "runtime.device=cpu",
 ]
-"""Twenty steps over the text of the tests."""
-FEW = ["insertion.doses=[0,1,4]", "insertion.items_per_dose=3"]
+"""Twenty steps of a model that is smaller still, over the documentation of Python alone. Families, doses and whatever
+else makes an arm stay as they are; there are fewer items to an arm."""
+FEW = ["insertion.items_per_dose=2"]
 OWN = {
-    "hubble_1b_nano": ["insertion.doses=[0,1,4]", "insertion.items_per_dose={passages:3,biographies:3}"],
+    # The moments of exposure, which lie beyond twenty steps.
     "facts_7b_nano": [
         f"insertion.named_arms.{name}.phase={{at:[0,2,4,6,8,10,12,14,16,18]}}"
         for name in ("duplicated", "paraphrased")
     ]
     + [f"insertion.named_arms.{name}.items=2" for name in ("never", "once", "duplicated", "paraphrased")],
-    "continual_405m_nano": [
-        *FEW,
-        *("mixture.corpora.new.source.kind=jsonl", "mixture.corpora.new.source.paths=[new.jsonl]"),
-        "~mixture.corpora.new.source.packages",
-    ],
-    "fewshot_memories_nano": [*FEW, "insertion.phase=[{end: 0.5}]", "insertion.doses=[0,1,3]"],
-    "bios_capacity_nano": [*FEW, "insertion.doses=[0,1,5]"],
+    # Two items of each of two families 341 times, in windows of their own.
+    "hubble_1b_nano": [*FEW, "train.global_batch_size=80"],
+    "hubble_8b_nano": [*FEW, "train.global_batch_size=80"],
+    # A reference of twenty steps has no traps of low perplexity.
+    "traps_1b_nano": [*FEW, "insertion.families.traps.high=10001", "insertion.families.traps.buckets=1"],
 }
-OWN["moe_sparsity_nano"] = [*FEW, "insertion.families.ghost_sentences={words: 5, list_size: 20}"]
-OWN["hubble_8b_nano"] = OWN["hubble_1b_nano"]
-
-
-def typed(name):
-    return [f"+experiment={name}", *SMALL, *OWN.get(name, FEW)]
 
 
 def made(*overrides):
@@ -68,13 +73,14 @@ def made(*overrides):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes(name):
-    experiment = made(f"+experiment={name}")
+    given = GIVEN.get(name, [])
+    experiment = made(f"+experiment={name}", *given)
     assert experiment.experiment == name
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
     assert text.splitlines()[1].startswith("# ")  # what it is
     assert name in ("quickstart", "all_families") or name.endswith("_nano") or f"{name}_nano" in EXPERIMENTS
     # Whatever is chosen, other groups go with it.
-    assert made(f"+experiment={name}", "launcher=report", "seed=7").train.seed == 7
+    assert made(f"+experiment={name}", *given, "launcher=report", "seed=7").train.seed == 7
     if name.endswith("_nano"):
         twin = made(f"+experiment={name.removesuffix('_nano')}")
         assert list(experiment.insertion.families) == list(twin.insertion.families)
@@ -100,44 +106,62 @@ def test_variants(name, line):
         assert made(*arguments).directory != usual.directory
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_dry_run(name, tmp_path, monkeypatch):
+    """What it would cost, on a machine that has neither its text nor its GPUs."""
+    monkeypatch.chdir(tmp_path)
+    experiment = made(f"+experiment={name}", *GIVEN.get(name, []), "dry_run=true")
+    lines = list(dry_run(experiment))
+    told = dict(line.split(": ", 1) for line in lines[1:])
+    assert int(told["parameters"].split()[0].replace(",", "")) > (1e5 if name in LAPTOP else 5e7)
+    assert float(told["FLOPs"]) > 0
+    assert f"{experiment.train.steps:,} steps" in told["training"]
+    assert all(family in lines[-1] for family in experiment.insertion.families)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    path = tmp_path_factory.mktemp("experiments")
-    write_text(path / "text.jsonl", 1200)
-    write_text(path / "new.jsonl", 1200)
-    return Workplace(path)
+    """Where all experiments run, so that those that read the same text prepare it once."""
+    return Workplace(tmp_path_factory.mktemp("experiments"), SMALL)
 
 
+@pytest.fixture(scope="module")
+def reference(place):
+    """The model that traps are sampled from: one that was trained here, and exported."""
+    experiment = ["+experiment=ghost_1b_nano", *FEW]
+    place.ok("run", *experiment, timeout=900)  # goes on where the test of ghost_1b_nano was
+    place.ok("export", *experiment, "run=twin")
+    return max(place.path.glob("runs/ghost_1b_nano/run-*/twin/export/step_*"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NANO)
-def test_nano_plans(place, name):
-    """Text, order and plan of twenty steps, made in this process; doses come out as they were asked for."""
+def test_nano(place, name, request):
+    """Twenty steps of both runs, audit, scores, report; every family and every dose comes out as it was asked for."""
     from insertion import plan as plans
-    from launch.plan import plan
-    from launch.prepare import prepare
 
-    here = Path.cwd()
-    os.chdir(place.path)
-    try:
-        experiment = made(*typed(name))
-        prepare(experiment)
-        plan(experiment)
-        found = plans.read(experiment.directory / "plan")
-    finally:
-        os.chdir(here)
-    assert set(found.items["family"]) == set(experiment.insertion.families)
-    assert 0 in set(found.items["dose"])
+    own = [f"+experiment={name}", *OWN.get(name, FEW)]
+    if name == "traps_1b_nano":
+        own.append(f"insertion.families.traps.path={request.getfixturevalue('reference')}")
+    done = place.ok("run", *own, timeout=900)
+    assert "audit: PASS" in done.out
+    experiment = made(*SMALL, *own)
+    directory = place.path / experiment.directory
+    assert (directory / "report" / "report.html").is_file()
+    for run in ("perturbed", "twin"):
+        assert len((directory / run / "metrics.jsonl").read_text().splitlines()) == 20
+        scores = pl.read_parquet(directory / "scores" / run / "step_00000020" / "scores.parquet")
+        assert scores["probe_id"].to_list() == plans.read(directory / "plan").probes["probe_id"].to_list()
+
+    found = plans.read(directory / "plan")
+    usual = made(f"+experiment={name}").insertion
+    assert set(found.items["family"]) == set(usual.families)
+    assert set(found.items["dose"]) == {0} | set(usual.doses) | {
+        arm.dose for arm in usual.named_arms.values()
+    }
     counted = found.exposures.group_by("item").len().sort("item")
     doses = found.items["dose"].to_list()
     assert {row["item"]: row["len"] for row in counted.iter_rows(named=True)} == {
         item: dose for item, dose in enumerate(doses) if dose
     }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["facts_7b_nano", "continual_405m_nano", "moe_sparsity_nano"])
-def test_nano_runs(place, name):
-    """All stages, those experiments whose parts no other test puts together."""
-    done = place.run("run", *typed(name))
-    assert done.status == 0, done.out
-    assert "audit: PASS" in done.out
-    assert list(place.path.glob(f"runs/{name}/run-*/report/report.html"))
