@@ -108,7 +108,7 @@ bash -n "$script" && echo "$$"
 
 
 class Reader:
-    """Types commands. Programs run as forks of one that has imported torch; torchrun and shell lines as they are."""
+    """Types commands, each program as ``Workplace`` runs it."""
 
     def __init__(self, path):
         self.path, self.place = path, Workplace(path)
@@ -131,7 +131,8 @@ class Reader:
             return self.place.ok("train", *words[4:], *added, ranks=2, timeout=900).out
         if words[0] == "python":
             program = words[1].removeprefix("launch/").removesuffix(".py")
-            return self.place.ok(program, *words[2:], *added, env=self.environment, timeout=900).out
+            cluster = {"env": self.environment} if program == "sweep" else {}
+            return self.place.ok(program, *words[2:], *added, timeout=900, **cluster).out
         return self.shell(line)
 
     def shell(self, line):
