@@ -109,7 +109,7 @@ def prepared(tmp_path_factory) -> Workplace:
 
 
 WHOLE = [
-    "name=whole",
+    "name=finished",
     "train.steps=40",
     "train.sequence_length=160",
     "optimizer.learning_rate=5e-3",
@@ -124,4 +124,4 @@ WHOLE = [
 def finished(prepared) -> Path:
     """The directory of a run that went through all stages: three families, four doses, twin, audit, scores, report."""
     prepared.ok("run", *WHOLE)
-    return prepared.directory("whole")
+    return prepared.directory("finished")

@@ -425,6 +425,8 @@ def many(count: int, length: int = 50, steps: tuple[int, ...] = (0, 250)) -> Rep
         "tokens",
         pl.lit(0).alias("target_start"),
         pl.col("bytes").alias("target_bytes"),
+        pl.lit("").alias("name"),
+        pl.lit(True).alias("correct"),
     )
     frames = []
     for run in ("perturbed", "twin"):

@@ -94,6 +94,13 @@ SCALES = {
     "launcher=slurm": [*SWEPT, "name=cluster"],
     "/sweep.py": SWEPT,
     "my.jsonl": TINY,
+    "insertion=shared": [
+        *(*TINY, *LESS, "train.steps=40"),
+        *(f"insertion.experiments.{name}.doses=[0,1,4]" for name in ("sentences", "people")),
+        *(f"insertion.experiments.{name}.items_per_dose=2" for name in ("sentences", "people")),
+        *(f"insertion.experiments.{name}.max_share=0.9" for name in ("sentences", "people")),
+    ],
+    "launch/adaptive.py": [*TINY, *LESS, "train.steps=210"],
     "power=true": [],
     "-sc": [],
     "+experiment=": SHORT,
