@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -109,7 +109,6 @@ class ReportConfig:
 
     prefix_tokens: int
     suffix_tokens: int
-    bootstrap: int
     metrics: tuple[str, ...]
     """More of ``analysis.metrics`` than the default ones."""
 
@@ -397,6 +396,19 @@ def guarded(work: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         end("interrupted; run the same command again to go on", 130, rank)
     sys.exit(status)
+
+
+def plain(description: str | None, work: Callable[[Sequence[str]], int]) -> None:
+    """Run a program that has no configuration: ``--help`` prints what it is, anything else is guarded work.
+
+    Args:
+        description: the program's docstring.
+        work: from the arguments of the command line to the status.
+    """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        sys.stdout.write(f"{description}\n")
+        return
+    guarded(lambda: work(sys.argv[1:]))
 
 
 def take(first: str, *others: str, word: bool = False) -> dict[str, str]:

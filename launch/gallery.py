@@ -1,37 +1,42 @@
 """Draw every figure from simulated rows: ``python launch/gallery.py DIRECTORY``.
 
 DIRECTORY gets the images and ``README.md``, which shows them with the columns that each needs. What is drawn is
-simulated by formulas (``analysis/figures/examples.py``) and says so.
+simulated by formulas (``analysis/figures/examples.py``) and says so. ``style=paper`` fits them to a double column;
+``formats=svg,csv`` writes only these of png, svg, pdf and csv.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
-from data.errors import UserError
+from analysis.figures import gallery
+from analysis.saving import FORMATS, Style
+from data.errors import UserError, nearest
+from launch.config import plain, say
 
 
-def main() -> int:
-    """Draw; status 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def work(arguments: Sequence[str]) -> int:
+    """Draw what the command line asks for."""
+    wanted = {"style": "screen", "formats": ",".join(FORMATS)}
+    directories = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and "/" not in key:
+            if key not in wanted:
+                raise UserError(f"{argument}: there is no such setting{nearest(key, wanted)}")
+            wanted[key] = value
+        else:
+            directories.append(Path(argument))
+    if len(directories) != 1:
+        raise UserError("one directory is needed to draw into: python launch/gallery.py DIRECTORY")
+    drawn = gallery.write(
+        directories[0], style=cast(Style, wanted["style"]), formats=wanted["formats"].split(",")
     )
-    parser.add_argument("directory", metavar="DIRECTORY", type=Path)
-    parser.add_argument("--style", default="screen", help="screen, or paper: fitted to a double column")
-    parser.add_argument("--formats", default="png,svg,pdf,csv", help="of png, svg, pdf, csv")
-    given = parser.parse_args()
-    try:
-        from analysis.figures import gallery
-
-        drawn = gallery.write(given.directory, style=given.style, formats=given.formats.split(","))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{drawn} figures: {given.directory / 'README.md'}")
+    say(f"{drawn} figures: {directories[0] / 'README.md'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    plain(__doc__, work)

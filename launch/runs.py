@@ -11,7 +11,6 @@ import fcntl
 import json
 import shutil
 import struct
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from data import artifact
 from data.errors import UserError, nearest
 from insertion import plan as plans
-from launch.config import guarded, say
+from launch.config import plain, say
 
 NOT_RUNS = ("corpora", "sweeps")
 _KEYS = ("runs", "experiment", "remove", "yes")
@@ -217,13 +216,5 @@ def work(arguments: Sequence[str]) -> int:
     return 0
 
 
-def main() -> None:
-    """List, prune or remove what the command line says."""
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        sys.stdout.write(str(__doc__) + "\n")
-        return
-    guarded(lambda: work(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    main()
+    plain(__doc__, work)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from analysis.progress import Progress
 from analysis.run import PAIR, open_run
 from data import artifact
 from data.errors import UserError, nearest
-from launch.config import guarded, say
+from launch.config import plain, say
 from launch.runs import held
 
 PORT = 8642
@@ -172,13 +171,5 @@ def work(arguments: Sequence[str]) -> int:
     return 0
 
 
-def main() -> None:
-    """Watch what the command line names."""
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        sys.stdout.write(str(__doc__) + "\n")
-        return
-    guarded(lambda: work(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    main()
+    plain(__doc__, work)

@@ -25,7 +25,6 @@ SMALL = [
     "train.global_batch_size=64",
     "train.sequence_length=768",
     "optimizer.warmup_steps=1",
-    "report.bootstrap=100",
     "runtime.device=cpu",
 ]
 

@@ -43,7 +43,6 @@ SMALL = [
         "insertion.max_share=0.9",
         "insertion.heldout_probes=8",
         "optimizer.warmup_steps=2",
-        "report.bootstrap=20",
     ),
     "runtime.device=cpu",
 ]

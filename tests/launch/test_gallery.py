@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from analysis.figures import FIGURES
+from data.errors import UserError
 from launch import gallery
 
 
-def test_it_draws_into_the_directory_and_a_wrong_form_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_it_draws_into_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in list(FIGURES)[1:]:
         monkeypatch.delitem(FIGURES, name)
-    monkeypatch.setattr(
-        sys, "argv", ["gallery.py", str(tmp_path / "g"), "--formats", "svg,csv", "--style", "paper"]
-    )
-    assert gallery.main() == 0
-    assert capsys.readouterr().out == f"1 figures: {tmp_path / 'g' / 'README.md'}\n"
+    caplog.set_level("INFO")
+    assert gallery.work([str(tmp_path / "g"), "formats=svg,csv", "style=paper"]) == 0
+    assert caplog.messages == [f"1 figures: {tmp_path / 'g' / 'README.md'}"]
     assert sorted(path.name for path in (tmp_path / "g").iterdir()) == [
         "01_dose_response.csv",
         "01_dose_response.svg",
@@ -29,7 +27,20 @@ def test_it_draws_into_the_directory_and_a_wrong_form_is_one_line(
     drawn = (tmp_path / "g" / "01_dose_response.svg").read_text()
     assert 'width="6.75in"' in drawn
     assert "Simulated by a formula, not measured" in drawn
-    monkeypatch.setattr(sys, "argv", ["gallery.py", str(tmp_path / "h"), "--formats", "jpg"])
-    assert gallery.main() == 2
-    assert capsys.readouterr().err.startswith("error: formats='jpg'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["DIRECTORY", "formats=jpg"], "formats='jpg'"),
+        (["DIRECTORY", "stile=paper"], "stile=paper: there is no such setting; did you mean 'style'?"),
+        ([], "one directory is needed"),
+        (["DIRECTORY", "--formats"], "one directory is needed"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+    arguments = [argument.replace("DIRECTORY", str(tmp_path / "h")) for argument in arguments]
+    with pytest.raises(UserError) as wrong:
+        gallery.work(arguments)
+    assert said in str(wrong.value)
     assert not (tmp_path / "h").exists()

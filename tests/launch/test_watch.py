@@ -17,6 +17,7 @@ from analysis import progress
 from analysis.run import open_run
 from data.errors import UserError
 from launch import watch
+from launch.config import plain
 from tests.conftest import REPO
 from tests.written import GAIN, LEVEL, Written
 
@@ -181,7 +182,7 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, told):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["watch.py", *arguments])
     with pytest.raises(SystemExit) as end:
-        watch.main()
+        plain(watch.__doc__, watch.work)
     assert end.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1

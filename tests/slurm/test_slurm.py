@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "setpriv")
 
 
-FOUR = ("seed=1,2", "train.steps=20,21", "insertion.items_per_dose=2", "report.bootstrap=20")
+FOUR = ("seed=1,2", "train.steps=20,21", "insertion.items_per_dose=2")
 
 
 def results(place):
