@@ -7,6 +7,7 @@ comes last, names the configuration, the order, the plan and the last part of th
 from __future__ import annotations
 
 import logging
+import queue
 import shutil
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import distributed
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import load as load_plain
@@ -96,6 +98,9 @@ def save(
     draft = Path(name[0])
     try:
         try:
+            # For this queue megatron-core would start a process, which takes seconds, outlives a training that is
+            # killed, and dies of the signal that asks it to stop. Only saves in the background need that.
+            filesystem_async._results_queue = queue.SimpleQueue()
             dist_checkpointing.save(state, str(draft))
         except (CheckpointException, OSError) as error:  # CheckpointException is no Exception
             free = shutil.disk_usage(directory).free / 2**30
