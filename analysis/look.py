@@ -169,7 +169,7 @@ def dose_colours(doses: Sequence[int]) -> list[str]:
 def ticks(steps: Sequence[int]) -> list[int]:
     """0, the powers of two or ten that fit, and the last step."""
     last = steps[-1]
-    powers = [2**k for k in range(0, 40, 2) if 2**k < 0.7 * last]
+    powers = [2**k for k in range(0, 40, 2) if 2**k < 0.4 * last]
     return [0, *powers, last] if last else [0]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
+from tests.browser import FLAGS
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -125,3 +127,17 @@ def finished(prepared) -> Path:
     """The directory of a run that went through all stages: three families, four doses, twin, audit, scores, report."""
     prepared.ok("run", *WHOLE)
     return prepared.directory("finished")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser; tests that need one are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()

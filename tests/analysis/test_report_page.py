@@ -6,10 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,8 @@ import pytest
 from analysis.report import ReportInputs, build, sweep
 from analysis.statistics import ESTIMATE_SCHEMA
 from tests.analysis.synthetic import experiment
+from tests.browser import Opened, faults, opened
 
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 SMALL = (0, 16, 250)
 EVIL = (
     "<script>window.hacked=1</script> ]]> </script><img src=x onerror=window.hacked=2> "
@@ -33,60 +27,6 @@ EVIL = (
 LONG = "x" * 999_999 + "\u202e"
 PERTURBED = [-0.05, -0.5, -1.0, -2.0, -3.0, -6.0, -9.0]
 TWIN = [-3.55, -2.0, -1.5, -2.0, -2.5, -4.5, -3.0]
-
-
-@dataclass
-class Opened:
-    """A page, and what it did while it was open."""
-
-    page: Any
-    seconds: float
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-def opened(
-    browser: Any, path: Path, *, width: int = 1280, scheme: str = "light", items: bool = True
-) -> Opened:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page = context.new_page()
-    found = Opened(page, 0.0)
-    page.on("request", lambda request: found.requests.append(request.url))
-    page.on("console", lambda message: found.complaints.append(message.text))
-    page.on("pageerror", lambda error: found.complaints.append(str(error)))
-    page.on("dialog", lambda dialog: found.complaints.append(f"dialog: {dialog.message}"))
-    start = time.monotonic()
-    page.goto(path.as_uri())
-    if items:
-        page.wait_for_selector("html[data-items=ready]", state="attached")
-    found.seconds = time.monotonic() - start
-    return found
-
-
-def faults(page: Any) -> list[str]:
-    """What axe-core finds serious or critical."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="brings axe-core")
-    # A figure is one picture with a name; what it is drawn of is none of axe's business, and slow.
-    found = axe.Axe().run(page, context={"exclude": [["figure svg > *"]]}).response["violations"]
-    return [
-        f"{fault['id']}: {node['html'][:150]} {node['failureSummary']}"
-        for fault in found
-        if fault["impact"] in ("serious", "critical")
-        for node in fault["nodes"]
-    ]
 
 
 def with_texts(base: ReportInputs, texts: dict[str, str]) -> ReportInputs:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from tests.browser import faults, opened
 from tests.conftest import SMALL, Workplace, write_text
 
 HERE = Path(__file__).parent
@@ -65,6 +66,32 @@ def test_an_interrupted_sweep_goes_on(swept):
     assert len(results(place)) == 4
     page = next(place.path.glob("runs/sweeps/small-*/report/report.html")).read_text()
     assert "4 of 4 runs are finished" in page
+
+
+@pytest.mark.slow
+def test_its_page_and_those_of_its_runs_in_a_browser(chromium, swept):
+    place = swept[0]
+    path = next(place.path.glob("runs/sweeps/small-*/report/report.html"))
+    page = opened(chromium, path, items=False)
+    assert page.complaints == []
+    assert page.requests == [path.as_uri()]
+    assert faults(page.page) == []
+    figures = page.page.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(f => f.querySelectorAll('path, line, text').length)"
+    )
+    assert len(figures) == 2
+    assert min(figures) > 10
+    links = page.page.evaluate("[...document.querySelectorAll('a[href$=\"report.html\"]')].map(a => a.href)")
+    assert sorted(links) == sorted(
+        report.as_uri() for report in place.path.glob("runs/small/*/report/report.html")
+    )
+    page.page.click("a[href$='report.html'] >> nth=0")
+    page.page.wait_for_selector("html[data-items=ready]", state="attached")
+    assert page.requests[1:] == links[:1]
+    assert page.complaints == []
+    assert page.page.locator("figure svg").count() >= 7
+    assert faults(page.page) == []
+    page.page.context.close()
 
 
 def free_port():
