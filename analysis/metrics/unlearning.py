@@ -116,8 +116,8 @@ def _ks_p(k: int, n: int) -> float:
 
 def model_utility(parts: ArrayLike) -> float:
     """Harmonic mean of the parts (TOFU takes nine); 0 if any is 0."""
-    values = np.asarray(parts, np.float64)
-    if not values.size or (values < 0).any():
+    values = numbers(parts, "parts of the model utility")
+    if (values < 0).any():
         raise ValueError("model utility is of non-negative parts")
     return 0.0 if (values == 0).any() else float(values.size / np.sum(1 / values))
 

@@ -127,10 +127,9 @@ def curve_ec50(
         drawn.append((counts @ total) / (counts @ size))
     fit = fit_means(levels, np.array(means), np.array(sizes))
     replicas = fit_means(levels, np.stack(drawn, axis=1), np.array(sizes))
-    # Between two infinite replicates lies infinity, which interpolation would make NaN.
-    low, high = np.exp2(
-        np.quantile(np.minimum(np.log2(replicas.ec50), 1100), [(1 - level) / 2, (1 + level) / 2])
-    )
+    # On the log scale, cut short of infinity: between two infinite replicates interpolation would give NaN.
+    ends = np.quantile(np.minimum(np.log2(replicas.ec50), 1023), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.where(ends < 1023, np.exp2(ends), np.inf)
     answer = Ec50(
         float(fit.ec50),
         float(low),
