@@ -220,6 +220,27 @@ def np_discoverable(scored: Scored, parameters: Parameters) -> Values:
 
 
 @metric(
+    name="np_discoverable_sampled",
+    needs=("verbatim",),
+    formula="1 - (1 - p_z)^n: chance that n samples drawn as the scores' column 'sampled' says contain the suffix",
+    unit="probability",
+    bounds=(0.0, 1.0),
+    reads=("sampled",),
+    default=False,
+)
+def np_discoverable_sampled(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`np_discoverable` under temperature, top-k and top-p: of what :func:`analysis.scoring.score_sampled` gives.
+
+    A token that the scheme cuts off makes p_z, and so the value, 0.
+    """
+    k, m = parameters.prefix, parameters.suffix
+    first = np.full(len(scored.lengths), k)
+    ln_pz = scored.sum_over(first, first + m, scored.extra["sampled"])
+    found = extraction_probability(ln_pz, parameters.queries)
+    return Values(found, scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens")
+
+
+@metric(
     name="extraction_strength",
     needs=("verbatim",),
     formula="1 - (tokens of context after which every argmax hits) / T",

@@ -255,6 +255,22 @@ def recognition_2afc(scored: Scored, parameters: Parameters) -> Values:
 
 
 @metric(
+    name="neighbourhood_difference",
+    needs=("verbatim", "foil"),
+    formula="mean ln p(token | before) of the text minus the mean over its foils of theirs",
+    unit="nats/token",
+    default=False,
+    by_question=True,
+)
+def neighbourhood_difference(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`~analysis.metrics.membership.neighbourhood_score` (Mattern et al. 2023): where the foils are altered
+    copies of the text, such as with synonyms, they are its neighbours."""
+    found, foil, seen, fit = _foils(scored)
+    mean = over(found.group, foil, np.add) / np.maximum(found.size, 1)
+    return found.values(scored, seen - mean, fit, _UNSEEN)
+
+
+@metric(
     name="rank_test_bits",
     needs=("verbatim", "foil"),
     formula="-log2 p, p = (1 + foils with a mean ln p as high as the text's) / (foils + 1)",

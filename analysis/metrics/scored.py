@@ -33,6 +33,7 @@ READS = {
     "entropy": "column",
     "variance": "column",
     "margin": "column",
+    "sampled": "column",
     "zlib_bytes": "text",
     "target": "text",
     "bits": "items",
@@ -69,7 +70,7 @@ class Scored:
     rank: NDArray[np.int64]
     """Tokens that the model prefers to this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``reference`` (ln p under the
+    """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p under the
     reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN where the
     target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is a
     column of ``rows``."""
