@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -120,29 +122,37 @@ class Decoder:
         ]
         return Cache(made[::2], made[1::2])
 
-    def extend(self, ids_BT: Tensor, read: int, cache: Cache) -> Tensor:
-        """Read T more tokens of each row, after the ``read`` ones that are in the cache, and put them there.
+    def extend(self, ids_BT: Tensor, read_B: NDArray[np.int64], cache: Cache) -> Tensor:
+        """Read T more tokens of each row, after those that are in the cache, and put them there.
 
         Args:
             ids_BT: int64.
-            read: tokens of every row that the cache holds.
+            read_B: tokens of each row that the cache holds; what lies behind them is written over.
             cache: changed in place.
 
         Returns:
             As :meth:`hidden`.
         """
         x_BTD = self.embedding_VD[ids_BT]
-        count = ids_BT.shape[1]
-        stop = read + count
-        line = torch.arange(read, stop, device=ids_BT.device)
-        turn = self._rotation(line)
+        rows, count = ids_BT.shape
+        device = ids_BT.device
+        read, stop = int(read_B[0]), int(read_B.max()) + count
+        even = bool((read_B == read).all())
+        places = torch.arange(stop, device=device)
+        line = places[read:] if even else torch.from_numpy(read_B).to(device)[:, None] + places[:count]
         mask = None
-        if read and count > 1:
-            mask = torch.arange(stop, device=ids_BT.device) <= line[:, None]
+        if not even or (read and count > 1):
+            mask = places <= line[..., None]
+            mask = mask if even else mask[:, None]
+        turn = self._rotation(line)
+        each = torch.arange(rows, device=device)[:, None]
         for number, layer in enumerate(self.layers):
             q, k, v = self._qkv(layer, x_BTD, turn)
             keys, values = cache.keys[number], cache.values[number]
-            keys[:, :, read:stop], values[:, :, read:stop] = k, v
+            if even:
+                keys[:, :, read:stop], values[:, :, read:stop] = k, v
+            else:
+                keys[each, :, line], values[each, :, line] = k.transpose(1, 2), v.transpose(1, 2)
             attended = functional.scaled_dot_product_attention(
                 q,
                 keys[:, :, :stop],

@@ -8,7 +8,8 @@ Shapes: B rows in a batch, R tokens of the longest, N tokens whose logits exist 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -98,6 +99,44 @@ def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
     }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn: temperature, then top-k, then top-p."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
+def sampled_logprob(logits_NV: Tensor, targets_N: Tensor, sampling: Sampling) -> Tensor:
+    """ln g of each target, g what sampling draws from; -inf if it is cut off.
+
+    As :func:`analysis.metrics.extraction.sampling_logprobs`, ties included, for the targets alone and on the device.
+
+    Args:
+        logits_NV: (N, V), any float dtype.
+        targets_N: (N,) int64.
+        sampling: how tokens are drawn.
+
+    Returns:
+        (N,) float32.
+    """
+    logprob_NV = torch.log_softmax(logits_NV.double() / sampling.temperature, -1)
+    if sampling.top_k is not None and sampling.top_k < logprob_NV.shape[1]:
+        least_N1 = logprob_NV.topk(sampling.top_k, -1).values[:, -1:]
+        logprob_NV = torch.log_softmax(logprob_NV.masked_fill(logprob_NV < least_N1, -torch.inf), -1)
+    if sampling.top_p is not None:
+        falling_NV, order_NV = logprob_NV.sort(dim=-1, descending=True, stable=True)
+        p_NV = falling_NV.exp()
+        before_NV = p_NV.cumsum(-1) - p_NV
+        before_NV[:, 0] = 0.0
+        cut_NV = (before_NV >= sampling.top_p - 1e-12) & (before_NV > 0)
+        kept_NV = torch.log_softmax(falling_NV.masked_fill(cut_NV, -torch.inf), -1)
+        logprob_NV = logprob_NV.scatter(1, order_NV, kept_NV)
+    return logprob_NV.gather(1, targets_N[:, None])[:, 0].float()
+
+
 def score(model: Model, probes: pl.DataFrame, *, eod: int, vocab_size: int) -> pl.DataFrame:
     """Score every probe.
 
@@ -113,14 +152,37 @@ def score(model: Model, probes: pl.DataFrame, *, eod: int, vocab_size: int) -> p
     Raises:
         UserError: for a probe without tokens, or with a token beyond the vocabulary.
     """
+    texts, offsets = _texts(probes, vocab_size)
+    return table(probes["probe_id"], offsets, score_tokens(model, texts, eod=eod, vocab_size=vocab_size))
+
+
+def _texts(probes: pl.DataFrame, vocab_size: int) -> tuple[list[NDArray[np.integer]], NDArray[np.int64]]:
+    """Tokens of each probe, and where each begins among all of them (and where the last one ends)."""
     lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
     flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)
     _check(probes, lengths, flat, vocab_size)
-    found = score_tokens(
-        model, np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else [], eod=eod, vocab_size=vocab_size
-    )
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return table(probes["probe_id"], offsets, found)
+    return (np.split(flat, offsets[1:-1]) if len(lengths) else []), offsets
+
+
+def score_sampled(
+    model: Model, probes: pl.DataFrame, sampling: Sampling, *, eod: int, vocab_size: int
+) -> pl.DataFrame:
+    """``probe_id`` and ``sampled``: ln g of each token under a sampling scheme, in the order of ``probes``.
+
+    Joined to scores by ``probe_id`` it gives (n,p)-discoverable extraction under that scheme (Hayes et al. 2024); the
+    arguments are those of :func:`score`.
+    """
+    texts, offsets = _texts(probes, vocab_size)
+    found = each_token(
+        model,
+        texts,
+        lambda z, y: {"sampled": sampled_logprob(z, y, sampling)},
+        eod=eod,
+        vocab_size=vocab_size,
+    )["sampled"]
+    lists = pl.Series("sampled", np.split(found, offsets[1:-1]), dtype=pl.List(pl.Float32))
+    return pl.DataFrame({"probe_id": probes["probe_id"], "sampled": lists})
 
 
 def table(
@@ -136,13 +198,34 @@ def score_tokens(
     model: Model, texts: Sequence[NDArray[np.integer]], *, eod: int, vocab_size: int
 ) -> dict[str, NDArray[np.generic]]:
     """The six numbers of every token of every text, flat, text after text."""
+    return each_token(model, texts, statistics, eod=eod, vocab_size=vocab_size)
+
+
+def each_token(
+    model: Model,
+    texts: Sequence[NDArray[np.integer]],
+    of: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    *,
+    eod: int,
+    vocab_size: int,
+) -> dict[str, NDArray[np.generic]]:
+    """Numbers of every token of every text, flat, text after text.
+
+    Args:
+        model: as for :func:`score`.
+        texts: token ids.
+        of: logits (N, V), which it may overwrite, and tokens (N,) -> named numbers, (N,) each.
+        eod: as for :func:`score`.
+        vocab_size: as for :func:`score`.
+    """
     rows, copies = packing.rows(texts, eod, trees=model.trees)
     batches = list(packing.batches(rows, TOKENS_A_BATCH[model.device.type]))
     total = sum(len(text) for text in texts)
-    numbers = {name: np.zeros(total, _DTYPES.get(name, np.float32)) for name in NUMBERS}
     with torch.inference_mode():
         head_VD = model.head[:vocab_size].float()
-    work = partial(_read, model, head_VD)
+        names = of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
+    numbers = {name: np.zeros(total, _DTYPES.get(name, np.float32)) for name in names}
+    work = partial(_read, model, head_VD, of)
     for batch, found in zip(batches, threads.each(work, batches, model.device), strict=True):
         places = np.concatenate([row.places for row in batch])
         for name, values in found.items():
@@ -153,7 +236,12 @@ def score_tokens(
     return numbers
 
 
-def _read(model: Model, head_VD: Tensor, batch: Sequence[packing.Row]) -> dict[str, NDArray[np.generic]]:
+def _read(
+    model: Model,
+    head_VD: Tensor,
+    of: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    batch: Sequence[packing.Row],
+) -> dict[str, NDArray[np.generic]]:
     """The numbers of a batch's predictions, row after row."""
     longest = max(len(row.ids) for row in batch)
     ids = np.zeros((len(batch), longest), np.int64)
@@ -182,7 +270,7 @@ def _read(model: Model, head_VD: Tensor, batch: Sequence[packing.Row]) -> dict[s
     targets_P = torch.from_numpy(np.concatenate([row.targets for row in batch])).to(device)
     chunk = max(16, BYTES_A_CHUNK[device.type] // (4 * len(head_VD)))
     parts = [
-        statistics(linear(hidden, head_VD), targets)
+        of(linear(hidden, head_VD), targets)
         for hidden, targets in zip(hidden_PD.split(chunk), targets_P.split(chunk), strict=True)
     ]
     return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from analysis.metrics.order import reshuffle_test
+from analysis.metrics.order import order_test_within_epochs
 from data import artifact
 from data import prepare as corpus
 from data.artifact import Manifest
@@ -257,7 +257,7 @@ def evidence(
     )
     if len(varied) < varied["group"].n_unique() + 4:
         return None
-    found = reshuffle_test(varied["last"], varied["gain"], varied["group"])
+    found = order_test_within_epochs(varied["last"], varied["gain"], varied["group"])
     return {
         "checkpoint": checkpoint,
         "rho": found.rho,

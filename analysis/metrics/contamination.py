@@ -5,7 +5,6 @@ Shape suffixes: C choices of one question, Q questions.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import softmax
+
+from analysis.checks import numbers
+from analysis.metrics.membership import set_inference
 
 
 class Choice(NamedTuple):
@@ -48,31 +50,43 @@ def choose(
         bytes_C: UTF-8 bytes of each choice.
         unconditional_C: the log-likelihoods without the context.
     """
-    loglik = np.asarray(loglik_C, np.float64)
-    if loglik.ndim != 1 or loglik.size < 2 or np.isnan(loglik).any():
-        raise ValueError("a choice needs two scores or more, and no NaN")
+    loglik = _choices(loglik_C)
 
     def best(scores: NDArray[np.float64]) -> int:
         return int(np.argmax(scores))
 
     return Choice(
         best(loglik),
-        None if chars_C is None else best(loglik / np.asarray(chars_C, np.float64)),
-        None if bytes_C is None else best(loglik / np.asarray(bytes_C, np.float64)),
+        None if chars_C is None else best(loglik / _lengths(chars_C)),
+        None if bytes_C is None else best(loglik / _lengths(bytes_C)),
         None if unconditional_C is None else best(loglik - np.asarray(unconditional_C, np.float64)),
         np.asarray(softmax(loglik), np.float64),
         int(np.sum(loglik == loglik.max())) > 1,
     )
 
 
+def _choices(loglik_C: ArrayLike) -> NDArray[np.float64]:
+    loglik = numbers(loglik_C, "log-likelihoods of choices", 2)
+    if loglik.ndim != 1 or not np.isfinite(loglik.max()):
+        raise ValueError("a choice needs one score a choice, and a finite best one")
+    return loglik
+
+
+def _lengths(lengths_C: ArrayLike) -> NDArray[np.float64]:
+    lengths = numbers(lengths_C, "lengths of choices")
+    if (lengths < 1).any():
+        raise ValueError("a choice of no length has no score per length")
+    return lengths
+
+
 def p_correct(loglik_C: ArrayLike, correct: int) -> float:
     """``softmax(LL)[correct]``: continuous, so far more powerful than right-or-wrong."""
-    return float(softmax(np.asarray(loglik_C, np.float64))[correct])
+    return float(softmax(_choices(loglik_C))[correct])
 
 
 def brier(loglik_C: ArrayLike, correct: int) -> float:
     """Brier score ``sum_c (p_c - [c = correct])^2``; LOWER = more sure of the right answer; 0 to 2."""
-    p = np.asarray(softmax(np.asarray(loglik_C, np.float64)), np.float64)
+    p = np.asarray(softmax(_choices(loglik_C)), np.float64)
     target = np.arange(p.size) == correct
     return float(np.sum((p - target) ** 2))
 
@@ -128,9 +142,8 @@ def order_rank_test(loglik_canonical: float, loglik_permuted: ArrayLike) -> Exch
     Checked against first principles: items of a test set are exchangeable unless the order itself was trained
     on, so the canonical order's rank among random orders is uniform.
     """
-    permuted = np.asarray(loglik_permuted, np.float64)
-    if not permuted.size:
-        raise ValueError("the order test needs permuted orders")
+    permuted = numbers(loglik_permuted, "log-likelihoods of permuted orders")
+    loglik_canonical = float(numbers(loglik_canonical, "log-likelihood of the canonical order")[0])
     p = (1 + int(np.sum(permuted >= loglik_canonical))) / (permuted.size + 1)
     return Exchangeability(p, loglik_canonical - float(permuted.mean()), 1)
 
@@ -142,10 +155,5 @@ def order_shard_test(loglik_canonical_S: ArrayLike, loglik_permuted_SM: ArrayLik
         loglik_canonical_S: log-likelihood of each shard in the published order.
         loglik_permuted_SM: of each shard in M random orders.
     """
-    difference = np.asarray(loglik_canonical_S, np.float64) - np.asarray(loglik_permuted_SM).mean(axis=1)
-    n = difference.size
-    if n < 2:
-        raise ValueError("a t-test over shards needs two shards")
-    error = difference.std(ddof=1) / math.sqrt(n)
-    t = float(difference.mean() / error) if error > 0 else 0.0
-    return Exchangeability(float(stats.t.sf(t, n - 1)), t, n)
+    found = set_inference(loglik_canonical_S, np.asarray(loglik_permuted_SM, np.float64).mean(axis=1))
+    return Exchangeability(found.p, found.t, found.n)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from analysis.checks import numbers
+
 FEWEST_FOR_FIT = 1000
 """References below which the skew-normal fit, and so an extrapolated exposure, is unstable."""
 
@@ -77,9 +79,11 @@ def exposure_extrapolated(nll: float, nll_references: ArrayLike) -> Extrapolated
         nll: log-perplexity of the inserted secret.
         nll_references: of sampled references.
     """
-    references = np.asarray(nll_references, np.float64)
-    if references.size < 3:
-        raise ValueError(f"a skew-normal has three parameters; {references.size} references do not fix it")
+    references = numbers(
+        nll_references, "log-perplexities of references (a skew-normal has three parameters)", 3
+    )
+    if not np.isfinite(references).all() or np.ptp(references) == 0 or math.isnan(nll):
+        raise ValueError("exposure by a fit needs finite scores, and references that differ")
     fitted = stats.skewnorm(*stats.skewnorm.fit(references))
     tail = float(fitted.logcdf(nll))
     return Extrapolated(-tail / math.log(2), bool(nll < references.min()), references.size < FEWEST_FOR_FIT)

@@ -70,6 +70,9 @@ def run_lengths(hit_T: ArrayLike) -> NDArray[np.int64]:
 def extractable(hit_T: ArrayLike, prefix: int, suffix: int) -> bool:
     """k-extractable (Carlini et al. 2022): ``prod_{t=k}^{k+m-1} hit_t = 1``, tokens counted from 0.
 
+    Checked against first principles: while every argmax hits, greedy decoding has the text itself for context, so
+    it makes the next argmax, and at the first miss it leaves the text; a test generates and compares.
+
     Args:
         hit_T: 1 where the teacher-forced argmax is the token.
         prefix: k.
@@ -121,7 +124,8 @@ def sampling_logprobs(
         mass = np.cumsum(np.exp(np.take_along_axis(logprob, order, -1)), axis=-1)
         before = np.concatenate([np.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
         keep = np.empty(logprob.shape, bool)
-        np.put_along_axis(keep, order, before < top_p - 1e-12, axis=-1)
+        # The first has nothing before it and is always kept, however small p is.
+        np.put_along_axis(keep, order, (before < top_p - 1e-12) | (before == 0), axis=-1)
         logprob = log_softmax(np.where(keep, logprob, -np.inf), axis=-1)
     return np.asarray(logprob, np.float64)
 
@@ -142,14 +146,18 @@ def log10_queries(ln_pz: ArrayLike, probability: ArrayLike) -> NDArray[np.float6
     """log10 of the samples needed to see the suffix with a probability: ``n = ln(1-p) / ln(1-p_z)``, not rounded.
 
     Where ln p_z < -40, ``ln(1 - p_z)`` is ``-p_z`` to 17 digits and n is found in logarithms, so it cannot
-    overflow. Infinite where p_z is 0.
+    overflow; near p_z = 1 it is ``ln(-expm1(ln p_z))``, for ``1 - p_z`` would lose its digits. Infinite where p_z is
+    0, minus infinite where it is 1.
     """
     ln = np.asarray(ln_pz, np.float64)
     p = np.asarray(probability, np.float64)
     if np.any((p <= 0) | (p >= 1)):
         raise ValueError("a probability of extraction lies strictly between 0 and 1")
     with np.errstate(divide="ignore"):
-        ln_rate = np.where(ln < -40, ln, np.log(-np.log1p(-np.exp(np.minimum(ln, 0.0)))))
+        # ln of -ln(1 - p_z), in three ranges.
+        close = np.log(-np.log(-np.expm1(np.clip(ln, -0.7, 0.0))))
+        between = np.log(-np.log1p(-np.exp(np.clip(ln, -40.0, -0.6))))
+        ln_rate = np.where(ln < -40, ln, np.where(ln > -0.65, close, between))
     return (np.log(-np.log1p(-p)) - ln_rate) / math.log(10)
 
 
@@ -158,12 +166,15 @@ def queries_needed(ln_pz: float, probability: float) -> int:
     if ln_pz >= 0:
         return 1
     log_n = float(log10_queries(ln_pz, probability))
-    if math.isinf(log_n) and log_n > 0:
+    if log_n == math.inf:
         raise OverflowError("a suffix of probability 0 is never extracted")
+    if log_n <= 0:
+        return 1
+    if log_n >= 15:  # more digits than a float has: its 15 first ones, and zeros
+        first, zeros = int(10 ** (log_n % 1 + 14)), int(log_n) - 14
+        return first * int(10**zeros)
     # Rounding to 12 digits first: an n that solves the equation exactly must not be counted up by a last bit.
-    return (
-        max(1, math.ceil(round(10**log_n, 12 - max(0, math.ceil(log_n))))) if log_n < 15 else int(10**log_n)
-    )
+    return math.ceil(round(10**log_n, 12 - math.ceil(log_n)))
 
 
 def expected_extracted(ln_pz_N: ArrayLike, queries: ArrayLike) -> NDArray[np.float64]:
@@ -205,6 +216,27 @@ def np_discoverable(scored: Scored, parameters: Parameters) -> Values:
     """``1 - (1 - p_z)^n``, n = ``parameters.queries``; its mean is the expected share extracted."""
     k, m = parameters.prefix, parameters.suffix
     found = extraction_probability(_suffix_loglik(scored, parameters), parameters.queries)
+    return Values(found, scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens")
+
+
+@metric(
+    name="np_discoverable_sampled",
+    needs=("verbatim",),
+    formula="1 - (1 - p_z)^n: chance that n samples drawn as the scores' column 'sampled' says contain the suffix",
+    unit="probability",
+    bounds=(0.0, 1.0),
+    reads=("sampled",),
+    default=False,
+)
+def np_discoverable_sampled(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`np_discoverable` under temperature, top-k and top-p: of what :func:`analysis.scoring.score_sampled` gives.
+
+    A token that the scheme cuts off makes p_z, and so the value, 0.
+    """
+    k, m = parameters.prefix, parameters.suffix
+    first = np.full(len(scored.lengths), k)
+    ln_pz = scored.sum_over(first, first + m, scored.extra["sampled"])
+    found = extraction_probability(ln_pz, parameters.queries)
     return Values(found, scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens")
 
 

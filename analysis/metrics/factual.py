@@ -101,5 +101,6 @@ def decay(times: ArrayLike, retained: ArrayLike) -> Decay:
     if t.size < 2 or t.shape != r.shape or np.any(t <= 0):
         raise ValueError("decay needs two times or more, all after the maximum (t > 0)")
     slope, intercept = np.polyfit(np.log10(t), r, 1)
-    horizon = 10 ** (-intercept / slope) if slope < 0 else math.inf
+    with np.errstate(over="ignore"):  # beyond the largest float a horizon is infinite
+        horizon = 10 ** (-intercept / slope) if slope < 0 else math.inf
     return Decay(-float(slope), -float(slope) / math.log(10), float(intercept), float(horizon))

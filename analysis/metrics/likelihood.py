@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
+from analysis.checks import numbers
 from analysis.metrics.registry import Parameters, Values, metric
 from analysis.metrics.scored import Scored
 from data.errors import UserError
@@ -42,13 +43,17 @@ def likelihood(logprob_N: ArrayLike, utf8_bytes: int) -> Likelihood:
         logprob_N: ln p of every token that was scored, nats; summed in float64.
         utf8_bytes: of the text those tokens spell.
     """
-    logprob = np.asarray(logprob_N, np.float64)
-    if not logprob.size or utf8_bytes < 1:
-        raise ValueError(f"a likelihood needs tokens and bytes, not {logprob.size} and {utf8_bytes}")
+    logprob = numbers(logprob_N, "log-probabilities of a text's tokens")
+    if utf8_bytes < 1:
+        raise ValueError(f"a likelihood needs bytes, not {utf8_bytes}")
     total = float(logprob.sum())
     nll = -total / logprob.size
     per_byte = total / utf8_bytes
-    return Likelihood(total, nll, math.exp(nll), per_byte, -per_byte / math.log(2), math.exp(-per_byte))
+    with np.errstate(over="ignore"):  # a perplexity beyond the largest float is infinite, not an error
+        perplexity, byte_perplexity = np.exp([nll, -per_byte])
+    return Likelihood(
+        total, nll, float(perplexity), per_byte, -per_byte / math.log(2), float(byte_perplexity)
+    )
 
 
 class Moments(NamedTuple):

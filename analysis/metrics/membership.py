@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from analysis.checks import numbers
 from analysis.metrics.registry import Parameters, Values, metric
 from analysis.metrics.scored import Scored
 
@@ -34,9 +35,9 @@ def min_k(logprob_T: ArrayLike, fraction: float = 0.2, rounding: Literal["floor"
     Published code takes int(k T), which is no token at all for a short text (NaN, then dropped); here at least
     one counts.
     """
-    values = np.sort(np.asarray(logprob_T, np.float64))
-    if not values.size or not 0 < fraction <= 1:
-        raise ValueError(f"Min-K needs tokens and a fraction in (0, 1], not {values.size} and {fraction}")
+    values = np.sort(numbers(logprob_T, "token scores of Min-K"))
+    if not 0 < fraction <= 1:
+        raise ValueError(f"Min-K needs a fraction in (0, 1], not {fraction}")
     return float(values[: int(_count(fraction, len(values), rounding))].mean())
 
 
@@ -73,7 +74,7 @@ def min_k_plus_plus(
 
 def loss_score(logprob_T: ArrayLike) -> float:
     """``-nll = (1/T) sum_t ln p_t`` (Yeom et al. 2018), nats/token."""
-    return float(np.mean(np.asarray(logprob_T, np.float64)))
+    return float(numbers(logprob_T, "log-probabilities of a text's tokens").mean())
 
 
 def zlib_score(logprob_T: ArrayLike, zlib_bytes: int) -> float:
@@ -93,9 +94,7 @@ def reference_score(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.floa
 
 def neighbourhood_score(nll: float, nll_neighbours: ArrayLike) -> float:
     """``mean_j nll(x~_j) - nll(x)`` over altered copies x~ (Mattern et al. 2023), nats/token."""
-    neighbours = np.asarray(nll_neighbours, np.float64)
-    if not neighbours.size:
-        raise ValueError("the neighbourhood score needs at least one neighbour")
+    neighbours = numbers(nll_neighbours, "losses of neighbours")
     return float(neighbours.mean() - nll)
 
 
@@ -143,7 +142,7 @@ def dc_pdd_score(
         frequency_T: relative frequency of each in a reference corpus, in (0, 1] (smoothed by the caller).
         ceiling: a, which keeps one token from deciding.
     """
-    frequency = np.asarray(frequency_T, np.float64)
+    frequency = numbers(frequency_T, "token frequencies of DC-PDD")
     if np.any((frequency <= 0) | (frequency > 1)):
         raise ValueError("frequencies lie in (0, 1]; smooth tokens that the corpus lacks")
     _, first = np.unique(np.asarray(token_T), return_index=True)
@@ -156,7 +155,7 @@ def gradient_norm_score(norm_of_tensors: ArrayLike) -> float:
 
     The mean of the tensors' norms, as mimir has it (with the other sign), not the norm of the whole gradient.
     """
-    return -float(np.mean(np.asarray(norm_of_tensors, np.float64)))
+    return -float(numbers(norm_of_tensors, "gradient norms").mean())
 
 
 def ppl_ratio(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
@@ -191,10 +190,12 @@ class SetInference(NamedTuple):
 
 def set_inference(score_members: ArrayLike, score_twins: ArrayLike) -> SetInference:
     """Dataset inference (Maini et al. 2021, 2024): one-sided paired t-test of members against their twins."""
-    difference = np.asarray(score_members, np.float64) - np.asarray(score_twins, np.float64)
+    difference = numbers(
+        np.asarray(score_members, np.float64) - np.asarray(score_twins, np.float64),
+        "pairs of a paired test",
+        2,
+    )
     n = difference.size
-    if n < 2:
-        raise ValueError(f"a paired test needs 2 pairs, not {n}")
     error = difference.std(ddof=1) / math.sqrt(n)
     mean = float(difference.mean())
     t = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
@@ -244,6 +245,9 @@ def lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> ND
     """Mean of the lowest ``max(1, floor(k T))`` values of each row, rows padded in blocks of like length."""
     found = np.empty(len(scored.lengths))
     keep = _count(fraction, scored.lengths, "floor")
+    values_T = np.where(
+        np.isnan(values_T), -np.inf, values_T
+    )  # sorted to the front, so that no NaN is left out
     order = np.argsort(scored.lengths, kind="stable")
     for block in np.array_split(order, max(1, len(order) // 512)):
         lengths = scored.lengths[block]

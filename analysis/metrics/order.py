@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from analysis.checks import numbers
+
 
 class OrderTest(NamedTuple):
     """Does what came later in training score higher? The palimpsest."""
@@ -46,11 +48,14 @@ def order_test(position_N: ArrayLike, statistic_N: ArrayLike, level: float = 0.9
         statistic_N: one value a document.
         level: of the interval.
     """
-    x, y = np.asarray(position_N, np.float64), np.asarray(statistic_N, np.float64)
-    n = x.size
-    if n < 4 or x.shape != y.shape:
-        raise ValueError("the order test needs four documents or more, each with a position")
+    x, y = numbers(position_N, "positions", 4), numbers(statistic_N, "statistics", 4)
+    if x.shape != y.shape or np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise ValueError("the order test needs a position for each document, and values that differ")
     rho = float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+    return _order_test(rho, x.size, level)
+
+
+def _order_test(rho: float, n: int, level: float) -> OrderTest:
     half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + rho * rho / 2) / (n - 3))
     z = math.atanh(min(max(rho, -1 + 1e-15), 1 - 1e-15))
     return OrderTest(rho, math.tanh(z - half), math.tanh(z + half), spearman_p(rho, n), n)
@@ -65,8 +70,8 @@ def order_permutation_p(
     position_N: ArrayLike, statistic_N: ArrayLike, *, permutations: int = 9999, seed: int = 0
 ) -> float:
     """Two-sided permutation p of the order test: exact (all n! orders) up to n = 8, else ``(1 + #) / (m + 1)``."""
-    x = stats.rankdata(np.asarray(position_N, np.float64))
-    y = stats.rankdata(np.asarray(statistic_N, np.float64))
+    x = stats.rankdata(numbers(position_N, "positions"))
+    y = stats.rankdata(numbers(statistic_N, "statistics"))
     x -= x.mean()
     observed = abs(float(x @ y))
     slack = 1e-9 * max(1.0, observed)
@@ -78,7 +83,9 @@ def order_permutation_p(
     return float((1 + np.sum(found >= observed - slack)) / (permutations + 1))
 
 
-def reshuffle_test(position_N: ArrayLike, statistic_N: ArrayLike, epochs_N: ArrayLike) -> OrderTest:
+def order_test_within_epochs(
+    position_N: ArrayLike, statistic_N: ArrayLike, epochs_N: ArrayLike, level: float = 0.95
+) -> OrderTest:
     """Order test within epochs: ranks are taken inside each epoch, so that a reshuffle between epochs is no
     trend.
 
@@ -86,7 +93,7 @@ def reshuffle_test(position_N: ArrayLike, statistic_N: ArrayLike, epochs_N: Arra
     freedom lose one per epoch.
     """
     epochs = np.unique(np.asarray(epochs_N), return_inverse=True)[1]
-    x, y = np.asarray(position_N, np.float64), np.asarray(statistic_N, np.float64)
+    x, y = numbers(position_N, "positions"), numbers(statistic_N, "statistics")
     rx, ry = np.zeros(x.size), np.zeros(x.size)
     for epoch in range(int(epochs.max()) + 1):
         here = epochs == epoch
@@ -94,7 +101,39 @@ def reshuffle_test(position_N: ArrayLike, statistic_N: ArrayLike, epochs_N: Arra
             own = stats.rankdata(values[here])
             ranks[here] = (own - own.mean()) / max(1, own.size)
     n = x.size - int(epochs.max())
-    rho = float(rx @ ry / math.sqrt((rx @ rx) * (ry @ ry)))
-    half = float(stats.norm.ppf(0.975)) * math.sqrt((1 + rho * rho / 2) / (n - 3))
-    z = math.atanh(min(max(rho, -1 + 1e-15), 1 - 1e-15))
-    return OrderTest(rho, math.tanh(z - half), math.tanh(z + half), spearman_p(rho, n), n)
+    if n < 4 or not rx.any() or not ry.any():
+        raise ValueError("the order test needs four documents beyond one an epoch, and values that differ")
+    return _order_test(float(rx @ ry / math.sqrt((rx @ rx) * (ry @ ry))), n, level)
+
+
+class ReshuffleTest(NamedTuple):
+    """Does a text fit the model of the true order better than models of reshuffled data?"""
+
+    p: float
+    """(1 + #{reshuffled at least as likely}) / (m + 1), one-sided: exact."""
+    z: float
+    """(LL - mean over the reshuffled) / sd: higher = the text knows the order."""
+    p_t: float
+    """One-sided, t with m - 1 degrees of freedom on z / sqrt(1 + 1/m): not bounded by 1/(m + 1)."""
+    models: int
+    """m."""
+
+
+def reshuffle_test(loglik: float, loglik_reshuffled_M: ArrayLike) -> ReshuffleTest:
+    """Palimpsestic test from text alone (Kuditipudi et al. 2025, observational setting).
+
+    The last phase of training is repeated m times on reshuffled data. A text that does not come from the model is
+    as likely under the model of the true order as under those: its log-likelihoods are exchangeable, so the rank is
+    uniform; and if they are normal, ``(LL - mean) / (sd sqrt(1 + 1/m))`` has a t distribution (a prediction interval).
+
+    Args:
+        loglik: of the text under the model of the true order.
+        loglik_reshuffled_M: under the models of the reshuffled data, two or more.
+    """
+    others = numbers(loglik_reshuffled_M, "log-likelihoods under reshuffled models", 2)
+    own = float(numbers(loglik, "log-likelihood of the text")[0])
+    m, spread = others.size, float(others.std(ddof=1))
+    away = own - float(others.mean())
+    z = away / spread if spread > 0 else math.copysign(math.inf, away) if away else 0.0
+    p_t = float(stats.t.sf(z / math.sqrt(1 + 1 / m), m - 1))
+    return ReshuffleTest((1 + int(np.sum(others >= own))) / (m + 1), z, p_t, m)

@@ -19,6 +19,11 @@ def word_recall(reference: Sequence[str], generated: Sequence[str]) -> float:
     return sum((Counter(reference) & Counter(generated)).values()) / len(reference)
 
 
+def exact_answer(reference: str, generated: str) -> bool:
+    """The generation is the reference, case and spaces normalised, and nothing else."""
+    return bool(_normal(reference)) and _normal(reference) == _normal(generated)
+
+
 def _normal(text: str) -> str:
     return " ".join(text.casefold().split())
 

@@ -51,7 +51,7 @@ class Asked:
     anchor: Bools
     """The row that stands for its question: the first right one, or the first."""
     fit: Bools
-    """All of the question was scored."""
+    """All of the question was scored, in finite numbers."""
     size: Floats
     """Rows of the question."""
 
@@ -76,7 +76,7 @@ def asked(scored: Scored, kind: str) -> Asked:
         group,
         right,
         first == over(group, first, np.minimum),
-        rows["complete"].to_numpy(),
+        rows["complete"].to_numpy() & (over(group, scored.finite[where] * 1.0, np.minimum) == 1),
         over(group, np.ones(len(where)), np.add),
     )
 
@@ -179,10 +179,7 @@ def choice_accuracy_pmi(scored: Scored, parameters: Parameters) -> Values:
         fit & (known == found.size),
         _UNFIT + ", also without the question",
     )
-    assert given.asked is not None
-    has_bare = np.zeros(len(total), bool)
-    has_bare[found.where] = np.isin(found.group, bare["group"].cast(pl.Int64).to_numpy())
-    return given._replace(asked=given.asked & has_bare)
+    return _only(given, found, np.isin(found.group, bare["group"].cast(pl.Int64).to_numpy()))
 
 
 @metric(
@@ -255,6 +252,22 @@ def recognition_2afc(scored: Scored, parameters: Parameters) -> Values:
     found, foil, seen, fit = _foils(scored)
     won = (seen > foil) + 0.5 * (seen == foil)
     return found.values(scored, over(found.group, won, np.add) / np.maximum(found.size, 1), fit, _UNSEEN)
+
+
+@metric(
+    name="neighbourhood_difference",
+    needs=("verbatim", "foil"),
+    formula="mean ln p(token | before) of the text minus the mean over its foils of theirs",
+    unit="nats/token",
+    default=False,
+    by_question=True,
+)
+def neighbourhood_difference(scored: Scored, parameters: Parameters) -> Values:
+    """:func:`~analysis.metrics.membership.neighbourhood_score` (Mattern et al. 2023): where the foils are altered
+    copies of the text, such as with synonyms, they are its neighbours."""
+    found, foil, seen, fit = _foils(scored)
+    mean = over(found.group, foil, np.add) / np.maximum(found.size, 1)
+    return found.values(scored, seen - mean, fit, _UNSEEN)
 
 
 @metric(

@@ -8,21 +8,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from analysis.checks import numbers
+
 
 def two_alternative(score_seen: ArrayLike, score_foil: ArrayLike) -> float:
     """2AFC share correct over pairs: ``mean_i [s(seen_i) > s(foil_i)] + [=]/2``; ties are coin flips, not errors.
 
     Higher score = more memorised (for example -nll).
     """
-    seen, foil = np.asarray(score_seen, np.float64), np.asarray(score_foil, np.float64)
-    if seen.shape != foil.shape or not seen.size:
+    seen, foil = numbers(score_seen, "scores of seen texts"), numbers(score_foil, "scores of foils")
+    if seen.shape != foil.shape:
         raise ValueError("2AFC needs pairs")
     return float(np.mean((seen > foil) + 0.5 * (seen == foil)))
 
 
 def full_matrix_recognition(score_seen: ArrayLike, score_foil: ArrayLike) -> float:
     """2AFC in expectation over all pairings, ``P(s(seen) > s(foil)) + P(=)/2``: the AUC, of lower variance."""
-    seen, foil = np.asarray(score_seen, np.float64), np.sort(np.asarray(score_foil, np.float64))
+    seen, foil = numbers(score_seen, "scores of seen texts"), np.sort(numbers(score_foil, "scores of foils"))
     below = np.searchsorted(foil, seen, "left") + np.searchsorted(foil, seen, "right")
     return float(below.mean() / (2 * foil.size))
 
@@ -42,7 +44,10 @@ def order_recall(score_true_first: ArrayLike, score_false_first: ArrayLike) -> f
             shown first does come first.
         score_false_first: the same with the segments shown the other way round.
     """
-    right = np.asarray(score_true_first, np.float64), -np.asarray(score_false_first, np.float64)
+    right = (
+        numbers(score_true_first, "pairs in true order"),
+        -numbers(score_false_first, "pairs turned round"),
+    )
     return float(np.mean([((s > 0) + 0.5 * (s == 0)).mean() for s in right]))
 
 

@@ -191,7 +191,7 @@ def compute(
 
 
 def _rows(name: str, scored: Scored, values: Values) -> pl.DataFrame:
-    valid, finite = pl.Series(values.valid), pl.Series(np.isfinite(values.value))
+    valid, finite = pl.Series(values.valid), pl.Series(np.isfinite(values.value) & scored.finite)
     tidy = _tidy(
         scored.rows,
         name,

@@ -33,6 +33,7 @@ READS = {
     "entropy": "column",
     "variance": "column",
     "margin": "column",
+    "sampled": "column",
     "zlib_bytes": "text",
     "target": "text",
     "bits": "items",
@@ -43,6 +44,8 @@ READS = {
 probe's text, the items, the probes, or the scores of the same probe at the same step in a reference run."""
 
 IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "dose", "question"]
+APART = ["kind", "name", "correct", "target", "group", "complete"]
+"""Further columns of ``Scored.rows``, where there are such."""
 ASKED = ["run", "step", "family", "item_id", "name"]
 """What the choices of one question, or the foils of one comparison, have in common."""
 
@@ -67,7 +70,7 @@ class Scored:
     rank: NDArray[np.int64]
     """Tokens that the model prefers to this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``reference`` (ln p under the
+    """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p under the
     reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN where the
     target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is a
     column of ``rows``."""
@@ -76,6 +79,13 @@ class Scored:
     def position(self) -> NDArray[np.int64]:
         """Index of each token within its row."""
         return np.arange(len(self.logprob)) - np.repeat(self.starts, self.lengths)
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """R: every log-probability of the row is a finite number. Where one is NaN its rank means nothing either."""
+        if not len(self.lengths):
+            return np.zeros(0, bool)
+        return np.logical_and.reduceat(np.isfinite(self.logprob), self.starts)
 
     @property
     def target_lengths(self) -> NDArray[np.int64]:
@@ -129,12 +139,34 @@ def gather(
         tokens, or
             a target that begins beyond the end.
     """
-    columns = [name for name in reads if READS[name] == "column" and name in scores.columns]
     reads = set(reads)
-    texts = ["text"] if "zlib_bytes" in reads and "text" in probes.columns else []
-    target = pl.col("text").str.slice(pl.col("target_char")).alias("target")
+    columns = [name for name in READS if name in reads and READS[name] == "column" and name in scores.columns]
+    joined = _joined(items, scores, _of_probes(probes, reads), kinds, columns)
+    if not {"choice", "foil"}.isdisjoint(kinds):
+        joined = _grouped(joined)
+    missing = joined.filter(pl.col("logprob").is_null()).select(IDENTITY)
+    found = joined.filter(pl.col("logprob").is_not_null())
+    _check(found, columns)
+    lengths = found["length"].cast(pl.Int64).to_numpy()
+    scored = Scored(
+        rows=found.select(*IDENTITY, *(name for name in APART if name in found.columns)),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        target_starts=found["target_start"].cast(pl.Int64).to_numpy(),
+        target_bytes=found["target_bytes"].cast(pl.Int64).to_numpy(),
+        logprob=_flat(found["logprob"]),
+        rank=found["rank"].explode().cast(pl.Int64).to_numpy() if found.height else np.zeros(0, np.int64),
+        extra=_extra(found, scores, columns, reference if "reference" in reads else None)
+        | (_bits(found, items) if "bits" in reads and "bits" in items.columns else {})
+        | ({"probe_bits": _of_rows(found["probe_bits"])} if "probe_bits" in found.columns else {}),
+    )
+    return scored, missing
+
+
+def _of_probes(probes: pl.DataFrame, reads: set[str]) -> pl.DataFrame:
+    """What is read of the probes: whose they are, their target, their question, and what else is wanted and there."""
     name = pl.col("name") if "name" in probes.columns else pl.lit("").alias("name")
-    known = probes.select(
+    wanted = [
         "probe_id",
         pl.col("item_id").cast(pl.String),
         "family",
@@ -145,14 +177,24 @@ def gather(
         name,
         name.str.replace(r" #.*$", "").alias("question"),
         pl.col("correct") if "correct" in probes.columns else pl.lit(True).alias("correct"),
-        *(
-            [pl.col("bits").alias("probe_bits")]
-            if {"probe_bits"} <= reads and "bits" in probes.columns
-            else []
-        ),
-        *([target] if "target" in reads and {"text", "target_char"} <= set(probes.columns) else []),
-        *texts,
-    )
+    ]
+    if "probe_bits" in reads and "bits" in probes.columns:
+        wanted.append(pl.col("bits").alias("probe_bits"))
+    if "target" in reads and {"text", "target_char"} <= set(probes.columns):
+        wanted.append(pl.col("text").str.slice(pl.col("target_char")).alias("target"))
+    if "zlib_bytes" in reads and "text" in probes.columns:
+        wanted.append("text")
+    return probes.select(wanted)
+
+
+def _joined(
+    items: pl.DataFrame,
+    scores: pl.DataFrame,
+    known: pl.DataFrame,
+    kinds: Sequence[str],
+    columns: Sequence[str],
+) -> pl.DataFrame:
+    """Every probe of these kinds at every checkpoint of every run; null scores where it has none."""
     strangers = scores.join(known, on="probe_id", how="anti")
     if strangers.height:
         raise ValueError(f"scores of a probe that is not among the probes: {strangers['probe_id'][0]!r}")
@@ -164,38 +206,11 @@ def gather(
         .with_columns(pl.col("stratum").fill_null(pl.col("family")), pl.col("dose").cast(pl.Int32))
     )
     grid = scores.select("run", "step").unique().join(wanted, how="cross")
-    joined = grid.join(
+    return grid.join(
         scores.select("run", "step", "probe_id", "logprob", "rank", *columns),
         on=["run", "step", "probe_id"],
         how="left",
     ).sort("run", "step", "probe_id")
-    apart = ["kind", "name", "correct"] + (["target"] if "target" in joined.columns else [])
-    if not {"choice", "foil"}.isdisjoint(kinds):
-        joined = _grouped(joined)
-        apart += ["group", "complete"]
-    missing = joined.filter(pl.col("logprob").is_null()).select(IDENTITY)
-    found = joined.filter(pl.col("logprob").is_not_null())
-    _check(found, columns)
-    lengths = found["length"].cast(pl.Int64).to_numpy()
-    scored = Scored(
-        rows=found.select([*IDENTITY, *apart]),
-        starts=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-        target_starts=found["target_start"].cast(pl.Int64).to_numpy(),
-        target_bytes=found["target_bytes"].cast(pl.Int64).to_numpy(),
-        logprob=found["logprob"].explode().cast(pl.Float64).to_numpy() if found.height else np.zeros(0),
-        rank=found["rank"].explode().cast(pl.Int64).to_numpy() if found.height else np.zeros(0, np.int64),
-        extra=_extra(
-            found,
-            scores,
-            columns,
-            bool(texts),
-            reference if "reference" in reads else None,
-        )
-        | (_bits(found, items) if "bits" in reads and "bits" in items.columns else {})
-        | ({"probe_bits": _of_rows(found["probe_bits"])} if "probe_bits" in found.columns else {}),
-    )
-    return scored, missing
 
 
 def _grouped(joined: pl.DataFrame) -> pl.DataFrame:
@@ -242,10 +257,10 @@ def lacking(
 
 
 def _extra(
-    found: pl.DataFrame, scores: pl.DataFrame, columns: Sequence[str], texts: bool, reference: str | None
+    found: pl.DataFrame, scores: pl.DataFrame, columns: Sequence[str], reference: str | None
 ) -> dict[str, NDArray[np.float64]]:
     extra = {name: _flat(found[name]) for name in columns}
-    if texts:
+    if "text" in found.columns:
         # The same text at every checkpoint is compressed once.
         once = found.select("probe_id", "text").unique("probe_id")
         sizes = [None if t is None else len(zlib.compress(t.encode())) for t in once["text"].to_list()]

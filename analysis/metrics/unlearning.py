@@ -11,7 +11,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.special import log_expit
+from scipy.special import log_expit, logsumexp
+
+from analysis.checks import numbers
 
 Floats = NDArray[np.float64]
 
@@ -29,11 +31,11 @@ def truth_ratio(
         nll_paraphrase: per-token nll of the paraphrased right answer.
         mean: over the wrong answers.
     """
-    wrong = np.asarray(nll_wrong, np.float64)
-    if not wrong.size:
-        raise ValueError("a truth ratio needs wrong answers")
-    top = math.exp(-float(wrong.mean())) if mean == "geometric" else float(np.exp(-wrong).mean())
-    return top / math.exp(-nll_paraphrase)
+    wrong = numbers(nll_wrong, "losses of wrong answers")
+    # In logarithms: an answer that the model thinks all but impossible has a probability that is 0 in floats.
+    ln_top = -wrong.mean() if mean == "geometric" else logsumexp(-wrong) - math.log(wrong.size)
+    with np.errstate(over="ignore"):
+        return float(np.exp(ln_top + nll_paraphrase))
 
 
 def closer_to_one(ratios: ArrayLike) -> float:
@@ -50,7 +52,9 @@ def true_better(ratios: ArrayLike) -> float:
 
 def probability_mean(p_correct: ArrayLike, p_wrong: ArrayLike) -> float:
     """``mean p(correct) / (p(correct) + p(wrong))``."""
-    right, wrong = np.asarray(p_correct, np.float64), np.asarray(p_wrong, np.float64)
+    right, wrong = numbers(p_correct, "probabilities"), numbers(p_wrong, "probabilities")
+    if ((right + wrong) <= 0).any():
+        raise ValueError("probabilities of right and wrong that are both 0 have no ratio")
     return float((right / (right + wrong)).mean())
 
 
@@ -69,9 +73,8 @@ def forget_quality(
     ratios_unlearned: ArrayLike, ratios_retain: ArrayLike, *, replicates: int = 1000, seed: int = 0
 ) -> ForgetQuality:
     """KS distance D with an interval first, the published ``forget_quality`` (its p) second."""
-    x, y = np.sort(np.asarray(ratios_unlearned, np.float64)), np.sort(np.asarray(ratios_retain, np.float64))
-    if min(x.size, y.size) < 2:
-        raise ValueError("forget quality needs two questions on both sides")
+    x = np.sort(numbers(ratios_unlearned, "truth ratios of the unlearned model", 2))
+    y = np.sort(numbers(ratios_retain, "truth ratios of the retain model", 2))
     found = stats.ks_2samp(x, y)
     # Weighted ECDFs on the pooled points: a replicate is a vector of counts, not a new sort.
     rng = np.random.default_rng(seed)
@@ -113,8 +116,8 @@ def _ks_p(k: int, n: int) -> float:
 
 def model_utility(parts: ArrayLike) -> float:
     """Harmonic mean of the parts (TOFU takes nine); 0 if any is 0."""
-    values = np.asarray(parts, np.float64)
-    if not values.size or (values < 0).any():
+    values = numbers(parts, "parts of the model utility")
+    if (values < 0).any():
         raise ValueError("model utility is of non-negative parts")
     return 0.0 if (values == 0).any() else float(values.size / np.sum(1 / values))
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from analysis.checks import numbers
+
 
 class RankTest(NamedTuple):
     """An inserted draw against fresh draws of the same distribution."""
@@ -28,11 +30,11 @@ def rank_test(nll_inserted: float, nll_fresh: ArrayLike) -> RankTest:
     ``(NLL* - mean) / sd`` with the sign turned so that higher means more memorised (sd with m - 1). It equals
     the perplexity test of ghost sentences when the x_j are fresh passphrases of the same word list.
     """
-    fresh = np.asarray(nll_fresh, np.float64)
-    if not fresh.size or np.isnan(fresh).any() or math.isnan(nll_inserted):
-        raise ValueError("the rank test needs scores of fresh draws, and no NaN")
+    fresh = numbers(nll_fresh, "losses of fresh draws")
+    nll_inserted = float(numbers(nll_inserted, "loss of the inserted draw")[0])
     p = (1 + int(np.sum(fresh <= nll_inserted))) / (fresh.size + 1)
-    spread = float(fresh.std(ddof=1)) if fresh.size > 1 else math.nan
+    known = fresh.size > 1 and np.isfinite(fresh).all()
+    spread = float(fresh.std(ddof=1)) if known else math.nan
     z = (float(fresh.mean()) - nll_inserted) / spread if spread > 0 else math.nan
     return RankTest(p, z, fresh.size)
 
@@ -70,4 +72,8 @@ def last_words_test(successes: int, trials: int, words: int, vocabulary: int = 7
 
 def combined_p(p_values: ArrayLike) -> float:
     """Fisher's combination of independent p-values: ``P[chi2_{2n} >= -2 sum ln p]``."""
-    return float(stats.combine_pvalues(np.asarray(p_values, np.float64), method="fisher").pvalue)
+    p = numbers(p_values, "p-values")
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError("p-values lie between 0 and 1")
+    with np.errstate(divide="ignore"):  # one p of 0 makes the whole 0
+        return float(stats.chi2.sf(-2 * np.log(p).sum(), 2 * p.size))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit
 
 from analysis.statistics.ec50 import DoseFit, Ec50, fit_rates
@@ -48,7 +49,8 @@ def insert_until_ec50(lower_N: ArrayLike, upper_N: ArrayLike, *, level: float = 
     ``F(d) = sigma(b (log2 d - log2 EC50))`` is the distribution of thresholds, and an item that was not remembered
     after ``lower`` insertions and was after ``upper`` has the likelihood ``F(upper) - F(lower)``; one never
     remembered ``1 - F(lower)``. The same items' checks at fixed doses are NOT independent trials: taken as such they
-    make the interval too narrow. Wald interval for log2 EC50 from the observed information.
+    make the interval too narrow. Profile-likelihood interval, ``2 (nll(m) - nll_min) <= chi2_1`` for m = log2 EC50:
+    where all items passed between the same two checks, the likelihood is flat between them, and so is the interval.
 
     Args:
         lower_N: dose at the last check that failed; 0 if the first succeeded.
@@ -65,41 +67,55 @@ def insert_until_ec50(lower_N: ArrayLike, upper_N: ArrayLike, *, level: float = 
         low, high = np.log2(lower), np.log2(upper)
 
     def nll(theta: Floats) -> float:
-        slope = math.exp(theta[1])
-        a, b = slope * (low - theta[0]), slope * (high - theta[0])
-        censored = log_expit(-a[~reached]).sum()
-        inside = np.log(np.maximum(expit(b[reached]) - expit(a[reached]), 1e-300)).sum()
-        return -float(censored + inside)
+        return _threshold_nll(theta, low, high, reached)
 
     middle = float(np.median(np.where(reached, high, low + 1)))
     # Named corners: the default simplex takes a step of 0.00025 from a coordinate that is 0, and may stay there.
     simplex = np.array([[middle, 0.0], [middle + 1, 0.0], [middle, 0.7]])
     options = {"xatol": 1e-8, "fatol": 1e-10, "initial_simplex": simplex, "maxiter": 1000}
     found = minimize(nll, simplex[0], method="Nelder-Mead", options=options).x
-    step = 1e-3
-    shifts = np.eye(2) * step
-    information = np.array(
-        [
-            [
-                nll(found + i + j) - nll(found + i - j) - nll(found - i + j) + nll(found - i - j)
-                for j in shifts
-            ]
-            for i in shifts
-        ]
-    ) / (4 * step**2)
-    error = math.sqrt(max(float(np.linalg.pinv(information)[0, 0]), 0.0))
-    half = float(stats.norm.ppf((1 + level) / 2)) * error
+    limit = min(nll(found), _profile(nll, found[0])) + float(stats.chi2.ppf(level, 1)) / 2
+    lowest, highest = (_limit(nll, float(found[0]), step, limit) for step in (-1.0, 1.0))
     top = float(np.max(np.where(reached, upper, lower)))
     answer = Ec50(
         float(2 ** found[0]),
-        float(2 ** (found[0] - half)),
-        float(2 ** min(found[0] + half, 1000.0)),
+        float(np.exp2(lowest)),
+        float(np.exp2(highest)),
         math.exp(found[1]),
         0.0,
         top,
-        "interval-censored thresholds, Wald",
+        "interval-censored thresholds, profile likelihood",
     )
     return Thresholds(answer, int(reached.sum()), int((~reached).sum()))
+
+
+def _threshold_nll(theta: Floats, low_N: Floats, high_N: Floats, reached_N: NDArray[np.bool_]) -> float:
+    """Of (log2 EC50, ln slope), for items with thresholds between ``low`` and ``high`` (log2 doses)."""
+    slope = math.exp(theta[1])
+    a, b = slope * (low_N - theta[0]), slope * (high_N - theta[0])
+    censored = log_expit(-a[~reached_N]).sum()
+    inside = np.log(np.maximum(expit(b[reached_N]) - expit(a[reached_N]), 1e-300)).sum()
+    return -float(censored + inside)
+
+
+def _profile(nll: Callable[[Floats], float], middle: float) -> float:
+    """Least nll at a log2 EC50, over slopes of 0.02 to 50 a doubling."""
+    bounds = math.log(0.02), math.log(50.0)
+    found = minimize_scalar(lambda s: nll(np.array([middle, s])), bounds=bounds, method="bounded")
+    return min(float(found.fun), *(nll(np.array([middle, s])) for s in bounds))
+
+
+def _limit(nll: Callable[[Floats], float], middle: float, step: float, limit: float) -> float:
+    """Where the profile crosses the limit, left or right of the middle; infinite if not within 60 doublings."""
+    inside, outside = middle, middle + step
+    while _profile(nll, outside) <= limit:
+        inside, outside = outside, outside + 2 * (outside - middle)
+        if abs(outside - middle) > 60:
+            return math.copysign(math.inf, step)
+    for _ in range(25):
+        between = (inside + outside) / 2
+        inside, outside = (between, outside) if _profile(nll, between) <= limit else (inside, between)
+    return inside
 
 
 class Interaction(NamedTuple):

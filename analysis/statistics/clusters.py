@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from analysis.checks import numbers
+from analysis.statistics.power import auc_error
+
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
@@ -169,7 +172,7 @@ def clustered_auc(
         control_cluster: (n,) labels; one label in both arms is one cluster.
         level: of the interval.
     """
-    x, y = np.asarray(members, np.float64), np.asarray(controls, np.float64)
+    x, y = numbers(members, "members"), numbers(controls, "controls")
     cx, cy = np.asarray(member_cluster), np.asarray(control_cluster)
     wins = (x[..., :, None] > y[..., None, :]) + 0.5 * (x[..., :, None] == y[..., None, :])
     area = wins.mean((-1, -2))
@@ -195,6 +198,10 @@ def clustered_auc(
         v0 = (sums[..., ~own] ** 2).sum(-1) * n / (n - 1)
         variance, spread = v1 + v0, v1**2 / (m - 1) + v0**2 / (n - 1)
         degrees = np.divide(variance**2, spread, out=np.full(area.shape, np.inf), where=spread > 0)
+    # All scores equal: what was seen does not vary, but that is no certainty. At 0 and 1 the limits need no error.
+    single = np.array([auc_error(float(a), m, n) ** 2 for a in area.ravel()]).reshape(area.shape)
+    still = (variance == 0) & (area > 0) & (area < 1)
+    variance, degrees = np.where(still, single, variance), np.where(still, min(m, n) - 1.0, degrees)
     inside = np.clip(area, 1e-12, 1 - 1e-12)
     centre = np.log(inside / (1 - inside))
     half = stats.t.ppf((1 + level) / 2, degrees) * np.sqrt(variance) / (inside * (1 - inside))

@@ -20,6 +20,7 @@ class CurveFit(NamedTuple):
     """``mean(d) = low + rise sigma(slope (log2 d - log2 EC50))``; one an entry of the leading axes."""
 
     ec50: Floats
+    """Infinite where nothing rises with the dose."""
     slope: Floats
     """Per doubling."""
     low: Floats
@@ -84,7 +85,9 @@ def fit_means(doses: ArrayLike, means: ArrayLike, weights: ArrayLike) -> CurveFi
         a, m = best_a[:, None] + span_a * zoom[0], best_m[:, None] + span_m * zoom[1]
         span_a, span_m = span_a * 0.45, span_m * 0.45
     shape = y.shape[:-1]
-    return CurveFit(*(part.reshape(shape) for part in (np.exp2(best_m), np.exp(best_a), low, rise, rss)))
+    spread, level = np.ptp(flat, axis=-1), np.abs(flat).max(-1)
+    ec50 = np.where((rise > 0) & (spread > 1e-12 * level), np.exp2(best_m), np.inf)
+    return CurveFit(*(part.reshape(shape) for part in (ec50, np.exp(best_a), low, rise, rss)))
 
 
 def curve_ec50(
@@ -124,7 +127,9 @@ def curve_ec50(
         drawn.append((counts @ total) / (counts @ size))
     fit = fit_means(levels, np.array(means), np.array(sizes))
     replicas = fit_means(levels, np.stack(drawn, axis=1), np.array(sizes))
-    low, high = np.quantile(replicas.ec50, [(1 - level) / 2, (1 + level) / 2])
+    # On the log scale, cut short of infinity: between two infinite replicates interpolation would give NaN.
+    ends = np.quantile(np.minimum(np.log2(replicas.ec50), 1023), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.where(ends < 1023, np.exp2(ends), np.inf)
     answer = Ec50(
         float(fit.ec50),
         float(low),

@@ -95,12 +95,10 @@ def fieller(
         df: degrees of freedom of the variances.
         level: confidence.
     """
-    if denominator == 0:
-        return Ratio(math.nan, -math.inf, math.inf, False)
     t2 = (
         float(stats.t.ppf((1 + level) / 2, df)) ** 2 if math.isfinite(df) else float(stats.chi2.ppf(level, 1))
     )
-    estimate = numerator / denominator
+    estimate = numerator / denominator if denominator else math.nan
     square = denominator**2 - t2 * var_denominator
     middle = numerator * denominator - t2 * covariance
     constant = numerator**2 - t2 * var_numerator

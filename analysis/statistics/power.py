@@ -37,6 +37,8 @@ def items_for_rates(p0: float, p1: float, *, alpha: float = 0.05, power: float =
 
 def items_for_one_event(rate: float, confidence: float = 0.95) -> float:
     """Items to see at least one event: ``ln(1 - confidence) / ln(1 - rate)``."""
+    if not (0 < rate < 1 and 0 < confidence < 1):
+        raise ValueError(f"a rate and a confidence lie strictly between 0 and 1, not {rate} and {confidence}")
     return math.log1p(-confidence) / math.log1p(-rate)
 
 
@@ -97,6 +99,8 @@ def items_for_auc(area: float, *, alpha: float = 0.05, power: float = 0.8) -> fl
 def items_for_spearman(rho: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
     """Documents to tell a Spearman correlation from 0: ``3 + 1.06 ((z_a + z_b) / atanh rho)^2`` (Fieller et al.
     1957)."""
+    if not 0 < abs(rho) < 1:
+        raise ValueError(f"power is for a correlation strictly between 0 and 1, not {rho}")
     a, b = _z(alpha, power)
     return 3 + 1.06 * ((a + b) / math.atanh(rho)) ** 2
 

@@ -9,6 +9,8 @@ import polars as pl
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from analysis.checks import numbers
+from analysis.statistics.power import auc_error
 from analysis.statistics.rows import BY, estimates, per_item
 
 
@@ -18,7 +20,7 @@ class Auc(NamedTuple):
     auc: float
     """P(member > control) + P(equal)/2."""
     variance: float
-    """DeLong; where AUC is 0 or 1 (DeLong gives 0 there) Hanley-McNeil half a pair away from the edge."""
+    """DeLong; where that is 0 (AUC 0 or 1, or all scores equal) Hanley-McNeil, at the edges half a pair away."""
     pairs: int
     """min(members, controls): how many disjoint pairs there are."""
 
@@ -30,23 +32,19 @@ def delong(members: ArrayLike, controls: ArrayLike) -> Auc:
     member.
 
     Args:
-        members: at least 2 scores.
-        controls: at least 2 scores.
+        members: at least 2 scores, none NaN.
+        controls: at least 2 scores, none NaN.
     """
-    x, y = np.asarray(members, float), np.asarray(controls, float)
-    if min(len(x), len(y)) < 2:
-        raise ValueError(f"an AUC with an interval needs 2 members and 2 controls, not {len(x)} and {len(y)}")
+    x = numbers(members, "members of an AUC with an interval", 2)
+    y = numbers(controls, "controls of an AUC with an interval", 2)
     wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
     area = float(wins.mean())
     variance = wins.mean(axis=1).var(ddof=1) / len(x) + wins.mean(axis=0).var(ddof=1) / len(y)
     if area in (0.0, 1.0):
-        variance = _hanley_mcneil((area * len(x) * len(y) + 0.5) / (len(x) * len(y) + 1), len(x), len(y))
+        variance = auc_error((area * len(x) * len(y) + 0.5) / (len(x) * len(y) + 1), len(x), len(y)) ** 2
+    elif variance == 0:
+        variance = auc_error(area, len(x), len(y)) ** 2
     return Auc(area, float(variance), min(len(x), len(y)))
-
-
-def _hanley_mcneil(area: float, m: int, n: int) -> float:
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    return (area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)) / (m * n)
 
 
 def logit_interval(area: float, variance: float, pairs: int, level: float = 0.95) -> tuple[float, float]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.checks import numbers
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Codes = NDArray[np.int64]
@@ -55,6 +57,7 @@ def permutation_p(value_N: Floats, cell_N: Codes, treated_N: Bools, *, permutati
     Exact under the null whatever the distribution, because the arms were assigned at random within strata
     (Phipson & Smyth 2010 for the ones). Smallest possible value: ``1 / (permutations + 1)``.
     """
+    value_N = numbers(value_N, "values of a permutation test")
     rng = np.random.default_rng(seed)
     observed, total_B = 0.0, np.zeros(permutations)
     for cell in np.unique(cell_N):

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from analysis.checks import numbers
+
 Floats = NDArray[np.float64]
 Scores = Literal["raw", "log", "rank"]
 
@@ -65,7 +67,7 @@ def trend_permutation_p(
     Statistic ``sum_i x(d_i) (y_i - mean of i's stratum)``; ``p = (1 + #{>= observed}) / (m + 1)``: exact whatever
     the distribution.
     """
-    y, x = np.asarray(values_N, np.float64).copy(), dose_scores(dose_N, scores)
+    y, x = numbers(values_N, "values of a permutation test"), dose_scores(dose_N, scores)
     strata = np.zeros(y.size, np.int64)
     if stratum_N is not None:
         strata = np.unique(np.asarray(stratum_N), return_inverse=True)[1].astype(np.int64)

@@ -1,12 +1,13 @@
 """Continuations: as transformers generates them, and as teacher forcing says they are."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from analysis import generation, models, scoring
-from analysis.generation import Sampling
-from analysis.metrics.extraction import extractable
+from analysis.metrics.extraction import extractable, sampling_logprobs
+from analysis.scoring import Sampling
 
 transformers = pytest.importorskip("transformers")
 EOD, VOCABULARY = 0, 300
@@ -170,3 +171,83 @@ def test_an_end_of_document_ends_the_continuation(memorised):
     )[0, 26:].tolist()
     found = generation.generate(model, [text[:25]], [20], eod=stop, vocab_size=VOCABULARY)[0].tolist()
     assert found == (told[: told.index(stop)] if stop in told else told)
+
+
+def test_prompts_of_any_length_are_continued_as_one_by_one(memorised):
+    """Batches of unlike prompts, empty ones, texts shared by several prompts, guesses from hints that are wrong."""
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    rng = np.random.default_rng(4)
+    prompts = [passages[k % 24][:n] for k, n in enumerate([0, 1, 2, 7, 40, 41, 90, 100, 12, 12, 3])]
+    lengths = rng.integers(1, 60, len(prompts)).tolist()
+    right = [passages[k % 24] for k in range(len(prompts))]
+    wrong = [rng.integers(1, VOCABULARY, 150) for _ in prompts]
+    ways = [
+        generation.generate(model, prompts, lengths, eod=EOD, vocab_size=VOCABULARY, hints=hints)
+        for hints in ((), right, wrong)
+    ]
+    for k, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        told = by_transformers(reference, prompt.tolist(), length)
+        assert [way[k].tolist() for way in ways] == [told] * 3, k
+
+
+def test_what_repeats_itself_takes_few_steps(memorised, monkeypatch):
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    steps = []
+    extend = type(model).extend
+
+    def counting(self, ids, read, cache):
+        steps.append(ids.shape[1])
+        return extend(self, ids, read, cache)
+
+    monkeypatch.setattr(type(model), "extend", counting)
+    learnt = [passages[k] for k in range(6)]
+    made = generation.generate(
+        model, [text[:26] for text in learnt], [100] * 6, eod=EOD, vocab_size=VOCABULARY, hints=learnt
+    )
+    assert [tokens.tolist() for tokens in made] == [text[26:126].tolist() for text in learnt]
+    assert len(steps) < 30
+
+
+SCHEMES = [
+    {"temperature": 0.7},
+    {"top_k": 3},
+    {"top_p": 0.8},
+    {"temperature": 2.0, "top_k": 40, "top_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(**scheme) for scheme in SCHEMES])
+def test_what_sampling_would_draw_is_scored_in_one_pass(memorised, sampling):
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    probes = pl.DataFrame(
+        {"probe_id": [f"p{k}" for k in range(24)], "tokens": passages.tolist()},
+        schema_overrides={"tokens": pl.List(pl.Int32)},
+    )
+    found = scoring.score_sampled(model, probes, sampling, eod=EOD, vocab_size=VOCABULARY)
+    with torch.no_grad():
+        logits = reference(
+            input_ids=torch.from_numpy(np.insert(passages, 0, EOD, axis=1)[:, :-1])
+        ).logits.numpy()
+    told = sampling_logprobs(
+        logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+    )
+    told = np.take_along_axis(told, passages[..., None], -1)[..., 0]
+    given = np.array(found["sampled"].to_list())
+    both = np.isfinite(given) & np.isfinite(told)
+    assert np.mean(np.isfinite(given) == np.isfinite(told)) > 0.999  # the edge itself may fall to either side
+    np.testing.assert_allclose(given[both], told[both], atol=1e-3)
+
+
+def test_sampled_targets_are_those_of_the_formula_ties_included():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 4, (200, 9)).astype(np.float32)
+    targets = rng.integers(0, 9, 200)
+    for k, p, t in [(None, None, 0.5), (3, None, 1.0), (None, 0.6, 1.0), (4, 0.5, 2.0), (None, 1e-9, 1.0)]:
+        found = scoring.sampled_logprob(
+            torch.from_numpy(logits), torch.from_numpy(targets), Sampling(temperature=t, top_k=k, top_p=p)
+        )
+        told = sampling_logprobs(logits, temperature=t, top_k=k, top_p=p)[np.arange(200), targets]
+        np.testing.assert_allclose(found.numpy(), told, atol=1e-6)

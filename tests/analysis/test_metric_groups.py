@@ -49,7 +49,11 @@ from analysis.metrics.membership import (
     set_inference,
     zlib_score,
 )
-from analysis.metrics.order import order_permutation_p, order_test, reshuffle_test
+from analysis.metrics.order import (
+    order_permutation_p,
+    order_test,
+    order_test_within_epochs,
+)
 from analysis.metrics.personal import bits_leaked, field_exposure, prefix_match, word_recall
 from analysis.metrics.profiles import counterfactual_memorization
 from analysis.metrics.reasoning import limem
@@ -357,7 +361,7 @@ def test_the_order_test_is_uniform_and_finds_a_palimpsest() -> None:
     epochs = np.repeat([0, 1], 60)
     twice = np.r_[position, 60 + rng.permutation(60)]
     assert order_test(twice, 3.0 * epochs + rng.normal(size=120)).p < 1e-6
-    assert reshuffle_test(twice, 3.0 * epochs + rng.normal(size=120), epochs).p > 0.01
+    assert order_test_within_epochs(twice, 3.0 * epochs + rng.normal(size=120), epochs).p > 0.01
 
 
 def test_reciting_is_not_reasoning() -> None:

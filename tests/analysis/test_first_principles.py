@@ -1,0 +1,794 @@
+"""Every formula against a plain loop written from its definition, on small random inputs full of ties and edges.
+
+Nothing here uses the implementation's way of computing: probabilities are fractions or 60-digit decimals, ranks are
+counted, areas are double loops, permutations are enumerated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from decimal import Decimal, getcontext
+from fractions import Fraction
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from analysis.metrics import METRICS, Parameters, compute
+from analysis.metrics import capacity as cap
+from analysis.metrics import contamination as con
+from analysis.metrics import exposure as exp_
+from analysis.metrics import extraction as ext
+from analysis.metrics import factual as fac
+from analysis.metrics import likelihood as lik
+from analysis.metrics import membership as mem
+from analysis.metrics import order as order_
+from analysis.metrics import personal as per
+from analysis.metrics import profiles as pro
+from analysis.metrics import recognition as rec
+from analysis.metrics import similarity as sim
+from analysis.metrics import unlearning as unl
+from analysis.metrics import watermark as wat
+from analysis.metrics.reasoning import limem
+from analysis.statistics import (
+    base_level_activation,
+    benjamini_hochberg,
+    bootstrap_auc,
+    bootstrap_means,
+    clopper_pearson,
+    cluster_contrast,
+    cluster_mean,
+    clustered_auc,
+    cochran_armitage,
+    contrast,
+    curve_ec50,
+    delong,
+    did,
+    draw_counts,
+    fieller,
+    fit_curve,
+    fit_means,
+    fit_rates,
+    forgetting_intervals,
+    forgetting_slope,
+    holm,
+    insert_until_ec50,
+    intraclass_correlation,
+    learning_rate_time,
+    logit_interval,
+    mann_whitney_p,
+    minimum_effective_rate,
+    permutation_p,
+    profile_ec50,
+    rate,
+    simultaneous_band,
+    tpr_at_fpr,
+    trend_permutation_p,
+)
+from tests.analysis.test_metrics import frames
+
+getcontext().prec = 60
+SEED = st.integers(0, 10**6)
+NAN = math.nan
+
+
+def coarse(rng: np.random.Generator, *shape: int, levels: int = 5) -> np.ndarray:
+    """Numbers of which many are equal."""
+    return rng.integers(0, levels, shape) / 2 - 1
+
+
+def auc_by_counting(x: np.ndarray, y: np.ndarray) -> Fraction:
+    pairs = [Fraction(2 if a > b else 1 if a == b else 0, 2) for a in x for b in y]
+    return sum(pairs, Fraction(0)) / len(pairs)
+
+
+# Likelihood and extraction
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEED)
+def test_likelihood_moments_and_min_k(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits, token = 3 * coarse(rng, 6, 5), rng.integers(0, 5, 6)
+    found = lik.moments(logits, token)
+    for row, (z, t) in enumerate(zip(logits.tolist(), token, strict=True)):
+        weights = [Decimal(v).exp() for v in z]
+        p = [w / sum(weights) for w in weights]
+        ln = [q.ln() for q in p]
+        mean = sum(q * v for q, v in zip(p, ln, strict=True))
+        variance = sum(q * (v - mean) ** 2 for q, v in zip(p, ln, strict=True))
+        assert (found.logprob[row], found.mean[row], found.variance[row]) == pytest.approx(
+            (float(ln[t]), float(mean), float(variance)), abs=1e-12
+        )
+    told = lik.likelihood(found.logprob, 11)
+    total = math.fsum(found.logprob)
+    assert told == pytest.approx(
+        (
+            total,
+            -total / 6,
+            math.exp(-total / 6),
+            total / 11,
+            -total / 11 / math.log(2),
+            math.exp(-total / 11),
+        )
+    )
+    z = [
+        (lp - mu) / math.sqrt(max(v, 1e-6))
+        for lp, mu, v in zip(found.logprob, found.mean, found.variance, strict=True)
+    ]
+    for percent in (1, 17, 20, 50, 84, 100):
+        for rounding, cut in (("floor", math.floor), ("ceil", math.ceil)):
+            kept = max(1, cut(Fraction(percent, 100) * 6))
+            wanted = [math.fsum(sorted(values)[:kept]) / kept for values in (found.logprob.tolist(), z)]
+            told_k = mem.min_k(found.logprob, percent / 100, rounding)  # type: ignore[arg-type]
+            plus = mem.min_k_plus_plus(*found, percent / 100, rounding)  # type: ignore[arg-type]
+            assert (told_k, plus.score) == pytest.approx(wanted, abs=1e-9)
+            assert plus.clamped == sum(v < 1e-6 for v in found.variance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    SEED,
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from([None, 1, 2, 4, 9]),
+    st.sampled_from([None, 1e-13, 0.3, 0.9, 1.0]),
+)
+def test_what_sampling_draws_from(seed: int, t: float, k: int | None, p: float | None) -> None:
+    logits = 2 * coarse(np.random.default_rng(seed), 7) + np.linspace(0, 0.01, 7) * (seed % 2)
+    weight = {v: math.exp(z / t) for v, z in enumerate(logits)}
+    if k is not None and k < 7:
+        edge = sorted(logits, reverse=True)[k - 1]
+        weight = {v: w for v, w in weight.items() if logits[v] >= edge}
+    weight = {v: w / math.fsum(weight.values()) for v, w in weight.items()}
+    if p is not None:
+        mass, kept = 0.0, {}
+        for v in sorted(weight, key=lambda v: (-logits[v], v)):
+            if mass < p - 1e-12 or not kept:
+                kept[v] = weight[v]
+            mass += weight[v]
+        weight = kept
+    total = math.fsum(weight.values())
+    found = np.exp(ext.sampling_logprobs(logits, temperature=t, top_k=k, top_p=p))
+    assert found == pytest.approx([weight.get(v, 0.0) / total for v in range(7)], abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-60, -1e-14), st.sampled_from([0.1, 0.5, 0.9, 0.99, 1e-9, 1 - 1e-9]))
+def test_queries_are_the_fewest_in_exact_arithmetic(ln_pz: float, p: float) -> None:
+    miss = 1 - Decimal(ln_pz).exp()
+    exact = (1 - Decimal(p)).ln() / miss.ln()
+    assert float(ext.log10_queries(ln_pz, p)) == pytest.approx(float(exact.log10()), abs=1e-9)
+    n = ext.queries_needed(ln_pz, p)
+    slack = max(Decimal(1), exact) * Decimal("1e-9")
+    assert exact - slack <= n
+    assert n == 1 or n - 1 <= exact + slack
+    for queries in (1, 10, 1000):
+        assert float(ext.extraction_probability(ln_pz, queries)) == pytest.approx(
+            float(1 - miss**queries), rel=1e-9
+        )
+
+
+def test_extremes_of_extraction() -> None:
+    assert [ext.queries_needed(v, 0.5) for v in (0.0, -1e-17, -1e-10)] == [1, 1, 1]
+    assert float(Decimal(ext.queries_needed(-800.0, 0.5)).log10()) == pytest.approx(
+        800 / math.log(10) + math.log10(math.log(2)), abs=1e-9
+    )
+    assert ext.extraction_probability([-math.inf, 0.0, 0.0], [5, 1, 0]).tolist() == [0, 1, 0]
+    assert lik.likelihood([-800.0], 1).perplexity == math.inf
+    assert lik.likelihood([0.0], 1).perplexity == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 3), max_size=9),
+    st.lists(st.integers(0, 3), min_size=1, max_size=7),
+    st.booleans(),
+)
+def test_similarity_is_the_textbooks_recursion(made: list[int], text: list[int], cut: bool) -> None:
+    given_ = made[: len(text)] if cut else made
+    shared = {(i, j): 0 for i in range(-1, len(given_)) for j in range(-1, len(text))}
+    away = {(i, j): max(i, j) + 1 for i, j in shared}
+    for i, j in itertools.product(range(len(given_)), range(len(text))):
+        same = given_[i] == text[j]
+        shared[i, j] = shared[i - 1, j - 1] + 1 if same else max(shared[i - 1, j], shared[i, j - 1])
+        away[i, j] = min(away[i - 1, j - 1] + (not same), away[i - 1, j] + 1, away[i, j - 1] + 1)
+    end = (len(given_) - 1, len(text) - 1)
+    p, r = shared[end] / max(1, len(given_)), shared[end] / len(text)
+    assert sim.rouge_l(made, text, truncate=cut) == pytest.approx((p, r, 2 * p * r / (p + r) if p else 0.0))
+    found = sim.edit_similarity(made, text, truncate=cut)
+    assert found == pytest.approx(1 - away[end] / max(len(given_), len(text)))
+    over = sim.edit_similarity(made, text, over="reference", truncate=cut)
+    assert over == pytest.approx(max(0.0, 1 - away[end] / len(text)))
+
+
+# Ranks, areas, thresholds
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEED, st.integers(2, 7), st.integers(2, 7))
+def test_areas_and_thresholds_by_counting(seed: int, m: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = coarse(rng, m), coarse(rng, n)
+    area = auc_by_counting(x, y)
+    assert delong(x, y).auc == pytest.approx(float(area))
+    assert rec.full_matrix_recognition(x, y) == pytest.approx(float(area))
+    assert mann_whitney_p(x, y)[0] == pytest.approx(float(area) * m * n)
+    rows = [float(auc_by_counting(x[[i]], y)) for i in range(m)]
+    columns = [float(auc_by_counting(x, y[[j]])) for j in range(n)]
+    variance = np.var(rows, ddof=1) / m + np.var(columns, ddof=1) / n
+    found = delong(x, y)
+    assert found.variance > 0
+    if variance > 1e-15 and area not in (0, 1):
+        assert found.variance == pytest.approx(variance)
+        single = clustered_auc(x, y, np.arange(m), m + np.arange(n))
+        assert float(single.error) == pytest.approx(math.sqrt(variance))
+    low, high = logit_interval(*found)
+    assert 0 <= low <= float(area) <= high <= 1
+    assert high > low
+    for allowed in (0.0, 0.2, 1 / n, 0.5, 1.0):
+        for strict in (False, True):
+            rates = [(np.mean(x >= cut), np.mean(y >= cut)) for cut in [*np.unique(np.r_[x, y]), math.inf]]
+            fits = [(a, b) for a, b in rates if (b < allowed - 1e-12 if strict else b <= allowed + 1e-12)]
+            told = tpr_at_fpr(x, y, allowed, strict=strict)
+            assert told.tpr == pytest.approx(max((a for a, _ in fits), default=0.0))
+            assert told.fpr <= allowed + 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEED)
+def test_ranks_by_counting(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    own, others = float(coarse(rng, 1)[0]), coarse(rng, 6)
+    above, level = sum(v > own for v in others), sum(v == own for v in others)
+    assert exp_.exposure_among(own, others).bits == pytest.approx(math.log2(7) - math.log2(1 + above))
+    assert per.field_exposure(own, others).bits == pytest.approx(
+        math.log2(7) - math.log2(1 + above + level / 2)
+    )
+    assert wat.rank_test(-own, -others).p == con.order_rank_test(own, others).p == (1 + above + level) / 7
+    found = order_.reshuffle_test(own, others)
+    assert found.p == (1 + above + level) / 7
+    if np.ptp(others):
+        # The same as a two-sample t-test of one against six with the six's variance: a prediction interval.
+        t = (own - others.mean()) / (others.std(ddof=1) * math.sqrt(1 + 1 / 6))
+        assert found.p_t == pytest.approx(stats.t.sf(t, 5))
+    a, b = coarse(rng, 8), coarse(rng, 8)
+    pairs = [1.0 if s > f else 0.5 if s == f else 0.0 for s, f in zip(a, b, strict=True)]
+    assert rec.two_alternative(a, b) == pytest.approx(np.mean(pairs))
+    turned = [1.0 if s > 0 else 0.5 if s == 0 else 0.0 for s in [*a, *-b]]
+    assert rec.order_recall(a, b) == pytest.approx(np.mean(turned))
+    date = rng.integers(0, 3, 8)
+    new = [1.0 if q > o else 0.5 if q == o else 0.0 for o, q in zip(a, b, strict=True)]
+    sides = [[v for v, d in zip(new, date, strict=True) if (d < 1) == early] for early in (True, False)]
+    told = rec.value_recall(a, b, date, 1)
+    assert told == pytest.approx([np.mean(s) if s else NAN for s in sides], nan_ok=True)
+    paths = np.array([[rng.permutation(5)[:2] for _ in range(3)] for _ in range(2)])
+    distance = [1 - len(set(p) & set(q)) / len(set(p) | set(q)) for p, q in zip(*paths, strict=True)]
+    assert rec.routing_distance(paths[:1], paths[1:])[0] == pytest.approx(np.mean(distance))
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEED, st.integers(4, 6))
+def test_order_tests_over_all_orders(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = coarse(rng, n), coarse(rng, n)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        with pytest.raises(ValueError, match="differ"):
+            order_.order_test(x, y)
+        assert order_.order_permutation_p(x, y) == 1
+        return
+    told = stats.spearmanr(x, y)
+    found = order_.order_test(x, y)
+    assert found.rho == pytest.approx(told.statistic)
+    assert found.p == pytest.approx(told.pvalue, abs=1e-9)
+    every = [abs(stats.spearmanr(x, p).statistic) for p in itertools.permutations(y)] if n < 6 else None
+    if every is not None:
+        share = np.mean(np.array(every) >= abs(told.statistic) - 1e-9)
+        assert order_.order_permutation_p(x, y) == pytest.approx(share)
+    assert order_.order_test_within_epochs(x, y, np.zeros(n)) == pytest.approx(found)
+
+
+def test_permutation_tests_approach_all_assignments() -> None:
+    rng = np.random.default_rng(0)
+    y, cell = coarse(rng, 9), np.repeat([0, 1], [5, 4])
+    treated = np.array([1, 1, 0, 0, 0, 1, 0, 0, 1], bool)
+    observed = contrast(y, cell, treated)
+    every = []
+    for first in itertools.combinations(range(5), 2):
+        for second in itertools.combinations(range(5, 9), 2):
+            chosen = np.isin(np.arange(9), [*first, *second])
+            every.append(contrast(y, cell, chosen))
+    share = np.mean(np.array(every) >= observed - 1e-9)
+    assert permutation_p(y, cell, treated, permutations=20_000, seed=1) == pytest.approx(share, abs=0.015)
+    dose = np.array([0, 1, 4, 0, 1, 4])
+    centred, x = y[:6] - y[:6].mean(), np.log2(1 + dose)
+    shares = [np.dot(p, centred) >= x @ centred - 1e-9 for p in itertools.permutations(x)]
+    assert trend_permutation_p(y[:6], dose, permutations=20_000) == pytest.approx(np.mean(shares), abs=0.015)
+
+
+# Counts, rates, tests
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEED)
+def test_binomials_by_their_tails(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 9))
+    x = int(rng.integers(0, n + 1))
+
+    def tail(p: float, least: int) -> float:
+        return math.fsum(math.comb(n, j) * p**j * (1 - p) ** (n - j) for j in range(least, n + 1))
+
+    low, high = (float(v) for v in clopper_pearson(x, n))
+    assert tail(low, x) == pytest.approx(0.025) if x else low == 0
+    assert 1 - tail(high, x + 1) == pytest.approx(0.025) if x < n else high == 1
+    bound = mem.one_run_epsilon(x, n)
+    if bound > 0:
+        assert tail(1 / (1 + math.exp(-bound)), x) == pytest.approx(0.05)
+    else:
+        assert tail(0.5, x) >= 0.05
+    assert wat.last_words_test(x, n, 2, 3).p == pytest.approx(tail(1 / 9, x))
+    assert con.contaminated_distractors(x, n, 4).p == pytest.approx(1 - tail(0.25, x + 1))
+    doses, trials = [0, 2, 8], [n, 3, 5]
+    hits = [x, int(rng.integers(0, 4)), int(rng.integers(0, 6))]
+    found = cochran_armitage(doses, hits, trials, "raw").z
+    answers = [(d, j < h) for d, h, t in zip(doses, hits, trials, strict=True) for j in range(t)]
+    if len({hit for _, hit in answers}) == 2:
+        # z^2 = N r^2 of doses and answers (Armitage 1955).
+        r = np.corrcoef(np.array(answers, float).T)[0, 1]
+        assert found == pytest.approx(r * math.sqrt(len(answers)))
+    else:
+        assert found == 0
+    told = minimum_effective_rate([0, 2], hits[:2], trials[:2]).p[2.0]
+    table = math.comb(sum(trials[:2]), sum(hits[:2]))
+    more = range(hits[1], min(3, sum(hits[:2])) + 1)
+    assert told == pytest.approx(sum(math.comb(3, k) * math.comb(n, sum(hits[:2]) - k) for k in more) / table)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.02, 0.3, 0.3, 1.0]), min_size=1, max_size=6))
+def test_adjusted_p_values_by_their_definitions(p: list[float]) -> None:
+    order = sorted(range(len(p)), key=lambda k: p[k])
+    m = len(p)
+    down, up, least = [0.0] * m, [0.0] * m, 1.0
+    most = 0.0
+    for place, k in enumerate(order):
+        most = max(most, min(1.0, (m - place) * p[k]))
+        down[k] = most
+    for place in reversed(range(m)):
+        least = min(least, m / (place + 1) * p[order[place]])
+        up[order[place]] = least
+    assert holm(p) == pytest.approx(down)
+    assert benjamini_hochberg(p) == pytest.approx(up)
+    x = -2 * sum(math.log(q) for q in p) if min(p) else math.inf
+    assert wat.combined_p(p) == pytest.approx(stats.chi2.sf(x, 2 * m))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-3, 3), st.floats(-3, 3), st.floats(0.01, 1), st.floats(0.01, 1), st.floats(-0.9, 0.9))
+def test_fiellers_set_is_where_its_inequality_holds(
+    a: float, b: float, va: float, vb: float, r: float
+) -> None:
+    cov = r * math.sqrt(va * vb)
+    found = fieller(a, b, va, vb, cov)
+    t2 = stats.chi2.ppf(0.95, 1)
+    for ratio in [*np.linspace(-20, 20, 81), *(end for end in found[1:3] if math.isfinite(end))]:
+        away = (a - ratio * b) ** 2 - t2 * (va - 2 * ratio * cov + ratio**2 * vb)
+        if abs(away) < 1e-6 * (1 + ratio**2):
+            continue
+        inside = found.low <= ratio <= found.high
+        if math.isinf(found.low):
+            assert away < 0
+        else:
+            assert (away < 0) == (inside if found.bounded else not inside)
+
+
+# Clusters, differences, bootstraps
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEED)
+def test_clustered_contrasts_by_loops(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cluster = np.r_[0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 6]
+    treated = cluster >= 4
+    y = rng.normal(size=12)
+    estimate, variance, spread = 0.0, 0.0, 0.0
+    for sign, arm in ((1, treated), (-1, ~treated)):
+        mean = y[arm].mean()
+        estimate += sign * mean
+        labels = np.unique(cluster[arm])
+        sums = [y[arm & (cluster == c)].sum() - mean * (arm & (cluster == c)).sum() for c in labels]
+        part = len(labels) / (len(labels) - 1) * sum(s**2 for s in sums) / arm.sum() ** 2
+        variance, spread = variance + part, spread + part**2 / (len(labels) - 1)
+    found = cluster_contrast(y, treated, cluster)
+    assert (found.estimate, found.error, found.df) == pytest.approx(
+        (estimate, math.sqrt(variance), variance**2 / spread)
+    )
+    half = stats.t.ppf(0.975, variance**2 / spread) * math.sqrt(variance)
+    assert (found.low, found.high) == pytest.approx((estimate - half, estimate + half))
+    values = rng.normal(size=(12, 4))
+    gain = [row[3] - row[1] for row in values]
+    told = did(values, treated, 2, 3, cluster), cluster_contrast(gain, treated, cluster)
+    assert np.array(told[0]) == pytest.approx(np.array(told[1]))
+    times = [1.0, 3.0, 10.0, 200.0]
+    slopes = [stats.linregress(np.log10(times), row).slope for row in values]
+    told = forgetting_slope(values, times, treated, cluster), cluster_contrast(slopes, treated, cluster)
+    assert np.array(told[0]) == pytest.approx(np.array(told[1]))
+    effect = pro.memorization_profile(values[treated], values[~treated], 2)
+    test = stats.ttest_ind(np.array(gain)[treated], np.array(gain)[~treated], equal_var=False)
+    limits = test.confidence_interval()
+    assert (effect.estimate[3], effect.low[3], effect.high[3]) == pytest.approx(
+        (np.mean(np.array(gain)[treated]) - np.mean(np.array(gain)[~treated]), limits.low, limits.high)
+    )
+    assert effect.estimate[1] == 0
+    sizes = np.bincount(cluster)
+    means = np.array([y[cluster == c].mean() for c in range(7)])
+    between = sum(n * (m - y.mean()) ** 2 for n, m in zip(sizes, means, strict=True)) / 6
+    within = sum((v - means[c]) ** 2 for v, c in zip(y, cluster, strict=True)) / 5
+    typical = (12 - sum(n * n for n in sizes) / 12) / 6
+    wanted = (between - within) / (between + (typical - 1) * within)
+    assert intraclass_correlation(y, cluster) == pytest.approx(wanted)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEED)
+def test_a_replicate_is_a_sample_with_repeats(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dose = np.repeat([0, 1, 4], [5, 4, 3])
+    score = coarse(rng, 12)
+    score[rng.integers(0, 5)] = NAN
+    counts = draw_counts(dose, 6, seed)
+    areas, means = bootstrap_auc(counts, score, dose, 0), bootstrap_means(counts, score, dose)[:, :, 0]
+    for b in range(6):
+        drawn = np.repeat(np.arange(12), counts[:, b])
+        drawn = drawn[np.isfinite(score[drawn])]
+        for row, level in enumerate((0, 1, 4)):
+            own = score[drawn][dose[drawn] == level]
+            assert means[row, b] == pytest.approx(own.mean(), abs=1e-6)
+            if row:
+                area = auc_by_counting(own, score[drawn][dose[drawn] == 0])
+                assert areas[row - 1, b] == pytest.approx(float(area))
+    replicates = rng.normal(size=(50, 3))
+    band = simultaneous_band([0.0, 1.0, 2.0], replicates)
+    away = [max(abs(r[d] - d) / replicates[:, d].std(ddof=1) for d in range(3)) for r in replicates]
+    assert band.critical == pytest.approx(np.quantile(away, 0.95))
+
+
+# Acquisition, forgetting, spacing
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEED)
+def test_acquisition_and_forgetting_by_loops(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    curve = coarse(rng, 9)
+    start, window = int(rng.integers(0, 8)), int(rng.integers(1, 9))
+    after = {t: curve[t] for t in range(start + 1, min(9, start + window + 1))}
+    best = max(after, key=lambda t: (after[t], -t))
+    assert fac.acquisition(curve, start, window) == (best, curve[best] - curve[start])
+    k = int(rng.integers(1, 4))
+    wanted = np.mean([curve[4 + j] for j in range(1, k + 1)]) - np.mean([curve[4 - j] for j in range(k)])
+    assert fac.effectivity_of_means(curve, 4, k) == pytest.approx(wanted)
+    line = stats.linregress(np.log10(np.arange(1, 10)), curve)
+    found = fac.decay(np.arange(1, 10), curve)
+    assert (found.per_decade, found.intercept) == pytest.approx((-line.slope, line.intercept), abs=1e-9)
+    if line.slope < -1e-9:
+        assert line.intercept + line.slope * math.log10(found.horizon) == pytest.approx(0, abs=1e-6)
+    values, times = coarse(rng, 5, 4), [1.0, 2.0, 5.0, 9.0]
+    lower, upper = forgetting_intervals(times, values, 0.0)
+    for row, a, b in zip(values, lower, upper, strict=True):
+        lost = next((j for j, v in enumerate(row) if v < 0), None)
+        told = (
+            (NAN, NAN) if lost == 0 else (9.0, math.inf) if lost is None else (times[lost - 1], times[lost])
+        )
+        assert (a, b) == pytest.approx(told, nan_ok=True)
+    seen = rng.integers(0, 100, 6)
+    ages = [50 - t for t in seen if t < 50]
+    activation = math.log(math.fsum(a**-0.7 for a in ages)) if ages else -math.inf
+    assert base_level_activation(seen, 50, 0.7) == pytest.approx(activation)
+    assert learning_rate_time([4, 6], [1, 2, 3, 4, 5, 6], 2).tolist() == [3 + 4, 3 + 4 + 5 + 6]
+
+
+# Contamination, personal data, membership, unlearning
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEED)
+def test_answers_and_their_bits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ll = 4 * coarse(rng, 4)
+    size, bare = rng.integers(1, 5, 4), 4 * coarse(rng, 4)
+
+    def first_best(scores: list[float]) -> int:
+        return max(range(4), key=lambda c: (scores[c], -c))
+
+    found = con.choose(ll, chars_C=size, bytes_C=size, unconditional_C=bare)
+    per_size = [a / b for a, b in zip(ll, size, strict=True)]
+    assert found[:4] == (
+        first_best(ll.tolist()),
+        first_best(per_size),
+        first_best(per_size),
+        first_best((ll - bare).tolist()),
+    )
+    weights = [math.exp(v) for v in ll]
+    p = [w / sum(weights) for w in weights]
+    assert [con.p_correct(ll, c) for c in range(4)] == pytest.approx(p)
+    assert con.brier(ll, 2) == pytest.approx(sum((q - (c == 2)) ** 2 for c, q in enumerate(p)))
+    assert found.tied == (sorted(ll)[-1] == sorted(ll)[-2])
+    words, given_ = rng.choice(list("abc"), 4).tolist(), rng.choice(list("abcd"), 5).tolist()
+    left, shared = list(given_), 0
+    for word in words:
+        if word in left:
+            left.remove(word)
+            shared += 1
+    assert per.word_recall(words, given_) == shared / 4
+    precision, recall, f1 = con.overlap_f1(given_, words)
+    assert (precision, recall) == (shared / 5, shared / 4)
+    assert f1 == pytest.approx(2 * shared / 9)
+    token, logprob = rng.integers(0, 3, 6), rng.uniform(-3, 0, 6)
+    frequency = rng.uniform(0.01, 1, 3)
+    seen: dict[int, float] = {}
+    for t, lp in zip(token.tolist(), logprob, strict=True):
+        seen.setdefault(t, min(0.3, math.exp(lp) * math.log(1 / frequency[t])))
+    told = mem.dc_pdd_score(token, logprob, frequency[token], ceiling=0.3)
+    assert told == pytest.approx(sum(seen.values()) / len(seen))
+    solved, after = rng.integers(0, 2, 7), rng.integers(0, 2, 7)
+    kept = sum(1 for a, b in zip(solved, after, strict=True) if a and not b) / 7
+    assert limem(solved, after).score == pytest.approx(kept)
+
+
+def test_answers_word_for_word() -> None:
+    assert per.exact_answer("New  York", "new york")
+    assert not per.exact_answer("New York", "New York City")
+    assert not per.exact_answer("", "")
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEED)
+def test_truth_ratios_and_their_distance(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    wrong, right = rng.uniform(0, 900, 3), float(rng.uniform(0, 900))
+    p = [Decimal(-w).exp() for w in wrong]
+    exact = sum(p) / 3 / Decimal(-right).exp()
+    if abs(exact.ln()) < 700:
+        assert unl.truth_ratio(wrong, right) == pytest.approx(float(exact), rel=1e-9)
+    geometric = (p[0] * p[1] * p[2]) ** (Decimal(1) / 3) / Decimal(-right).exp()
+    if abs(geometric.ln()) < 700:
+        assert unl.truth_ratio(wrong, right, "geometric") == pytest.approx(float(geometric), rel=1e-9)
+    x, y = coarse(rng, 6), coarse(rng, 6)
+    gap = max(abs(np.mean(x <= v) - np.mean(y <= v)) for v in [*x, *y])
+    found = unl.forget_quality(x, y, replicates=20)
+    assert found.distance == pytest.approx(gap)
+    distinct = rng.permutation(12.0 * np.arange(12))
+    told = stats.ks_2samp(distinct[:6], distinct[6:], method="exact")
+    assert (
+        unl.distance_of_forget_quality(told.pvalue, 6) == pytest.approx(told.statistic) or told.pvalue > 0.99
+    )
+
+
+def test_bits_of_a_diverse_data_set_count_its_possibilities() -> None:
+    """bioD ([M]): log2 of how many data sets there are, up to Stirling's log2 e a name and a chunk."""
+    people, attributes, chunks, diversity, length, vocabulary = 1000, 3, 2, 40, 4, 50
+    names = (
+        math.lgamma(2**cap.LOG2_NAMES + 1)
+        - math.lgamma(2**cap.LOG2_NAMES - people + 1)
+        - math.lgamma(people + 1)
+    )
+    pool = vocabulary**length
+    sets = math.lgamma(pool + 1) - math.lgamma(pool - diversity + 1) - math.lgamma(diversity + 1)
+    exact = (names + attributes * sets) / math.log(2) + people * attributes * chunks * math.log2(diversity)
+    args = people, attributes, chunks, diversity, length, vocabulary, 1e6
+    found = cap.bio_d_capacity(*args, math.log(people), 0, 0)
+    slack = (people + attributes * diversity) * math.log2(math.e)
+    assert found.bits == found.max_bits == pytest.approx(exact, abs=slack)
+    assert found.max_bits < exact
+    nothing = cap.LOG2_NAMES * math.log(2), chunks * math.log(diversity), length * math.log(vocabulary)
+    assert cap.bio_d_capacity(*args, *nothing).bits == pytest.approx(0, abs=1e-6)
+
+
+# Fits are at least as good as a general optimiser's
+
+
+def test_fits_are_maxima() -> None:
+    rng = np.random.default_rng(1)
+    doses, trials = [0, 1, 4, 16, 64, 256], np.array([12, 10, 8, 8, 6, 5])
+    for _ in range(2):
+        hits = rng.binomial(
+            trials, rate(doses, 2 ** rng.uniform(0, 7), rng.uniform(0.5, 3), rng.uniform(0, 0.3))
+        )
+        found = fit_rates(doses, hits, trials)
+
+        def nll(theta: np.ndarray, hits: np.ndarray = hits) -> float:
+            floor = 1 / (1 + math.exp(-theta[0]))
+            p = np.clip(rate(doses, 2 ** theta[2], math.exp(theta[1]), floor), 1e-12, 1 - 1e-12)
+            return -float(np.sum(hits * np.log(p) + (trials - hits) * np.log(1 - p)))
+
+        starts = itertools.product((-5, -1), (-0.5, 1), (0, 3, 6))
+        bounds = [(-25, 8), (math.log(0.02), math.log(50)), (-10, 23)]
+        best = min(optimize.minimize(nll, s, bounds=bounds).fun for s in starts)
+        assert float(found.nll) <= best + 1e-4
+        means = rng.normal(size=6)
+        curve = fit_means(doses, means, trials)
+        theirs = min(
+            optimize.minimize(_rss, start, (means, trials), "Nelder-Mead").fun
+            for start in itertools.product((-0.5, 1), (0, 3, 6))
+        )
+        assert float(curve.rss) <= theirs + 1e-3
+        times = np.array([1.0, 3, 10, 30, 100, 300, 1000])
+        y = 0.9 * np.exp(-times / 200) + rng.normal(0, 0.02, 7)
+        for name, model in {
+            "power": lambda t, a, b: a * t**-b,
+            "exponential_floor": lambda t, f, a, c: f + a * np.exp(-t / c),
+            "weibull": lambda t, a, k, c: a * np.exp(-((t / c) ** k)),
+        }.items():
+            start = {"power": (1, 0.1), "exponential_floor": (0, 1, 100), "weibull": (1, 1, 100)}[name]
+            positive = [-np.inf] * (1 if name != "exponential_floor" else 2)
+            low = [*positive, *([0.02] * (len(start) - len(positive)))]
+            best_fit, _ = optimize.curve_fit(model, times, y, start, bounds=(low, np.inf), maxfev=20_000)
+            assert fit_curve(times, y, name).rss <= float(((y - model(times, *best_fit)) ** 2).sum()) + 1e-6
+
+
+def _rss(theta: np.ndarray, mean_D: np.ndarray, weight_D: np.ndarray) -> float:
+    """Of the best low and rise >= 0, slopes and EC50s kept inside the fit's own range."""
+    slope, middle = math.exp(np.clip(theta[0], math.log(0.1), math.log(10))), np.clip(theta[1], -1, 11)
+    s = rate([0, 1, 4, 16, 64, 256], 2**middle, slope, 0.0)
+    w = weight_D / weight_D.sum()
+    rise = max(0.0, np.sum(w * (s - w @ s) * (mean_D - w @ mean_D)) / np.sum(w * (s - w @ s) ** 2))
+    return float(np.sum(w * (mean_D - w @ mean_D - rise * (s - w @ s)) ** 2))
+
+
+def test_no_interval_is_surer_than_its_data() -> None:
+    """Perfect steps, flat curves, items that all passed between the same checks, scores that are all equal."""
+    doses = [0, 1, 4, 16, 64, 256]
+    step = profile_ec50(doses, [0, 0, 0, 10, 10, 10], [10] * 6)
+    assert step.low < 4.2
+    assert step.high > 15
+    same = insert_until_ec50([1.0] * 5, [4.0] * 5).ec50
+    assert (same.low, same.high) == pytest.approx((1, 4), rel=0.02)
+    flat, _ = curve_ec50([1.0] * 12, np.repeat(doses, 2), replicates=20)
+    assert (flat.text, flat.high) == ("> 256", math.inf)
+    tied = delong([1.0] * 5, [1.0] * 5)
+    assert logit_interval(*tied)[0] < 0.4
+    spread = clustered_auc([1.0] * 4, [1.0] * 4, [0, 0, 1, 1], [2, 2, 3, 3])
+    assert spread.high - spread.low > 0.5
+
+
+# No NaN passes for a number
+
+
+SCORES = [1.0, NAN, 2.0, 3.0, 0.5]
+OTHERS = [0.0, 1.0, 0.5, 2.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: lik.likelihood(SCORES, 9),
+        lambda: mem.min_k(SCORES),
+        lambda: mem.loss_score(SCORES),
+        lambda: mem.neighbourhood_score(0.0, SCORES),
+        lambda: mem.set_inference(SCORES, OTHERS),
+        lambda: mem.gradient_norm_score(SCORES),
+        lambda: exp_.exposure_among(1.0, SCORES),
+        lambda: exp_.exposure_extrapolated(1.0, SCORES),
+        lambda: wat.rank_test(1.0, SCORES),
+        lambda: wat.rank_test(NAN, OTHERS),
+        lambda: wat.combined_p([0.5, NAN]),
+        lambda: con.order_rank_test(1.0, SCORES),
+        lambda: con.order_rank_test(NAN, OTHERS),
+        lambda: con.order_shard_test(SCORES, [OTHERS] * 5),
+        lambda: con.choose(SCORES),
+        lambda: con.p_correct(SCORES, 0),
+        lambda: con.brier(SCORES, 0),
+        lambda: rec.two_alternative(SCORES, OTHERS),
+        lambda: rec.full_matrix_recognition(OTHERS, SCORES),
+        lambda: rec.order_recall(SCORES, OTHERS),
+        lambda: order_.order_test(SCORES, OTHERS),
+        lambda: order_.order_permutation_p(OTHERS, SCORES),
+        lambda: order_.order_test_within_epochs(SCORES, OTHERS, [0] * 5),
+        lambda: order_.reshuffle_test(1.0, SCORES),
+        lambda: unl.forget_quality(SCORES, OTHERS),
+        lambda: unl.truth_ratio(SCORES, 1.0),
+        lambda: delong(SCORES, OTHERS),
+        lambda: clustered_auc(SCORES, OTHERS, np.arange(5), np.arange(5, 10)),
+        lambda: tpr_at_fpr(SCORES, OTHERS, 0.1),
+        lambda: permutation_p(np.array(SCORES), np.zeros(5, int), np.arange(5) > 2, permutations=9, seed=0),
+        lambda: trend_permutation_p(SCORES, [0, 0, 1, 1, 1]),
+    ],
+)
+def test_a_nan_is_refused(made) -> None:
+    with pytest.raises(ValueError, match=r"NaN|finite"):
+        made()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: lik.likelihood([], 9),
+        lambda: mem.min_k([]),
+        lambda: mem.zlib_score([], 9),
+        lambda: ext.exact_memorization([]),
+        lambda: ext.extraction_strength([]),
+        lambda: sim.rouge_l([1], []),
+        lambda: exp_.exposure_among(1.0, []),
+        lambda: wat.rank_test(1.0, []),
+        lambda: con.choose([]),
+        lambda: rec.two_alternative([], []),
+        lambda: rec.full_matrix_recognition([], [1.0]),
+        lambda: mem.set_inference([1.0], [1.0]),
+        lambda: pro.counterfactual_memorization([1.0], [1.0, 2.0]),
+        lambda: order_.order_test([1, 2, 3], [1, 2, 3]),
+        lambda: delong([1.0], [1.0, 2.0]),
+        lambda: cluster_mean([1.0, 2.0], [0, 0]),
+        lambda: fit_rates([0], [1], [2]),
+        lambda: unl.model_utility([]),
+    ],
+)
+def test_too_few_are_refused(made) -> None:
+    with pytest.raises(ValueError, match="need"):
+        made()
+
+
+# The registered forms
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEED)
+def test_registered_metrics_over_random_stores(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logprobs = [(-rng.gamma(1, 2, rng.integers(1, 12))).astype(np.float32).tolist() for _ in range(6)]
+    ranks = [rng.integers(0, 2, len(row)).tolist() for row in logprobs]
+    items, probes, scores = frames(logprobs, ranks)
+    of_float32 = pl.List(pl.Float32)
+    extra = {
+        name: pl.Series(
+            [rng.gamma(1, 1, len(row)).astype(np.float32).tolist() for row in logprobs], dtype=of_float32
+        )
+        for name in ("entropy", "variance")
+    }
+    scores = scores.with_columns(**extra)
+    fraction, k, m, n = (
+        float(rng.choice([0.1, 0.2, 0.5, 1.0])),
+        int(rng.integers(0, 4)),
+        int(rng.integers(1, 4)),
+        7,
+    )
+    names = [metric.name for metric in METRICS.values() if metric.needs == ("verbatim",)]
+    rows = compute(items, probes, scores, names, Parameters(prefix=k, suffix=m, fraction=fraction, queries=n))
+    found = {(row["metric"], row["probe_id"]): row["value"] for row in rows.iter_rows(named=True)}
+    for i, (lp, rank) in enumerate(zip(logprobs, ranks, strict=True)):
+        entropy, variance = (extra[name][i].to_list() for name in ("entropy", "variance"))
+        hit = [r == 0 for r in rank]
+        long = len(lp) >= k + m
+        inner = math.fsum(lp[k : k + m])
+        run = next((j for j, h in enumerate(hit[k:]) if not h), len(hit) - k)
+        wanted = {
+            "loglik_per_byte": math.fsum(lp) / 47,
+            "loglik_per_token": math.fsum(lp) / len(lp),
+            "exact_match": sum(hit) / len(hit),
+            "extraction_strength": ext.extraction_strength(hit),
+            "min_k_logprob": mem.min_k(lp, fraction),
+            "min_k_plus_plus": mem.min_k_plus_plus(lp, [-h for h in entropy], variance, fraction).score,
+            "clamped_variance_tokens": sum(v < 1e-6 for v in variance),
+            "verbatim": float(all(hit[k : k + m])) if long else None,
+            "suffix_loglik": inner if long else None,
+            "np_discoverable": 1 - (1 - math.exp(inner)) ** n if long else None,
+            "longest_extracted": run if len(lp) > k else None,
+        }
+        for name, value in wanted.items():
+            told = found[name, f"i{i}/p"]
+            assert told is None if value is None else told == pytest.approx(value, rel=1e-5, abs=1e-7), name
+
+
+def test_a_row_with_a_nan_has_no_value_of_any_metric() -> None:
+    items, probes, scores = frames([[-1.0, NAN, -2.0], [-1.0, -1.0, -1.0]], [[0, 0, 0], [0, 0, 0]])
+    names = ["exact_match", "verbatim", "min_k_logprob", "longest_extracted", "extraction_strength"]
+    rows = compute(items, probes, scores, names, Parameters(prefix=1, suffix=1))
+    lost = rows.filter(pl.col("probe_id") == "i0/p")
+    assert lost["value"].to_list() == [None] * 5
+    assert set(lost["reason"]) == {"a score of it is not a finite number"}
+    assert rows.filter(pl.col("probe_id") == "i1/p")["value"].null_count() == 0
