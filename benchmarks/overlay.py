@@ -55,7 +55,7 @@ def exposures(windows: int, share: float, length: int, *, masks: bool = False) -
             np.array([5]),
             np.array([0, 3]),
             np.array([1, 2, 3], dtype=np.int32),
-            np.array([True]),
+            np.array([0], dtype=np.float32),
         )
         if masks
         else None,

@@ -29,7 +29,7 @@ from insertion.overlay import Overlay
 from insertion.settings import InsertionConfig, RunShape
 
 KIND = "plan"
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
