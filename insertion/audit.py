@@ -271,7 +271,7 @@ def _expected(
         flags = [True] * row["lead"] + _counted(text, row["loss"]) + [True] * row["trail"]
         start = row["offset"] - row["lead"]
         del host[: row["cut"]], counts[: row["cut"]]
-        if row["trail"] and not row["lead"] and (start < 1 or host[start - 1] != eod):
+        if row["trail"] and not row["lead"] and start and host[start - 1] != eod:
             return None  # it says that a document of the corpus ends just before
         place = slice(start, start + len(inserted) if row["overwrite"] else start)
         host[place], counts[place] = inserted, flags

@@ -26,6 +26,7 @@ from insertion import interventions, preflight, variants
 from insertion.assemble import EXPOSURE_SCHEMA, assemble, heldout_probes, joined, totals
 from insertion.families.registry import Reference, files_of
 from insertion.overlay import Overlay
+from insertion.placements import digest_of
 from insertion.settings import InsertionConfig, RunShape
 
 KIND = "plan"
@@ -117,7 +118,8 @@ def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
     paired = (
         {} if insertion.paired_with is None else {"paired_with": read(Path(insertion.paired_with)).digest}
     )
-    return {"corpus": order.corpus_digest, "order": order.identity, **files, **paired}
+    placed = {} if insertion.placements is None else {"placements": digest_of(insertion.placements)}
+    return {"corpus": order.corpus_digest, "order": order.identity, **files, **paired, **placed}
 
 
 def _pattern(insertion: InsertionConfig, run: RunShape, order: Windows) -> variants.Pattern | None:
