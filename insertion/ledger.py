@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +257,25 @@ class Ledger:
     """Finished steps -> digest of the part that ends there; what the checkpoint of those steps must name."""
     begin: int = 0
     """Step that it begins with: of a run that goes on from another's checkpoint, that checkpoint's."""
+
+
+def concatenated(runs: Sequence[tuple[Ledger, int]], plan: str) -> Ledger:
+    """Ledgers of consecutive runs as one.
+
+    Args:
+        runs: each with the step at which it was left, first one first.
+        plan: digest of the plan that they carried out together.
+    """
+    last, end = runs[-1]
+    ends = [pl.col("position") < stop * one.global_batch_size for one, stop in runs]
+    return replace(
+        last,
+        windows=pl.concat([one.windows.filter(done) for (one, _), done in zip(runs, ends, strict=True)]),
+        exposures=pl.concat([one.exposures.filter(done) for (one, _), done in zip(runs, ends, strict=True)]),
+        steps=end,
+        plan=plan,
+        begin=runs[0][0].begin,
+    )
 
 
 def read(directory: Path, *, head: str) -> Ledger:
