@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,6 +119,8 @@ class Overlay:
         self.edits = edits if edits is not None and len(edits.position) else None
         # What is asked of every window - is anything planned for it? - is one search, whatever there is.
         self._touched = position if self.edits is None else np.union1d(position, self.edits.position)
+        # Windows are mostly read one after the other: the last stretch without anything (both ends excluded) is kept.
+        self._gap = (0, 0)
         self._weighs = bool(self.loss.any() or (self.edits is not None and (self.edits.weight != 1).any()))
 
     @classmethod
@@ -150,8 +153,16 @@ class Overlay:
 
     def planned(self, position: int) -> bool:
         """Whether anything is planned for a window."""
-        first = int(self._touched.searchsorted(position))
-        return first < len(self._touched) and bool(self._touched[first] == position)
+        low, high = self._gap
+        if low < position < high:
+            return False
+        touched = self._touched
+        first = int(touched.searchsorted(position))
+        if first < len(touched) and touched[first] == position:
+            return True
+        low = int(touched[first - 1]) if first else -1
+        self._gap = low, int(touched[first]) if first < len(touched) else sys.maxsize
+        return False
 
     def edited(self, position: int) -> list[tuple[int, npt.NDArray[np.int32], np.float32]]:
         """The changes to a window of the corpus: first token, tokens afterwards, and the weight of their losses."""
