@@ -82,6 +82,7 @@ def plan_of(windows: int, length: int, share: float) -> Plan:
             "intervention": pl.String,
             "found": pl.List(pl.Int32),
             "by": pl.List(pl.Int32),
+            "weight": pl.Float32,
         }
     )
     return Plan(items, wordings, pl.DataFrame(), exposures, edits, manifest)
@@ -155,7 +156,7 @@ def alone(given: argparse.Namespace, directory: Path, length: int = 2048, window
     order, plan = order_of(directory, windows, length), plan_of(windows, length, given.share)
     overlay = plan.overlay()
     laid = np.stack([overlay.apply(p, order.window(p)) for p in range(windows)])
-    counted = np.ones((8, length), dtype=np.bool_)
+    counted = np.ones((8, length), dtype=np.float32)
     seconds = []
     for _ in range(5):
         recorder = Recorder(plan, 8, rank=0)

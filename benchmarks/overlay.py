@@ -55,7 +55,7 @@ def exposures(windows: int, share: float, length: int, *, masks: bool = False) -
             np.array([5]),
             np.array([0, 3]),
             np.array([1, 2, 3], dtype=np.int32),
-            np.array([True]),
+            np.array([0], dtype=np.float32),
         )
         if masks
         else None,
@@ -79,6 +79,22 @@ def splice(directory: Path, order: Order, overlay: Overlay, length: int) -> tupl
     return copied - began, time.perf_counter() - copied
 
 
+def rates(arms: list[object], windows: int, repeats: int) -> list[list[float]]:
+    """Windows a second of each arm in each round. Arms take turns every 1,000 windows, and at going first."""
+    found = []
+    for round in range(repeats + 1):  # the first one warms the page cache
+        seconds = [0.0] * len(arms)
+        for number, start in enumerate(range(0, windows, 1000)):
+            for k in range(len(arms)):
+                turn = (k + number + round) % len(arms)
+                arm, began = arms[turn], time.perf_counter()
+                for position in range(start, min(start + 1000, windows)):
+                    arm[position]
+                seconds[turn] += time.perf_counter() - began
+        found.append([windows / one for one in seconds])
+    return found[1:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,31 +108,23 @@ def main() -> None:
         directory = Path(place)
         order = build(directory, given.windows, given.length)
         overlay = exposures(given.windows, given.share, given.length)
-        laid_over = MapStyle(order.dataset, overlay)
-        with_masks = MapStyle(order.dataset, exposures(given.windows, given.share, given.length, masks=True))
-        plain, laid, masked = [], [], []
-        for _ in range(given.repeats + 1):  # the first round warms the page cache
-            began = time.perf_counter()
-            for position in range(given.windows):
-                order.dataset[position]
-            middle = time.perf_counter()
-            for position in range(given.windows):
-                laid_over[position]
-            plain.append(given.windows / (middle - began))
-            end = time.perf_counter()
-            for position in range(given.windows):
-                with_masks[position]
-            laid.append(given.windows / (end - middle))
-            masked.append(given.windows / (time.perf_counter() - end))
+        laid = MapStyle(order.dataset, overlay)
+        masked = MapStyle(order.dataset, exposures(given.windows, given.share, given.length, masks=True))
+        perturbed = int(overlay.position[0])
+        assert not laid[perturbed]["tokens"].equal(order.dataset[perturbed]["tokens"])
+        assert masked[perturbed]["loss_mask"].min() == 0 == masked[given.windows // 2]["loss_mask"].min()
+        found = rates([order.dataset, laid, masked], given.windows, given.repeats)
         copied, edited = splice(directory, order, overlay, given.length)
-        ratios = [b / a for a, b in zip(plain[1:], laid[1:], strict=True)]
-        others = [b / a for a, b in zip(plain[1:], masked[1:], strict=True)]
         size = (directory / "train.bin").stat().st_size
+    plain = statistics.median(row[0] for row in found)
     print(f"{given.windows:,} windows of {given.length} tokens, {len(overlay.position):,} exposures")
-    print(f"  plain dataset    {statistics.median(plain[1:]):10,.0f} windows/s")
-    print(f"  with the overlay {statistics.median(laid[1:]):10,.0f} windows/s")
-    print(f"  overlay / plain  {statistics.median(ratios):10.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
-    print(f"  with masks, too  {statistics.median(others):10.3f}   ({min(others):.3f} to {max(others):.3f})")
+    print(f"  plain dataset    {plain:10,.0f} windows/s")
+    for k, name in ((1, "with the overlay"), (2, "with masks, too")):
+        ratios = [row[k] / row[0] for row in found]
+        print(
+            f"  {name:16} {statistics.median(row[k] for row in found):10,.0f} windows/s, of plain "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        )
     print(
         f"  in-place splice: {copied:.2f} s and {size / 2**20:,.0f} MiB for the copy, {edited:.2f} s for the "
         "edits; the overlay writes nothing"

@@ -35,13 +35,14 @@ def overlaid(overlay: Overlay, position: int, sample: Any) -> Any:
         position: sample index.
         sample: the window as an array or tensor of L + 1 token ids, or a mapping with ``tokens`` and ``labels`` (or
             ``input_ids`` of L + 1 tokens) and whatever else, which is left as it is. Where the plan takes tokens out
-            of the loss, there must be a ``loss_mask`` (L,), or beside ``input_ids`` a ``label_mask`` (L + 1,).
+            of the loss, there must be a ``loss_mask`` (L,), or beside ``input_ids`` a ``label_mask`` (L + 1,); of
+            floating point where the plan gives tokens other weights than 0 and 1.
 
     Returns:
         Of the same type, dtype and shape; a copy where something is planned.
 
     Raises:
-        ValueError: if tokens are to be taken out of the loss and the sample has no mask.
+        ValueError: if tokens are to be taken out of the loss and the sample has no mask, or none that can hold weights.
     """
     if not overlay.planned(position):
         return sample
@@ -71,8 +72,12 @@ def _masked(overlay: Overlay, position: int, sample: Any) -> Any:
         raise ValueError(
             f"the plan takes tokens of window {position} out of the loss, but its sample has no {mask}"
         )
-    flags = np.append(True, counted) if whole else counted
+    flags = np.append(np.float32(1), counted) if whole else counted
     given = np.asarray(sample[mask])
+    if given.dtype.kind != "f" and (flags != (flags != 0)).any():
+        raise ValueError(
+            f"the plan weighs losses of window {position}, but its sample's {mask} is {given.dtype}"
+        )
     return {**sample, mask: _like(sample[mask], (given * flags).astype(given.dtype))}
 
 

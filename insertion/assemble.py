@@ -14,7 +14,7 @@ import polars as pl
 from data.errors import UserError
 from data.mixture import Windows
 from data.tokenizer import Tokenizer
-from insertion import design, preflight, schedule, variants
+from insertion import design, placements, preflight, schedule, variants
 from insertion.arms import Arm
 from insertion.families.registry import Ground, Reference, make
 from insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
@@ -91,8 +91,14 @@ def assemble(
         _limits(insertion, run, tokenizer, basis.occurrences),
     )
     items, wordings = screened.items, screened.wordings
-    items, assigned = _assigned(items, insertion, np.random.default_rng([insertion.seed, 1]), model)
-    exposures = _exposures(items, assigned, wordings, insertion, run, order, tokenizer, model)
+    given = None if insertion.placements is None else placements.read(insertion.placements)
+    items, assigned = _assigned(items, insertion, np.random.default_rng([insertion.seed, 1]), model, given)
+    if given is not None and placements.positioned(given):
+        placed = placements.exposures(given, items, wordings, insertion, run, order)
+        codes = np.array([arm.skipped for _, arm in insertion.arms()])[assigned]
+        exposures = placed.with_columns(loss=codes[placed["item"]]).cast(EXPOSURE_SCHEMA)
+    else:
+        exposures = _exposures(items, assigned, wordings, insertion, run, order, tokenizer, model)
     asked = [(item.id, item.family, probe) for item in screened.made for probe in item.probes]
     probes, left_out = tokenize_probes(asked, tokenizer)
     balance = design.balance(items, seed=insertion.seed)
@@ -219,7 +225,11 @@ def totals(
 
 
 def _assigned(
-    items: pl.DataFrame, insertion: InsertionConfig, rng: np.random.Generator, model: Pattern | None
+    items: pl.DataFrame,
+    insertion: InsertionConfig,
+    rng: np.random.Generator,
+    model: Pattern | None,
+    given: pl.DataFrame | None,
 ) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
     """Items with stratum, arm and dose, and the number of each one's arm."""
     families = items["family"].to_numpy()
@@ -228,7 +238,9 @@ def _assigned(
     assigned = np.empty(len(items), dtype=np.int64)
     if model is not None:
         assigned = variants.arms(model, items, [name for name, _ in insertion.arms()])
-    for name in insertion.families if model is None else ():
+    if given is not None:
+        assigned = placements.arms(given, items, insertion)
+    for name in insertion.families if model is None and given is None else ():
         members = families == name
         assigned[members] = _arms_of(
             name, items["item_id"].filter(members).to_list(), blocks[members], insertion, rng

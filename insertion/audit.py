@@ -252,19 +252,18 @@ def _expected(
     edits: pl.DataFrame | None,
     texts: list[list[int]],
     eod: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
-    """A window with its changes and exposures, and which of its targets count, put together from the plan's tables.
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
+    """A window with its changes and exposures, and the weights of its losses, put together from the plan's tables.
 
     None if they claim what is not so.
     """
-    host, counts = base.tolist(), [True] * len(base)
+    host, counts = base.tolist(), [1.0] * len(base)
     for row in () if edits is None else edits.iter_rows(named=True):
         place = slice(row["start"], row["start"] + len(row["found"]))
         if host[place] != row["found"] or len(row["by"] or row["found"]) != len(row["found"]):
             return None
-        if row["by"] is None:
-            counts[place] = [False] * len(row["found"])
-        else:
+        counts[place] = [row["weight"]] * len(row["found"])
+        if row["by"] is not None:
             host[place] = row["by"]
     for row in () if rows is None else rows.sort("offset").iter_rows(named=True):
         text = texts[row["wording"]]
@@ -272,7 +271,7 @@ def _expected(
         flags = [True] * row["lead"] + _counted(text, row["loss"]) + [True] * row["trail"]
         start = row["offset"] - row["lead"]
         del host[: row["cut"]], counts[: row["cut"]]
-        if row["trail"] and not row["lead"] and (start < 1 or host[start - 1] != eod):
+        if row["trail"] and not row["lead"] and start and host[start - 1] != eod:
             return None  # it says that a document of the corpus ends just before
         place = slice(start, start + len(inserted) if row["overwrite"] else start)
         host[place], counts[place] = inserted, flags
@@ -280,7 +279,7 @@ def _expected(
             return None
     if len(host) < len(base):
         return None
-    return np.array(host[: len(base)], dtype=np.int64), np.array(counts[1 : len(base)], dtype=np.bool_)
+    return np.array(host[: len(base)], dtype=np.int64), np.array(counts[1 : len(base)], dtype=np.float32)
 
 
 def _counted(text: list[int], loss: int) -> list[bool]:

@@ -1,4 +1,4 @@
-"""The perturbed corpus written out, for trainers that read token files or JSONL themselves.
+"""What other tools read and write: the perturbed corpus written out, and their insertions read in.
 
 A copy of the token files holds every changed window in its place. Neighbouring windows share a token (the last of one
 is the first of the next), and a copy has it once: where the two differ, a token of an exposure wins, otherwise the
@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from data.errors import UserError
 from data.mixture import Windows
 from data.tokens import bin_path, idx_path, read_tokens
+from insertion import placements
+from insertion.families import files, table
 from insertion.interventions import Layout
 from insertion.plan import Plan
 
@@ -87,3 +94,122 @@ def write_lines(plan: Plan, order: Windows, path: Path) -> int:
             }
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
     return len(plan.shape.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Insertions that another tool made."""
+
+    rows: list[dict[str, Any]]
+    """For the family ``table``, one an item: those that were inserted, in the order of the files, then the others."""
+    placements: pl.DataFrame
+    """``placements.SCHEMA``."""
+    displace: str
+    """``around`` or ``overwrite`` as a ledger says; ``tail`` where places are drawn here."""
+
+    @property
+    def doses(self) -> dict[int, int]:
+        """Dose -> items, ascending."""
+        counts = Counter(self.placements["item_id"].to_list())
+        return dict(sorted(Counter(counts[item_id(row["text"])] for row in self.rows).items()))
+
+
+def item_id(text: str) -> str:
+    """Id of the item that the family ``table`` makes of a text."""
+    return f"{table.NAME}-{files.text_id(text)}"
+
+
+def read_duplicated(documents: Sequence[Path], never: Sequence[Path], ledger: Path | None = None) -> Foreign:
+    """Texts that were inserted as often as files repeat them, and where they went, if a ledger of Hubble's says so.
+
+    Args:
+        documents: ``.jsonl`` (or what else ``files.rows`` reads) with a ``text`` a row, one row an insertion.
+        never: the same, of texts that were not inserted; those that ``documents`` have are passed over.
+        ledger: ``..._perturbation_info.json``, one JSON object a line.
+
+    Raises:
+        UserError: for files that cannot be read or do not go together.
+    """
+    texts = {path.stem: _texts(path) for path in documents}
+    if len(texts) < len(documents):
+        raise UserError("two files of documents have the same name; a ledger could not tell them apart")
+    inserted = dict.fromkeys(text for found in texts.values() for text in found)
+    others = [text for path in never for text in _texts(path) if text not in inserted]
+    rows = [{"text": text, "id": files.text_id(text)} for text in dict.fromkeys([*inserted, *others])]
+    if ledger is not None:
+        places, displace = _read_ledger(ledger, texts)
+        return Foreign(rows, places, displace)
+    ids = [item_id(text) for found in texts.values() for text in found]
+    return Foreign(rows, pl.DataFrame([{"item_id": one} for one in ids], schema=placements.SCHEMA), "tail")
+
+
+def _texts(path: Path) -> list[str]:
+    rows = files.rows(str(path), "file")
+    for number, row in enumerate(rows):
+        if not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise UserError(f"{path}: row {number} has no text in the field text")
+    return [row["text"] for row in rows]
+
+
+def _read_ledger(ledger: Path, texts: Mapping[str, list[str]]) -> tuple[pl.DataFrame, str]:
+    """Places of a ledger of Hubble's injector (Wei et al., 2025; ``perturb_hubble.py``).
+
+    A line says that row ``perturbation_idx`` of ``perturbation_file`` went into window ``pt_loc`` in training order,
+    before its ``pt_injection_pos``-th piece of a document (``orig_doc_seq_sizes`` are the sizes), after
+    ``pt_window_offset`` tokens of the head had been cut; it was ``pt_injection_len`` tokens long, with the
+    end-of-document token. Without those fields (``seq_start``) it lies over the window's first tokens.
+    """
+    try:
+        lines = [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [_place(line) | {"text": _text_of(line, texts, ledger)} for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{ledger} is no ledger of Hubble's injector: {type(error).__name__} {error}"
+        ) from None
+    twice = Counter((line["perturbation_file"], line["perturbation_idx"]) for line in lines)
+    total = sum(map(len, texts.values()))
+    if len(twice) < len(lines) or len(lines) != total:
+        raise UserError(
+            f"{ledger} has {len(lines):,} insertions, {len(twice):,} of them different, but the documents have "
+            f"{total:,} rows; give all files that it was made from and no others (a dry run of Hubble's injector "
+            "overwrites it with a part)"
+        )
+    kinds = {row["overwrite"] for row in rows}
+    if len(kinds) > 1:
+        raise UserError(f"{ledger} mixes insertions that shift with ones that overwrite")
+    found = pl.DataFrame([row | {"item_id": item_id(row["text"])} for row in rows])
+    places = found.select(placements.SCHEMA.keys()).cast(placements.SCHEMA)
+    return places, "overwrite" if kinds == {True} else "around"
+
+
+def _text_of(line: Mapping[str, Any], texts: Mapping[str, list[str]], ledger: Path) -> str:
+    """The text that a line inserts. Token files are named after the JSONL, with an ending of Megatron's."""
+    name, row = line["perturbation_file"], line["perturbation_idx"]
+    own = texts.get(name, texts.get(name.removesuffix("_text_document")))
+    if own is None:
+        raise UserError(f"{ledger} names {name}, which is none of the documents {', '.join(texts)}")
+    if not 0 <= row < len(own):
+        raise UserError(f"{ledger} names row {row} of {name}, which has {len(own)} rows")
+    text: str = own[row]
+    return text
+
+
+def _place(line: Mapping[str, Any]) -> dict[str, Any]:
+    if "pt_injection_pos" not in line:
+        return (
+            {"position": line["pt_loc"], "offset": 0, "cut": 0, "length": None} | _BARE | {"overwrite": True}
+        )
+    cut = line["pt_window_offset"]
+    before = sum(line["orig_doc_seq_sizes"][: line["pt_injection_pos"]])
+    return {
+        "position": line["pt_loc"],
+        "offset": before - cut,
+        "cut": cut,
+        "length": line["pt_injection_len"],
+        **_BARE,
+    }
+
+
+_BARE = {"lead": False, "overwrite": False}

@@ -1,4 +1,4 @@
-"""Interventions on the corpus's own text: replaced wordings, removed documents, tokens without loss.
+"""Interventions on the corpus's own text: replaced wordings, removed documents, tokens with another loss or none.
 
 What is looked for is tokenized as it is given (so write the space before a word where there is one) and found in the
 token file by exact search, once; the plan records every place. A place that two windows share or that lies across their
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +27,8 @@ from insertion.overlay import Edits
 
 Integers = npt.NDArray[np.int64]
 
+_HEAVIEST = 1000.0
+
 EDIT_SCHEMA = pl.Schema(
     {
         "position": pl.Int64(),
@@ -32,24 +36,28 @@ EDIT_SCHEMA = pl.Schema(
         "intervention": pl.String(),
         "found": pl.List(pl.Int32),
         "by": pl.List(pl.Int32),
+        "weight": pl.Float32(),
     }
 )
 """One row a piece of a window, ascending by position and start: the corpus's tokens ``found`` from ``start`` on (in the
-window as the corpus has it, before exposures) are replaced ``by`` as many others, or, where ``by`` is null, stay and
-have no loss."""
+window as the corpus has it, before exposures) are replaced ``by`` as many others (``weight`` 1), or, where ``by``
+is null, stay, and their losses count ``weight`` times; 0: not at all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervention:
     """What is done to all places of the corpus that match."""
 
-    kind: Literal["replace", "remove", "mask"]
+    kind: Literal["replace", "remove", "mask", "reweight"]
     """``replace``: other tokens in the place of the text; ``remove``: held-out text in the place of every document that
-    contains it; ``mask``: the text stays and its tokens are not predicted."""
+    contains it; ``mask``: the text stays and its tokens are not predicted; ``reweight``: it stays, and the losses of
+    its tokens count ``weight`` times (in a step's sum, which is divided by the number of tokens as ever)."""
     find: tuple[str, ...]
     """Texts, with the white space around them that belongs to them."""
     by: tuple[str, ...] = ()
     """For ``replace``: another wording of each text, of as many tokens."""
+    weight: float | None = None
+    """For ``reweight``: above 0, and not 1."""
     phase: Phase = field(default_factory=Phase)
     """When; windows outside are left as they are."""
 
@@ -61,6 +69,21 @@ class Intervention:
                 f"insertion.interventions: kind={self.kind} with {len(self.find)} texts to find and {len(self.by)} in "
                 "by; replace needs one for each, the others none"
             )
+        if (self.kind == "reweight") != (self.weight is not None):
+            raise UserError(
+                f"insertion.interventions: kind={self.kind} with weight={self.weight}; reweight needs one, the "
+                "others none"
+            )
+        if self.weight is not None and (self.weight == 1 or not 0 < self.weight <= _HEAVIEST):
+            raise UserError(
+                f"insertion.interventions: weight={self.weight:g} must lie above 0 and not above {_HEAVIEST:g}, and "
+                "not be 1; to take tokens out of the loss use kind=mask"
+            )
+
+    @property
+    def loss(self) -> float:
+        """How much the losses of its tokens count."""
+        return 0.0 if self.kind == "mask" else 1.0 if self.weight is None else self.weight
 
 
 def edits(
@@ -95,42 +118,22 @@ def edits(
         return pl.DataFrame(schema=EDIT_SCHEMA), {}
     layout = Layout(order)
     order = layout.order
-    reserve = _reserve(tokenizer, heldout) if any(w.kind == "remove" for w in wanted.values()) else None
+    reserve = _Reserve(tokenizer, heldout)
     starts: list[int] = []
     lengths: list[int] = []
     names: list[str] = []
     replacements: list[npt.NDArray[np.int32] | None] = []
     facts: dict[str, dict[str, int]] = {}
-    used = 0
     for name, one in wanted.items():
-        patterns = [tokenizer.encode(text) for text in one.find]
-        others = [tokenizer.encode(text) for text in one.by]
-        for text, pattern, other in zip(one.find, patterns, others, strict=False):
-            if len(pattern) != len(other):
-                raise UserError(
-                    f"insertion.interventions.{name}: {text!r} has {len(pattern)} tokens and its replacement "
-                    f"{len(other)}; windows cannot change their length, so find a wording with as many"
-                )
-        places = ngram_places(order.prefix, patterns)
-        for text, at in zip(one.find, places, strict=True):
-            if not len(at):
-                raise UserError(f"insertion.interventions.{name}: {text!r} is nowhere in the corpus")
+        patterns, others, places = _matches(name, one, order, tokenizer)
         facts[name] = {"places": sum(map(len, places))}
         if one.kind == "remove":
-            documents = np.unique(layout.document(np.concatenate(places)))
-            for document in documents.tolist():
-                start, length = layout.extent(document)
-                assert reserve is not None
-                if used + length > len(reserve):
-                    raise UserError(
-                        f"insertion.interventions.{name} removes {len(documents)} documents, and the held-out text of "
-                        f"{len(reserve):,} tokens is too short to replace them; raise corpus.heldout_fraction"
-                    )
-                starts.append(start)
-                lengths.append(length)
-                names.append(name)
-                replacements.append(reserve[used : used + length])
-                used += length
+            documents = np.unique(layout.document(np.concatenate(places))).tolist()
+            spans = [layout.extent(document) for document in documents]
+            starts += [start for start, _ in spans]
+            lengths += [length for _, length in spans]
+            names += [name] * len(spans)
+            replacements += reserve.take(name, [length for _, length in spans])
             continue
         for number, at in enumerate(places):
             starts += at.tolist()
@@ -149,10 +152,56 @@ def edits(
     return table, facts
 
 
-def _reserve(tokenizer: Tokenizer, heldout: Sequence[str]) -> npt.NDArray[np.int32]:
-    ends = np.array([tokenizer.eod], dtype=np.int32)
-    pieces = [piece for text in heldout for piece in (tokenizer.encode(text), ends)]
-    return np.concatenate([*pieces, ends[:0]])
+def _matches(
+    name: str, one: Intervention, order: Order, tokenizer: Tokenizer
+) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]], list[Integers]]:
+    """Tokens of the texts to find, those of the other wordings, and where in the file each text is.
+
+    Raises:
+        UserError: for a text that is not there, or a wording of another length.
+    """
+    patterns = [tokenizer.encode(text) for text in one.find]
+    others = [tokenizer.encode(text) for text in one.by]
+    for text, pattern, other in zip(one.find, patterns, others, strict=False):
+        if len(pattern) != len(other):
+            raise UserError(
+                f"insertion.interventions.{name}: {text!r} has {len(pattern)} tokens and its replacement "
+                f"{len(other)}; windows cannot change their length, so find a wording with as many"
+            )
+    places = ngram_places(order.prefix, patterns)
+    for text, at in zip(one.find, places, strict=True):
+        if not len(at):
+            raise UserError(f"insertion.interventions.{name}: {text!r} is nowhere in the corpus")
+    return patterns, others, places
+
+
+class _Reserve:
+    """Held-out text that takes the place of removed documents, each token of it once."""
+
+    def __init__(self, tokenizer: Tokenizer, heldout: Sequence[str]) -> None:
+        self.tokenizer, self.heldout, self.used = tokenizer, heldout, 0
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """All of it, with end-of-document tokens between documents."""
+        ends = np.array([self.tokenizer.eod], dtype=np.int32)
+        pieces = [piece for text in self.heldout for piece in (self.tokenizer.encode(text), ends)]
+        return np.concatenate([*pieces, ends[:0]])
+
+    def take(self, name: str, lengths: Sequence[int]) -> list[npt.NDArray[np.int32]]:
+        """Pieces of these lengths.
+
+        Raises:
+            UserError: if there is too little left.
+        """
+        if self.used + sum(lengths) > len(self.tokens):
+            raise UserError(
+                f"insertion.interventions.{name} removes {len(lengths)} documents, and the held-out text of "
+                f"{len(self.tokens):,} tokens is too short to replace them; raise corpus.heldout_fraction"
+            )
+        ends = self.used + np.cumsum([0, *lengths])
+        self.used = int(ends[-1])
+        return [self.tokens[start:end] for start, end in pairwise(ends.tolist())]
 
 
 def _apart(starts: list[int], lengths: list[int]) -> tuple[list[int], list[int]]:
@@ -253,9 +302,10 @@ def _pieces(
     tokens = layout.sequence_length * batch
     phases = {name: one.phase.steps(steps[1], tokens, steps[0]) for name, one in wanted.items()}
     exact = {name: set(one.phase.at) for name, one in wanted.items()}
+    weight = {name: one.loss for name, one in wanted.items()}
     start = np.array([starts[row] for row in kept], dtype=np.int64)
     length = np.array([lengths[row] for row in kept], dtype=np.int64)
-    rows: list[tuple[int, int, str, int, list[int] | None]] = []
+    rows: list[tuple[int, int, str, int, list[int] | None, float]] = []
     for k, position, offset, skip in zip(*(a.tolist() for a in layout.pieces(start, length)), strict=True):
         name, by = names[kept[k]], replacements[kept[k]]
         first, end = phases[name]
@@ -264,11 +314,9 @@ def _pieces(
             continue
         count = min(int(length[k]) - skip, layout.sequence_length + 1 - offset)
         piece = None if by is None else by[skip : skip + count].tolist()
-        rows.append((position, offset, name, count, piece))
-    schema = {"position": pl.Int64, "start": pl.Int32, "intervention": pl.String, "length": pl.Int32}
-    return pl.DataFrame(rows, schema={**schema, "by": pl.List(pl.Int32)}, orient="row").sort(
-        "position", "start"
-    )
+        rows.append((position, offset, name, count, piece, weight[name]))
+    schema = {("length" if name == "found" else name): kind for name, kind in EDIT_SCHEMA.items()}
+    return pl.DataFrame(rows, schema={**schema, "length": pl.Int32()}, orient="row").sort("position", "start")
 
 
 def _with_found(table: pl.DataFrame, order: Order) -> pl.DataFrame:
@@ -287,5 +335,5 @@ def as_arrays(table: pl.DataFrame) -> Edits:
         table["start"].to_numpy().astype(np.int64),
         np.concatenate([[0], np.cumsum(tokens.list.len().to_numpy())]).astype(np.int64),
         tokens.explode().drop_nulls().to_numpy().astype(np.int32),
-        table["by"].is_null().to_numpy(),
+        table["weight"].to_numpy(),
     )

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,18 @@ EXPOSURE_SCHEMA = pl.Schema(
 """One row a consumed exposure: the hash is of the tokens found in the batch."""
 
 
-def window_digest(window: npt.NDArray[np.int64], loss_mask: npt.NDArray[np.bool_]) -> int:
-    """XXH3-64 of a window's L + 1 tokens (int32, little-endian) and its L loss flags (packed bits)."""
+def window_digest(
+    window: npt.NDArray[np.int64], loss_mask: npt.NDArray[np.bool_] | npt.NDArray[np.float32]
+) -> int:
+    """XXH3-64 of a window's L + 1 tokens (int32, little-endian) and its L loss flags (packed bits).
+
+    Where a loss has a weight other than 0 and 1, all L weights (float32, little-endian) follow.
+    """
     digest = xxhash.xxh3_64(np.ascontiguousarray(window, dtype="<i4").tobytes())
-    digest.update(np.packbits(loss_mask).tobytes())
+    flags = loss_mask != 0
+    digest.update(np.packbits(flags).tobytes())
+    if loss_mask.dtype != np.bool_ and (loss_mask != flags).any():
+        digest.update(np.ascontiguousarray(loss_mask, dtype="<f4").tobytes())
     return digest.intdigest()
 
 
@@ -87,7 +95,7 @@ class Recorder:
         positions: npt.NDArray[np.int64],
         tokens: npt.NDArray[np.int64],
         labels: npt.NDArray[np.int64],
-        loss_mask: npt.NDArray[np.bool_],
+        loss_mask: npt.NDArray[np.float32],
     ) -> None:
         """Check and record one micro-batch, just before it is handed to the model.
 
@@ -95,7 +103,7 @@ class Recorder:
             positions: (B,) sample indices.
             tokens: (B, L) input ids.
             labels: (B, L) target ids.
-            loss_mask: (B, L) whether each target counts.
+            loss_mask: (B, L) weight of each target's loss; flags do, too.
 
         Raises:
             PlanViolation: naming item, step, rank and row.
@@ -110,7 +118,7 @@ class Recorder:
             self._positions.append(position)
             self._digests.append(window_digest(window, mask))
 
-    def _check(self, position: int, window: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> None:
+    def _check(self, position: int, window: npt.NDArray[np.int64], mask: npt.NDArray[np.float32]) -> None:
         self._check_edits(position, window, mask)
         for span in self._planned.spans(position):
             end = span.offset + span.length
@@ -129,18 +137,20 @@ class Recorder:
             wanted = self._planned.counted(span)[int(span.offset == 0) :]
             wrong = mask[max(span.offset - 1, 0) : end - 1] != wanted
             if wrong.any():
-                off = "off" if wanted[wrong].any() else "on"
+                off = "off" if wanted[wrong].any() else "on"  # or weighs something else than 1
                 raise PlanViolation(
                     f"the loss is {off} on planned tokens where the plan says otherwise: {where}; no step was taken"
                 )
             self._exposures.append((position, self._ids[span.item], span.offset, span.length, found))
 
-    def _check_edits(self, position: int, window: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> None:
+    def _check_edits(
+        self, position: int, window: npt.NDArray[np.int64], mask: npt.NDArray[np.float32]
+    ) -> None:
         edits = self._planned.edited(position)
         if not edits:
             return
         origin = self._planned.origins(position, len(window))
-        for start, tokens, masked in edits:
+        for start, tokens, weight in edits:
             left = np.flatnonzero(
                 (origin >= start) & (origin < start + len(tokens))
             )  # what exposures leave of it
@@ -152,10 +162,11 @@ class Recorder:
                 raise PlanViolation(
                     f"a planned change of the corpus's text is not in the batch: {where}; no step was taken"
                 )
-            if (mask[left[left > 0] - 1] == masked).any():
+            given = mask[left[left > 0] - 1]
+            if (wrong := given != weight).any():
                 raise PlanViolation(
-                    f"the loss is {'on' if masked else 'off'} on changed text where the plan says otherwise: {where}; "
-                    "no step was taken"
+                    f"the loss on changed text has the weight {float(given[wrong][0]):g} where the plan says "
+                    f"{weight:g}: {where}; no step was taken"
                 )
 
     def drain(self) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -246,6 +257,25 @@ class Ledger:
     """Finished steps -> digest of the part that ends there; what the checkpoint of those steps must name."""
     begin: int = 0
     """Step that it begins with: of a run that goes on from another's checkpoint, that checkpoint's."""
+
+
+def concatenated(runs: Sequence[tuple[Ledger, int]], plan: str) -> Ledger:
+    """Ledgers of consecutive runs as one.
+
+    Args:
+        runs: each with the step at which it was left, first one first.
+        plan: digest of the plan that they carried out together.
+    """
+    last, end = runs[-1]
+    ends = [pl.col("position") < stop * one.global_batch_size for one, stop in runs]
+    return replace(
+        last,
+        windows=pl.concat([one.windows.filter(done) for (one, _), done in zip(runs, ends, strict=True)]),
+        exposures=pl.concat([one.exposures.filter(done) for (one, _), done in zip(runs, ends, strict=True)]),
+        steps=end,
+        plan=plan,
+        begin=runs[0][0].begin,
+    )
 
 
 def read(directory: Path, *, head: str) -> Ledger:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +38,9 @@ class Edits:
     ends: Integers
     """(E + 1,) where each piece's tokens begin in ``tokens``, and their number."""
     tokens: npt.NDArray[np.int32]
-    """What is there afterwards; of masked pieces the corpus's own."""
-    masked: npt.NDArray[np.bool_]
-    """(E,) whether the tokens stay and are not predicted."""
+    """What is there afterwards; the corpus's own where the weight is not 1."""
+    weight: npt.NDArray[np.float32]
+    """(E,) of each token's loss; 0: not predicted."""
 
 
 CONTEXT = 13
@@ -118,7 +119,9 @@ class Overlay:
         self.edits = edits if edits is not None and len(edits.position) else None
         # What is asked of every window - is anything planned for it? - is one search, whatever there is.
         self._touched = position if self.edits is None else np.union1d(position, self.edits.position)
-        self._masks = bool(self.loss.any() or (self.edits is not None and self.edits.masked.any()))
+        # Windows are mostly read one after the other: the last stretch without anything (both ends excluded) is kept.
+        self._gap = (0, 0)
+        self._weighs = bool(self.loss.any() or (self.edits is not None and (self.edits.weight != 1).any()))
 
     @classmethod
     def empty(cls) -> Overlay:
@@ -150,11 +153,19 @@ class Overlay:
 
     def planned(self, position: int) -> bool:
         """Whether anything is planned for a window."""
-        first = int(self._touched.searchsorted(position))
-        return first < len(self._touched) and bool(self._touched[first] == position)
+        low, high = self._gap
+        if low < position < high:
+            return False
+        touched = self._touched
+        first = int(touched.searchsorted(position))
+        if first < len(touched) and touched[first] == position:
+            return True
+        low = int(touched[first - 1]) if first else -1
+        self._gap = low, int(touched[first]) if first < len(touched) else sys.maxsize
+        return False
 
-    def edited(self, position: int) -> list[tuple[int, npt.NDArray[np.int32], bool]]:
-        """The changes to a window of the corpus: first token, tokens afterwards, and whether they are masked."""
+    def edited(self, position: int) -> list[tuple[int, npt.NDArray[np.int32], np.float32]]:
+        """The changes to a window of the corpus: first token, tokens afterwards, and the weight of their losses."""
         edits = self.edits
         if edits is None:
             return []
@@ -162,7 +173,7 @@ class Overlay:
         found = []
         while first < len(edits.position) and edits.position[first] == position:
             tokens = edits.tokens[edits.ends[first] : edits.ends[first + 1]]
-            found.append((int(edits.start[first]), tokens, bool(edits.masked[first])))
+            found.append((int(edits.start[first]), tokens, edits.weight[first]))
             first += 1
         return found
 
@@ -179,8 +190,8 @@ class Overlay:
         if not self.planned(position):
             return window
         changed = window
-        for start, tokens, masked in self.edited(position):
-            if not masked:
+        for start, tokens, weight in self.edited(position):
+            if weight == 1:  # otherwise the tokens are the window's own
                 changed = window.copy() if changed is window else changed
                 changed[start : start + len(tokens)] = tokens
         for span in self.spans(position):
@@ -194,18 +205,21 @@ class Overlay:
             origin = self._insert(origin, span, marked=True)
         return origin
 
-    def loss_mask(self, position: int, length: int) -> npt.NDArray[np.bool_] | None:
-        """Which targets of a finished window count: (``length``,), the first being the token at offset 1; None: all."""
-        if not self._masks or not self.planned(position):
+    def loss_mask(self, position: int, length: int) -> npt.NDArray[np.float32] | None:
+        """Weights of the losses of a finished window's targets: (``length``,), the first being the token at offset 1.
+
+        0: it does not count. None: all are 1.
+        """
+        if not self._weighs or not self.planned(position):
             return None
-        flags = np.ones(length + 1, dtype=np.bool_)
-        for start, tokens, masked in self.edited(position):
-            if masked:
+        weights = np.ones(length + 1, dtype=np.float32)
+        for start, tokens, weight in self.edited(position):
+            if weight != 1:
                 origin = self.origins(position, length + 1)
-                flags[(origin >= start) & (origin < start + len(tokens))] = False
+                weights[(origin >= start) & (origin < start + len(tokens))] = weight
         for span in self.spans(position):
-            flags[span.offset : span.offset + span.length] = self.counted(span)
-        return None if flags[1:].all() else flags[1:]
+            weights[span.offset : span.offset + span.length] = self.counted(span)
+        return None if (weights[1:] == 1).all() else weights[1:]
 
     def counted(self, span: Span) -> npt.NDArray[np.bool_]:
         """Which tokens of an exposure are predicted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from insertion import interventions, preflight, variants
 from insertion.assemble import EXPOSURE_SCHEMA, assemble, heldout_probes, joined, totals
 from insertion.families.registry import Reference, files_of
 from insertion.overlay import Overlay
+from insertion.placements import digest_of
 from insertion.settings import InsertionConfig, RunShape
 
 KIND = "plan"
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +77,61 @@ def read(directory: Path) -> Plan:
     return Plan(items, wordings, probes, exposures, edits, manifest)
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A run that another one goes on from."""
+
+    plan: Plan
+    """Whose it is, or whose twin it is."""
+    directory: Path
+    perturbed: bool
+    end: int
+    """Step at which it was left."""
+
+
+def history(plan: Plan) -> list[Before]:
+    """The runs that a plan's run goes on from, first one first."""
+    found: list[Before] = []
+    while start := plan.manifest.facts["start_from"]:
+        run, end = Path(start).parents[1], plan.shape.begin
+        plan = read(run.parent / "plan")
+        found.append(Before(plan, run, run.name == "perturbed", end))
+    return found[::-1]
+
+
 def earlier(plan: Plan) -> list[tuple[Plan, int]]:
     """Plans of the perturbed runs that a plan's run goes on from, first one first, and the step where each was left.
 
     Together with the plan they are the plan of the whole history of a checkpoint.
     """
-    found: list[tuple[Plan, int]] = []
-    while start := plan.manifest.facts["start_from"]:
-        run, end = Path(start).parents[1], plan.shape.begin
-        plan = read(run.parent / "plan")
-        if run.name == "perturbed":
-            found.append((plan, end))
-    return found[::-1]
+    return [(before.plan, before.end) for before in history(plan) if before.perturbed]
+
+
+def concatenated(runs: list[Before]) -> Plan:
+    """The plan that consecutive runs carried out, each up to where it was left; an item's dose is what it got there."""
+    items, wordings = 0, 0
+    tables: list[Plan] = []
+    for before in runs:
+        plan, end = before.plan, before.end * before.plan.shape.global_batch_size
+        done = pl.col("position") < (end if before.perturbed else 0)
+        exposures, edits = plan.exposures.filter(done), plan.edits.filter(done)
+        counts = np.bincount(exposures["item"].to_numpy(), minlength=len(plan.items)).astype(np.int32)
+        moved = exposures.with_columns(pl.col("item") + items, pl.col("wording") + wordings)
+        texts = plan.wordings.with_columns(pl.col("item") + items)
+        own = plan.items.with_columns(dose=counts)
+        tables.append(replace(plan, items=own, wordings=texts, exposures=moved, edits=edits))
+        items, wordings = items + len(plan.items), wordings + len(plan.wordings)
+    first, last = runs[0].plan.shape, runs[-1]
+    run = asdict(first) | {"steps": last.end}
+    manifest = replace(last.plan.manifest, config={**last.plan.manifest.config, "run": run})
+    return Plan(
+        pl.concat([one.items for one in tables]),
+        pl.concat([one.wordings for one in tables]),
+        pl.concat([one.probes for one in tables]),
+        pl.concat([one.exposures for one in tables]),
+        pl.concat([one.edits for one in tables]),
+        manifest,
+    )
 
 
 def require_order(plan: Plan, order: Windows) -> None:
@@ -117,7 +161,8 @@ def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
     paired = (
         {} if insertion.paired_with is None else {"paired_with": read(Path(insertion.paired_with)).digest}
     )
-    return {"corpus": order.corpus_digest, "order": order.identity, **files, **paired}
+    placed = {} if insertion.placements is None else {"placements": digest_of(insertion.placements)}
+    return {"corpus": order.corpus_digest, "order": order.identity, **files, **paired, **placed}
 
 
 def _pattern(insertion: InsertionConfig, run: RunShape, order: Windows) -> variants.Pattern | None:

@@ -60,6 +60,9 @@ class InsertionConfig:
     paired_with: str | None = None
     """Directory of a plan that this one is a variant of (``insertion.variants``): its items, or some of them, keep
     their arms and, where the design allows it, their places."""
+    placements: str | None = None
+    """Parquet file of exposures that were decided elsewhere (``insertion.placements``): the items' doses, and perhaps
+    their places, come from it and not from the lot."""
     adaptive: AdaptiveConfig | None = None
     """Let the scores decide how often items are inserted (``launch/adaptive.py``). ``doses`` are then 0 and 1: by lot,
     items are never inserted, or the policy's."""
@@ -80,6 +83,8 @@ class InsertionConfig:
                 "insertion.adaptive works on one family with insertion.doses=[0,1] (never inserted, and the policy's) "
                 f"and no paired_with; here are families {', '.join(self.families)} and doses {list(self.doses)}"
             )
+        if self.placements is not None:
+            self._check_placements()
         doses = (
             sorted({arm.dose for arm in self.named_arms.values()}) if self.named_arms else list(self.doses)
         )
@@ -106,7 +111,7 @@ class InsertionConfig:
             )
         self.arms()  # checks every combination
         for family in self.families:
-            if not self.named_arms and min(self.counts(family).values()) < 2:
+            if not (self.named_arms or self.placements) and min(self.counts(family).values()) < 2:
                 raise UserError(
                     f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar"
                 )
@@ -123,9 +128,10 @@ class InsertionConfig:
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise UserError(f"insertion.experiments: {name!r} must be letters, digits, '_' and '-'")
             here = f"insertion.experiments.{name}"
-            if one.experiments or one.interventions or one.paired_with or one.adaptive:
+            if one.experiments or one.interventions or one.paired_with or one.adaptive or one.placements:
                 raise UserError(
-                    f"{here}: experiments, interventions, paired_with and adaptive belong to insertion itself"
+                    f"{here}: experiments, interventions, paired_with, placements and adaptive belong to insertion "
+                    "itself"
                 )
             if one.lot in lots:
                 raise UserError(
@@ -138,6 +144,18 @@ class InsertionConfig:
                 f"insertion.experiments: lots {', '.join(lots)} are shares of different sizes; "
                 "write k/n with one n for all"
             )
+
+    def _check_placements(self) -> None:
+        told = f"insertion.placements={self.placements}"
+        if self.paired_with or self.adaptive or self.named_arms or self.lot:
+            raise UserError(
+                f"{told} decides alone: leave out insertion.paired_with, adaptive, named_arms and lot"
+            )
+        for name in FACTORS:
+            if len(getattr(self, name)) != 1:
+                raise UserError(
+                    f"{told}: items get their doses from the file, so insertion.{name} takes one level"
+                )
 
     @property
     def window_lot(self) -> Lot:

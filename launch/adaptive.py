@@ -26,6 +26,7 @@ from data.artifact import json_digest
 from data.errors import UserError
 from insertion import plan as plans
 from insertion.arms import NamedArm
+from insertion.audit import Audit
 from insertion.policies import POLICIES, AdaptiveConfig
 from launch import audit as audits
 from launch.config import INTEGRITY, Experiment, program, say
@@ -147,7 +148,8 @@ def replay(experiment: Experiment, recorded: list[dict[str, Any]]) -> list[str]:
     """What differs between recorded decisions and those that the stored scores lead to, and between each plan and
     the one that its decision leads to."""
     wrong = []
-    again = decisions(experiment, carry_out=False)
+    again = json.loads(json.dumps(decisions(experiment, carry_out=False)))
+    recorded = json.loads(json.dumps(recorded))
     start = experiment.train.start_from
     for number, (was, now) in enumerate(zip(recorded, again, strict=True)):
         if was != now:
@@ -206,6 +208,51 @@ def estimate(settings: AdaptiveConfig, recorded: list[dict[str, Any]]) -> str | 
     return insert_until_ec50(*zip(*pairs, strict=True)).ec50.text
 
 
+def prove(experiment: Experiment, recorded: list[dict[str, Any]]) -> dict[str, Any]:
+    """Audit every segment, and replay the decisions.
+
+    Returns:
+        See ``insertion.audit.Audit.result``.
+    """
+    report = Audit()
+    start, previous, broken = experiment.train.start_from, "", []
+    for number, record in enumerate(recorded):
+        one = segment(experiment, number, record["exposures"], start)
+        result = audits.audit(one)
+        made = f"{sum(record['exposures'].values()):,} exposures, {len(result['checks'])} checks"
+        report.add(f"segment {number}", result["failures"], f"to step {record['end']}, {made}")
+        start = str(one.directory / "perturbed" / "checkpoints" / f"step_{record['end']:08d}")
+        content = {key: value for key, value in record.items() if key not in ("digest", "after")}
+        if record["previous"] != previous or json_digest(content) != record["digest"]:
+            broken.append(f"decision {number} does not continue the one before it")
+        previous = record["digest"]
+    report.add("each decision names the one before it", broken, f"{len(recorded)} decisions")
+    report.add(
+        "the stored scores lead to these decisions, and they to these plans",
+        replay(experiment, recorded),
+        f"policy {settings_of(experiment).policy}, replayed",
+    )
+    return report.result()
+
+
+def recorded_by(experiment: Experiment) -> list[dict[str, Any]]:
+    """The decisions that an adaptive run has recorded.
+
+    Raises:
+        UserError: if it is not finished, or the record was changed.
+    """
+    place = experiment.directory / "adaptive"
+    if not (place / artifact.MANIFEST).is_file():
+        raise UserError(
+            f"{place} is not there: insertion.adaptive is carried out by launch/adaptive.py; run it before the audit"
+        )
+    artifact.verify(place, artifact.read(place, kind=KIND, schema_version=VERSION))
+    found: list[dict[str, Any]] = json.loads((place / "decisions.json").read_text(encoding="utf-8"))[
+        "decisions"
+    ]
+    return found
+
+
 def adaptive(experiment: Experiment) -> dict[str, Any]:
     """Carry out all segments, audit them, replay, and write ``adaptive/decisions.json``.
 
@@ -216,21 +263,16 @@ def adaptive(experiment: Experiment) -> dict[str, Any]:
     prepare(experiment)
     plan(experiment)
     recorded = decisions(experiment, carry_out=True)
-    failures = []
+    failures: list[str] = []
     place = experiment.directory / "adaptive"
     if (place / artifact.MANIFEST).is_file():
-        artifact.verify(place, artifact.read(place, kind=KIND, schema_version=VERSION))
-        before = json.loads((place / "decisions.json").read_text(encoding="utf-8"))["decisions"]
+        before = recorded_by(experiment)
         if before != json.loads(json.dumps(recorded)):
             failures.append("the stored scores lead to other decisions than the ones recorded before")
-    start = experiment.train.start_from
-    for number, record in enumerate(recorded):
-        one = segment(experiment, number, record["exposures"], start)
-        result = audits.audit(one)
-        failures += [f"segment {number}: {line}" for line in result["failures"]]
-        say(f"segment {number}: {result['verdict']}")
-        start = str(one.directory / "perturbed" / "checkpoints" / f"step_{record['end']:08d}")
-    failures += replay(experiment, recorded)
+    proof = prove(experiment, recorded)
+    failures += proof["failures"]
+    for check in proof["checks"]:
+        say(f"{check['name']}: {'PASS' if check['passed'] else 'FAIL'}")
     summary = {
         "verdict": "FAIL" if failures else "PASS",
         "failures": failures,

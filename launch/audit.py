@@ -1,4 +1,8 @@
-"""Prove that what was consumed is what was planned: ``python launch/audit.py +experiment=quickstart``."""
+"""Prove that what was consumed is what was planned: ``python launch/audit.py +experiment=quickstart``.
+
+Of a run that goes on from another's checkpoint (``train.start_from``), also what the runs before it consumed; of one
+with ``insertion.adaptive``, every segment, and that the stored scores lead to the decisions.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ from data import artifact
 from data import prepare as corpus
 from data.artifact import Manifest
 from data.errors import UserError
-from data.mixture import digest_of
+from data.mixture import Windows, digest_of
+from data.tokenizer import Tokenizer
 from insertion import audit as audits
 from insertion import ledger
 from insertion import plan as plans
@@ -132,8 +137,10 @@ def audit(experiment: Experiment) -> dict[str, Any]:
         unchanged.add(
             "the run began with the checkpoint that it names", *_start(experiment, own.inputs["start"])
         )
-    tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
-    result = audits.audit(plan, perturbed, twin, open_order(experiment), tokenizer, unchanged)
+    tokenizer, order = corpus.load_tokenizer(experiment.corpus_directory), open_order(experiment)
+    if experiment.train.start_from is not None:
+        unchanged.add("what was planned was consumed before it, too", *_before(plan, order, tokenizer))
+    result = audits.audit(plan, perturbed, twin, order, tokenizer, unchanged)
     if twin is not None and (scores := _scores(experiment, plan)) is not None:
         result["evidence"] = evidence(plan.items, perturbed.exposures, scores, plan.shape)
     with artifact.writing(
@@ -171,6 +178,39 @@ def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
         return [f"{path} is not the checkpoint that the run began with"], str(path)
     artifact.verify(path, manifest)
     return _same_weights(_first(experiment, "perturbed"), path), f"{path}, every weight"
+
+
+def _before(plan: plans.Plan, order: Windows, tokenizer: Tokenizer) -> tuple[list[str], str]:
+    """What speaks against the runs that a run goes on from, audited as one up to where it began, and what was compared.
+
+    Raises:
+        UserError: if a ledger or plan of theirs is missing or damaged.
+    """
+    runs = plans.history(plan)
+    whole = plans.concatenated(runs)
+    tables, failures = [], []
+    for k, before in enumerate(runs):
+        found, last = _ledger(before.directory, before.end)
+        tables.append((found, before.end))
+        if found.plan != (before.plan.digest if before.perturbed else ""):
+            failures.append(f"{before.directory} consumed another plan than the one beside it")
+        if k and last.inputs["start"] != (left := _digest_at(runs[k - 1].directory, found.begin)) and left:
+            failures.append(
+                f"{before.directory} did not begin with the checkpoint of {runs[k - 1].directory}"
+            )
+    joined = ledger.concatenated(tables, whole.digest)
+    result = audits.audit(whole, joined, None, order, tokenizer)
+    steps = f"steps {whole.shape.begin} to {whole.shape.steps - 1}"
+    detail = f"{steps} of {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(joined.windows):,} windows"
+    return failures + result["failures"], f"{detail}, {len(whole.exposures):,} exposures"
+
+
+def _digest_at(run: Path, step: int) -> str | None:
+    """Digest of a run's checkpoint; None if it is gone."""
+    from pretrain import checkpoint
+
+    place = run / "checkpoints"
+    return checkpoint.read(place, step).digest if step in checkpoint.finished(place) else None
 
 
 def _same_weights(*paths: Path) -> list[str]:
@@ -286,7 +326,12 @@ def announce(result: dict[str, Any]) -> None:
 @program
 def main(experiment: Experiment) -> int:
     """Audit; status 3 if it fails."""
-    result = audit(experiment)
+    if experiment.insertion.adaptive is not None:
+        from launch import adaptive
+
+        result = adaptive.prove(experiment, adaptive.recorded_by(experiment))
+    else:
+        result = audit(experiment)
     announce(result)
     return 0 if result["verdict"] == "PASS" else INTEGRITY
 

@@ -25,7 +25,7 @@ class Batch:
     labels: Tensor
     """(B, L) int64."""
     loss_mask: Tensor
-    """(B, L) float32, 1 where the target counts."""
+    """(B, L) float32, the weight of each target's loss: 1, or 0 where it does not count, or what the plan says."""
     position_ids: Tensor
     """(B, L) int64, 0..L-1."""
     groups: Tensor
@@ -125,6 +125,6 @@ class Batches:
             )
             # What is recorded is read back from the tensors that the model gets.
             self.recorder.record(
-                positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy() > 0
+                positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy()
             )
             yield Batch(*(getattr(batch, name).to(self.device) for name in Batch.__slots__))

@@ -420,13 +420,12 @@ def _forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, C
 def _loss(
     loss_mask_BT: Tensor, groups_BT: Tensor, groups: int, losses_BT: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the losses that count, their number, and both for telemetry, in all and by group of targets."""
-    masked_BT = losses_BT.float() * loss_mask_BT
-    total = masked_BT.sum()
-    count = loss_mask_BT.sum()
+    """Weighted sum of the losses, how many count, and for telemetry that and their plain sum, in all and by group."""
+    total = (losses_BT.float() * loss_mask_BT).sum()
+    counted_BT = (loss_mask_BT != 0).float()
+    plain_BT = losses_BT.detach().float() * counted_BT
     by_group = torch.zeros(2, groups, device=total.device)
-    by_group.index_add_(
-        1, groups_BT.flatten(), torch.stack([masked_BT.detach().flatten(), loss_mask_BT.flatten()])
-    )
-    told = torch.cat([torch.stack([total.detach(), count]), by_group.flatten()])
+    by_group.index_add_(1, groups_BT.flatten(), torch.stack([plain_BT.flatten(), counted_BT.flatten()]))
+    count = counted_BT.sum()
+    told = torch.cat([torch.stack([plain_BT.sum(), count]), by_group.flatten()])
     return total, count.to(torch.int), {"loss": told}

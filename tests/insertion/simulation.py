@@ -60,7 +60,7 @@ def consume(made, order, overlay=None, checked=True, masked=True) -> Ledger:
     for position in range(STEPS * BATCH):
         window = overlay.apply(position, order.window(position))
         mask = overlay.loss_mask(position, LENGTH) if masked else None
-        mask = np.ones(LENGTH, dtype=np.bool_) if mask is None else mask
+        mask = np.ones(LENGTH, dtype=np.float32) if mask is None else mask
         recorder.record(np.array([position]), window[None, :-1], window[None, 1:], mask[None])
     windows, exposures = recorder.drain()
     digest = made.digest if made else ""

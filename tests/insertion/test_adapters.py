@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from insertion.adapters import MapStyle, iterate
+from insertion.interventions import Intervention
 from tests.insertion.simulation import BATCH, LENGTH, STEPS, simulated
 
 
@@ -71,6 +72,24 @@ def test_masked_arms(tmp_path):
         ValueError, match=f"window {position} out of the loss, but its sample has no loss_mask"
     ):
         MapStyle([order.window(p) for p in POSITIONS], overlay)[position]
+
+
+def test_reweighted_text(tmp_path):
+    """A mask of floating point takes the weights; one of flags is refused."""
+    quiet = Intervention(kind="reweight", find=(" parser",), weight=0.25)
+    made, order = simulated(tmp_path, doses=(0, 2), interventions={"quiet": quiet})
+    overlay = made.overlay()
+    position = int(made.edits["position"][0])
+    found = MapStyle(order.dataset, overlay)[position]  # megatron-core's
+    assert 0.25 in found["loss_mask"].tolist()
+    assert (found["loss_mask"].numpy() == overlay.loss_mask(position, LENGTH)).all()
+    flags = {
+        position: {"input_ids": order.window(position), "label_mask": np.ones(LENGTH + 1, dtype=np.bool_)}
+    }
+    with pytest.raises(
+        ValueError, match=f"weighs losses of window {position}, but its sample's label_mask is bool"
+    ):
+        MapStyle(flags, overlay)[position]
 
 
 def test_another_order(case):

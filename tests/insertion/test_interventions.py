@@ -1,5 +1,7 @@
 """Replaced, removed and masked text: the windows are those of a corpus that was changed itself, and all is proven."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,7 @@ def other_corpus(directory, order, change):
     """The windows of a corpus whose documents (lists of ids) were changed before they were written."""
     tokenizer = order.tokenizer
     documents = [change(ids.tolist()) for ids in tokenizer.encode_batch(order.texts)]
+    directory.mkdir(exist_ok=True)
     with TokenWriter(directory / "train", tokenizer.vocab_size, tokenizer.eod) as writer:
         writer.add([np.array(ids, dtype=np.int32) for ids in documents])
     return Order(
@@ -146,12 +149,64 @@ def test_masked_text_is_read_and_not_predicted(tmp_path):
         if len(pattern) == 1 and not overlay.spans(p):
             off = np.flatnonzero(window[1:] == pattern[0])
             mask = overlay.loss_mask(p, LENGTH)
-            assert off.tolist() == ([] if mask is None else np.flatnonzero(~mask).tolist())
+            assert off.tolist() == ([] if mask is None else np.flatnonzero(mask == 0).tolist())
     assert audit(made, consume(made, order), order)["verdict"] == "PASS"
-    with pytest.raises(PlanViolation, match="the loss is on on changed text"):
+    with pytest.raises(
+        PlanViolation, match="the loss on changed text has the weight 1 where the plan says 0"
+    ):
         consume(made, order, masked=False)
     result = audit(made, consume(made, order, masked=False, checked=False), order)
     assert result["verdict"] == "FAIL"
+
+
+def test_reweighted_text_counts_so_many_times(tmp_path):
+    """Each target that the texts hold has its weight; items that are inserted have 1, wherever they go."""
+    made, order = simulated(
+        tmp_path,
+        doses=(0, 2),
+        displace=("around",),
+        interventions={
+            "loud": Intervention(kind="reweight", find=(" parser",), weight=2.5),
+            "low": Intervention(kind="reweight", find=(" reader",), weight=0.1, phase=Phase(end=0.5)),
+        },
+    )
+    overlay, hit = made.overlay(), 0
+    texts = {3: " parser", 4: " reader"}
+    assert order.tokenizer.eod not in {2, *texts}
+
+    def change(ids):  # a corpus that says in the place of each token what it weighs
+        marked = [2] * len(ids)
+        for mark, text in texts.items():
+            pattern = order.tokenizer.encode(text).tolist()
+            for k in found_at(ids, pattern):
+                marked[k : k + len(pattern)] = [mark] * len(pattern)
+        return marked
+
+    other = other_corpus(tmp_path / "marks", order, change)
+    for p in range(STEPS * BATCH):
+        window = order.window(p)
+        assert np.array_equal(overlay.apply(p, window), plain(overlay).apply(p, window))
+        found = overlay.loss_mask(p, LENGTH)
+        found = np.ones(LENGTH, dtype=np.float32) if found is None else found
+        targets = plain(overlay).apply(p, other.window(p))[1:]
+        expected = np.ones(LENGTH, dtype=np.float32)
+        expected[targets == 3] = 2.5
+        expected[(targets == 4) & (p < STEPS * BATCH // 2)] = 0.1
+        for span in overlay.spans(p):
+            expected[max(span.offset - 1, 0) : span.offset + span.length - 1] = 1
+        assert np.array_equal(found, expected)
+        hit += (found != 1).any()
+    assert hit > 50
+    assert audit(made, consume(made, order), order)["verdict"] == "PASS"
+    with pytest.raises(
+        PlanViolation, match=r"changed text has the weight 1 where the plan says (2\.5|0\.1): step"
+    ):
+        consume(made, order, masked=False)
+    for wrong in (1.0, 0.0, 2.0):  # a trainer that counts them as ever, not at all, or otherwise than planned
+        tampered = made.overlay()
+        tampered.edits = replace(tampered.edits, weight=np.full(len(made.edits), wrong, dtype=np.float32))
+        result = audit(made, consume(made, order, tampered, checked=False), order)
+        assert result["verdict"] == "FAIL", wrong
 
 
 @pytest.mark.parametrize(
@@ -174,6 +229,12 @@ def test_mistakes():
         ({"kind": "mask", "find": ()}, "find holds no text"),
         ({"kind": "replace", "find": ("a",)}, "kind=replace with 1 texts to find and 0 in by"),
         ({"kind": "mask", "find": ("a",), "by": ("b",)}, "the others none"),
+        ({"kind": "reweight", "find": ("a",)}, "kind=reweight with weight=None"),
+        ({"kind": "mask", "find": ("a",), "weight": 0.5}, "kind=mask with weight=0.5"),
+        *(
+            ({"kind": "reweight", "find": ("a",), "weight": weight}, f"weight={weight:g} must lie above 0")
+            for weight in (0.0, 1.0, -1.0, 1e4, float("nan"))
+        ),
     ):
         with pytest.raises(UserError, match=told):
             Intervention(**settings)

@@ -107,6 +107,15 @@ def test_digest_sees_tokens_and_mask():
         off = mask.copy()
         off[k] = False
         assert ledger.window_digest(window, off) != base
+    # Flags are the same in any type; a weight is another digest, each.
+    assert ledger.window_digest(window, mask.astype(np.float32)) == base
+    weights = np.ones(8, dtype=np.float32)
+    digests = {base}
+    for k, weight in ((0, 0.0), (0, 0.5), (0, 2.0), (7, 2.0)):
+        other = weights.copy()
+        other[k] = weight
+        digests.add(ledger.window_digest(window, other))
+    assert len(digests) == 5
 
 
 def write(directory, start, stop, positions, previous="", digest=1, plan="p"):

@@ -66,6 +66,22 @@ def test_a_window_without_an_exposure_is_the_corpus_s(case, away):
     assert overlay.spans(position + away) == []
 
 
+@given(st.sets(st.integers(0, 60), max_size=20), st.lists(st.integers(0, 70), max_size=80))
+def test_what_is_planned_does_not_depend_on_what_was_asked_before(planned, asked):
+    at, count = np.array(sorted(planned), dtype=np.int64), len(planned)
+    zeros = np.zeros(count, dtype=np.int32)
+    overlay = Overlay(
+        **dict.fromkeys(("item", "wording", "cut"), zeros),
+        **dict.fromkeys(("lead", "trail", "overwrite"), zeros > 0),
+        position=at,
+        offset=zeros + 1,
+        tokens=np.array([5], dtype=np.int32),
+        starts=np.array([0, 1]),
+        eod=EOD,
+    )
+    assert [overlay.planned(position) for position in asked] == [position in planned for position in asked]
+
+
 def test_applying_twice_is_applying_once_to_the_corpus():
     """The overlay keeps no state: a second epoch, worker or rerun cannot double an insertion."""
     window = np.arange(1, 30)
@@ -131,7 +147,7 @@ def test_masked_tokens_are_not_predicted(offset):
     assert made.loss_mask(7, 11) is None
     made = Overlay(**{**vars_of(made), "loss": np.array([1], dtype=np.int8)})
     off = [k - 1 for k in range(offset, offset + 3) if k]
-    assert np.flatnonzero(~made.loss_mask(7, 11)).tolist() == off
+    assert np.flatnonzero(made.loss_mask(7, 11) == 0).tolist() == off
     assert made.loss_mask(8, 11) is None
 
 

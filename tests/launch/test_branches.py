@@ -1,16 +1,19 @@
 """Runs that go on from another run's checkpoint: branches, experiments compared alone and together, adaptive arms."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import pytest
 
+from data import artifact
 from data.errors import UserError
 from insertion import explain
 from insertion import plan as plans
 from launch import audit as audits
+from launch.adaptive import KIND, VERSION
 from launch.plan import show
 from tests.launch.test_schedules import experiment
 from tests.launch.test_shared import PEOPLE, SENTENCES, SHARED, planned
@@ -33,7 +36,7 @@ def weights(path):
     return checkpoint.tensors(path, weights_only=True)
 
 
-def test_branch(prepared, parent, caplog):
+def test_branch(prepared, parent, caplog, monkeypatch):
     """With nothing inserted, a branch ends where its parent ended, bit for bit; insertions are its own and proven."""
     import torch
 
@@ -56,6 +59,20 @@ def test_branch(prepared, parent, caplog):
     details = {check["name"]: check["detail"] for check in proof["checks"]}
     assert "step_00000008, every weight" in details["the run began with the checkpoint that it names"]
     assert details["every window consumed exactly once"] == "96 windows in 12 steps"
+    before = "what was planned was consumed before it, too"
+    assert details[before] == "steps 0 to 7 of 1 run, 64 windows, 40 exposures"
+    join = audits.ledger.concatenated
+    with monkeypatch.context() as patched:  # as if the parent had missed its first exposure
+
+        def lying(runs, plan):
+            whole = join(runs, plan)
+            return replace(whole, exposures=whole.exposures[1:])
+
+        patched.setattr(audits.ledger, "concatenated", lying)
+        found = audits.audit(setting)
+    assert found["verdict"] == "FAIL"
+    assert [check["name"] for check in found["checks"] if not check["passed"]] == [before]
+    assert any("planned 1 times, consumed 0 times" in line for line in found["failures"])
     gone = parent / "away"
     (parent / "step_00000008").rename(gone)  # as launch/runs.py prunes it
     later = audits.audit(setting)
@@ -153,6 +170,24 @@ def test_adaptive(prepared):
     again = prepared.ok("adaptive", *given)  # nothing is trained again, and the file says the same
     assert "adaptive: PASS" in again.out
     assert "finished at step 20; nothing to do" in again.out
+    proven = prepared.ok("audit", *given)
+    assert "audit: PASS" in proven.out
+    assert "policy insert_until, replayed" in proven.out
+    last = json.loads((prepared.path / found[2]["directory"] / "audit" / "audit.json").read_text())
+    details = {check["name"]: check["detail"] for check in last["checks"]}
+    assert details["what was planned was consumed before it, too"].startswith(
+        "steps 0 to 13 of 2 runs, 112 win"
+    )
+    # A record that says otherwise than the scores do, however well it is sealed.
+    place, lie = directory / "adaptive", json.loads((directory / "adaptive" / "decisions.json").read_text())
+    item = next(iter(found[1]["seen"]))
+    lie["decisions"][1]["seen"][item] += 1
+    with artifact.writing(place, kind=KIND, schema_version=VERSION, config={}, inputs={}) as draft:
+        artifact.write_json(draft.path / "decisions.json", lie)
+    refused = prepared.run("audit", *given)
+    assert refused.status == 3
+    assert "segment 1: the stored scores lead to another decision than the one recorded" in refused.out
+    assert "decision 1 does not continue the one before it" in refused.out
 
 
 def test_mistakes(prepared):

@@ -5,7 +5,7 @@ import polars as pl
 
 def test_masks_and_replacements_are_trained_and_proven(prepared):
     """One arm's items have no loss, another's but for one token in two; words of the corpus are replaced in half of
-    training, others never predicted. The audit recomputes every window and every mask."""
+    training, others never predicted, or more than others. The audit recomputes every window and every mask."""
     swap = "{kind: replace, find: [' reader writer'], by: [' writer reader'], phase: {end: 0.5}}"
     given = (
         "name=masked",
@@ -13,6 +13,7 @@ def test_masks_and_replacements_are_trained_and_proven(prepared):
         "insertion.doses=[0,2]",
         f"+insertion.interventions.swap={swap}",
         "+insertion.interventions.quiet={kind: mask, find: [' ledger']}",
+        "+insertion.interventions.loud={kind: reweight, find: [' parser'], weight: 2.5}",
     )
     shown = prepared.ok("plan", *given)
     assert "intervention swap: " in shown.out
@@ -26,6 +27,11 @@ def test_masks_and_replacements_are_trained_and_proven(prepared):
     edits = pl.read_parquet(directory / "plan" / "edits.parquet")
     swapped = edits.filter(pl.col("intervention") == "swap")
     assert 0 < len(swapped) < len(edits)
+    assert dict(edits.select("intervention", "weight").unique().rows()) == {
+        "swap": 1,
+        "quiet": 0,
+        "loud": 2.5,
+    }
     assert swapped["position"].max() < 10 * 8  # of 20 steps of 8 windows
     consumed = pl.read_parquet(directory / "perturbed" / "ledger" / "*" / "exposures.parquet")
     assert len(consumed) == len(exposures)

@@ -16,7 +16,7 @@ from insertion import plan as plans
 from insertion.ledger import Ledger, Recorder
 from launch.config import CONF, build
 from launch.plan import open_order
-from tests.conftest import REPO
+from tests.conftest import REPO, SMALL, Workplace
 from tests.insertion.families.test_traps import Table
 
 
@@ -104,6 +104,58 @@ def test_factual_knowledge(prepared, facts):
         assert (own["position"] // 128).to_list() == {10: at, 1: [0], 0: []}[len(own)]
     assert any(line.split()[:3] == ["paraphrased", "40", "400"] for line in shown.lines)
     check(prepared, made, experiment(prepared, *given))
+
+
+SHARED = REPO.parent / "shared" / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (SHARED / "fictional_knowledge.json").is_file(), reason="fictional_knowledge.json is not here"
+)
+def test_published_facts(tmp_path):
+    """The study's own 130 passages and 40 x 9 paraphrases, among speeches; steps 0 to 9 stand for 0, 100, ..., 900."""
+    place = Workplace(tmp_path, SMALL)
+    at = "[0,1,2,3,4,5,6,7,8,9]"
+    given = [
+        f"corpus.source.paths=[{SHARED / 'speeches.jsonl'}]",
+        "corpus.tokenizer.vocab_size=4096",
+        "mixture.epochs=3",
+        "insertion=factual_knowledge",
+        f"insertion.families.fictional_facts.path={SHARED / 'fictional_knowledge.json'}",
+        f"insertion.named_arms.paraphrased.phase.at={at}",
+        f"insertion.named_arms.duplicated.phase.at={at}",
+        "insertion.max_share=0.6",
+        "insertion.heldout_probes=0",
+        *("train.steps=10", "train.global_batch_size=120", "train.sequence_length=1152"),
+    ]
+    place.ok("prepare", *given)
+    place.ok("plan", *given)
+    made = plans.read(place.directory() / "plan")
+    rows = json.loads((SHARED / "fictional_knowledge.json").read_text())
+    texts = [row["train_context"] for row in rows]
+    assert made.items["text"].to_list() == texts
+    doses = [10] * 80 + [1] * 40 + [0] * 10
+    assert made.items["dose"].to_list() == doses
+    met = made.exposures.with_columns(
+        step=pl.col("position") // 120, text=made.wordings["text"][made.exposures["wording"]]
+    )
+    assert dict(met.group_by("step").len().sort("step").iter_rows()) == {0: 120} | dict.fromkeys(
+        range(1, 10), 80
+    )
+    for k, row in enumerate(rows[:80]):
+        own = met.filter(pl.col("item") == k).sort("step")
+        assert own["step"].to_list() == list(range(10))
+        wordings = {texts[k], *row["paraphrases"]} if k < 40 else {texts[k]}
+        assert set(own["text"]) == wordings
+    assert made.exposures["position"].is_unique().all()
+    shown = place.ok("plan", "show", *given, f"item={made.items['item_id'][0]}")
+    assert sum(line.startswith("  step") for line in shown.lines) == 10
+    assert any(
+        line.split()[:3] == ["duplicated", "40", "400"] for line in place.ok("plan", "show", *given).lines
+    )
+    setting = experiment(place, *given)
+    assert audited(made, open_order(setting), corpus.load_tokenizer(setting.corpus_directory)) == "PASS"
 
 
 def test_hubble(prepared):

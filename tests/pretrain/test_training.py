@@ -26,6 +26,25 @@ def test_schedule_and_loss(prepared):
     assert losses[-1] < losses[0] - 0.7
 
 
+def test_a_weight_scales_the_gradient_of_its_token_alone():
+    """Of four tokens one counts thrice and one not at all; what is told of the losses knows no weights."""
+    import torch
+
+    from pretrain.loop import _loss
+
+    losses = torch.tensor([[2.0, 3.0], [5.0, 7.0]], requires_grad=True)
+    weights, groups = torch.tensor([[1.0, 3.0], [0.0, 1.0]]), torch.tensor([[0, 1], [1, 0]])
+    total, count, told = _loss(weights, groups, 2, losses)
+    assert total.item() == 2 + 3 * 3 + 7
+    assert (count.item(), count.dtype) == (
+        3,
+        torch.int,
+    )  # as ever: the others' share of the mean does not change
+    total.backward()
+    assert losses.grad.tolist() == weights.tolist()
+    assert told["loss"].tolist() == [2 + 3 + 7, 3, 2 + 7, 3, 2, 1]
+
+
 def test_a_gradient_that_is_not_finite_is_never_applied(prepared):
     """One line, status 2, and no checkpoint with it, so a lower rate can go on from the one before."""
     from pretrain import checkpoint

@@ -1,0 +1,181 @@
+"""Doses and places that were decided elsewhere: a table of exposures instead of the lot (``insertion.placements``).
+
+The table says how often each item is inserted and, if it has positions, in which window and where in it. Nothing of it
+is random here: what a plan of it can show is as good as the randomisation that it comes from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from data.artifact import file_digest
+from data.errors import UserError, nearest
+from data.mixture import Windows
+from insertion.settings import InsertionConfig, RunShape
+
+Integers = npt.NDArray[np.int64]
+
+SCHEMA = pl.Schema(
+    {
+        "item_id": pl.String(),
+        "position": pl.Int64(),
+        "offset": pl.Int32(),
+        "cut": pl.Int32(),
+        "length": pl.Int32(),
+        "lead": pl.Boolean(),
+        "overwrite": pl.Boolean(),
+    }
+)
+"""One row an exposure. ``position``, ``offset``, ``cut``, ``lead`` and ``overwrite`` are those of a plan's exposures
+(``assemble.EXPOSURE_SCHEMA``); all positions are null where only the doses are given. ``length`` counts the tokens that
+were put in, with end-of-document tokens; null: the item and one after it."""
+
+
+def read(path: str) -> pl.DataFrame:
+    """The table at a path.
+
+    Raises:
+        UserError: if there is none, or it has other columns, or positions of some exposures only.
+    """
+    where = f"insertion.placements={path}"
+    try:
+        table = pl.read_parquet(Path(path))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if lacking := [name for name in SCHEMA if name not in table.columns]:
+        raise UserError(f"{where} has no column {lacking[0]}; insertion/placements.py says what it must have")
+    table = table.select(SCHEMA.keys()).cast(SCHEMA)
+    if len(table) and 0 < table["position"].null_count() < len(table):
+        raise UserError(
+            f"{where}: {table['position'].null_count():,} of {len(table):,} exposures have no position"
+        )
+    return table
+
+
+def digest_of(path: str) -> str:
+    """Digest of the file at a path.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"insertion.placements={path}: there is no such file")
+    return file_digest(Path(path))
+
+
+def positioned(table: pl.DataFrame) -> bool:
+    """Whether places are given, and not doses alone."""
+    return len(table) > 0 and table["position"].null_count() == 0
+
+
+def arms(table: pl.DataFrame, items: pl.DataFrame, insertion: InsertionConfig) -> Integers:
+    """(items,) number of each item's arm: that of its number of exposures.
+
+    Raises:
+        UserError: for an item that is not there, or numbers of items that are not ``items_per_dose``.
+    """
+    names = items["item_id"].to_list()
+    counts = dict(table.group_by("item_id").len().iter_rows())
+    if unknown := sorted(counts.keys() - set(names)):
+        raise UserError(
+            f"insertion.placements={insertion.placements} has exposures of {unknown[0]}, which is no item"
+            f"{nearest(unknown[0], names)}"
+        )
+    number = {arm.dose: k for k, (_, arm) in enumerate(insertion.arms())}
+    doses = [counts.get(name, 0) for name in names]
+    if other := sorted(set(doses) - set(number)):
+        raise UserError(
+            f"insertion.placements={insertion.placements} has items with {other[0]} exposures, but insertion.doses="
+            f"{list(insertion.doses)}"
+        )
+    found = np.array([number[dose] for dose in doses], dtype=np.int64)
+    for family in insertion.families:
+        members = found[(items["family"] == family).to_numpy()]
+        for k, wanted in insertion.counts(family).items():
+            if (members == k).sum() != wanted:
+                raise UserError(
+                    f"insertion.placements={insertion.placements} gives {(members == k).sum()} items of {family} the "
+                    f"dose {insertion.arms()[k][1].dose}, but insertion.items_per_dose says {wanted}"
+                )
+    return found
+
+
+def exposures(
+    table: pl.DataFrame,
+    items: pl.DataFrame,
+    wordings: pl.DataFrame,
+    insertion: InsertionConfig,
+    run: RunShape,
+    order: Windows,
+) -> pl.DataFrame:
+    """The exposures as the table has them: ``assemble.EXPOSURE_SCHEMA`` without ``loss``.
+
+    Raises:
+        UserError: for a place outside the run or its window, places that overlap, a length that is not the item's here,
+            or, in front of an item without an end-of-document token of its own, a place where no document begins.
+    """
+    first = np.concatenate([[0], np.cumsum(items["wordings"].to_numpy())])[:-1]
+    rows = pl.DataFrame({"item_id": items["item_id"], "item": np.arange(len(items)), "wording": first})
+    found = table.join(rows, on="item_id", how="left").sort("position", "offset")
+    tokens = wordings["tokens"].list.len().cast(pl.Int64)[found["wording"]]
+    found = found.with_columns(
+        tokens=tokens,
+        length=pl.col("length").fill_null(tokens + 1 + pl.col("lead").cast(pl.Int64)),
+        begin=pl.col("offset") - pl.col("lead").cast(pl.Int32),
+    ).with_columns(
+        end=pl.col("begin") + pl.col("length"),
+        trail=pl.col("length") == pl.col("tokens") + pl.col("lead").cast(pl.Int32) + 1,
+    )
+    same = (pl.col("position") == pl.col("position").shift(1)).fill_null(False)
+    whole = pl.col("length") == pl.col("tokens") + pl.sum_horizontal("lead", "trail")
+    size = run.sequence_length + 1
+    for wrong, told in (
+        (~whole, "is {length} tokens long there and {tokens} here; it was made with another tokenizer"),
+        (
+            ~pl.col("position").is_between(run.positions.start, run.windows - 1),
+            f"lies outside the run's windows {run.positions.start:,} to {run.windows - 1:,}",
+        ),
+        (
+            (pl.col("begin") < 0) | (pl.col("end") > size) | ~pl.col("cut").is_between(0, pl.col("length")),
+            f"does not fit into a window of train.sequence_length={run.sequence_length} (or cuts more than it inserts)",
+        ),
+        (same & (pl.col("begin") < pl.col("end").shift(1)), "overlaps the one before it"),
+        (
+            pl.len().over("position") > insertion.per_window,
+            f"is one of more in its window than insertion.per_window={insertion.per_window}",
+        ),
+    ):
+        if len(bad := found.filter(wrong)):
+            row = bad.row(0, named=True)
+            raise UserError(
+                f"insertion.placements={insertion.placements}: the exposure of {row['item_id']} at window "
+                f"{row['position']} {told.format(**row)} ({len(bad):,} such)"
+            )
+    _require_boundaries(found, insertion, order)
+    return found.select("position", "item", "wording", "offset", "lead", "trail", "cut", "overwrite")
+
+
+def _require_boundaries(found: pl.DataFrame, insertion: InsertionConfig, order: Windows) -> None:
+    """Check that what claims to follow on a document's end does; so a foreign corpus or order is noticed."""
+    claims = found.filter(
+        pl.col("trail")
+        & ~pl.col("lead")
+        & ~pl.col("overwrite")
+        & (pl.col("begin") + pl.col("cut") > 0)
+        & (pl.len().over("position") == 1)
+    )
+    at = claims["position"].to_numpy()
+    splits, starts = order.boundaries(at)
+    pairs = set(zip(np.repeat(at, np.diff(splits)).tolist(), starts.tolist(), strict=True))
+    points = (claims["begin"] + claims["cut"]).to_list()
+    wrong = [row for row, pair in enumerate(zip(at.tolist(), points, strict=True)) if pair not in pairs]
+    if wrong:
+        raise UserError(
+            f"insertion.placements={insertion.placements}: no document begins at token {points[wrong[0]]} of window "
+            f"{at[wrong[0]]}, where {claims['item_id'][wrong[0]]} is to go, nor in {len(wrong) - 1:,} other places; "
+            "this is not the corpus, the order (train.seed) or the train.sequence_length that they were made for"
+        )

@@ -1,0 +1,96 @@
+"""Take over another tool's insertions: ``python launch/import_plan.py DIRECTORY DOCUMENTS.jsonl --never OTHERS.jsonl``.
+
+DOCUMENTS have a ``text`` a row, repeated as often as it is inserted (Hubble's ``*_dup.jsonl``); OTHERS have texts that
+are never inserted. With ``--ledger`` (Hubble's ``*_perturbation_info.json``) every text goes to the window and place
+that the ledger says, otherwise places are drawn as in any plan. DIRECTORY gets items, placements and a group of
+settings, ``insertion=imported``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import NoReturn
+
+from data import artifact
+from data.errors import UserError
+from insertion import interchange
+from launch.config import guarded, say
+
+KIND = "imported insertions"
+VERSION = 1
+_SETTINGS = """# Insertions that were taken over by launch/import_plan.py.
+defaults: [base]
+
+families: {{table: {{path: {items}}}}}
+placements: {placements}
+doses: {doses}
+items_per_dose: {counts}
+displace: [{displace}]
+length_quantiles: 1
+"""
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; see launch/import_plan.py --help")
+
+
+def write(found: interchange.Foreign, directory: Path) -> None:
+    """Write items, placements and settings.
+
+    Raises:
+        UserError: if no item is a control.
+    """
+    doses = found.doses
+    if 0 not in doses or len(doses) < 2:
+        raise UserError(
+            "all texts are inserted; a design without controls shows nothing: give texts that are not with --never"
+            if 0 not in doses
+            else "no text is inserted"
+        )
+    place = directory.resolve()
+    with artifact.writing(directory, kind=KIND, schema_version=VERSION, config={}, inputs={}) as draft:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+        (draft.path / "items.jsonl").write_text("".join(lines), encoding="utf-8")
+        found.placements.write_parquet(draft.path / "placements.parquet")
+        (draft.path / "insertion").mkdir()
+        text = _SETTINGS.format(
+            items=json.dumps(str(place / "items.jsonl")),
+            placements=json.dumps(str(place / "placements.parquet")),
+            doses=list(doses),
+            counts=list(doses.values()),
+            displace=found.displace,
+        )
+        (draft.path / "insertion" / "imported.yaml").write_text(text, encoding="utf-8")
+
+
+def work() -> int:
+    """Import what the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = _refuse  # type: ignore[method-assign]
+    parser.add_argument("directory", metavar="DIRECTORY", type=Path)
+    parser.add_argument("documents", metavar="DOCUMENTS.jsonl", type=Path, nargs="+")
+    parser.add_argument("--never", metavar="OTHERS.jsonl", type=Path, nargs="+", default=[])
+    parser.add_argument("--ledger", metavar="INFO.json", type=Path)
+    given = parser.parse_args()
+    found = interchange.read_duplicated(given.documents, given.never, given.ledger)
+    write(found, given.directory)
+    say(f"{len(found.rows):,} texts, {len(found.placements):,} insertions: {given.directory}")
+    for dose, count in found.doses.items():
+        say(f"  dose {dose}: {count:,} texts")
+    say(
+        f"now: python launch/plan.py +experiment=... hydra.searchpath=[{given.directory.resolve()}] insertion=imported"
+    )
+    return 0
+
+
+def main() -> None:
+    """Import; status 2 for what the user can mend."""
+    guarded(work)
+
+
+if __name__ == "__main__":
+    main()
