@@ -413,16 +413,24 @@ class Trainer:
 
 def _forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:
     batch = next(batches)
-    losses_BT = gpt(batch.tokens, batch.position_ids, None, labels=batch.labels)
-    return losses_BT, partial(_loss, batch.loss_mask, batch.groups, groups)
+    losses = gpt(batch.tokens, batch.position_ids, None, labels=batch.labels, loss_mask=batch.loss_mask)
+    return losses, partial(_loss, batch.loss_mask, batch.groups, groups)
 
 
 def _loss(
-    loss_mask_BT: Tensor, groups_BT: Tensor, groups: int, losses_BT: Tensor
+    loss_mask_BT: Tensor, groups_BT: Tensor, groups: int, losses: Tensor | tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the losses that count, their number, and both for telemetry, in all and by group of targets."""
+    """Sum of the losses that count, their number, and both for telemetry, in all and by group of targets.
+
+    Args:
+        loss_mask_BT: 1 where a target counts.
+        groups_BT: the group of each target.
+        groups: their number.
+        losses: of each target, (B, T), or the sum of those that count, and those of each.
+    """
+    whole, losses_BT = losses if isinstance(losses, tuple) else (None, losses)
     masked_BT = losses_BT.float() * loss_mask_BT
-    total = masked_BT.sum()
+    total = masked_BT.sum() if whole is None else whole
     count = loss_mask_BT.sum()
     by_group = torch.zeros(2, groups, device=total.device)
     by_group.index_add_(
