@@ -131,7 +131,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 losses_N[few] = -log_p.gather(1, target)[:, 0]
                 if learning:
                     # The gradient of -ln p(target) is p less 1 at the target.
-                    log_p.exp_().scatter_add_(1, target, log_p.new_full((1, 1), -1.0).expand_as(target))
+                    log_p.exp_()[torch.arange(len(target), device=target.device), target[:, 0]] -= 1.0
                     error_BV[few.start - first : few.stop - first] = log_p.mul_(mask_N[few, None])
             if learning:
                 for_hidden[some] = _product(error_BV, weight.T)

@@ -84,6 +84,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence,
+        deterministic_mode=train.deterministic,
         # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
         perform_initialization=False,
         use_cpu_initialization=True,

