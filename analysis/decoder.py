@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pretrain import kernels
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -198,36 +200,13 @@ class Decoder:
 def linear(x: Tensor, weight: Tensor, *, silu: bool = False) -> Tensor:
     """``x @ weight.T`` in the precision of both, and SiLU of it if asked for, by whichever library is faster.
 
-    For float32 PyTorch calls MKL, which reaches less than half of what oneDNN does on processors not made by Intel.
-    oneDNN is in PyTorch as well; the operator is what ``torch.compile`` uses.
+    On CPUs that is oneDNN for float32: see :func:`pretrain.kernels.onednn_linear`.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not _ONEDNN:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not kernels.ONEDNN:
         found = functional.linear(x, weight)
         return functional.silu(found) if silu else found
-    return _onednn_linear(x, weight, silu)
-
-
-def _onednn_linear(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
-    after = "swish" if silu else "none"
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, after, [], "")
-    return found
-
-
-def _onednn() -> bool:
-    """Whether oneDNN's product is there, and right."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(3, 8, generator=generator) for _ in range(2))
-    plain = x @ weight.T
-    try:
-        return bool(
-            torch.allclose(_onednn_linear(x, weight, False), plain, atol=1e-5)
-            and torch.allclose(_onednn_linear(x, weight, True), functional.silu(plain), atol=1e-5)
-        )
-    except (AttributeError, RuntimeError):
-        return False
-
-
-_ONEDNN = _onednn()
+    product: Tensor = kernels.onednn_linear(x, weight, "swish" if silu else "none")
+    return product
 
 
 def from_llama(state: Mapping[str, Tensor], shape: Shape) -> Decoder:

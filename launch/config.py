@@ -33,11 +33,14 @@ from data.tokenizer import FILE, TokenizerConfig
 from insertion.families import registry
 from insertion.ledger import PlanViolation
 from insertion.settings import InsertionConfig, RunShape
+from pretrain import laws
 from pretrain.config import (
     FREE,
+    EvalConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
+    ProfileConfig,
     RuntimeConfig,
     TrainConfig,
     check_seed,
@@ -131,6 +134,7 @@ class Experiment:
     step: int | None
     format: Literal["megatron", "jsonl"]
     wandb: Literal["off", "offline", "online"]
+    tensorboard: bool
     corpus: CorpusConfig
     mixture: MixtureConfig
     model: ModelConfig
@@ -138,6 +142,8 @@ class Experiment:
     optimizer: OptimizerConfig
     train: TrainConfig
     parallel: ParallelConfig
+    eval: EvalConfig
+    profile: ProfileConfig
     runtime: RuntimeConfig
     report: ReportConfig
     launcher: LauncherConfig
@@ -156,6 +162,11 @@ class Experiment:
             for family, settings in one.families.items():
                 registry.check(family, settings)
         self.optimizer.check(self.train)
+        if self.eval.wanted and self.parallel.tensor * self.parallel.pipeline > 1:
+            raise UserError(
+                "eval.heldout_every and eval.probes_every need a model that one rank has whole (parallel.tensor=1 "
+                "parallel.pipeline=1); launch/score.py asks the checkpoints of any topology afterwards"
+            )
         # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
         self.parallel.check(self.parallel.tensor * self.parallel.pipeline, self.model, self.train)
 
@@ -180,10 +191,10 @@ class Experiment:
     @property
     def directory(self) -> Path:
         """Where this run lies. The digest covers what changes the result, and nothing else."""
-        model, train = _plain(self.model), _plain(self.train)
-        for settings, free in ((model, "name"), *((train, name) for name in FREE)):
+        model, train, optimizer = _plain(self.model), _plain(self.train), _plain(self.optimizer)
+        for settings, free in ((model, "name"), (optimizer, "law"), *((train, name) for name in FREE)):
             del settings[free]
-        parts = [_plain(self.corpus), model, _plain(self.insertion), _plain(self.optimizer), train]
+        parts = [_plain(self.corpus), model, _plain(self.insertion), optimizer, train]
         if not self.mixture.plain:
             parts.append(_plain(self.mixture))
         return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"
@@ -231,6 +242,8 @@ def build(config: DictConfig) -> Experiment:
             one["families"] = dict(sorted(families.items()))  # their order means nothing
     if isinstance(shared, dict):
         insertion["experiments"] = dict(sorted(shared.items()))
+    for line in laws.apply(values):
+        say(line)
     try:
         return TypeAdapter(Experiment).validate_python(values)
     except ValidationError as error:

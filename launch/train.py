@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -17,7 +19,11 @@ from insertion import plan as plans
 from launch.config import Experiment, locked, program, resolved, say
 from launch.plan import open_order
 from pretrain import estimate
-from pretrain.config import padded_vocabulary
+from pretrain.config import ParallelConfig, padded_vocabulary
+
+if TYPE_CHECKING:
+    from pretrain.loop import Evaluate
+    from pretrain.parallel import World
 
 
 def train(experiment: Experiment, which: str) -> None:
@@ -39,6 +45,7 @@ def train(experiment: Experiment, which: str) -> None:
 
     from pretrain import checkpoint, interrupts, parallel
     from pretrain.loop import Settings, Trainer
+    from pretrain.telemetry import Profile
 
     directory = experiment.directory / which
     settings = Settings(
@@ -55,7 +62,10 @@ def train(experiment: Experiment, which: str) -> None:
     if found := artifact.differences(plan.manifest, config=asked, inputs=plan.manifest.inputs):
         raise UserError(f"{experiment.directory / 'plan'} is another experiment's plan ({found[0]})")
     vocab_size = manifest.facts["vocab_size"]
-    with parallel.start(experiment.parallel, experiment.runtime) as world, contextlib.ExitStack() as stack:
+    started = parallel.start(
+        experiment.parallel, experiment.runtime, deterministic=experiment.train.deterministic
+    )
+    with started as world, contextlib.ExitStack() as stack:
         if world.main:
             stack.enter_context(locked(directory))
             order = open_order(experiment)
@@ -85,7 +95,13 @@ def train(experiment: Experiment, which: str) -> None:
         watchdog = interrupts.Watchdog(experiment.runtime.hang_minutes)
         try:
             with interrupts.listening() as told:
-                trainer.run(writers, interrupts=told, watchdog=watchdog)
+                trainer.run(
+                    writers,
+                    interrupts=told,
+                    watchdog=watchdog,
+                    evaluate=_evaluation(experiment, plan, manifest.facts, world),
+                    profile=Profile(experiment.profile, directory / "profile") if world.main else None,
+                )
         finally:
             watchdog.stop()
             for writer in writers:
@@ -93,6 +109,31 @@ def train(experiment: Experiment, which: str) -> None:
         if world.main:
             saved = checkpoint.finished(trainer.checkpoints)
             say(f"{which}: {len(saved)} checkpoints in {trainer.checkpoints}")
+
+
+def _evaluation(
+    experiment: Experiment, plan: plans.Plan, facts: dict[str, Any], world: World
+) -> Evaluate | None:
+    """What the training asks its model on the way."""
+    if not experiment.eval.wanted:
+        return None
+    from analysis.inloop import Probing
+    from pretrain import model
+
+    probing = Probing(
+        plan,
+        rank=world.data_rank,
+        ranks=world.data_size,
+        eod=facts["eod"],
+        vocab_size=facts["vocab_size"],
+        build=partial(model.build, experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train),
+    )
+
+    def evaluate(gpt: Any, step: int, saved: bool) -> dict[str, float]:
+        due = experiment.eval.due(step, saved=saved)
+        return {} if due is None else probing.ask(gpt, heldout_only=due == "heldout")
+
+    return evaluate
 
 
 def last_exposures(plan: plans.Plan) -> list[int]:
@@ -103,7 +144,7 @@ def last_exposures(plan: plans.Plan) -> list[int]:
 
 
 def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> list:
-    from pretrain.telemetry import JsonLines, Live, WeightsAndBiases, Writer
+    from pretrain.telemetry import JsonLines, Live, TensorBoard, WeightsAndBiases, Writer
 
     writers: list[Writer] = [
         JsonLines(directory / "metrics.jsonl", step),
@@ -112,6 +153,8 @@ def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> 
     if experiment.wandb != "off":
         name = f"{experiment.experiment}-{experiment.name}-{which}"
         writers.append(WeightsAndBiases(experiment.wandb, name, resolved(experiment), directory))
+    if experiment.tensorboard:
+        writers.append(TensorBoard(directory / "tensorboard", step))
     return writers
 
 

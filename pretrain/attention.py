@@ -13,6 +13,36 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
+SHORT = 512
+"""Tokens of the longest window whose S x S matrices are made on CPUs in bf16, where PyTorch's flash kernel is slow."""
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Causal attention by plain matrix products; the softmax is computed in float32, and rounded."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        length, batch, heads, size = context.shape = query.shape
+        q, k, v = (x.permute(1, 2, 0, 3).reshape(batch * heads, length, size) for x in (query, key, value))
+        future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu_(1)
+        scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=size**-0.5)
+        weights = torch.softmax(scores, -1)
+        context.save_for_backward(q, k, v, weights)
+        return (weights @ v).view(batch, heads, length, size).permute(2, 0, 1, 3).flatten(2)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, weights = context.saved_tensors
+        length, batch, heads, size = context.shape
+        out = gradient.view(length, batch, heads, size).permute(1, 2, 0, 3)
+        out = out.reshape(batch * heads, length, size)
+        for_v = weights.transpose(1, 2) @ out
+        for_weights = out @ v.transpose(1, 2)
+        for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype).mul_(size**-0.5)
+        found = (for_scores @ k, for_scores.transpose(1, 2) @ q, for_v)
+        for_q, for_k, for_v = (x.view(batch, heads, length, size).permute(2, 0, 1, 3) for x in found)
+        return for_q, for_k, for_v
+
 
 class CausalAttention(torch.nn.Module):
     """Causal attention without dropout; picks PyTorch's flash kernel by itself where there is one.
@@ -61,6 +91,15 @@ class CausalAttention(torch.nn.Module):
         """
         if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
             raise NotImplementedError("this attention is plainly causal: no mask, bias or packing")
+        if (
+            query.is_cpu
+            and query.dtype == torch.bfloat16
+            and len(query) <= SHORT
+            and not self.grouped
+            and self.scale is None
+        ):
+            short: Tensor = _ShortAttention.apply(query, key, value)
+            return short
         out_BNSH = functional.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),

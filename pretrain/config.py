@@ -11,7 +11,10 @@ from typing import Literal
 
 from data.errors import UserError
 
-FREE = ("micro_batch_size", "checkpoint_every", "checkpoint_at", "checkpoint_after_last", "checkpoint_keep")
+FREE = (
+    *("micro_batch_size", "checkpoint_every", "checkpoint_at", "checkpoint_after_last", "checkpoint_keep"),
+    "deterministic",
+)
 """Settings of ``TrainConfig`` that do not change the weights: no part of a run's identity."""
 SEEDS = 2**32
 """Seeds lie below this."""
@@ -155,6 +158,8 @@ class ModelConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up and a decay."""
 
+    law: Literal["step_law"] | None = None
+    """Where the learning rates come from (:mod:`pretrain.laws`); None: they are given."""
     learning_rate: float
     """Peak."""
     min_learning_rate: float
@@ -241,6 +246,9 @@ class TrainConfig:
     seed: int
     """Of the initial weights and of the order of the windows."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    deterministic: bool = False
+    """Whether two runs on the same machines end with the same weights to the last bit. Otherwise some kernels of GPUs
+    sum in no fixed order; on CPUs it makes no difference."""
     start_from: str | None = None
     """Checkpoint of another run (``.../checkpoints/step_00000100``) that this one goes on from, with its weights and
     its optimizer, at the same position of the same order; the first step is the checkpoint's."""
@@ -403,6 +411,56 @@ class ParallelConfig:
             raise UserError(
                 f"train.global_batch_size={train.global_batch_size} must be a multiple of "
                 f"train.micro_batch_size={train.micro_batch_size} x {data} data-parallel ranks"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """What is asked of the model while it trains, on top of what ``launch/score.py`` asks of its checkpoints."""
+
+    heldout_every: int | None = None
+    """Steps between losses on held-out documents; None: never."""
+    probes_every: int | Literal["checkpoint"] | None = None
+    """Steps between losses on all probes of the plan, by family and dose, or ``checkpoint``: whenever one is saved."""
+
+    def __post_init__(self) -> None:
+        for name in ("heldout_every", "probes_every"):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                _positive("eval", **{name: value})
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is asked."""
+        return self.heldout_every is not None or self.probes_every is not None
+
+    def due(self, step: int, *, saved: bool) -> Literal["probes", "heldout"] | None:
+        """What is asked after a step: all probes, only those of held-out documents, or nothing.
+
+        Args:
+            step: finished steps.
+            saved: whether a checkpoint is saved with it.
+        """
+        if (
+            saved
+            if self.probes_every == "checkpoint"
+            else self.probes_every and step % self.probes_every == 0
+        ):
+            return "probes"
+        return "heldout" if self.heldout_every and step % self.heldout_every == 0 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileConfig:
+    """Which steps to record with ``torch.profiler``."""
+
+    steps: tuple[int, ...] = ()
+    """The first and the last, counted from 1; the first rank records. Empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.steps and (len(self.steps) != 2 or not 1 <= self.steps[0] <= self.steps[1]):
+            raise UserError(
+                f"profile.steps={list(self.steps)} must be the first and the last step, such as [10,12]"
             )
 
 

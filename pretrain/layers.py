@@ -1,4 +1,4 @@
-"""Layers that megatron-core lacks or has only for GPUs: norms, and the parallel residual.
+"""Layers that megatron-core lacks or has only for GPUs: norms, SwiGLU, and the parallel residual.
 
 Shapes: S sequence, B batch, D hidden.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 from torch.nn import functional
+
+from pretrain import kernels
 
 
 class Norm(torch.nn.Module):
@@ -54,6 +57,15 @@ class PlainNorm(Norm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(config, hidden_size, eps, gain=False)
+
+
+class FeedForward(MLP):
+    """megatron-core's, with SwiGLU in one step."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
+        """(S, B, D) -> (S, B, D), and the bias that is yet to be added."""
+        x, bias = self.linear_fc1(hidden_states)
+        return self.linear_fc2(kernels.swiglu(x if bias is None else x + bias))
 
 
 class ParallelLayer(TransformerLayer):

@@ -28,12 +28,19 @@ from insertion import ledger
 from insertion.ledger import PlanViolation, Recorder
 from insertion.overlay import Overlay
 from insertion.plan import Plan
-from pretrain import checkpoint, huggingface, model, optim
+from pretrain import checkpoint, estimate, huggingface, model, optim
 from pretrain.batches import Batch, Batches, Groups
-from pretrain.config import FREE, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from pretrain.config import (
+    FREE,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainConfig,
+    padded_vocabulary,
+)
 from pretrain.interrupts import Interrupted, Interrupts, Watchdog
 from pretrain.parallel import World
-from pretrain.telemetry import Writer
+from pretrain.telemetry import Profile, Writer, peak_memory
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +63,11 @@ class Settings:
         del model["name"]
         if self.model.weights:  # what they are, not where they lie
             model["weights"] = huggingface.digest(Path(self.model.weights))
+        optimizer = asdict(self.optimizer)
+        del optimizer["law"]  # what came of it counts
         return {
             "model": model,
-            "optimizer": asdict(self.optimizer),
+            "optimizer": optimizer,
             "train": train,
             "vocab_size": vocab_size,
         }
@@ -81,6 +90,10 @@ def _without(identity: dict[str, Any], left_out: Mapping[str, Sequence[str]]) ->
         else value
         for part, value in identity.items()
     }
+
+
+Evaluate = Callable[[Any, int, bool], dict[str, float]]
+"""Asks a model something: (this rank's ``GPTModel``, finished steps, whether a checkpoint is due) -> what to record."""
 
 
 class NonFinite(UserError):
@@ -155,6 +168,13 @@ class Trainer:
         gpt.config.finalize_model_grads_func = finalize_model_grads
         gpt.config.grad_scale_func = self.optimizer.scale_loss
         self.forward_backward = get_forward_backward_func()
+        name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+        peak = estimate.peak_flops(name)
+        self.peak = None if peak is None else peak * world.size
+        """FLOP/s of all ranks together; None where that is not known, as of CPUs."""
+        self.flops_a_token = estimate.flops_per_token(
+            settings.model, padded_vocabulary(vocab_size), train.sequence_length
+        )
         self.step = 0
         """Finished steps."""
         self._committed = 0
@@ -234,6 +254,8 @@ class Trainer:
         *,
         interrupts: Interrupts | None = None,
         watchdog: Watchdog | None = None,
+        evaluate: Evaluate | None = None,
+        profile: Profile | None = None,
     ) -> None:
         """Train to the end (or to ``until`` finished steps), checkpointing on the way.
 
@@ -242,6 +264,8 @@ class Trainer:
             until: finished steps to stop at.
             interrupts: tell when to save and stop before the end.
             watchdog: is fed after each step and each checkpoint.
+            evaluate: is asked after each step, on every rank; what it returns is recorded with the step.
+            profile: is told when steps begin and end.
 
         Raises:
             Interrupted: after saving, if any rank was told to stop.
@@ -255,16 +279,25 @@ class Trainer:
         while self.step < (train.end if until is None else until):
             began = time.monotonic()
             watchdog.feed()
+            if profile is not None:
+                profile.before(self.step + 1)
             losses, norm, stop = self._train_step(interrupts is not None and interrupts.requested)
             self.step += 1
+            if profile is not None:
+                profile.after(self.step)
+            speed = tokens_a_step / (time.monotonic() - began)
             record = {
                 "step": self.step,
                 **losses,
                 "tokens": self.step * tokens_a_step,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "gradient_norm": norm,
-                "tokens_per_second": tokens_a_step / (time.monotonic() - began),
+                "tokens_per_second": speed,
+                "mfu": None if self.peak is None else speed * self.flops_a_token / self.peak,
+                "memory_gib": peak_memory(self.world.device),
             }
+            if evaluate is not None:
+                record |= evaluate(self.model.module, self.step, self.step in due)
             for writer in writers:
                 writer.write(record)
             if self.step in due or stop:
@@ -413,15 +446,23 @@ class Trainer:
 
 def _forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:
     batch = next(batches)
-    losses_BT = gpt(batch.tokens, batch.position_ids, None, labels=batch.labels)
-    return losses_BT, partial(_loss, batch.loss_mask, batch.groups, groups)
+    losses = gpt(batch.tokens, batch.position_ids, None, labels=batch.labels, loss_mask=batch.loss_mask)
+    return losses, partial(_loss, batch.loss_mask, batch.groups, groups)
 
 
 def _loss(
-    loss_mask_BT: Tensor, groups_BT: Tensor, groups: int, losses_BT: Tensor
+    loss_mask_BT: Tensor, groups_BT: Tensor, groups: int, losses: Tensor | tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Weighted sum of the losses, how many count, and for telemetry that and their plain sum, in all and by group."""
-    total = (losses_BT.float() * loss_mask_BT).sum()
+    """Weighted sum of the losses, how many count, and for telemetry that and their plain sum, in all and by group.
+
+    Args:
+        loss_mask_BT: the weight of each target's loss, 0 where it does not count.
+        groups_BT: the group of each target.
+        groups: their number.
+        losses: of each target, (B, T), or the weighted sum, and those of each without weights.
+    """
+    whole, losses_BT = losses if isinstance(losses, tuple) else (None, losses)
+    total = (losses_BT.float() * loss_mask_BT).sum() if whole is None else whole
     counted_BT = (loss_mask_BT != 0).float()
     plain_BT = losses_BT.detach().float() * counted_BT
     by_group = torch.zeros(2, groups, device=total.device)

@@ -24,10 +24,31 @@ from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
+from pretrain import kernels
 from pretrain.attention import CausalAttention
 from pretrain.config import ModelConfig, ParallelConfig, TrainConfig, padded_vocabulary
-from pretrain.layers import Norm, ParallelLayer, PlainNorm
+from pretrain.layers import FeedForward, Norm, ParallelLayer, PlainNorm
+
+
+class GPT(GPTModel):
+    """``GPTModel`` that gives the loss without making all logits, where one rank has the whole output matrix."""
+
+    def _postprocess(
+        self,
+        hidden_states: Tensor,
+        input_ids: Any,
+        position_ids: Any,
+        labels: Tensor | None,
+        *rest: Any,
+        **more: Any,
+    ) -> Any:
+        mask_BT = more.get("loss_mask")
+        if not self.post_process or labels is None or mask_BT is None or self.tp_group.size() > 1:
+            return super()._postprocess(hidden_states, input_ids, position_ids, labels, *rest, **more)
+        hidden_BTH = hidden_states.transpose(0, 1)
+        return kernels.linear_cross_entropy(hidden_BTH, output_weight(self), labels, mask_BT)
 
 
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: TrainConfig) -> TransformerConfig:
@@ -63,6 +84,7 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         sequence_parallel=parallel.sequence,
+        deterministic_mode=train.deterministic,
         # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
         perform_initialization=False,
         use_cpu_initialization=True,
@@ -94,7 +116,7 @@ def build(
         start: whole weights under the names and shapes of a checkpoint.
     """
     config = transformer_config(model, parallel, train)
-    gpt = GPTModel(
+    gpt = GPT(
         config=config,
         transformer_layer_spec=_blocks(model, config),
         vocab_size=padded_vocabulary(vocab_size),
@@ -107,6 +129,8 @@ def build(
         rotary_percent=model.rotary_fraction,
     )
     _mark_sharded(gpt)
+    if parallel.tensor == 1:
+        _use_kernels(gpt)
     initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
     return gpt.bfloat16() if train.precision == "bf16" else gpt
@@ -128,7 +152,23 @@ def _blocks(model: ModelConfig, config: TransformerConfig) -> TransformerBlockSu
         attention.q_layernorm = attention.k_layernorm = norm
     if model.parallel_residual:
         spec.module = ParallelLayer
+    if model.activation == "swiglu" and model.experts is None:
+        inside.mlp.module = FeedForward
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm)
+
+
+def _use_kernels(gpt: GPTModel) -> None:
+    """Let linear layers that no ranks share multiply as fast as a CPU can; on GPUs PyTorch does that by itself."""
+
+    def product(input: Tensor, weight: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
+        if not input.is_cpu:
+            return torch.nn.functional.linear(input, weight, bias)
+        found = kernels.linear(input, weight)
+        return found if bias is None else found + bias
+
+    for module in gpt.modules():
+        if isinstance(module, ColumnParallelLinear | RowParallelLinear):
+            module._forward_impl = product  # type: ignore[method-assign]
 
 
 def _mark_sharded(gpt: GPTModel) -> None:

@@ -63,12 +63,37 @@ def pick_device(runtime: RuntimeConfig) -> torch.device:
     return torch.device("cpu")
 
 
+def make_deterministic() -> None:
+    """Let this process compute the same bits again; must come before CUDA starts and before any model is built.
+
+    An operation that cannot raises ``RuntimeError`` when it is used.
+    """
+    for name, value in (
+        ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+        ("NCCL_ALGO", "Ring"),
+        ("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0"),
+    ):
+        os.environ[name] = value
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    torch.use_deterministic_algorithms(True)
+
+
 @contextmanager
-def start(parallel: ParallelConfig, runtime: RuntimeConfig) -> Iterator[World]:
+def start(
+    parallel: ParallelConfig, runtime: RuntimeConfig, *, deterministic: bool = False
+) -> Iterator[World]:
     """Join the process group, set up megatron-core's groups, and take them down at the end.
 
     Under ``torchrun`` the ranks come from its variables; without it this is a world of one.
+
+    Args:
+        parallel: the topology.
+        runtime: the machine.
+        deterministic: see :func:`make_deterministic`.
     """
+    if deterministic:
+        make_deterministic()
     device = pick_device(runtime)
     if device.type == "cpu":
         from pretrain import cpu

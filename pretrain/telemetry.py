@@ -1,15 +1,17 @@
-"""What a run says while it goes: a live line, a JSONL file, and W&B when asked."""
+"""What a run says while it goes: a live line, a JSONL file, W&B and TensorBoard when asked; and traces of steps."""
 
 from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from data.errors import UserError
+from pretrain.config import ProfileConfig
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +70,18 @@ class Live:
         self.terminal = sys.stderr.isatty()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Show step, loss, speed and time left."""
+        """Show step, loss, speed, memory and time left."""
         now, step = time.monotonic(), record["step"]
         last = step == self.steps
         if now - self.said < (0.2 if self.terminal else 10) and not last:
             return
         self.said = now
         left = (now - self.started) / max(step - self.first, 1) * (self.steps - step)
+        share = f"  MFU {record['mfu']:.0%}" if record.get("mfu") is not None else ""
         line = (
             f"{self.title}: step {step}/{self.steps}  loss {record['loss']:.3f}  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  {int(left) // 60} min {int(left) % 60:02d} s left"
+            f"{record['tokens_per_second']:,.0f} tokens/s{share}  {record['memory_gib']:.1f} GiB  "
+            f"{int(left) // 60} min {int(left) % 60:02d} s left"
         )
         sys.stderr.write(f"\r\033[K{line}" + ("\n" if last else "") if self.terminal else line + "\n")
         sys.stderr.flush()
@@ -120,3 +124,69 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+class TensorBoard:
+    """TensorBoard's event files: numbers alone."""
+
+    def __init__(self, where: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "tensorboard=true, but the package tensorboard is not installed; pip install -e '.[tensorboard]' or "
+                "tensorboard=false"
+            ) from None
+        # What an earlier process wrote beyond the checkpoint is hidden.
+        self._writer = SummaryWriter(str(where), purge_step=step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Log the numbers of one record."""
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+def peak_memory(device: Any) -> float:
+    """The most memory that this process has held, GiB: of its GPU if it computes there, otherwise of the machine."""
+    import torch
+
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**30
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / 2**20 if sys.platform != "darwin" else kilobytes / 2**30
+
+
+class Profile:
+    """Records what the steps from ``profile.steps[0]`` to ``profile.steps[1]`` spend their time on.
+
+    Args:
+        settings: which steps.
+        directory: gets ``steps_<first>-<last>.json``, to be opened in https://ui.perfetto.dev or chrome://tracing.
+    """
+
+    def __init__(self, settings: ProfileConfig, directory: Path) -> None:
+        self.steps, self.directory = settings.steps, directory
+        self._recording: Any = None
+
+    def before(self, step: int) -> None:
+        """A step begins; the first is 1."""
+        if self.steps and step == self.steps[0]:
+            from torch.profiler import profile
+
+            self._recording = profile()
+            self._recording.start()
+
+    def after(self, step: int) -> None:
+        """A step is done."""
+        if self._recording is not None and step == self.steps[1]:
+            self._recording.stop()
+            self.directory.mkdir(parents=True, exist_ok=True)
+            path = self.directory / f"steps_{self.steps[0]}-{self.steps[1]}.json"
+            self._recording.export_chrome_trace(str(path))
+            self._recording = None
+            log.info("profile of steps %d to %d: %s", *self.steps, path)

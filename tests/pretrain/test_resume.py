@@ -170,6 +170,34 @@ def test_golden_losses(whole):
     assert max(abs(one - other) for one, other in zip(found, golden, strict=True)) < 1e-4
 
 
+def test_a_run_is_the_same_again(prepared, whole):
+    """With everything set for it: the same losses, gradient norms and weights, to the last bit."""
+    import torch
+
+    prepared.ok("plan", "name=again")
+    prepared.ok("train", "name=again", "train.deterministic=true")
+    again = prepared.directory("again")
+    for name in ("loss", "gradient_norm"):
+        ours, theirs = ([record[name] for record in metrics(one, "perturbed")] for one in (again, whole))
+        assert ours == theirs
+    ours, theirs = final_weights(again), final_weights(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_what_determinism_sets():
+    """Before CUDA starts: cuBLAS and NCCL read their variables once, and an operation that cannot says so."""
+    script = (
+        "import os, torch\nfrom pretrain.config import ParallelConfig, RuntimeConfig\n"
+        "from pretrain.parallel import start\n"
+        "with start(ParallelConfig(), RuntimeConfig(device='cpu'), deterministic=True):\n"
+        "    assert torch.are_deterministic_algorithms_enabled()\n"
+        "    assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'\n"
+        "    assert os.environ['NCCL_ALGO'] == 'Ring'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=100, cwd=REPO, check=True)
+
+
 def test_losses_on_inserted_tokens_are_told_apart(whole):
     """Weighted by their tokens, the groups' losses are the loss; the tokens are those that the plan puts there."""
     import polars as pl

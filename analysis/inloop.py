@@ -1,0 +1,105 @@
+"""The plan's probes, asked of a model while it trains, by the scorer that checkpoints are asked by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import torch
+from torch import distributed
+
+from analysis import models, scoring
+from data.errors import UserError
+from insertion.plan import Plan
+
+HELDOUT = "heldout"
+"""Family of the probes that are documents which nothing was made of and no run reads."""
+
+
+class Probing:
+    """Losses by group of probes: held-out documents, and each family's items by dose.
+
+    Args:
+        plan: of the run, the twin's too.
+        rank: among the data-parallel ranks, each of which scores its share.
+        ranks: their number.
+        eod: id of the end-of-document token.
+        vocab_size: of the tokenizer.
+        build: makes a model of the same shape.
+
+    Raises:
+        UserError: if the plan has no probes.
+    """
+
+    def __init__(
+        self, plan: Plan, *, rank: int, ranks: int, eod: int, vocab_size: int, build: Callable[[], Any]
+    ) -> None:
+        if plan.probes.is_empty():
+            raise UserError(
+                "the plan has no probes to ask; leave out eval.probes_every and eval.heldout_every"
+            )
+        doses = plan.items.select("item_id", "dose")
+        group = pl.concat_str(pl.col("family"), pl.lit("/dose "), pl.col("dose").cast(pl.String))
+        asked = plan.probes.join(doses, on="item_id", how="left", maintain_order="left").with_columns(
+            group=pl.when(pl.col("dose").is_null()).then(pl.col("family")).otherwise(group)
+        )
+        self.groups: list[str] = asked["group"].unique().sort().to_list()
+        """Names of the groups; every rank has the same."""
+        self.share = asked.filter(pl.int_range(pl.len()) % ranks == rank)
+        self.eod, self.vocab_size, self.build = eod, vocab_size, build
+        self._copy: Any = None
+
+    def ask(self, gpt: Any, *, heldout_only: bool = False) -> dict[str, float]:
+        """Mean losses over the targets of the probes of each group, nats a token.
+
+        Args:
+            gpt: megatron-core's model, whole on this rank and in training.
+            heldout_only: ask about held-out documents alone.
+
+        Returns:
+            ``eval/<family>/dose <dose>`` or, for probes that belong to no item, ``eval/<family>``.
+
+        Raises:
+            UserError: if there are no probes of held-out documents, and only they are wanted.
+        """
+        if heldout_only and HELDOUT not in self.groups:
+            raise UserError(
+                "eval.heldout_every has no held-out documents to ask about; set insertion.heldout_probes and "
+                "corpus.heldout_fraction above 0"
+            )
+        share = self.share.filter(pl.col("group") == HELDOUT) if heldout_only else self.share
+        scores = scoring.score(self._model(gpt), share, eod=self.eod, vocab_size=self.vocab_size)
+        gpt.train()
+        logprob = share.select("group", "target_start").with_columns(scores["logprob"])
+        targets = pl.col("logprob").list.slice(pl.col("target_start"))
+        sums = {
+            group: (total, count)
+            for group, total, count in logprob.group_by("group")
+            .agg(
+                targets.list.sum().cast(pl.Float64).sum().alias("total"),
+                targets.list.len().sum().alias("count"),
+            )
+            .iter_rows()
+        }
+        told = torch.tensor(
+            [sums.get(name, (0.0, 0)) for name in self.groups],
+            dtype=torch.float64,
+            device=next(gpt.parameters()).device,
+        )
+        distributed.all_reduce(told)
+        return {
+            f"eval/{name}": -total / count
+            for name, (total, count) in zip(self.groups, told.tolist(), strict=True)
+            if count
+        }
+
+    def _model(self, gpt: Any) -> models.Model:
+        """The model to ask. On CPUs scoring turns weights to float32; those that are trained in bf16 must stay."""
+        weight = next(gpt.parameters())
+        if weight.device.type != "cpu" or weight.dtype == torch.float32:
+            return models.of_checkpoint(gpt.eval())
+        if self._copy is None:
+            self._copy = self.build().float().eval()
+        self._copy.load_state_dict(gpt.state_dict())
+        return models.of_checkpoint(self._copy)

@@ -1,0 +1,179 @@
+"""What PyTorch computes faster when asked in another way: matrix products on CPUs, SwiGLU, the loss without logits.
+
+Each is the plain formula within rounding, and is tested against it. None of it needs megatron-core.
+
+Shapes: N tokens, D inputs, F outputs, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+LOGITS = {"cpu": 2**19, "cuda": 2**27}
+"""Logits that exist in float32 at once: what fits in a processor's cache; enough for full matrix products on GPUs."""
+PRODUCTS = {"cpu": 32, "cuda": 1}
+"""So many times more of them are kept in the weights' precision, for one product with the hidden states."""
+
+
+def onednn_linear(x: Tensor, weight: Tensor, after: str = "none") -> Tensor:
+    """``x @ weight.T`` by oneDNN, which is in PyTorch; the operator is what ``torch.compile`` uses.
+
+    For float32 PyTorch calls MKL, which reaches less than half of it on processors not made by Intel.
+
+    Args:
+        x: (..., D), any strides.
+        weight: (F, D), any strides.
+        after: ``none``, or ``swish`` for SiLU of the product.
+    """
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, after, [], "")
+    return found
+
+
+def _onednn() -> bool:
+    """Whether oneDNN's product is there, and right."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(3, 8, generator=generator) for _ in range(2))
+    plain = x @ weight.T
+    try:
+        return bool(
+            torch.allclose(onednn_linear(x, weight), plain, atol=1e-5)
+            and torch.allclose(onednn_linear(x, weight, "swish"), functional.silu(plain), atol=1e-5)
+        )
+    except (AttributeError, RuntimeError):
+        return False
+
+
+ONEDNN = _onednn()
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` by whichever library is faster."""
+    if ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu":
+        return onednn_linear(x, weight)
+    return functional.linear(x, weight)
+
+
+def _transposed_product(x: Tensor, y: Tensor) -> Tensor:
+    """``x.T @ y`` of two tall matrices, with oneDNN's narrower side last."""
+    if x.shape[1] > y.shape[1]:
+        return _product(y.T, x.T).T
+    return _product(x.T, y.T)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor) -> Tensor:
+        context.save_for_backward(x, weight)
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = context.saved_tensors
+        for_x = _product(gradient, weight.T) if context.needs_input_grad[0] else None
+        for_weight = _transposed_product(gradient.flatten(0, -2), x.flatten(0, -2))
+        return for_x, for_weight
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` whose backward pass is as fast as its forward pass: (..., D), (F, D) -> (..., F)."""
+    found: Tensor = _Linear.apply(x, weight)
+    return found
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.save_for_backward(x)
+        gate, up = x.chunk(2, -1)
+        return functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (x,) = context.saved_tensors
+        gate, up = x.chunk(2, -1)
+        found = torch.empty_like(x)
+        for_gate, for_up = found.chunk(2, -1)
+        torch.mul(gradient, functional.silu(gate), out=for_up)
+        torch.ops.aten.silu_backward(gradient * up, gate, grad_input=for_gate)
+        return found
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """SiLU(first half) * second half (Shazeer, 2020), computed again in the backward pass: (..., 2F) -> (..., F)."""
+    found: Tensor = _SwiGLU.apply(x)
+    return found
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any, hidden_ND: Tensor, weight: Tensor, targets_N: Tensor, mask_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        count, wide = len(hidden_ND), len(weight)
+        rows = max(16, LOGITS[weight.device.type] // wide)
+        block = rows * PRODUCTS[weight.device.type]
+        learning = any(context.needs_input_grad)
+        losses_N = torch.empty(count, device=weight.device)
+        if learning:
+            for_hidden, for_weight = torch.empty_like(hidden_ND), None
+        for first in range(0, count, block):
+            some = slice(first, min(first + block, count))
+            if learning:
+                error_BV = torch.empty(some.stop - first, wide, dtype=weight.dtype, device=weight.device)
+            for start in range(first, some.stop, rows):
+                few = slice(start, min(start + rows, some.stop))
+                log_p = torch.log_softmax(_product(hidden_ND[few], weight), -1, dtype=torch.float32)
+                target = targets_N[few, None]
+                losses_N[few] = -log_p.gather(1, target)[:, 0]
+                if learning:
+                    # The gradient of -ln p(target) is p less 1 at the target.
+                    log_p.exp_()[torch.arange(len(target), device=target.device), target[:, 0]] -= 1.0
+                    error_BV[few.start - first : few.stop - first] = log_p.mul_(mask_N[few, None])
+            if learning:
+                for_hidden[some] = _product(error_BV, weight.T)
+                part = _transposed_product(error_BV, hidden_ND[some])
+                # Several parts are summed in float32.
+                for_weight = (
+                    part if count <= block else part.float() if for_weight is None else for_weight.add_(part)
+                )
+        if learning:
+            context.save_for_backward(for_hidden, for_weight.to(weight.dtype))
+        context.mark_non_differentiable(losses_N)
+        return (losses_N * mask_N).sum(), losses_N
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor, _losses: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
+        for_hidden, for_weight = context.saved_tensors
+        return (
+            for_hidden * gradient.to(for_hidden.dtype),
+            for_weight * gradient.to(for_weight.dtype),
+            None,
+            None,
+        )
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss from the last hidden states, without ever holding the logits of all tokens.
+
+    Both gradients are made in the forward pass, a few tokens at a time, while their logits are there (Hsu et al.,
+    2024, Liger Kernel); softmax and loss are computed in float32.
+
+    Args:
+        hidden: (..., D).
+        weight: (V, D) output matrix.
+        targets: (...) int64.
+        mask: (...) float, weight of each target.
+
+    Returns:
+        Sum of the weighted losses, from which to go backward, and the losses by target, (...), not weighted; nats.
+    """
+    total, losses = _LinearCrossEntropy.apply(
+        hidden.flatten(0, -2), weight, targets.flatten(), mask.flatten()
+    )
+    return total, losses.view(targets.shape)

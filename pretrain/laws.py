@@ -1,0 +1,77 @@
+"""Hyperparameters by a published law: from the model's weights and the tokens that it will read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from pretrain.config import ModelConfig
+
+STEP_LAW = "step_law"
+LOWEST = 1e-5
+"""The learning rate at the end of the runs that the law was fitted to."""
+SOURCE = "Step Law, Li et al., 2025, arXiv:2503.04715"
+
+
+def step_law_learning_rate(weights: float, tokens: float) -> float:
+    """Best peak learning rate of AdamW, 1.79 N^-0.713 D^0.307 (Li et al., 2025).
+
+    It was fitted with cosine decay to 1e-5.
+
+    Args:
+        weights: N, without embeddings and output layer.
+        tokens: D, read in all.
+    """
+    return float(1.79 * weights**-0.713 * tokens**0.307)
+
+
+def step_law_batch(tokens: float) -> float:
+    """Best batch in tokens, 0.58 D^0.571 (Li et al., 2025), for D tokens in all."""
+    return float(0.58 * tokens**0.571)
+
+
+def step_law_batch_of(steps: int) -> float:
+    """Best batch in tokens of a run of so many steps: the b that is 0.58 (steps b)^0.571."""
+    return float((0.58 * steps**0.571) ** (1 / (1 - 0.571)))
+
+
+def apply(values: dict[str, Any]) -> list[str]:
+    """Carry out ``optimizer.law``, and put a number where ``train.global_batch_size=step_law`` was typed.
+
+    The batch comes first, of the given number of steps, to the nearest micro-batch; the learning rate is that for the
+    tokens of the batch that was taken.
+
+    Args:
+        values: settings by group; is changed.
+
+    Returns:
+        What was put where, and by which formula, in lines.
+    """
+    train, optimizer = values["train"], values["optimizer"]
+    told = []
+    if train["global_batch_size"] == STEP_LAW:
+        micro = train["micro_batch_size"]
+        wanted = step_law_batch_of(train["steps"])
+        windows = max(1, round(wanted / train["sequence_length"] / micro)) * micro
+        train["global_batch_size"] = windows
+        told.append(
+            f"train.global_batch_size={windows}: {wanted:,.0f} tokens a step are 0.58 D^0.571 for the D tokens of "
+            f"{train['steps']:,} such steps ({SOURCE})"
+        )
+    if optimizer["law"] == STEP_LAW and isinstance(train["global_batch_size"], int):
+        tokens = train["steps"] * train["global_batch_size"] * train["sequence_length"]
+        weights = _body(values["model"])
+        rate = float(f"{step_law_learning_rate(weights, tokens):.3g}")
+        optimizer |= {"learning_rate": rate, "min_learning_rate": LOWEST}
+        told.append(
+            f"optimizer.learning_rate={rate:g}: 1.79 N^-0.713 D^0.307 for N={weights:,} weights without embeddings "
+            f"and D={tokens:,} tokens; optimizer.min_learning_rate={LOWEST:g} ({SOURCE})"
+        )
+    return told
+
+
+def _body(model: Mapping[str, Any]) -> int:
+    """Weights of a model without its embeddings and its output layer."""
+    known = {field.name for field in fields(ModelConfig)}
+    return ModelConfig(**{name: value for name, value in model.items() if name in known}).parameters(0, 0)

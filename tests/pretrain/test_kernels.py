@@ -1,0 +1,101 @@
+"""Faster forms are the plain formulas, gradients too."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pretrain import kernels
+
+
+def both(function, plain, *inputs):
+    """Outputs and gradients of two functions of the same inputs."""
+    found = []
+    for one in (function, plain):
+        given = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
+        out = one(*given)
+        weights = torch.linspace(0.5, 1.5, out.numel()).view(out.shape)
+        (out * weights).sum().backward()
+        found.append([out.detach(), *(x.grad for x in given if x.is_floating_point())])
+    return zip(*found, strict=True)
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(24, 8), (8, 24)])
+def test_linear(wide, narrow):
+    torch.manual_seed(1)
+    x, weight = torch.randn(3, 5, wide), torch.randn(narrow, wide)
+    for ours, theirs in both(kernels.linear, functional.linear, x, weight):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_linear_takes_any_strides():
+    torch.manual_seed(1)
+    x, weight = torch.randn(4, 6, 8).transpose(0, 1), torch.randn(8, 12).T
+    for ours, theirs in both(kernels.linear, functional.linear, x, weight):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_swiglu():
+    torch.manual_seed(1)
+
+    def plain(x):
+        gate, up = x.chunk(2, -1)
+        return gate * torch.sigmoid(gate) * up
+
+    for ours, theirs in both(kernels.swiglu, plain, torch.randn(3, 5, 16)):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_loss_without_logits(monkeypatch, rows):
+    """In several pieces and blocks, the last ones shorter; a masked target has no part in loss and gradients."""
+    monkeypatch.setitem(kernels.LOGITS, "cpu", rows * 40)
+    monkeypatch.setitem(kernels.PRODUCTS, "cpu", 2)
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(2, 45, 8), torch.randn(40, 8)
+    targets, mask = torch.randint(0, 40, (2, 45)), (torch.rand(2, 45) < 0.7).float()
+
+    def plain(hidden, weight):
+        losses = functional.cross_entropy(
+            (hidden @ weight.T).flatten(0, 1), targets.flatten(), reduction="none"
+        )
+        return 3 * (losses * mask.flatten()).sum()
+
+    for ours, theirs in both(
+        lambda h, w: 3 * kernels.linear_cross_entropy(h, w, targets, mask)[0], plain, hidden, weight
+    ):
+        torch.testing.assert_close(ours, theirs)
+    losses = kernels.linear_cross_entropy(hidden, weight, targets, mask)[1]
+    by_hand = torch.logsumexp(hidden @ weight.T, -1) - (hidden * weight[targets]).sum(-1)
+    torch.testing.assert_close(losses, by_hand)
+
+
+def test_loss_without_logits_in_bf16():
+    """Loss and softmax in float32: what differs is the rounding of logits and gradients to 8 bits."""
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(64, 16), torch.randn(200, 16) / 4
+    targets, mask = torch.randint(0, 200, (64,)), torch.ones(64)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        given = [x.to(dtype, copy=True).requires_grad_() for x in (hidden.bfloat16(), weight.bfloat16())]
+        total, losses = kernels.linear_cross_entropy(*given, targets, mask)
+        assert losses.dtype == torch.float32
+        total.backward()
+        found.append([losses, *(x.grad.float() for x in given)])
+    for full, low in zip(*found, strict=True):
+        assert (full - low).norm() < 0.01 * full.norm()
+
+
+def test_short_attention():
+    """In float64, where it is exact: the form that is used for bf16 on CPUs."""
+    from pretrain.attention import _ShortAttention
+
+    torch.manual_seed(1)
+    query, key, value = torch.randn(3, 7, 2, 3, 4, dtype=torch.float64)  # S, B, N, H
+
+    def plain(*given):
+        q, k, v = (x.permute(1, 2, 0, 3) for x in given)
+        found = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return found.permute(2, 0, 1, 3).flatten(2)
+
+    for ours, theirs in both(_ShortAttention.apply, plain, query, key, value):
+        torch.testing.assert_close(ours, theirs)
