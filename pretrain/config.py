@@ -354,6 +354,8 @@ class ParallelConfig:
     """Ranks that share the layers."""
     sequence: bool = False
     """Whether tensor-parallel ranks share the sequence between matrices, too (sequence parallelism)."""
+    distributed_optimizer: bool = True
+    """Whether data-parallel ranks share the optimizer's state (ZeRO, stage 1) instead of each holding all of it."""
 
     def __post_init__(self) -> None:
         _positive("parallel", tensor=self.tensor, pipeline=self.pipeline)

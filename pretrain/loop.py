@@ -145,13 +145,23 @@ class Trainer:
                 f"{vocab_size}; tokenize the corpus with the model's own tokenizer (corpus.tokenizer.kind=file)"
             )
         gpt = model.build(settings.model, vocab_size, settings.parallel, train, start).to(world.device)
+        distribute = settings.parallel.distributed_optimizer and world.data_size > 1
         self.model = DistributedDataParallel(
             # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
             gpt.config,
-            DistributedDataParallelConfig(grad_reduce_in_fp32=True),
+            DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distribute),
             gpt,
         )
-        self.optimizer, self.scheduler = optim.build([self.model], settings.optimizer, train)
+        self.optimizer, self.scheduler = optim.build(
+            [self.model], settings.optimizer, train, distributed=distribute
+        )
+        if world.size > 1 and world.main:
+            updated = sum(one.numel() for group in self.optimizer.param_groups for one in group["params"])
+            log.info(
+                "%d ranks (tensor %d, pipeline %d, data %d); each holds %s weights, and Adam's state of %s",
+                *(world.size, settings.parallel.tensor, settings.parallel.pipeline, world.data_size),
+                *(f"{number:,}" for number in (sum(p.numel() for p in gpt.parameters()), updated)),
+            )
         gpt.config.finalize_model_grads_func = finalize_model_grads
         gpt.config.grad_scale_func = self.optimizer.scale_loss
         self.forward_backward = get_forward_backward_func()
@@ -199,7 +209,7 @@ class Trainer:
         state = checkpoint.load(checkpoints, step, self._state(step, loading=True))
         self.model.module.load_state_dict(state["model"])
         if step:
-            self.optimizer.load_state_dict(state["optimizer"])
+            optim.load_state(self.optimizer, state["optimizer"])
         else:
             self.optimizer.reload_model_params()
         self.step = self._committed = step
@@ -356,9 +366,10 @@ class Trainer:
         sharded = self.model.module.sharded_state_dict()
         if step == 0:
             return {"model": sharded}
+        held = optim.state_to_load if loading else optim.state
         return {
             "model": sharded,
-            "optimizer": self.optimizer.sharded_state_dict(sharded, is_loading=loading),
+            "optimizer": held(self.optimizer, sharded),
             "scheduler": self.scheduler.state_dict(),
         }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import polars as pl
 import pytest
 
 ALONE = "alone"
+WEIGHTS = 512 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+"""Of the small model: tied embeddings of 400 tokens, padded to 512, two layers, the last norm."""
 
 
 # Gradients are clipped at every step, so a norm that is wrong on some topology shows in the losses too.
@@ -38,6 +41,7 @@ TOPOLOGIES = {
     "tensor": ["parallel.tensor=2"],
     "pipeline": ["parallel.pipeline=2"],
     "data": [],
+    "data_whole_optimizer": ["parallel.distributed_optimizer=false"],
     "sequence": ["parallel.tensor=2", "parallel.sequence=true"],
 }
 
@@ -47,7 +51,12 @@ TOPOLOGIES = {
 def test_two_ranks_train_as_one(prepared, alone, name):
     """Same initial weights from the seed alone, same windows, same losses within 1e-4 for 20 steps."""
     prepared.ok("plan", f"name={name}", CLIPPED)
-    prepared.ok("train", f"name={name}", CLIPPED, *TOPOLOGIES[name], ranks=2)
+    done = prepared.ok("train", f"name={name}", CLIPPED, *TOPOLOGIES[name], ranks=2)
+    # Adam holds two values a weight; those of the weights alone that this rank updates.
+    told = re.search(r"holds ([\d,]+) weights, and Adam's state of ([\d,]+)", done.out)
+    weights, updated = (int(number.replace(",", "")) for number in told.groups())
+    assert weights == WEIGHTS or name not in ("data", "data_whole_optimizer")
+    assert abs(updated - weights // (2 if name == "data" else 1)) <= 64  # padded to multiples of 64
     found = losses(prepared, name)
     assert len(found) == 20
     assert np.abs(found - alone).max() < 1e-4
@@ -111,7 +120,10 @@ def test_checkpoint_of_one_topology_goes_on_in_others(prepared, alone):
 
 @pytest.mark.slow
 def test_data_parallel_size_and_micro_batches_may_change_in_the_middle(prepared, alone):
-    """2 ranks, then 1 with other micro-batches, then 2: the windows, the ledger and the losses of one rank."""
+    """2 ranks, then 1 with other micro-batches, then 2: the windows, the ledger and the losses of one rank.
+
+    The optimizer's state is shared by two ranks, then whole on one, then shared again.
+    """
     import shutil
 
     prepared.ok("plan", "name=resized", CLIPPED)
