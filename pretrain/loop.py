@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from pretrain.batches import Batch, Batches, Groups
 from pretrain.config import FREE, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from pretrain.interrupts import Interrupted, Interrupts, Watchdog
 from pretrain.parallel import World
+from pretrain.routing import Routing
 from pretrain.telemetry import Writer
 
 log = logging.getLogger(__name__)
@@ -135,6 +137,7 @@ class Trainer:
             data_rank=world.data_rank,
             data_size=world.data_size,
             device=world.device,
+            context=(world.context_rank, settings.parallel.context),
         )
         start = (
             huggingface.read(Path(settings.model.weights), settings.model) if settings.model.weights else None
@@ -144,31 +147,43 @@ class Trainer:
                 f"model.weights={settings.model.weights} knows {len(start[huggingface.EMBEDDING])} tokens, the corpus "
                 f"{vocab_size}; tokenize the corpus with the model's own tokenizer (corpus.tokenizer.kind=file)"
             )
-        gpt = model.build(settings.model, vocab_size, settings.parallel, train, start).to(world.device)
-        distribute = settings.parallel.distributed_optimizer and world.data_size > 1
-        self.model = DistributedDataParallel(
-            # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
-            gpt.config,
-            DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distribute),
-            gpt,
-        )
+        parallel = settings.parallel
+        distribute = parallel.distributed_optimizer and world.data_size * parallel.context > 1
+        pieces = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]
+        self.chunks = [
+            DistributedDataParallel(
+                # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
+                gpt.config,
+                DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distribute),
+                gpt,
+            )
+            for gpt in (
+                model.build(settings.model, vocab_size, parallel, train, start, piece).to(world.device)
+                for piece in pieces
+            )
+        ]
+        """This rank's pieces of the model, in the order of the layers."""
+        self.routing = Routing(self.chunks, settings.model, world.device)
         self.optimizer, self.scheduler = optim.build(
-            [self.model], settings.optimizer, train, distributed=distribute
+            self.chunks, settings.optimizer, train, distributed=distribute
         )
         if world.size > 1 and world.main:
-            updated = sum(one.numel() for group in self.optimizer.param_groups for one in group["params"])
+            updated = sum(one.numel() for one in optim.updated(self.optimizer))
+            held = sum(one.numel() for chunk in self.chunks for one in chunk.parameters())
             log.info(
-                "%d ranks (tensor %d, pipeline %d, data %d); each holds %s weights, and Adam's state of %s",
-                *(world.size, settings.parallel.tensor, settings.parallel.pipeline, world.data_size),
-                *(f"{number:,}" for number in (sum(p.numel() for p in gpt.parameters()), updated)),
+                "%d ranks (tensor %d, pipeline %d, context %d, data %d); each holds %s weights, and Adam's state of %s",
+                *(world.size, parallel.tensor, parallel.pipeline, parallel.context, world.data_size),
+                *(f"{number:,}" for number in (held, updated)),
             )
-        gpt.config.finalize_model_grads_func = finalize_model_grads
-        gpt.config.grad_scale_func = self.optimizer.scale_loss
+        config = self.chunks[0].config
+        config.finalize_model_grads_func = finalize_model_grads
+        config.grad_scale_func = self.optimizer.scale_loss
         self.forward_backward = get_forward_backward_func()
         self.step = 0
         """Finished steps."""
         self._committed = 0
         self._ledger_head = ""
+        self._saving: checkpoint.Saving | None = None
 
     def resume(self) -> int:
         """Go on from the last finished checkpoint, or write the first one.
@@ -207,7 +222,8 @@ class Trainer:
     def _load(self, checkpoints: Path, step: int) -> dict[str, Any] | None:
         """Take weights and optimizer from a checkpoint; returns the state of the schedule."""
         state = checkpoint.load(checkpoints, step, self._state(step, loading=True))
-        self.model.module.load_state_dict(state["model"])
+        for number, chunk in enumerate(self.chunks):
+            chunk.module.load_state_dict(state["model"][number])
         if step:
             optim.load_state(self.optimizer, state["optimizer"])
         else:
@@ -279,30 +295,37 @@ class Trainer:
                 writer.write(record)
             if self.step in due or stop:
                 watchdog.feed()
-                self._save()
+                self._save(background=train.checkpoint_async and not stop)
+            else:
+                self._finish_saving(wait=False)
             if stop and self.step < train.end:
                 raise Interrupted(
                     f"told to stop: saved step {self.step}; run the same command again to go on"
                 )
+        watchdog.feed()
+        self._finish_saving(wait=True)
+        distributed.barrier()
         watchdog.stop()
 
-    def _train_step(self, stop: bool) -> tuple[dict[str, float | None], float, bool]:
+    def _train_step(self, stop: bool) -> tuple[dict[str, Any], float, bool]:
         """One step over the global batch.
 
         Args:
             stop: whether this rank was told to stop.
 
         Returns:
-            Mean losses (nats a token) by the name they are recorded under, the gradient norm, and whether any rank
-            was told to stop.
+            Mean losses (nats a token) by the name they are recorded under, and what became of the routing; the
+            gradient norm; whether any rank was told to stop.
         """
         train, world = self.settings.train, self.world
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         parts = self.forward_backward(
             forward_step_func=partial(_forward, 1 + len(self.groups.names)),
-            data_iterator=self.batches.step(self.step),
-            model=[self.model],
+            # Each piece of the model asks for the batches; they are read once.
+            data_iterator=list(tee(self.batches.step(self.step), len(self.chunks))),
+            model=self.chunks,
             num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
             seq_length=train.sequence_length,
             micro_batch_size=train.micro_batch_size,
@@ -318,7 +341,7 @@ class Trainer:
         *sums, stopped = total.tolist()
         self._require_finite("loss", sums[0] / sums[1])
         norm = self._update()
-        return self._by_group(sums), norm, stopped > 0
+        return self._by_group(sums) | self.routing.take(), norm, stopped > 0
 
     def _by_group(self, sums: list[float]) -> dict[str, float | None]:
         """Mean losses from [sum, tokens, sums by group, tokens by group]; None where the batch has no such token."""
@@ -346,7 +369,7 @@ class Trainer:
         self._require_finite("gradient norm", math.inf if overflow else norm)
         limit = self.settings.optimizer.clip_grad
         if limit:
-            clip_grad_by_total_norm_fp32(self.optimizer.get_parameters(), max_norm=limit, total_norm=norm)
+            clip_grad_by_total_norm_fp32(optim.updated(self.optimizer), max_norm=limit, total_norm=norm)
         # The schedule counts the step that is being taken: the first has a rate above 0, the last the lowest.
         self.scheduler.step(increment=self.settings.train.global_batch_size)
         self.optimizer.step_with_ready_grads()
@@ -363,7 +386,7 @@ class Trainer:
 
     def _state(self, step: int, *, loading: bool = False) -> dict[str, Any]:
         """What a checkpoint holds. At step 0 that is the weights alone: Adam has no state before its first step."""
-        sharded = self.model.module.sharded_state_dict()
+        sharded = {number: chunk.module.sharded_state_dict() for number, chunk in enumerate(self.chunks)}
         if step == 0:
             return {"model": sharded}
         held = optim.state_to_load if loading else optim.state
@@ -373,9 +396,10 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
         }
 
-    def _save(self) -> None:
+    def _save(self, *, background: bool = False) -> None:
+        self._finish_saving(wait=True)
         self._commit_ledger()
-        checkpoint.save(
+        self._saving = checkpoint.Saving(
             self.checkpoints,
             self.step,
             self._state(self.step),
@@ -383,7 +407,15 @@ class Trainer:
             config=self.identity,
             inputs={**self.inputs, "ledger": self._ledger_head},
             facts={"step": self.step, "parallel": asdict(self.settings.parallel)},
+            background=background,
         )
+        self._finish_saving(wait=not background)
+
+    def _finish_saving(self, *, wait: bool) -> None:
+        """Put a checkpoint that is being written in its place; those beyond what is kept go then."""
+        if self._saving is None or not self._saving.finish(wait=wait):
+            return
+        self._saving = None
         if self.world.main:
             saved = checkpoint.finished(self.checkpoints)
             unneeded = self.settings.train.unneeded_checkpoints(saved, self.last_exposures)

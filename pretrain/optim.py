@@ -126,13 +126,22 @@ def load_state(adam: MegatronOptimizer, found: dict[str, Any]) -> None:
             state["step"] = torch.tensor(float(found["step"]))
 
 
+def updated(adam: MegatronOptimizer) -> list[torch.nn.Parameter]:
+    """The weights, or shares of them, that this rank updates."""
+    return [parameter for one in _parts(adam) for parameter in one.get_parameters()]
+
+
 def _parts(adam: Any) -> list[Any]:
     """The optimizers inside: one for experts, one for the rest."""
     return getattr(adam, "chained_optimizers", [adam])
 
 
 def _keep_ours(value: Any) -> Any:
-    return value if isinstance(value, ShardedBase | LocalNonpersistentObject) else LocalNonpersistentObject(value)
+    return (
+        value
+        if isinstance(value, ShardedBase | LocalNonpersistentObject)
+        else LocalNonpersistentObject(value)
+    )
 
 
 def _steps(adam: MegatronOptimizer) -> int:
