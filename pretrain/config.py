@@ -13,7 +13,7 @@ from data.errors import UserError
 
 FREE = (
     *("micro_batch_size", "checkpoint_every", "checkpoint_at", "checkpoint_after_last", "checkpoint_keep"),
-    "checkpoint_async",
+    *("checkpoint_async", "recompute"),
 )
 """Settings of ``TrainConfig`` that do not change the weights: no part of a run's identity."""
 SEEDS = 2**32
@@ -30,6 +30,13 @@ def _not_negative(owner: str, **values: int | float) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise UserError(f"{owner}.{name}={value} must be 0 or above")
+
+
+def _divisors(*numbers: int) -> str:
+    """What divides all of the numbers, in words."""
+    common = math.gcd(*numbers)
+    found = [str(one) for one in range(1, common + 1) if common % one == 0]
+    return f"{', '.join(found[:-1])} and {found[-1]} fit" if len(found) > 1 else "only 1 fits"
 
 
 def check_seed(name: str, value: int) -> None:
@@ -244,6 +251,9 @@ class TrainConfig:
     seed: int
     """Of the initial weights and of the order of the windows."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool = False
+    """Whether the forward pass keeps only the input of each layer, and the backward pass computes the rest again: a
+    third more computation for far less memory."""
     start_from: str | None = None
     """Checkpoint of another run (``.../checkpoints/step_00000100``) that this one goes on from, with its weights and
     its optimizer, at the same position of the same order; the first step is the checkpoint's."""
@@ -368,6 +378,9 @@ class ParallelConfig:
     """Data-parallel ranks that share the experts of a mixture."""
     distributed_optimizer: bool = True
     """Whether data-parallel ranks share the optimizer's state (ZeRO, stage 1) instead of each holding all of it."""
+    overlap: bool = False
+    """Whether data-parallel ranks exchange gradients during the backward pass, and with ``distributed_optimizer``
+    weights during the forward pass."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -387,13 +400,18 @@ class ParallelConfig:
         if VOCABULARY_MULTIPLE % self.tensor:
             raise UserError(
                 f"parallel.tensor={self.tensor} must divide {VOCABULARY_MULTIPLE}, of which the padded "
-                "vocabulary is a multiple"
+                f"vocabulary is a multiple; {_divisors(VOCABULARY_MULTIPLE)}"
             )
 
     @property
     def smallest(self) -> int:
         """The fewest ranks that the settings can do with."""
         return self.tensor * self.pipeline * self.context * self.expert
+
+    @property
+    def sharing(self) -> int:
+        """Ranks that have different tokens of the same window."""
+        return self.context * (self.tensor if self.sequence else 1)
 
     def data(self, world_size: int) -> int:
         """Data-parallel size.
@@ -422,51 +440,57 @@ class ParallelConfig:
         data = self.data(world_size)
         for name, size in (("heads", model.heads), ("kv_heads", model.groups), ("ffn", model.ffn)):
             if size % self.tensor:
-                raise UserError(f"parallel.tensor={self.tensor} must divide model.{name}={size}")
+                fit = _divisors(model.heads, model.groups, model.ffn, VOCABULARY_MULTIPLE)
+                raise UserError(f"parallel.tensor={self.tensor} must divide model.{name}={size}; {fit}")
         if model.layers % self.pipeline:
-            raise UserError(f"parallel.pipeline={self.pipeline} must divide model.layers={model.layers}")
+            raise UserError(
+                f"parallel.pipeline={self.pipeline} must divide model.layers={model.layers}; "
+                f"{_divisors(model.layers)}"
+            )
         if model.layers // self.pipeline % self.virtual_pipeline:
             raise UserError(
                 f"parallel.virtual_pipeline={self.virtual_pipeline} must divide the "
-                f"{model.layers // self.pipeline} layers of each of the {self.pipeline} pipeline ranks"
+                f"{model.layers // self.pipeline} layers of each of the {self.pipeline} pipeline ranks; "
+                f"{_divisors(model.layers // self.pipeline)}"
             )
         if self.expert > 1 and model.experts is None:
             raise UserError(
                 f"parallel.expert={self.expert} needs a mixture of experts; model.experts is null"
             )
         if self.expert > 1 and (model.experts or 0) % self.expert:
-            raise UserError(f"parallel.expert={self.expert} must divide model.experts={model.experts}")
-        if self.expert > data:
             raise UserError(
-                f"parallel.expert={self.expert} needs as many data-parallel ranks, and {world_size} ranks with "
-                f"parallel.tensor={self.tensor} and parallel.pipeline={self.pipeline} are {data}; start "
-                f"{self.tensor * self.pipeline * self.expert} ranks or a multiple"
+                f"parallel.expert={self.expert} must divide model.experts={model.experts}; "
+                f"{_divisors(model.experts or 1)}"
             )
         if data % self.expert:
-            raise UserError(f"parallel.expert={self.expert} must divide the {data} data-parallel ranks")
+            raise UserError(
+                f"parallel.expert={self.expert} must divide the {data} data-parallel ranks ({world_size} ranks over "
+                f"tensor x pipeline x context); {_divisors(data)}, or start a multiple of {self.smallest} ranks"
+            )
         if model.experts is not None and self.tensor > 1 and not self.sequence:
             raise UserError(
-                f"parallel.tensor={self.tensor} needs parallel.sequence=true with model.experts={model.experts}"
-            )
-        if self.sequence and train.sequence_length // self.context % self.tensor:
-            raise UserError(
-                f"parallel.tensor={self.tensor} must divide train.sequence_length={train.sequence_length} with "
-                "parallel.sequence=true" + (" (over parallel.context)" if self.context > 1 else "")
+                f"parallel.tensor={self.tensor} with model.experts={model.experts} needs parallel.sequence=true"
             )
         if self.context > 1 and train.sequence_length % (2 * self.context):
             raise UserError(
-                f"parallel.context={self.context} cuts windows into {2 * self.context} blocks, and "
-                f"train.sequence_length={train.sequence_length} is no multiple of that"
+                f"parallel.context={self.context} cuts windows into {2 * self.context} blocks, which must divide "
+                f"train.sequence_length={train.sequence_length}"
             )
-        if self.context > 1 and model.experts is not None:
+        if train.sequence_length % self.sharing:
+            over = f" over parallel.context={self.context}" if self.context > 1 else ""
             raise UserError(
-                f"parallel.context={self.context} is not offered with model.experts={model.experts}: experts are "
-                "balanced in whole windows; use parallel.expert or parallel.tensor with parallel.sequence=true"
+                f"parallel.tensor={self.tensor} with parallel.sequence=true must divide "
+                f"train.sequence_length={train.sequence_length}{over}"
             )
         if train.global_batch_size % (train.micro_batch_size * data):
             raise UserError(
                 f"train.global_batch_size={train.global_batch_size} must be a multiple of "
                 f"train.micro_batch_size={train.micro_batch_size} x {data} data-parallel ranks"
+                + (
+                    ""
+                    if train.global_batch_size % data
+                    else f"; with micro-batches, {_divisors(train.global_batch_size // data)}"
+                )
             )
         batches = train.global_batch_size // (train.micro_batch_size * data)
         if self.virtual_pipeline > 1 and batches % self.pipeline:

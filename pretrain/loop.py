@@ -154,7 +154,12 @@ class Trainer:
             DistributedDataParallel(
                 # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
                 gpt.config,
-                DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distribute),
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=True,
+                    use_distributed_optimizer=distribute,
+                    overlap_grad_reduce=parallel.overlap,
+                    overlap_param_gather=parallel.overlap and distribute,
+                ),
                 gpt,
             )
             for gpt in (
@@ -178,6 +183,9 @@ class Trainer:
         config = self.chunks[0].config
         config.finalize_model_grads_func = finalize_model_grads
         config.grad_scale_func = self.optimizer.scale_loss
+        if parallel.overlap:  # gradients are exchanged after the last micro-batch alone
+            without = [chunk.no_sync for chunk in self.chunks]
+            config.no_sync_func = without if len(without) > 1 else without[0]
         self.forward_backward = get_forward_backward_func()
         self.step = 0
         """Finished steps."""
@@ -386,6 +394,9 @@ class Trainer:
 
     def _state(self, step: int, *, loading: bool = False) -> dict[str, Any]:
         """What a checkpoint holds. At step 0 that is the weights alone: Adam has no state before its first step."""
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:  # the next forward pass would gather them
+                chunk.start_param_sync(force_sync=True)
         sharded = {number: chunk.module.sharded_state_dict() for number, chunk in enumerate(self.chunks)}
         if step == 0:
             return {"model": sharded}

@@ -53,8 +53,10 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
         qk_layernorm=model.qk_norm,
         num_moe_experts=model.experts,
         moe_router_topk=model.experts_per_token,
-        # megatron-core 0.16.1 counts the tokens of one window of the micro-batch, where it undoes the division by all.
-        moe_aux_loss_coeff=model.balance_loss * train.micro_batch_size if model.experts else 0.0,
+        # Where megatron-core 0.16.1 undoes the division by all tokens, it counts those that this rank has of a window.
+        moe_aux_loss_coeff=model.balance_loss * train.micro_batch_size * parallel.sharing
+        if model.experts
+        else 0.0,
         # Balanced in each window for itself, so that neither micro-batches nor ranks matter.
         moe_router_load_balancing_type="seq_aux_loss" if model.experts else "none",
         moe_token_dispatcher_type="alltoall",
@@ -74,6 +76,9 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
         batch_p2p_comm=virtual is None,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
+        recompute_granularity="full" if train.recompute else None,
+        recompute_method="uniform" if train.recompute else None,
+        recompute_num_layers=1 if train.recompute else None,
         # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
         perform_initialization=False,
         use_cpu_initialization=True,

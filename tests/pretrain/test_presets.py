@@ -113,7 +113,7 @@ SHAPES = {
 
 EVERY_SHAPE = """
 import json, sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from pretrain import checkpoint, huggingface, model, parallel
@@ -139,6 +139,14 @@ def balance(gpt, config, ids):
     loss = tokens * config.balance_loss * config.experts * (shares_BE * probabilities_BE).sum()
     (told,) = torch.autograd.grad(loss, weight)
     return float((own - told).abs().max()), float(told.abs().max())
+
+def passes(config, train, ids):
+    # How often layers are computed in one step.
+    gpt, counted = model.build(config, 200, ParallelConfig(), train), []
+    for layer in gpt.decoder.layers:
+        layer.register_forward_hook(lambda *_: counted.append(1))
+    gpt(ids, torch.arange(32).expand_as(ids), None, labels=ids).sum().backward()
+    return len(counted)
 
 def main():
     place, found = Path(sys.argv[1]), {}
@@ -168,6 +176,8 @@ def main():
                     )
                     theirs = huggingface.load(place / name, 0, eod=0)
                     difference = float((theirs(ids).logits - ours).abs().max())
+            if name == "Llama":
+                found["passes"] = [passes(config, replace(train, recompute=again), ids) for again in (False, True)]
             if name == "mixture":
                 found["balance"] = balance(gpt, config, ids)
             kind = None if difference is None else type(theirs).__name__
@@ -198,6 +208,11 @@ def every_shape(tmp_path_factory):
 def test_megatron_holds_what_the_formula_says(every_shape, name):
     held, counted = every_shape[name][0]
     assert held == counted
+
+
+@pytest.mark.slow
+def test_recomputing_passes_every_layer_twice(every_shape):
+    assert every_shape["passes"] == [SMALL["layers"], 2 * SMALL["layers"]]
 
 
 @pytest.mark.slow

@@ -71,8 +71,34 @@ def test_two_ranks_train_as_one(prepared, alone, name):
 
 
 @pytest.mark.slow
+def test_communication_beside_computation_and_layers_computed_twice(prepared):
+    """The losses of one rank that does neither; what is saved are the weights after the step, not before it."""
+    from pretrain import checkpoint
+
+    untied = ["optimizer.clip_grad=0.1", "model.tied_embeddings=false"]
+    ends = []
+    for name, more, ranks in (
+        ("plain", [], 1),
+        ("beside", ["parallel.overlap=true", "train.recompute=true"], 2),
+    ):
+        prepared.ok("plan", f"name={name}", *untied)
+        prepared.ok("train", f"name={name}", *untied, *more, ranks=ranks)
+        place = prepared.directory(name) / "perturbed" / "checkpoints"
+        ends.append([checkpoint.tensors(checkpoint.path_of(place, step)) for step in (16, 20)])
+    assert np.abs(losses(prepared, "beside") - losses(prepared, "plain")).max() < 1e-4
+    ((before, own), (_, found)) = ends
+    assert found.keys() == own.keys()
+    for weight in (name for name in own if not name.startswith("optimizer.")):
+        moved = (own[weight] - before[weight]).abs().mean()  # in four steps
+        assert (found[weight] - own[weight]).abs().mean() < 0.01 * moved
+
+
+@pytest.mark.slow
 def test_experts_shared_by_two_ranks(prepared):
-    """The losses and the routing of one rank; goes on where all experts are on one rank, in other micro-batches."""
+    """The losses and the routing of one rank; goes on with all experts cut by tensor-parallel ranks, too.
+
+    There each has half of a window's tokens, and micro-batches are others: neither may change the balancing.
+    """
     import shutil
 
     experts = ["optimizer.clip_grad=0.1", "model.experts=4", "model.balance_loss=3"]
@@ -93,8 +119,10 @@ def test_experts_shared_by_two_ranks(prepared):
     directory = prepared.directory("shared")
     for step in (14, 16, 20):
         shutil.rmtree(directory / "perturbed" / "checkpoints" / f"step_{step:08d}")
-    prepared.ok("train", "name=shared", *experts, "train.micro_batch_size=8")
+    cut = ["parallel.tensor=2", "parallel.sequence=true", "train.micro_batch_size=4"]
+    prepared.ok("train", "name=shared", *experts, *cut, ranks=2)
     assert np.abs(losses(prepared, "shared") - own).max() < 1e-4
+    assert (losses(prepared, "shared", "tokens_per_expert").sum(-1) == 2 * 8 * 64).all()
     refused = prepared.run("export", "name=shared", *experts)
     assert refused.status == 2
     assert "experts=4" in refused.lines[-1]
