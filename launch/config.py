@@ -168,7 +168,7 @@ class Experiment:
                 "parallel.pipeline=1); launch/score.py asks the checkpoints of any topology afterwards"
             )
         # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
-        self.parallel.check(self.parallel.tensor * self.parallel.pipeline, self.model, self.train)
+        self.parallel.check(self.parallel.smallest, self.model, self.train)
 
     @property
     def corpus_directory(self) -> Path:

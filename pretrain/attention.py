@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 SHORT = 512
 """Tokens of the longest window whose S x S matrices are made on CPUs in bf16, where PyTorch's flash kernel is slow."""
@@ -67,6 +70,7 @@ class CausalAttention(torch.nn.Module):
             raise NotImplementedError(f"only causal attention is offered here, not {attn_mask_type}")
         self.scale = softmax_scale
         self.grouped = config.num_query_groups != config.num_attention_heads
+        self.ranks = config.context_parallel_size
 
     def forward(
         self,
@@ -91,6 +95,8 @@ class CausalAttention(torch.nn.Module):
         """
         if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
             raise NotImplementedError("this attention is plainly causal: no mask, bias or packing")
+        if self.ranks > 1:
+            return self._shared(query, key, value)
         if (
             query.is_cpu
             and query.dtype == torch.bfloat16
@@ -100,12 +106,58 @@ class CausalAttention(torch.nn.Module):
         ):
             short: Tensor = _ShortAttention.apply(query, key, value)
             return short
+        return self._attend(query, key, value, is_causal=True)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
+        """Attention of the shapes of ``forward``; there may be more keys than queries."""
         out_BNSH = functional.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
-            is_causal=True,
             scale=self.scale,
             enable_gqa=self.grouped,
+            **mask,
         )
         return out_BNSH.permute(2, 0, 1, 3).flatten(2)
+
+    def _shared(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend with the keys of all context-parallel ranks (Llama Team, 2024, section 3.3.2).
+
+        Each rank has the queries of two of the sequence's blocks, an early and a late one (``share``), so that all
+        have the same to do.
+        """
+        group = parallel_state.get_context_parallel_group()
+        blocks = 2 * self.ranks
+        # Gathered rank by rank: block k comes from rank k, and from the end likewise.
+        places = [2 * k if k < self.ranks else 2 * (blocks - 1 - k) + 1 for k in range(blocks)]
+        size = len(query) // 2
+
+        def whole(part: Tensor) -> Tensor:
+            gathered = gather_from_sequence_parallel_region(part.contiguous(), group=group)
+            return gathered.unflatten(0, (blocks, size))[places].flatten(0, 1)
+
+        key, value = whole(key), whole(value)
+        outputs = []
+        for half, block in zip(query.split(size), blocks_of(group.rank(), self.ranks), strict=True):
+            seen = (block + 1) * size
+            mask = causal_lower_right(size, seen) if query.is_cuda else _visible(size, seen)
+            outputs.append(self._attend(half, key[:seen], value[:seen], attn_mask=mask))
+        return torch.cat(outputs)
+
+
+def _visible(queries: int, keys: int) -> Tensor:
+    """(queries, keys) bool: the last query sees all keys, the one before all but the last, and so on."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
+def blocks_of(rank: int, ranks: int) -> tuple[int, int]:
+    """Which of the ``2 * ranks`` equal blocks of a sequence a context-parallel rank has."""
+    return rank, 2 * ranks - 1 - rank
+
+
+def share(whole_BT: Tensor, rank: int, ranks: int) -> Tensor:
+    """The part of each window that a context-parallel rank has: (B, T, ...) -> (B, T / ranks, ...)."""
+    if ranks == 1:
+        return whole_BT
+    blocks = whole_BT.chunk(2 * ranks, dim=1)
+    return torch.cat([blocks[block] for block in blocks_of(rank, ranks)], dim=1)

@@ -13,6 +13,7 @@ from data.mixture import Windows
 from insertion.ledger import Recorder
 from insertion.overlay import Overlay, Span
 from insertion.plan import Plan
+from pretrain.attention import share
 from pretrain.config import TrainConfig
 
 
@@ -85,6 +86,7 @@ class Batches:
         data_rank: among the data-parallel ranks.
         data_size: number of data-parallel ranks.
         device: where the batches go.
+        context: rank among, and number of, those that share each window; each records all of it.
     """
 
     def __init__(
@@ -98,9 +100,11 @@ class Batches:
         data_rank: int,
         data_size: int,
         device: torch.device,
+        context: tuple[int, int] = (0, 1),
     ) -> None:
         self.order, self.overlay, self.recorder, self.train = order, overlay, recorder, train
         self.data_rank, self.data_size, self.device, self.groups = data_rank, data_size, device, groups
+        self.context = context
 
     def step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of a step for this rank, each checked against the plan and recorded.
@@ -127,4 +131,6 @@ class Batches:
             self.recorder.record(
                 positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy()
             )
-            yield Batch(*(getattr(batch, name).to(self.device) for name in Batch.__slots__))
+            yield Batch(
+                *(share(getattr(batch, name), *self.context).to(self.device) for name in Batch.__slots__)
+            )

@@ -7,17 +7,22 @@ comes last, names the configuration, the order, the plan and the last part of th
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import queue
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch import distributed
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import load as load_plain
@@ -30,7 +35,7 @@ from data.errors import UserError
 from pretrain.parallel import World
 from pretrain.saved import KIND, VERSION, finished, path_of, read
 
-__all__ = ["finished", "load", "path_of", "read", "remove", "require_same", "save", "tensors"]
+__all__ = ["Saving", "finished", "load", "path_of", "read", "remove", "require_same", "save", "tensors"]
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +70,8 @@ def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], in
         )
 
 
-def save(
-    directory: Path,
-    step: int,
-    state: dict[str, Any],
-    world: World,
-    *,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    facts: Mapping[str, Any],
-) -> None:
-    """Write a checkpoint; all ranks call this. The one before it stays as it is whatever happens.
+class Saving:
+    """A checkpoint that is being written; all ranks make it and finish it. The one before it stays as it is.
 
     Args:
         directory: of the run's checkpoints.
@@ -85,39 +81,117 @@ def save(
         config: settings that determine the result.
         inputs: digests of order, plan and ledger.
         facts: figures for the manifest.
+        background: let other processes write, from a copy of the state, while training goes on.
+
+    Raises:
+        UserError: if it cannot be written.
     """
-    target = path_of(directory, step)
-    name: list[Any] = [None]
-    if world.main:
-        directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        # A new name each time: a writer that outlived its killed run must not write into this one's files.
-        name = [tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=directory)]
-    distributed.broadcast_object_list(name)
-    draft = Path(name[0])
-    try:
-        try:
-            # For this queue megatron-core would start a process, which takes seconds, outlives a training that is
-            # killed, and dies of the signal that asks it to stop. Only saves in the background need that.
-            filesystem_async._results_queue = queue.SimpleQueue()
-            dist_checkpointing.save(state, str(draft))
-        except (CheckpointException, OSError) as error:  # CheckpointException is no Exception
-            free = shutil.disk_usage(directory).free / 2**30
-            raise UserError(
-                f"the checkpoint of step {step} could not be written to {directory} ({free:.1f} GiB are free): "
-                f"{_reason(error)}. The one before it is intact: make room and run the same command again"
-            ) from None
-        distributed.barrier()
+
+    def __init__(
+        self,
+        directory: Path,
+        step: int,
+        state: dict[str, Any],
+        world: World,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        facts: Mapping[str, Any],
+        background: bool = False,
+    ) -> None:
+        self.directory, self.step, self.world = directory, step, world
+        self._manifest = {"config": config, "inputs": inputs, "facts": facts}
+        self._writers: AsyncCallsQueue | None = None
+        self._placing: Future[None] | None = None
+        name: list[Any] = [None]
         if world.main:
-            artifact.finish(
-                draft, kind=KIND, schema_version=VERSION, config=config, inputs=inputs, facts=facts
-            )
-            artifact.put_in_place(draft, target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    distributed.barrier()
+            directory.mkdir(parents=True, exist_ok=True)
+            for stale in directory.glob(".*.tmp"):
+                shutil.rmtree(stale, ignore_errors=True)
+            # A new name each time: a writer that outlived its killed run must not write into this one's files.
+            prefix = f".{path_of(directory, step).name}."
+            name = [tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=directory)]
+        distributed.broadcast_object_list(name)
+        self._draft = Path(name[0])
+        with self._told():
+            # megatron-core would start a process for this queue, which takes seconds, outlives a training that is
+            # killed, and dies of the signal that asks it to stop.
+            filesystem_async._results_queue = _answers() if background else queue.SimpleQueue()
+            request = dist_checkpointing.save(state, str(self._draft), async_sharded_save=background)
+            if background:
+                self._writers = AsyncCallsQueue()
+                self._writers.schedule_async_request(request)
+
+    def finish(self, *, wait: bool) -> bool:
+        """Give the checkpoint its manifest and its name once it is written; every rank calls this.
+
+        Args:
+            wait: until it is there; otherwise only look.
+
+        Returns:
+            Whether this rank has nothing left to do.
+
+        Raises:
+            UserError: if it could not be written.
+        """
+        with self._told():
+            if self._writers is None and self._placing is None:  # not in the background
+                distributed.barrier()
+                if self.world.main:
+                    self._place()
+                distributed.barrier()
+                return True
+            if self._writers is not None:
+                if not self._writers.maybe_finalize_async_calls(blocking=wait):
+                    return False
+                self._writers = None
+                if self.world.main:  # digests of a large checkpoint take as long as writing it
+                    one = ThreadPoolExecutor(1)
+                    self._placing = one.submit(self._place)
+                    one.shutdown(wait=False)
+            if self._placing is None:
+                return True
+            if not (wait or self._placing.done()):
+                return False
+            self._placing.result()
+            return True
+
+    def _place(self) -> None:
+        artifact.finish(self._draft, kind=KIND, schema_version=VERSION, **self._manifest)
+        artifact.put_in_place(self._draft, path_of(self.directory, self.step))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say what a failure means, and leave nothing of the draft."""
+        try:
+            yield
+        except (CheckpointException, OSError) as error:  # CheckpointException is no Exception
+            free = shutil.disk_usage(self.directory).free / 2**30
+            shutil.rmtree(self._draft, ignore_errors=True)
+            raise UserError(
+                f"the checkpoint of step {self.step} could not be written to {self.directory} ({free:.1f} GiB are "
+                f"free): {_reason(error)}. The one before it is intact: make room and run the same command again"
+            ) from None
+        except BaseException:
+            shutil.rmtree(self._draft, ignore_errors=True)
+            raise
+
+
+def save(
+    directory: Path, step: int, state: dict[str, Any], world: World, **manifest: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint, and be done with it: ``Saving`` without ``background``."""
+    Saving(directory, step, state, world, **manifest).finish(wait=True)
+
+
+@cache
+def _answers() -> Any:
+    """The queue by which writers in the background answer.
+
+    Its process is forked, not spawned as megatron-core's would be: it takes no memory of its own, and is one of those
+    that leave signals to the training and die with it (``parallel.start``).
+    """
+    return multiprocessing.get_context("fork").Manager().Queue()
 
 
 def remove(directory: Path, steps: Iterable[int]) -> None:

@@ -14,6 +14,7 @@ from data.errors import UserError
 FREE = (
     *("micro_batch_size", "checkpoint_every", "checkpoint_at", "checkpoint_after_last", "checkpoint_keep"),
     "deterministic",
+    *("checkpoint_async", "recompute"),
 )
 """Settings of ``TrainConfig`` that do not change the weights: no part of a run's identity."""
 SEEDS = 2**32
@@ -30,6 +31,13 @@ def _not_negative(owner: str, **values: int | float) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise UserError(f"{owner}.{name}={value} must be 0 or above")
+
+
+def _divisors(*numbers: int) -> str:
+    """What divides all of the numbers, in words."""
+    common = math.gcd(*numbers)
+    found = [str(one) for one in range(1, common + 1) if common % one == 0]
+    return f"{', '.join(found[:-1])} and {found[-1]} fit" if len(found) > 1 else "only 1 fits"
 
 
 def check_seed(name: str, value: int) -> None:
@@ -78,7 +86,7 @@ class ModelConfig:
     """Experts of a mixture that takes the place of each feed-forward block; None: no mixture."""
     experts_per_token: int = 2
     balance_loss: float = 0.01
-    """Weight of the loss that balances the experts (Fedus et al., 2022, equation 4)."""
+    """Weight of the loss that balances the experts (Fedus et al., 2022, equation 4), taken of each window."""
     init_std: float = 0.02
     """Standard deviation of the initial weights; output projections get it over sqrt(2 * layers)."""
     norm_epsilon: float = 1e-5
@@ -249,6 +257,9 @@ class TrainConfig:
     deterministic: bool = False
     """Whether two runs on the same machines end with the same weights to the last bit. Otherwise some kernels of GPUs
     sum in no fixed order; on CPUs it makes no difference."""
+    recompute: bool = False
+    """Whether the forward pass keeps only the input of each layer, and the backward pass computes the rest again: a
+    third more computation for far less memory."""
     start_from: str | None = None
     """Checkpoint of another run (``.../checkpoints/step_00000100``) that this one goes on from, with its weights and
     its optimizer, at the same position of the same order; the first step is the checkpoint's."""
@@ -263,6 +274,8 @@ class TrainConfig:
     """Steps after the last exposure of an arm to save, for each arm: how soon is it forgotten?"""
     checkpoint_keep: int | None = None
     """Regular checkpoints to keep, the newest; all others are always kept. None: all."""
+    checkpoint_async: bool = False
+    """Whether checkpoints are written by other processes while training goes on. Takes the memory of a copy."""
 
     def __post_init__(self) -> None:
         _positive(
@@ -360,30 +373,64 @@ class ParallelConfig:
     """Ranks that share each matrix; a divisor of the heads, of the inner width and of 128."""
     pipeline: int = 1
     """Ranks that share the layers."""
+    virtual_pipeline: int = 1
+    """Pieces that each pipeline rank's layers are cut into; above 1 is the interleaved schedule (Narayanan et al.,
+    2021), which waits less between micro-batches and sends more."""
     sequence: bool = False
     """Whether tensor-parallel ranks share the sequence between matrices, too (sequence parallelism)."""
+    context: int = 1
+    """Ranks that share each window: every one has a part of its tokens in all layers."""
+    expert: int = 1
+    """Data-parallel ranks that share the experts of a mixture."""
+    distributed_optimizer: bool = True
+    """Whether data-parallel ranks share the optimizer's state (ZeRO, stage 1) instead of each holding all of it."""
+    overlap: bool = False
+    """Whether data-parallel ranks exchange gradients during the backward pass, and with ``distributed_optimizer``
+    weights during the forward pass."""
 
     def __post_init__(self) -> None:
-        _positive("parallel", tensor=self.tensor, pipeline=self.pipeline)
+        _positive(
+            "parallel",
+            tensor=self.tensor,
+            pipeline=self.pipeline,
+            virtual_pipeline=self.virtual_pipeline,
+            context=self.context,
+            expert=self.expert,
+        )
+        if self.virtual_pipeline > 1 and self.pipeline == 1:
+            raise UserError(
+                f"parallel.virtual_pipeline={self.virtual_pipeline} needs parallel.pipeline above 1"
+            )
         if self.sequence and self.tensor == 1:
             raise UserError("parallel.sequence=true needs parallel.tensor above 1")
         if VOCABULARY_MULTIPLE % self.tensor:
             raise UserError(
                 f"parallel.tensor={self.tensor} must divide {VOCABULARY_MULTIPLE}, of which the padded "
-                "vocabulary is a multiple"
+                f"vocabulary is a multiple; {_divisors(VOCABULARY_MULTIPLE)}"
             )
+
+    @property
+    def smallest(self) -> int:
+        """The fewest ranks that the settings can do with."""
+        return self.tensor * self.pipeline * self.context * self.expert
+
+    @property
+    def sharing(self) -> int:
+        """Ranks that have different tokens of the same window."""
+        return self.context * (self.tensor if self.sequence else 1)
 
     def data(self, world_size: int) -> int:
         """Data-parallel size.
 
         Raises:
-            UserError: if the world size is no multiple of tensor x pipeline.
+            UserError: if the world size is no multiple of tensor x pipeline x context.
         """
-        model = self.tensor * self.pipeline
+        model = self.tensor * self.pipeline * self.context
         if world_size % model:
+            context = f" x parallel.context={self.context}" if self.context > 1 else ""
             raise UserError(
-                f"parallel.tensor={self.tensor} x parallel.pipeline={self.pipeline} = {model} does not divide "
-                f"the world size {world_size}; start a multiple of {model} processes "
+                f"parallel.tensor={self.tensor} x parallel.pipeline={self.pipeline}{context} = {model} does not "
+                f"divide the world size {world_size}; start a multiple of {model} processes "
                 f"(torchrun --nproc-per-node {model})"
             )
         return world_size // model
@@ -399,18 +446,64 @@ class ParallelConfig:
         data = self.data(world_size)
         for name, size in (("heads", model.heads), ("kv_heads", model.groups), ("ffn", model.ffn)):
             if size % self.tensor:
-                raise UserError(f"parallel.tensor={self.tensor} must divide model.{name}={size}")
+                fit = _divisors(model.heads, model.groups, model.ffn, VOCABULARY_MULTIPLE)
+                raise UserError(f"parallel.tensor={self.tensor} must divide model.{name}={size}; {fit}")
         if model.layers % self.pipeline:
-            raise UserError(f"parallel.pipeline={self.pipeline} must divide model.layers={model.layers}")
-        if self.sequence and train.sequence_length % self.tensor:
             raise UserError(
-                f"parallel.tensor={self.tensor} must divide train.sequence_length={train.sequence_length} with "
-                "parallel.sequence=true"
+                f"parallel.pipeline={self.pipeline} must divide model.layers={model.layers}; "
+                f"{_divisors(model.layers)}"
+            )
+        if model.layers // self.pipeline % self.virtual_pipeline:
+            raise UserError(
+                f"parallel.virtual_pipeline={self.virtual_pipeline} must divide the "
+                f"{model.layers // self.pipeline} layers of each of the {self.pipeline} pipeline ranks; "
+                f"{_divisors(model.layers // self.pipeline)}"
+            )
+        if self.expert > 1 and model.experts is None:
+            raise UserError(
+                f"parallel.expert={self.expert} needs a mixture of experts; model.experts is null"
+            )
+        if self.expert > 1 and (model.experts or 0) % self.expert:
+            raise UserError(
+                f"parallel.expert={self.expert} must divide model.experts={model.experts}; "
+                f"{_divisors(model.experts or 1)}"
+            )
+        if data % self.expert:
+            raise UserError(
+                f"parallel.expert={self.expert} must divide the {data} data-parallel ranks ({world_size} ranks over "
+                f"tensor x pipeline x context); {_divisors(data)}, or start a multiple of {self.smallest} ranks"
+            )
+        if model.experts is not None and self.tensor > 1 and not self.sequence:
+            raise UserError(
+                f"parallel.tensor={self.tensor} with model.experts={model.experts} needs parallel.sequence=true"
+            )
+        if self.context > 1 and train.sequence_length % (2 * self.context):
+            raise UserError(
+                f"parallel.context={self.context} cuts windows into {2 * self.context} blocks, which must divide "
+                f"train.sequence_length={train.sequence_length}"
+            )
+        if train.sequence_length % self.sharing:
+            over = f" over parallel.context={self.context}" if self.context > 1 else ""
+            raise UserError(
+                f"parallel.tensor={self.tensor} with parallel.sequence=true must divide "
+                f"train.sequence_length={train.sequence_length}{over}"
             )
         if train.global_batch_size % (train.micro_batch_size * data):
             raise UserError(
                 f"train.global_batch_size={train.global_batch_size} must be a multiple of "
                 f"train.micro_batch_size={train.micro_batch_size} x {data} data-parallel ranks"
+                + (
+                    ""
+                    if train.global_batch_size % data
+                    else f"; with micro-batches, {_divisors(train.global_batch_size // data)}"
+                )
+            )
+        batches = train.global_batch_size // (train.micro_batch_size * data)
+        if self.virtual_pipeline > 1 and batches % self.pipeline:
+            raise UserError(
+                f"parallel.virtual_pipeline={self.virtual_pipeline} works on micro-batches in groups of "
+                f"parallel.pipeline={self.pipeline}, and a step has {batches} a data-parallel rank; change "
+                "train.global_batch_size or train.micro_batch_size"
             )
 
 

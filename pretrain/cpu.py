@@ -44,6 +44,7 @@ def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
         if "device" in keywords:
             keywords["device"] = _redirect(keywords["device"])
+        keywords.pop("pin_memory", None)  # there is no GPU to copy to
         return function(*arguments, **keywords)
 
     return call
@@ -58,8 +59,17 @@ class _Stream:
     def wait_stream(self, _other: Any) -> None:
         return
 
+    def record_event(self) -> _Stream:
+        """An event, of which ``synchronize`` is asked."""
+        return self
+
     def synchronize(self) -> None:
         return
+
+
+def _as_if_moved(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """What megatron-core makes of a GPU's tensor; it leaves those of a CPU, which gloo then refuses as sizes."""
+    return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
 
 def install() -> None:
@@ -107,7 +117,10 @@ def install() -> None:
     cuda.set_rng_state = lambda *_: None
 
     from megatron.core.tensor_parallel import random as tensor_parallel_random
+    from megatron.core.transformer.moe import token_dispatcher
 
+    dispatcher: Any = token_dispatcher
+    dispatcher.maybe_move_tensor_to_cpu = _as_if_moved
     patched: Any = tensor_parallel_random
     patched._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     patched._set_cuda_rng_state = lambda *_, **__: None

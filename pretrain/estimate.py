@@ -49,17 +49,21 @@ def weight_bytes(parameters: int, train: TrainConfig) -> int:
 
 
 def activation_bytes(model: ModelConfig, vocab_size: int, train: TrainConfig) -> int:
-    """Bytes that one micro-batch keeps for the backward pass: nothing recomputed, no S x S matrix of attention.
+    """Bytes that one micro-batch keeps for the backward pass, without any S x S matrix of attention.
 
     Per layer and token: inputs and outputs of both norms, queries, keys, values, and attention's output; outputs of
     the first matrices of the feed-forward block, and the activated product. Then logits and their softmax in float32.
+    With ``train.recompute`` one layer at a time is whole, and of the others there is the input.
     """
     tokens, width = train.micro_batch_size * train.sequence_length, 2 if train.precision == "bf16" else 4
     used = model.ffn * (1 if model.experts is None else model.experts_per_token)
     matrices = 3 if model.activation == "swiglu" else 2
     keys = 2 * model.hidden * model.groups // model.heads
     layer = tokens * width * (6 * model.hidden + keys + matrices * used)
-    return model.layers * layer + 2 * 4 * tokens * vocab_size
+    layers = model.layers * layer
+    if train.recompute:
+        layers = layer + (model.layers - 1) * tokens * width * model.hidden
+    return layers + 2 * 4 * tokens * vocab_size
 
 
 def checkpoint_bytes(parameters: int, train: TrainConfig) -> int:

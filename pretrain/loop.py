@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from pretrain.config import (
 )
 from pretrain.interrupts import Interrupted, Interrupts, Watchdog
 from pretrain.parallel import World
+from pretrain.routing import Routing
 from pretrain.telemetry import Profile, Writer, peak_memory
 
 log = logging.getLogger(__name__)
@@ -148,6 +150,7 @@ class Trainer:
             data_rank=world.data_rank,
             data_size=world.data_size,
             device=world.device,
+            context=(world.context_rank, settings.parallel.context),
         )
         start = (
             huggingface.read(Path(settings.model.weights), settings.model) if settings.model.weights else None
@@ -157,16 +160,45 @@ class Trainer:
                 f"model.weights={settings.model.weights} knows {len(start[huggingface.EMBEDDING])} tokens, the corpus "
                 f"{vocab_size}; tokenize the corpus with the model's own tokenizer (corpus.tokenizer.kind=file)"
             )
-        gpt = model.build(settings.model, vocab_size, settings.parallel, train, start).to(world.device)
-        self.model = DistributedDataParallel(
-            # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
-            gpt.config,
-            DistributedDataParallelConfig(grad_reduce_in_fp32=True),
-            gpt,
+        parallel = settings.parallel
+        distribute = parallel.distributed_optimizer and world.data_size * parallel.context > 1
+        pieces = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]
+        self.chunks = [
+            DistributedDataParallel(
+                # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
+                gpt.config,
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=True,
+                    use_distributed_optimizer=distribute,
+                    overlap_grad_reduce=parallel.overlap,
+                    overlap_param_gather=parallel.overlap and distribute,
+                ),
+                gpt,
+            )
+            for gpt in (
+                model.build(settings.model, vocab_size, parallel, train, start, piece).to(world.device)
+                for piece in pieces
+            )
+        ]
+        """This rank's pieces of the model, in the order of the layers."""
+        self.routing = Routing(self.chunks, settings.model, world.device)
+        self.optimizer, self.scheduler = optim.build(
+            self.chunks, settings.optimizer, train, distributed=distribute
         )
-        self.optimizer, self.scheduler = optim.build([self.model], settings.optimizer, train)
-        gpt.config.finalize_model_grads_func = finalize_model_grads
-        gpt.config.grad_scale_func = self.optimizer.scale_loss
+        if world.size > 1 and world.main:
+            updated = sum(one.numel() for one in optim.updated(self.optimizer))
+            held = sum(one.numel() for chunk in self.chunks for one in chunk.parameters())
+            log.info(
+                "%d ranks (tensor %d, pipeline %d, context %d, data %d); each holds %s weights, and Adam's state of %s",
+                *(world.size, parallel.tensor, parallel.pipeline, parallel.context, world.data_size),
+                *(f"{number:,}" for number in (held, updated)),
+            )
+        config = self.chunks[0].config
+        config.finalize_model_grads_func = finalize_model_grads
+        config.grad_scale_func = self.optimizer.scale_loss
+        if parallel.overlap:  # gradients are exchanged after the last micro-batch alone
+            without = [chunk.no_sync for chunk in self.chunks]
+            config.no_sync_func = without if len(without) > 1 else without[0]
         self.forward_backward = get_forward_backward_func()
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         peak = estimate.peak_flops(name)
@@ -179,6 +211,7 @@ class Trainer:
         """Finished steps."""
         self._committed = 0
         self._ledger_head = ""
+        self._saving: checkpoint.Saving | None = None
 
     def resume(self) -> int:
         """Go on from the last finished checkpoint, or write the first one.
@@ -217,9 +250,10 @@ class Trainer:
     def _load(self, checkpoints: Path, step: int) -> dict[str, Any] | None:
         """Take weights and optimizer from a checkpoint; returns the state of the schedule."""
         state = checkpoint.load(checkpoints, step, self._state(step, loading=True))
-        self.model.module.load_state_dict(state["model"])
+        for number, chunk in enumerate(self.chunks):
+            chunk.module.load_state_dict(state["model"][number])
         if step:
-            self.optimizer.load_state_dict(state["optimizer"])
+            optim.load_state(self.optimizer, state["optimizer"])
         else:
             self.optimizer.reload_model_params()
         self.step = self._committed = step
@@ -302,30 +336,37 @@ class Trainer:
                 writer.write(record)
             if self.step in due or stop:
                 watchdog.feed()
-                self._save()
+                self._save(background=train.checkpoint_async and not stop)
+            else:
+                self._finish_saving(wait=False)
             if stop and self.step < train.end:
                 raise Interrupted(
                     f"told to stop: saved step {self.step}; run the same command again to go on"
                 )
+        watchdog.feed()
+        self._finish_saving(wait=True)
+        distributed.barrier()
         watchdog.stop()
 
-    def _train_step(self, stop: bool) -> tuple[dict[str, float | None], float, bool]:
+    def _train_step(self, stop: bool) -> tuple[dict[str, Any], float, bool]:
         """One step over the global batch.
 
         Args:
             stop: whether this rank was told to stop.
 
         Returns:
-            Mean losses (nats a token) by the name they are recorded under, the gradient norm, and whether any rank
-            was told to stop.
+            Mean losses (nats a token) by the name they are recorded under, and what became of the routing; the
+            gradient norm; whether any rank was told to stop.
         """
         train, world = self.settings.train, self.world
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         parts = self.forward_backward(
             forward_step_func=partial(_forward, 1 + len(self.groups.names)),
-            data_iterator=self.batches.step(self.step),
-            model=[self.model],
+            # Each piece of the model asks for the batches; they are read once.
+            data_iterator=list(tee(self.batches.step(self.step), len(self.chunks))),
+            model=self.chunks,
             num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
             seq_length=train.sequence_length,
             micro_batch_size=train.micro_batch_size,
@@ -341,7 +382,7 @@ class Trainer:
         *sums, stopped = total.tolist()
         self._require_finite("loss", sums[0] / sums[1])
         norm = self._update()
-        return self._by_group(sums), norm, stopped > 0
+        return self._by_group(sums) | self.routing.take(), norm, stopped > 0
 
     def _by_group(self, sums: list[float]) -> dict[str, float | None]:
         """Mean losses from [sum, tokens, sums by group, tokens by group]; None where the batch has no such token."""
@@ -369,7 +410,7 @@ class Trainer:
         self._require_finite("gradient norm", math.inf if overflow else norm)
         limit = self.settings.optimizer.clip_grad
         if limit:
-            clip_grad_by_total_norm_fp32(self.optimizer.get_parameters(), max_norm=limit, total_norm=norm)
+            clip_grad_by_total_norm_fp32(optim.updated(self.optimizer), max_norm=limit, total_norm=norm)
         # The schedule counts the step that is being taken: the first has a rate above 0, the last the lowest.
         self.scheduler.step(increment=self.settings.train.global_batch_size)
         self.optimizer.step_with_ready_grads()
@@ -386,18 +427,23 @@ class Trainer:
 
     def _state(self, step: int, *, loading: bool = False) -> dict[str, Any]:
         """What a checkpoint holds. At step 0 that is the weights alone: Adam has no state before its first step."""
-        sharded = self.model.module.sharded_state_dict()
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:  # the next forward pass would gather them
+                chunk.start_param_sync(force_sync=True)
+        sharded = {number: chunk.module.sharded_state_dict() for number, chunk in enumerate(self.chunks)}
         if step == 0:
             return {"model": sharded}
+        held = optim.state_to_load if loading else optim.state
         return {
             "model": sharded,
-            "optimizer": self.optimizer.sharded_state_dict(sharded, is_loading=loading),
+            "optimizer": held(self.optimizer, sharded),
             "scheduler": self.scheduler.state_dict(),
         }
 
-    def _save(self) -> None:
+    def _save(self, *, background: bool = False) -> None:
+        self._finish_saving(wait=True)
         self._commit_ledger()
-        checkpoint.save(
+        self._saving = checkpoint.Saving(
             self.checkpoints,
             self.step,
             self._state(self.step),
@@ -405,7 +451,15 @@ class Trainer:
             config=self.identity,
             inputs={**self.inputs, "ledger": self._ledger_head},
             facts={"step": self.step, "parallel": asdict(self.settings.parallel)},
+            background=background,
         )
+        self._finish_saving(wait=not background)
+
+    def _finish_saving(self, *, wait: bool) -> None:
+        """Put a checkpoint that is being written in its place; those beyond what is kept go then."""
+        if self._saving is None or not self._saving.finish(wait=wait):
+            return
+        self._saving = None
         if self.world.main:
             saved = checkpoint.finished(self.checkpoints)
             unneeded = self.settings.train.unneeded_checkpoints(saved, self.last_exposures)

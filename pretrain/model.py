@@ -54,6 +54,7 @@ class GPT(GPTModel):
 def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: TrainConfig) -> TransformerConfig:
     """megatron-core's configuration of one run."""
     low = train.precision == "bf16"
+    virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
     activations = {
         "swiglu": torch.nn.functional.silu,
         "gelu": torch.nn.functional.gelu,
@@ -73,8 +74,14 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
         qk_layernorm=model.qk_norm,
         num_moe_experts=model.experts,
         moe_router_topk=model.experts_per_token,
-        moe_aux_loss_coeff=model.balance_loss if model.experts else 0.0,
-        moe_router_load_balancing_type="aux_loss" if model.experts else "none",
+        # Where megatron-core 0.16.1 undoes the division by all tokens, it counts those that this rank has of a window.
+        moe_aux_loss_coeff=model.balance_loss * train.micro_batch_size * parallel.sharing
+        if model.experts
+        else 0.0,
+        # Balanced in each window for itself, so that neither micro-batches nor ranks matter.
+        moe_router_load_balancing_type="seq_aux_loss" if model.experts else "none",
+        moe_token_dispatcher_type="alltoall",
+        expert_model_parallel_size=parallel.expert,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=model.init_std,
@@ -83,8 +90,17 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
         pipeline_dtype=torch.bfloat16 if low else torch.float32,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=virtual,
+        # With two ranks, batched messages of the interleaved schedule would be taken for one another: both neighbours
+        # are the same rank.
+        overlap_p2p_comm=virtual is not None,
+        batch_p2p_comm=virtual is None,
+        context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
         deterministic_mode=train.deterministic,
+        recompute_granularity="full" if train.recompute else None,
+        recompute_method="uniform" if train.recompute else None,
+        recompute_num_layers=1 if train.recompute else None,
         # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
         perform_initialization=False,
         use_cpu_initialization=True,
@@ -105,6 +121,7 @@ def build(
     parallel: ParallelConfig,
     train: TrainConfig,
     start: Mapping[str, torch.Tensor] | None = None,
+    piece: int | None = None,
 ) -> GPTModel:
     """This rank's part of the model, with the initial weights of ``train.seed`` or those of ``start``.
 
@@ -114,19 +131,21 @@ def build(
         parallel: the topology; the weights do not depend on it.
         train: for the seed, the precision and the sequence length.
         start: whole weights under the names and shapes of a checkpoint.
+        piece: which of the rank's pieces, with an interleaved pipeline.
     """
     config = transformer_config(model, parallel, train)
     gpt = GPT(
         config=config,
-        transformer_layer_spec=_blocks(model, config),
+        transformer_layer_spec=_blocks(model, config, piece),
         vocab_size=padded_vocabulary(vocab_size),
         max_sequence_length=train.sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=piece),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=piece),
         share_embeddings_and_output_weights=model.tied_embeddings,
         position_embedding_type="rope" if model.positions == "rotary" else "learned_absolute",
         rotary_base=model.rotary_base,
         rotary_percent=model.rotary_fraction,
+        vp_stage=piece,
     )
     _mark_sharded(gpt)
     if parallel.tensor == 1:
@@ -136,7 +155,7 @@ def build(
     return gpt.bfloat16() if train.precision == "bf16" else gpt
 
 
-def _blocks(model: ModelConfig, config: TransformerConfig) -> TransformerBlockSubmodules:
+def _blocks(model: ModelConfig, config: TransformerConfig, piece: int | None) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage, from megatron-core's local ones with our attention and norms."""
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = (
@@ -154,7 +173,8 @@ def _blocks(model: ModelConfig, config: TransformerConfig) -> TransformerBlockSu
         spec.module = ParallelLayer
     if model.activation == "swiglu" and model.experts is None:
         inside.mlp.module = FeedForward
-    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm)
+    layers = get_num_layers_to_build(config, vp_stage=piece)
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm)
 
 
 def _use_kernels(gpt: GPTModel) -> None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from pretrain.config import OptimizerConfig, TrainConfig
 
 
 def build(
-    chunks: list[Any], optimizer: OptimizerConfig, train: TrainConfig
+    chunks: list[Any], optimizer: OptimizerConfig, train: TrainConfig, *, distributed: bool = False
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """AdamW over the model's chunks, and its warm-up and decay counted in windows."""
+    """AdamW over the model's chunks, and its warm-up and decay counted in windows.
+
+    Args:
+        chunks: of the model, each in megatron-core's ``DistributedDataParallel``.
+        optimizer: its settings.
+        train: for the precision and the length of the schedule.
+        distributed: each data-parallel rank holds a share of its state and updates that share of the weights.
+    """
     low = train.precision == "bf16"
     adam = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -29,7 +41,7 @@ def build(
             clip_grad=optimizer.clip_grad,
             bf16=low,
             params_dtype=torch.bfloat16 if low else torch.float32,
-            use_distributed_optimizer=False,
+            use_distributed_optimizer=distributed,
         ),
         chunks,
     )
@@ -54,3 +66,106 @@ def schedule(adam: Any, optimizer: OptimizerConfig, train: TrainConfig) -> Optim
         wd_incr_steps=train.steps * batch,
         wd_incr_style="constant",
     )
+
+
+_FORM = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    # Gathered on the first data-parallel rank alone: the others need no room for the whole of it.
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+    "chained_optim_avoid_prefix": True,
+}
+_GATHERED = "optimizer.state.param."
+"""How a distributed optimizer names the float32 weights that it holds."""
+
+
+def state(adam: MegatronOptimizer, weights: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of the optimizer; the same on disk whether it is distributed or not.
+
+    Args:
+        adam: as built; it has taken a step.
+        weights: the model's sharded state dict.
+    """
+    whole, _ = extract_sharded_base(_sharded(adam, weights, loading=False))
+    return {"state": whole, "step": _steps(adam)}
+
+
+def state_to_load(adam: MegatronOptimizer, weights: dict[str, Any]) -> dict[str, Any]:
+    """What is asked of a checkpoint, for ``load_state``: tensors; settings stay those of this run."""
+    for one in _parts(adam):
+        if isinstance(one, DistributedOptimizer) and isinstance(one.optimizer, torch.optim.AdamW):
+            # megatron-core asks for Adam's step before there is one.
+            for parameter in (p for group in one.optimizer.param_groups for p in group["params"]):
+                one.optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+    asked = _sharded(adam, weights, loading=True)
+    return {"state": dict_list_map_inplace(_keep_ours, asked)}
+
+
+def load_state(adam: MegatronOptimizer, found: dict[str, Any]) -> None:
+    """Take the state that a checkpoint had; the model has its weights already."""
+    parts = _parts(adam)
+    for number, one in enumerate(parts):
+        own = found["state"] if len(parts) == 1 else found["state"][number]
+        tensors = own.pop("param_state", None)
+        groups = own.get("optimizer", own)["param_groups"]
+        if not isinstance(one.optimizer, torch.optim.AdamW):  # of Transformer Engine or Apex
+            for group in groups:
+                group["step"] = found["step"]
+        elif tensors is None:
+            own.get("optimizer", own)["state"]["common_step"] = torch.tensor(0.0)
+        one.load_state_dict(own)
+        held = one.optimizer.state.values() if isinstance(one.optimizer, torch.optim.AdamW) else ()
+        for state in held:
+            del state["step"]  # megatron-core would look for it among the tensors
+        if tensors is not None:
+            one.load_parameter_state_from_fully_reshardable(tensors)
+        for state in held:
+            state["step"] = torch.tensor(float(found["step"]))
+
+
+def updated(adam: MegatronOptimizer) -> list[torch.nn.Parameter]:
+    """The weights, or shares of them, that this rank updates."""
+    return [parameter for one in _parts(adam) for parameter in one.get_parameters()]
+
+
+def _parts(adam: Any) -> list[Any]:
+    """The optimizers inside: one for experts, one for the rest."""
+    return getattr(adam, "chained_optimizers", [adam])
+
+
+def _keep_ours(value: Any) -> Any:
+    return (
+        value
+        if isinstance(value, ShardedBase | LocalNonpersistentObject)
+        else LocalNonpersistentObject(value)
+    )
+
+
+def _steps(adam: MegatronOptimizer) -> int:
+    """Steps that Adam has taken."""
+    inner = _parts(adam)[0].optimizer
+    counted = [own["step"] for own in inner.state.values() if "step" in own]
+    return int(counted[0] if counted else inner.param_groups[0]["step"])
+
+
+def _sharded(adam: MegatronOptimizer, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
+    """megatron-core's sharded state dict, with one name for what a distributed and a plain optimizer both have."""
+    found: dict[str, Any] = adam.sharded_state_dict(weights, is_loading=loading, metadata=_FORM)
+    parts = _parts(adam)
+    for number, one in enumerate(parts):
+        own = found if len(parts) == 1 else found[number]
+        if not isinstance(one, DistributedOptimizer) or own["param_state"] is None:
+            continue
+        parameters = [parameter for buffer in one.buffers for parameter in buffer.param_index_map]
+        for parameter, tensors in zip(parameters, own["param_state"].values(), strict=True):
+            if parameter.dtype != torch.float32:
+                key = tensors["param"].key.replace(_GATHERED, "optimizer.state.fp32_param.", 1)
+                tensors["param"] = replace(tensors["param"], key=key)
+            elif loading:  # they are the model's own weights
+                tensors["param"] = LocalNonpersistentObject(parameter.data)
+            else:
+                del tensors["param"]
+    return found

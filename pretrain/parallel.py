@@ -17,6 +17,7 @@ from torch import distributed
 
 from data.errors import UserError
 from pretrain.config import ParallelConfig, RuntimeConfig
+from pretrain.interrupts import SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class World:
     data_size: int
     tensor_rank: int
     pipeline_rank: int
+    context_rank: int
     first_stage: bool
     last_stage: bool
 
@@ -41,8 +43,20 @@ class World:
         return self.rank == 0
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this forked child with its parent; other systems go without."""
+_started = False
+"""Whether this process is inside ``start``."""
+
+
+def _serve() -> None:
+    """Make a forked child of a training, such as a writer of checkpoints, a helper.
+
+    Signals are its parent's business, which needs it to save. It is killed with its parent, by Linux; other systems
+    go without.
+    """
+    if not _started:
+        return
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -61,6 +75,9 @@ def pick_device(runtime: RuntimeConfig) -> torch.device:
     if runtime.device == "cuda":
         raise UserError("runtime.device=cuda, but PyTorch sees no GPU; use runtime.device=cpu or auto")
     return torch.device("cpu")
+
+
+os.register_at_fork(after_in_child=_serve)
 
 
 def make_deterministic() -> None:
@@ -92,6 +109,7 @@ def start(
         runtime: the machine.
         deterministic: see :func:`make_deterministic`.
     """
+    global _started
     if deterministic:
         make_deterministic()
     device = pick_device(runtime)
@@ -103,9 +121,6 @@ def start(
         torch.cuda.set_device(device)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    # megatron-core's checkpoint writers are forked, and would outlive a training that is killed.
-    os.register_at_fork(after_in_child=_die_with_parent)
-
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
@@ -120,9 +135,15 @@ def start(
             backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout
         )
     try:
+        _started = True
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=(
+                parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+            ),
+            context_parallel_size=parallel.context,
+            expert_model_parallel_size=parallel.expert,
         )
         model_parallel_cuda_manual_seed(0)
         yield World(
@@ -133,9 +154,11 @@ def start(
             data_size=parallel_state.get_data_parallel_world_size(),
             tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
             pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            context_rank=parallel_state.get_context_parallel_rank(),
             first_stage=parallel_state.is_pipeline_first_stage(),
             last_stage=parallel_state.is_pipeline_last_stage(),
         )
     finally:
+        _started = False
         parallel_state.destroy_model_parallel()
         distributed.destroy_process_group()

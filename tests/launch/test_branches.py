@@ -95,6 +95,16 @@ def test_branch(prepared, parent, caplog, monkeypatch):
     assert "step_00000008 does not fit this run: setting optimizer.beta2" in wrong.out
 
 
+def test_a_branch_has_its_own_learning_rate(prepared, parent):
+    """Not the one that its parent's optimizer was saved with."""
+    own = [f"train.start_from={parent / 'step_00000008'}", "train.stop_at=10", "optimizer.schedule=constant"]
+    own += ["optimizer.learning_rate=1e-4", "optimizer.min_learning_rate=1e-4", "insertion.doses=[0,1]"]
+    planned(prepared, "slower", *own)
+    prepared.ok("train", "name=slower", *own)
+    lines = (prepared.directory("slower") / "perturbed" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["learning_rate"] for line in lines] == [1e-4, 1e-4]
+
+
 def test_dependence(prepared, parent):
     """Each experiment alone and both together, from one checkpoint: the interaction, recomputed from the scores."""
     given = ["name=both", f"train.start_from={parent / 'step_00000008'}", *SHARED]

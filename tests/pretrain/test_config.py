@@ -31,6 +31,9 @@ TRAIN = TrainConfig(
         (TRAIN, "seed", -1),
         (TRAIN, "seed", 2**32),
         (ParallelConfig(), "tensor", 3),
+        (ParallelConfig(), "virtual_pipeline", 2),
+        (ParallelConfig(), "context", 0),
+        (ParallelConfig(), "expert", -1),
         (RuntimeConfig(), "workers", 0),
         (RuntimeConfig(), "threads", -1),
     ],
@@ -52,17 +55,81 @@ def test_warm_up_as_long_as_the_run():
         OPTIMIZER.check(replace(TRAIN, steps=3))
 
 
+LAYERED = replace(MODEL, layers=12, kv_heads=2)
+EXPERTS = replace(MODEL, experts=6)
+
+
 @pytest.mark.parametrize(
-    ("parallel", "told"),
+    ("parallel", "model", "ranks", "told"),
     [
-        (ParallelConfig(tensor=8), "parallel.tensor=8 must divide model.heads=4"),
-        (ParallelConfig(pipeline=4), "parallel.pipeline=4 must divide model.layers=2"),
-        (ParallelConfig(tensor=4, sequence=True), "must divide train.sequence_length=66"),
+        (ParallelConfig(tensor=8), MODEL, 8, "parallel.tensor=8 must divide model.heads=4; 1, 2 and 4 fit"),
+        (ParallelConfig(tensor=4), LAYERED, 4, "parallel.tensor=4 must divide model.kv_heads=2; 1 and 2 fit"),
+        (ParallelConfig(pipeline=4), MODEL, 4, "parallel.pipeline=4 must divide model.layers=2; 1 and 2 fit"),
+        (
+            ParallelConfig(pipeline=2, virtual_pipeline=4),
+            LAYERED,
+            2,
+            "parallel.virtual_pipeline=4 must divide the 6 layers of each of the 2 pipeline ranks; 1, 2, 3 and 6 fit",
+        ),
+        (
+            ParallelConfig(pipeline=3, virtual_pipeline=2),
+            LAYERED,
+            3,
+            "works on micro-batches in groups of parallel.pipeline=3, and a step has 4 a data-parallel rank",
+        ),
+        (ParallelConfig(tensor=4, sequence=True), MODEL, 4, "must divide train.sequence_length=66"),
+        (
+            ParallelConfig(context=2),
+            MODEL,
+            2,
+            "cuts windows into 4 blocks, which must divide train.sequence_length=66",
+        ),
+        (ParallelConfig(context=2), MODEL, 3, "x parallel.context=2 = 2 does not divide the world size 3"),
+        (
+            ParallelConfig(expert=2),
+            MODEL,
+            2,
+            "parallel.expert=2 needs a mixture of experts; model.experts is null",
+        ),
+        (
+            ParallelConfig(expert=4),
+            EXPERTS,
+            4,
+            "parallel.expert=4 must divide model.experts=6; 1, 2, 3 and 6 fit",
+        ),
+        (
+            ParallelConfig(expert=3),
+            EXPERTS,
+            4,
+            "must divide the 4 data-parallel ranks .*; 1, 2 and 4 fit, or start a ",
+        ),
+        (
+            ParallelConfig(tensor=2),
+            EXPERTS,
+            2,
+            "parallel.tensor=2 with model.experts=6 needs parallel.sequence=true",
+        ),
+        (
+            ParallelConfig(),
+            MODEL,
+            3,
+            "must be a multiple of train.micro_batch_size=2 x 3 data-parallel ranks",
+        ),
+        (ParallelConfig(), MODEL, 8, "x 8 data-parallel ranks; with micro-batches, only 1 fits"),
     ],
 )
-def test_topology_that_fits_no_number_of_ranks(parallel, told):
+def test_topology_that_does_not_fit(parallel, model, ranks, told):
     with pytest.raises(UserError, match=told):
-        parallel.check(parallel.tensor * parallel.pipeline, MODEL, replace(TRAIN, sequence_length=66))
+        parallel.check(ranks, model, replace(TRAIN, sequence_length=66))
+
+
+def test_topologies_that_fit():
+    for parallel, model, ranks in (
+        (ParallelConfig(tensor=2, pipeline=2, virtual_pipeline=3), LAYERED, 8),
+        (ParallelConfig(tensor=2, sequence=True, expert=2), EXPERTS, 4),
+        (ParallelConfig(context=4, tensor=2, sequence=True), MODEL, 8),
+    ):
+        parallel.check(ranks, model, TRAIN)
 
 
 def test_sequence_parallelism_without_tensor_parallelism():

@@ -108,16 +108,45 @@ SHAPES = {
         "tied_embeddings": False,
     },
     "GPT2": {"norm": "layer", "activation": "gelu_tanh", "biases": True, "positions": "learned"},
-    "mixture": {"experts": 4},
+    "mixture": {"experts": 4, "balance_loss": 0.3},
 }
 
 EVERY_SHAPE = """
 import json, sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from pretrain import checkpoint, huggingface, model, parallel
 from pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
+
+def gradient(gpt, router, ids):
+    router.weight.grad = None
+    gpt(ids, torch.arange(32).expand_as(ids), None, labels=ids).sum().backward()
+    return router.weight.grad.clone()
+
+def balance(gpt, config, ids):
+    # The balancing loss's gradient in the last layer's router: what it is, and what equation 4 says.
+    router, seen = gpt.train().decoder.layers[-1].mlp.router, []
+    router.register_forward_hook(lambda _, given, routed: seen.append((given[0].detach(), routed[1])))
+    with_loss = gradient(gpt, router, ids)
+    gpt.config.moe_aux_loss_coeff = 0.0
+    (x_TBH, routed), own = seen[0], with_loss - gradient(gpt, router, ids)
+    tokens, windows, _ = x_TBH.shape
+    weight = router.weight.detach().requires_grad_()
+    probabilities_BE = (x_TBH @ weight.T).softmax(-1).mean(0)
+    shares_BE = routed.view(tokens, windows, -1).float().mean(0) / config.experts_per_token
+    # Summed over tokens, as the other loss is here.
+    loss = tokens * config.balance_loss * config.experts * (shares_BE * probabilities_BE).sum()
+    (told,) = torch.autograd.grad(loss, weight)
+    return float((own - told).abs().max()), float(told.abs().max())
+
+def passes(config, train, ids):
+    # How often layers are computed in one step.
+    gpt, counted = model.build(config, 200, ParallelConfig(), train), []
+    for layer in gpt.decoder.layers:
+        layer.register_forward_hook(lambda *_: counted.append(1))
+    gpt(ids, torch.arange(32).expand_as(ids), None, labels=ids).sum().backward()
+    return len(counted)
 
 def main():
     place, found = Path(sys.argv[1]), {}
@@ -147,6 +176,10 @@ def main():
                     )
                     theirs = huggingface.load(place / name, 0, eod=0)
                     difference = float((theirs(ids).logits - ours).abs().max())
+            if name == "Llama":
+                found["passes"] = [passes(config, replace(train, recompute=again), ids) for again in (False, True)]
+            if name == "mixture":
+                found["balance"] = balance(gpt, config, ids)
             kind = None if difference is None else type(theirs).__name__
             found[name] = [counts, difference, float(ours.std()), kind]
     Path(place, "found.json").write_text(json.dumps(found))
@@ -175,6 +208,19 @@ def every_shape(tmp_path_factory):
 def test_megatron_holds_what_the_formula_says(every_shape, name):
     held, counted = every_shape[name][0]
     assert held == counted
+
+
+@pytest.mark.slow
+def test_recomputing_passes_every_layer_twice(every_shape):
+    assert every_shape["passes"] == [SMALL["layers"], 2 * SMALL["layers"]]
+
+
+@pytest.mark.slow
+def test_experts_are_balanced_as_the_paper_says(every_shape):
+    """In micro-batches of two windows; megatron-core by itself would give half of it."""
+    difference, size = every_shape["balance"]
+    assert size > 0.01
+    assert difference < 1e-3 * size
 
 
 @pytest.mark.slow

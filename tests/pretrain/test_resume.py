@@ -1,6 +1,7 @@
 """A run that is killed and started again is the run that was not."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -87,8 +88,51 @@ def test_sigkill_at_a_random_moment(prepared, whole, attempt):
 
 
 @pytest.mark.slow
+def test_sigkill_while_a_checkpoint_is_written_beside_the_training(prepared, whole):
+    """Training goes on meanwhile; what was being written is no checkpoint, no helper lives on, nothing is lost."""
+    import psutil
+    import torch
+
+    from pretrain import checkpoint
+
+    prepared.ok("plan", "name=beside")
+    run = prepared.directory("beside") / "perturbed"
+    command = prepared.command("train", "name=beside", "train.checkpoint_async=true")
+    process = subprocess.Popen(
+        command, cwd=prepared.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    being_written = re.compile(r"\.step_(\d+)\..*\.tmp")
+    while process.poll() is None:
+        drafts = [being_written.fullmatch(p.name) for p in (run / "checkpoints").glob(".*.tmp")]
+        steps = [int(found[1]) for found in drafts if found]
+        if steps and steps[0] >= 4 and len((run / "metrics.jsonl").read_bytes().splitlines()) > steps[0]:
+            break
+        time.sleep(0.001)
+    helpers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert helpers  # those that write
+    assert not psutil.wait_procs(helpers, timeout=10)[1]
+    saved = checkpoint.finished(run / "checkpoints")
+    assert steps[0] not in saved
+    assert saved == [step for step in (0, 1, 2, 4, 7, 8, 14, 16) if step < steps[0]]
+    again = prepared.ok("train", "name=beside", "train.checkpoint_async=true")
+    assert f"going on from step {saved[-1]}" in again.out
+    ours, theirs = final_weights(prepared.directory("beside")), final_weights(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert checkpoint.finished(run / "checkpoints") == checkpoint.finished(
+        whole / "perturbed" / "checkpoints"
+    )
+    assert not list((run / "checkpoints").glob(".*.tmp"))
+    assert ledger_digests(prepared.directory("beside")) == ledger_digests(whole)
+
+
+@pytest.mark.slow
 def test_sigterm_saves_and_asks_to_be_run_again(prepared, whole):
-    """Status 75 and a checkpoint of the very step; the run that goes on ends with the same weights."""
+    """Status 75 and a checkpoint of the very step; the run that goes on ends with the same weights.
+
+    The signal goes to all processes of the run, as SLURM sends it: those that write checkpoints must live for that.
+    """
     import torch
 
     from pretrain import checkpoint
@@ -101,10 +145,11 @@ def test_sigterm_saves_and_asks_to_be_run_again(prepared, whole):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while process.poll() is None and not (run / "checkpoints" / "step_00000002").exists():
         time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[1].strip().splitlines()[-1]
     step = int(re.fullmatch(r"palimpsest: told to stop: saved step (\d+); run the same .*", said)[1])
     assert process.returncode == 75

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import polars as pl
 import pytest
 
 ALONE = "alone"
+WEIGHTS = 512 * 32 + 4 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+"""Of the small model: tied embeddings of 400 tokens, padded to 512, four layers, the last norm."""
 
 
 # Gradients are clipped at every step, so a norm that is wrong on some topology shows in the losses too.
-CLIPPED = "optimizer.clip_grad=0.1"
+CLIPPED = ("optimizer.clip_grad=0.1", "model.layers=4")
 
 
 def losses(place, name, column="loss"):
@@ -29,15 +32,18 @@ def ledger(place, name, table):
 
 @pytest.fixture(scope="module")
 def alone(prepared):
-    prepared.ok("plan", f"name={ALONE}", CLIPPED)
-    prepared.ok("train", f"name={ALONE}", CLIPPED)
+    prepared.ok("plan", f"name={ALONE}", *CLIPPED)
+    prepared.ok("train", f"name={ALONE}", *CLIPPED)
     return losses(prepared, ALONE)
 
 
 TOPOLOGIES = {
     "tensor": ["parallel.tensor=2"],
     "pipeline": ["parallel.pipeline=2"],
+    "interleaved": ["parallel.pipeline=2", "parallel.virtual_pipeline=2"],
+    "context": ["parallel.context=2"],
     "data": [],
+    "data_whole_optimizer": ["parallel.distributed_optimizer=false"],
     "sequence": ["parallel.tensor=2", "parallel.sequence=true"],
 }
 
@@ -46,8 +52,14 @@ TOPOLOGIES = {
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_two_ranks_train_as_one(prepared, alone, name):
     """Same initial weights from the seed alone, same windows, same losses within 1e-4 for 20 steps."""
-    prepared.ok("plan", f"name={name}", CLIPPED)
-    prepared.ok("train", f"name={name}", CLIPPED, *TOPOLOGIES[name], ranks=2)
+    prepared.ok("plan", f"name={name}", *CLIPPED)
+    done = prepared.ok("train", f"name={name}", *CLIPPED, *TOPOLOGIES[name], ranks=2)
+    # Adam holds two values a weight; those of the weights alone that this rank updates.
+    told = re.search(r"holds ([\d,]+) weights, and Adam's state of ([\d,]+)", done.out)
+    weights, updated = (int(number.replace(",", "")) for number in told.groups())
+    assert weights == WEIGHTS or name not in ("context", "data", "data_whole_optimizer")
+    # Padded to multiples of 64.
+    assert abs(updated - weights // (2 if name in ("context", "data") else 1)) <= 64
     found = losses(prepared, name)
     assert len(found) == 20
     assert np.abs(found - alone).max() < 1e-4
@@ -59,13 +71,71 @@ def test_two_ranks_train_as_one(prepared, alone, name):
 
 
 @pytest.mark.slow
+def test_communication_beside_computation_and_layers_computed_twice(prepared):
+    """The losses of one rank that does neither; what is saved are the weights after the step, not before it."""
+    from pretrain import checkpoint
+
+    untied = ["optimizer.clip_grad=0.1", "model.tied_embeddings=false"]
+    ends = []
+    for name, more, ranks in (
+        ("plain", [], 1),
+        ("beside", ["parallel.overlap=true", "train.recompute=true"], 2),
+    ):
+        prepared.ok("plan", f"name={name}", *untied)
+        prepared.ok("train", f"name={name}", *untied, *more, ranks=ranks)
+        place = prepared.directory(name) / "perturbed" / "checkpoints"
+        ends.append([checkpoint.tensors(checkpoint.path_of(place, step)) for step in (16, 20)])
+    assert np.abs(losses(prepared, "beside") - losses(prepared, "plain")).max() < 1e-4
+    ((before, own), (_, found)) = ends
+    assert found.keys() == own.keys()
+    for weight in (name for name in own if not name.startswith("optimizer.")):
+        moved = (own[weight] - before[weight]).abs().mean()  # in four steps
+        assert (found[weight] - own[weight]).abs().mean() < 0.01 * moved
+
+
+@pytest.mark.slow
+def test_experts_shared_by_two_ranks(prepared):
+    """The losses and the routing of one rank; goes on with all experts cut by tensor-parallel ranks, too.
+
+    There each has half of a window's tokens, and micro-batches are others: neither may change the balancing.
+    """
+    import shutil
+
+    experts = ["optimizer.clip_grad=0.1", "model.experts=4", "model.balance_loss=3"]
+    for name in ("mixture", "shared"):
+        prepared.ok("plan", f"name={name}", *experts)
+    prepared.ok("train", "name=mixture", *experts)
+    prepared.ok("train", "name=shared", *experts, "parallel.expert=2", ranks=2)
+    own, norms = losses(prepared, "mixture"), losses(prepared, "mixture", "gradient_norm")
+    routed = losses(prepared, "mixture", "tokens_per_expert")
+    assert np.abs(losses(prepared, "shared") - own).max() < 1e-4
+    assert np.allclose(losses(prepared, "shared", "gradient_norm"), norms, rtol=1e-3)
+    assert routed.shape == (20, 2, 4)
+    assert (routed.sum(-1) == 2 * 8 * 64).all()  # two experts for each of 8 x 64 tokens
+    assert np.abs(losses(prepared, "shared", "tokens_per_expert") - routed).max() <= 8  # ties by rounding
+    shares = routed[:, 0] / routed[:, 0].sum(-1, keepdims=True)
+    entropy = -(shares * np.log(np.maximum(shares, 1e-30))).sum(-1)
+    assert np.allclose(losses(prepared, "mixture", "routing_entropy/layer 1"), entropy, atol=1e-5)
+    directory = prepared.directory("shared")
+    for step in (14, 16, 20):
+        shutil.rmtree(directory / "perturbed" / "checkpoints" / f"step_{step:08d}")
+    cut = ["parallel.tensor=2", "parallel.sequence=true", "train.micro_batch_size=4"]
+    prepared.ok("train", "name=shared", *experts, *cut, ranks=2)
+    assert np.abs(losses(prepared, "shared") - own).max() < 1e-4
+    assert (losses(prepared, "shared", "tokens_per_expert").sum(-1) == 2 * 8 * 64).all()
+    refused = prepared.run("export", "name=shared", *experts)
+    assert refused.status == 2
+    assert "experts=4" in refused.lines[-1]
+
+
+@pytest.mark.slow
 def test_two_nodes_of_two_processes_train_as_one(prepared, alone):
     """Two torchrun agents that meet over loopback, as SLURM's would over the network; tensor- and data-parallel."""
-    prepared.ok("plan", "name=nodes", CLIPPED)
+    prepared.ok("plan", "name=nodes", *CLIPPED)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    program = prepared.command("train", "name=nodes", CLIPPED, "parallel.tensor=2")[1:]
+    program = prepared.command("train", "name=nodes", *CLIPPED, "parallel.tensor=2")[1:]
     agents = [
         subprocess.Popen(
             [
@@ -95,13 +165,13 @@ def test_checkpoint_of_one_topology_goes_on_in_others(prepared, alone):
     """Written at TP=2, read at TP=1 and at PP=2: the rest of the run is that of one rank."""
     import shutil
 
-    prepared.ok("plan", "name=moved", CLIPPED)
-    prepared.ok("train", "name=moved", CLIPPED, "parallel.tensor=2", ranks=2)
+    prepared.ok("plan", "name=moved", *CLIPPED)
+    prepared.ok("train", "name=moved", *CLIPPED, "parallel.tensor=2", ranks=2)
     directory = prepared.directory("moved")
     for overrides, ranks in (([], 1), (["parallel.pipeline=2"], 2)):
         for step in (14, 16, 20):
             shutil.rmtree(directory / "perturbed" / "checkpoints" / f"step_{step:08d}")
-        done = prepared.ok("train", "name=moved", CLIPPED, *overrides, ranks=ranks)
+        done = prepared.ok("train", "name=moved", *CLIPPED, *overrides, ranks=ranks)
         assert "going on from step 8" in done.out
         found = losses(prepared, "moved")
         assert len(found) == 20
@@ -111,11 +181,14 @@ def test_checkpoint_of_one_topology_goes_on_in_others(prepared, alone):
 
 @pytest.mark.slow
 def test_data_parallel_size_and_micro_batches_may_change_in_the_middle(prepared, alone):
-    """2 ranks, then 1 with other micro-batches, then 2: the windows, the ledger and the losses of one rank."""
+    """2 ranks, then 1 with other micro-batches, then 2: the windows, the ledger and the losses of one rank.
+
+    The optimizer's state is shared by two ranks, then whole on one, then shared again.
+    """
     import shutil
 
-    prepared.ok("plan", "name=resized", CLIPPED)
-    prepared.ok("train", "name=resized", CLIPPED, ranks=2)
+    prepared.ok("plan", "name=resized", *CLIPPED)
+    prepared.ok("train", "name=resized", *CLIPPED, ranks=2)
     directory = prepared.directory("resized")
     for lost, (overrides, ranks) in (
         ((8, 14, 16, 20), (["train.micro_batch_size=8"], 1)),
@@ -123,7 +196,7 @@ def test_data_parallel_size_and_micro_batches_may_change_in_the_middle(prepared,
     ):
         for step in lost:
             shutil.rmtree(directory / "perturbed" / "checkpoints" / f"step_{step:08d}")
-        prepared.ok("train", "name=resized", CLIPPED, *overrides, ranks=ranks)
+        prepared.ok("train", "name=resized", *CLIPPED, *overrides, ranks=ranks)
     found = losses(prepared, "resized")
     assert len(found) == 20
     assert np.abs(found - alone).max() < 1e-4

@@ -62,7 +62,7 @@ def test_a_gradient_that_is_not_finite_is_never_applied(prepared):
 
 @pytest.mark.slow
 def test_bf16(prepared):
-    """Trains, resumes bit for bit, and is scored; near the losses of fp32."""
+    """Trains, resumes bit for bit, goes on with shared float32 weights, and is scored; near the losses of fp32."""
     import shutil
 
     from pretrain import checkpoint
@@ -81,6 +81,12 @@ def test_bf16(prepared):
     assert one.keys() == other.keys()
     assert all((one[name] == other[name]).all() for name in one)
     losses = [json.loads(line)["loss"] for line in (once / "metrics.jsonl").read_text().splitlines()]
+    for step in (14, 16, 20):
+        shutil.rmtree(checkpoint.path_of(again / "checkpoints", step))
+    prepared.ok("train", "name=bf16-again", "train.precision=bf16", ranks=2)
+    shared = [json.loads(line)["loss"] for line in (again / "metrics.jsonl").read_text().splitlines()]
+    assert len(shared) == 20
+    assert np.abs(np.array(losses) - shared).max() < 1e-3
     full = [record["loss"] for record in records(prepared, "fp32")]
     assert np.abs(np.array(losses) - full).max() < 0.05
     scored = prepared.ok("score", "name=bf16", "train.precision=bf16").out
