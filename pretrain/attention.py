@@ -14,7 +14,6 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 
 SHORT = 512
 """Tokens of the longest window whose S x S matrices are made on CPUs in bf16, where PyTorch's flash kernel is slow."""
@@ -140,14 +139,14 @@ class CausalAttention(torch.nn.Module):
         outputs = []
         for half, block in zip(query.split(size), blocks_of(group.rank(), self.ranks), strict=True):
             seen = (block + 1) * size
-            mask = causal_lower_right(size, seen) if query.is_cuda else _visible(size, seen)
+            mask = _visible(size, seen, query.device)
             outputs.append(self._attend(half, key[:seen], value[:seen], attn_mask=mask))
         return torch.cat(outputs)
 
 
-def _visible(queries: int, keys: int) -> Tensor:
+def _visible(queries: int, keys: int, device: torch.device) -> Tensor:
     """(queries, keys) bool: the last query sees all keys, the one before all but the last, and so on."""
-    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def blocks_of(rank: int, ranks: int) -> tuple[int, int]:

@@ -99,7 +99,7 @@ def summary(
     tokens = train.windows * train.sequence_length
     flops = flops_per_token(model, vocab_size, train.sequence_length) * tokens
     steps = train.checkpoint_steps()
-    ranks = parallel.tensor * parallel.pipeline
+    ranks = parallel.smallest
     active = model.parameters(vocab_size, train.sequence_length, active=True)
     yield f"parameters: {weights:,} with {vocab_size:,} rows of vocabulary" + (
         f", {active:,} used by a token" if active != weights else ""
@@ -107,9 +107,15 @@ def summary(
     yield f"training: {train.steps:,} steps of {train.global_batch_size:,} windows of {train.sequence_length:,} tokens"
     yield f"tokens: {tokens:,}, {tokens / weights:.1f} a parameter"
     yield f"FLOPs: {flops:.3g}"
-    share = weight_bytes(weights, train) + activation_bytes(model, vocab_size, train)
+    adam = weights * (12 if train.precision == "bf16" else 8)
+    others = (
+        parallel.context * parallel.expert if parallel.distributed_optimizer else 1
+    )  # that share Adam's state
+    whole = weight_bytes(weights, train) - adam + adam / others
+    whole += activation_bytes(model, vocab_size, train) / parallel.context
+    share = whole / (parallel.tensor * parallel.pipeline)
     yield (
-        f"memory a GPU: about {share / ranks / 2**30:.1f} GiB of weights, gradients, Adam and activations "
+        f"memory a GPU: about {share / 2**30:.1f} GiB of weights, gradients, Adam and activations "
         f"({parallel.tensor} x {parallel.pipeline} ranks share a model; {train.micro_batch_size} windows at once)"
     )
     for gpus in sorted({ranks, 8 * ranks, 64 * ranks}):

@@ -70,6 +70,23 @@ def test_summary():
         list(estimate.summary(preset("nano"), 4096, TRAIN, ParallelConfig(), device="H10"))
 
 
+def test_memory_of_shared_windows():
+    """Each of four ranks: the float32 weights and gradients whole, a quarter of Adam's state and of the activations."""
+    weights, train = 1_179_191_296, replace(TRAIN, sequence_length=2048)
+    model, parallel = preset("hubble_1b"), ParallelConfig(context=4)
+    (told,) = (line for line in estimate.summary(model, 50_304, train, parallel) if line.startswith("memory"))
+    expected = 8 * weights + (8 * weights + estimate.activation_bytes(model, 50_304, train)) / 4
+    assert f"about {expected / 2**30:.1f} GiB" in told
+
+
+def test_memory_of_layers_computed_again():
+    """Worked: 3 layers, D = 8, F = 16, fp32; one layer holds 6 D + 2 D + 3 F a token, each of the others D."""
+    model = ModelConfig(name="m", layers=3, hidden=8, heads=2, ffn=16)
+    train = replace(TRAIN, micro_batch_size=1, sequence_length=10, recompute=True)
+    layer, logits = 6 * 8 + 2 * 8 + 3 * 16, 2 * 100
+    assert estimate.activation_bytes(model, 100, train) == 10 * 4 * (layer + 2 * 8 + logits)
+
+
 def rates(optimizer):
     """The learning rate of each of 100 steps, as the trainer steps the schedule."""
     from pretrain.optim import schedule

@@ -162,13 +162,13 @@ def test_two_nodes_of_two_processes_train_as_one(prepared, alone):
 
 @pytest.mark.slow
 def test_checkpoint_of_one_topology_goes_on_in_others(prepared, alone):
-    """Written at TP=2, read at TP=1 and at PP=2: the rest of the run is that of one rank."""
+    """Written at TP=2, read at TP=1 and by an interleaved PP=2: the rest of the run is that of one rank."""
     import shutil
 
     prepared.ok("plan", "name=moved", *CLIPPED)
     prepared.ok("train", "name=moved", *CLIPPED, "parallel.tensor=2", ranks=2)
     directory = prepared.directory("moved")
-    for overrides, ranks in (([], 1), (["parallel.pipeline=2"], 2)):
+    for overrides, ranks in (([], 1), (TOPOLOGIES["interleaved"], 2)):
         for step in (14, 16, 20):
             shutil.rmtree(directory / "perturbed" / "checkpoints" / f"step_{step:08d}")
         done = prepared.ok("train", "name=moved", *CLIPPED, *overrides, ranks=ranks)
