@@ -92,7 +92,12 @@ def assemble(
     )
     items, wordings = screened.items, screened.wordings
     given = None if insertion.placements is None else placements.read(insertion.placements)
-    items, assigned = _assigned(items, insertion, np.random.default_rng([insertion.seed, 1]), model, given)
+    losses = None
+    if insertion.likelihood_model is not None:
+        scorer = basis.reference(insertion.likelihood_model)
+        losses = np.array([scorer.loss(text) for text in items["text"]])
+    rng = np.random.default_rng([insertion.seed, 1])
+    items, assigned = _assigned(items, insertion, rng, model, given, losses)
     if given is not None and placements.positioned(given):
         placed = placements.exposures(given, items, wordings, insertion, run, order)
         codes = np.array([arm.skipped for _, arm in insertion.arms()])[assigned]
@@ -101,7 +106,7 @@ def assemble(
         exposures = _exposures(items, assigned, wordings, insertion, run, order, tokenizer, model)
     asked = [(item.id, item.family, probe) for item in screened.made for probe in item.probes]
     probes, left_out = tokenize_probes(asked, tokenizer)
-    balance = design.balance(items, seed=insertion.seed)
+    balance = design.balance(items, losses, seed=insertion.seed)
     counts = {
         arm: {"items": int(members), "exposures": int(members) * one.dose}
         for (arm, one), members in zip(
@@ -230,11 +235,19 @@ def _assigned(
     rng: np.random.Generator,
     model: Pattern | None,
     given: pl.DataFrame | None,
+    losses: npt.NDArray[np.float64] | None,
 ) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
     """Items with stratum, arm and dose, and the number of each one's arm."""
     families = items["family"].to_numpy()
-    own = [f"{f}/{s}" if s else f for f, s in items.select("family", "stratum").iter_rows()]
-    blocks = np.array(design.strata(np.array(own), items["length"].to_numpy(), insertion.length_quantiles))
+    unit, first = design.clusters(items)
+    size = np.bincount(unit)
+    own = [f"{f}/{s}" if s else f for f, s in items[first].select("family", "stratum").iter_rows()]
+    lengths = np.bincount(unit, weights=items["length"].to_numpy()) / size
+    strata = design.strata(np.array(own), lengths, insertion.length_quantiles)
+    if losses is not None:
+        likely = np.bincount(unit, weights=losses) / size
+        strata = design.strata(np.array(strata), likely, insertion.likelihood_quantiles, "likelihood")
+    blocks = np.array(strata)[unit]
     assigned = np.empty(len(items), dtype=np.int64)
     if model is not None:
         assigned = variants.arms(model, items, [name for name, _ in insertion.arms()])
@@ -242,9 +255,8 @@ def _assigned(
         assigned = placements.arms(given, items, insertion)
     for name in insertion.families if model is None and given is None else ():
         members = families == name
-        assigned[members] = _arms_of(
-            name, items["item_id"].filter(members).to_list(), blocks[members], insertion, rng
-        )
+        ids = items["item_id"].filter(members).to_list()
+        assigned[members] = _arms_of(name, ids, blocks[members], unit[members], insertion, rng)
     arms = insertion.arms()
     table = items.with_columns(
         pl.Series("stratum", blocks.tolist()),
@@ -258,10 +270,11 @@ def _arms_of(
     family: str,
     ids: list[str],
     blocks: npt.NDArray[np.str_],
+    unit: npt.NDArray[np.int64],
     insertion: InsertionConfig,
     rng: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """Numbers of the arms of a family's items: those that are listed, and the others by lot."""
+    """Numbers of the arms of a family's items: those that are listed, and the others by lot, a cluster at a time."""
     arms = np.full(len(ids), -1, dtype=np.int64)
     for number, (name, _) in enumerate(insertion.arms()):
         listed = insertion.named_arms[name].chosen(ids) if insertion.named_arms else None
@@ -280,7 +293,19 @@ def _arms_of(
             f"are to be drawn by lot; the first that is not listed is {ids[rest[0]] if len(rest) else 'none'}"
         )
     if len(rest):
-        arms[rest] = design.assign(blocks[rest].tolist(), {k: n for k, n in counts.items() if n}, rng)
+        _, first, own, size = np.unique(
+            unit[rest], return_index=True, return_inverse=True, return_counts=True
+        )
+        wanted = {k: n // int(size[0]) for k, n in counts.items() if n}
+        if len(set(size.tolist())) > 1 or any(n % size[0] for n in counts.values()):
+            raise UserError(
+                f"insertion.families.{family}: clusters of {size.min()} to {size.max()} items cannot fill arms of "
+                f"{', '.join(map(str, sorted(set(counts.values()))))} items exactly; make them all of one size that "
+                "divides insertion.items_per_dose"
+            )
+        arms[rest] = design.assign(blocks[rest[first]].tolist(), wanted, rng)[own]
+    if any(len(set(arms[unit == one].tolist())) > 1 for one in np.unique(unit)):
+        raise UserError(f"insertion.named_arms: a cluster of {family} is listed in several arms")
     return arms
 
 

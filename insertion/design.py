@@ -13,21 +13,45 @@ import polars as pl
 _CHUNK = 50  # permutations held at once
 
 
-def strata(families: npt.NDArray[np.str_], lengths: npt.NDArray[np.int64], quantiles: int) -> list[str]:
-    """Stratum of every item: its family and its quantile of length within the family.
+def strata(
+    families: npt.NDArray[np.str_],
+    values: npt.NDArray[np.int64] | npt.NDArray[np.float64],
+    quantiles: int,
+    what: str = "length",
+) -> list[str]:
+    """Stratum of every item: its family and its quantile of a property within the family.
 
     Args:
-        families: (N,) names.
-        lengths: (N,) tokens.
+        families: (N,) names, of strata too.
+        values: (N,) of the property: tokens, or a likelihood.
         quantiles: blocks of (nearly) equal size per family.
+        what: name of the property.
     """
     result = np.empty(len(families), dtype=object)
     for name in np.unique(families):
         members = np.flatnonzero(families == name)
-        ranked = members[np.argsort(lengths[members], kind="stable")]
+        ranked = members[np.argsort(values[members], kind="stable")]
         for k, block in enumerate(np.array_split(ranked, quantiles)):
-            result[block] = f"{name}/length{k + 1}of{quantiles}"
+            result[block] = f"{name}/{what}{k + 1}of{quantiles}"
     return [str(value) for value in result]
+
+
+def clusters(items: pl.DataFrame) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Which unit of the lot each item belongs to, and the first item of each unit: its cluster, or itself.
+
+    Args:
+        items: with columns ``family`` and ``cluster``; units are numbered by their first item.
+
+    Returns:
+        (N,) unit of each item, and (units,) its first item.
+    """
+    names = [
+        (family, cluster) if cluster else (family, cluster, row)
+        for row, (family, cluster) in enumerate(items.select("family", "cluster").iter_rows())
+    ]
+    number: dict[tuple[object, ...], int] = {}
+    unit = np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
+    return unit, np.unique(unit, return_index=True)[1].astype(np.int64)
 
 
 def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generator) -> npt.NDArray[np.int32]:
@@ -72,54 +96,69 @@ def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generato
     return arms
 
 
-def balance(items: pl.DataFrame, *, permutations: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
+def balance(
+    items: pl.DataFrame,
+    losses: npt.NDArray[np.float64] | None = None,
+    *,
+    permutations: int = 2000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
     """Whether the arms differ in what was measured before the treatment.
 
     For every covariate: the largest standardised difference of an arm's mean from dose 0's within strata, and the
-    permutation p of the variance between arms (arms permuted inside strata).
+    permutation p of the variance between arms (arms permuted inside strata); and for all of them together the p of the
+    sum of those variances. Of a cluster, means of its items count, once.
 
     Args:
-        items: with columns ``stratum``, ``arm``, ``dose``, ``bytes``, ``length``.
+        items: with columns ``family``, ``stratum``, ``arm``, ``dose``, ``bytes``, ``length``, ``cluster``.
+        losses: (N,) under a reference model.
         permutations: of the test.
         seed: of the permutations.
     """
+    unit, first = clusters(items)
     # Number the arms with the control first.
     arms = np.unique(
-        [f"{dose > 0:d}{arm}" for dose, arm in items.select("dose", "arm").iter_rows()], return_inverse=True
+        [f"{dose > 0:d}{arm}" for dose, arm in items[first].select("dose", "arm").iter_rows()],
+        return_inverse=True,
     )[1]
-    names = items["stratum"].to_numpy()
+    names = items["stratum"].to_numpy()[first]
+    columns = {"length": items["length"].to_numpy(), "bytes": items["bytes"].to_numpy()}
+    if losses is not None:
+        columns["reference loss"] = losses
+    size = np.bincount(unit)
+    values = np.stack([np.bincount(unit, weights=column) / size for column in columns.values()])
+    for name in np.unique(names):  # within strata
+        values[:, names == name] -= values[:, names == name].mean(1, keepdims=True)
+    spread = values.std(1, ddof=1, keepdims=True)
+    values = values / np.where(spread > 0, spread, 1.0)
+
+    def between(assigned: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """(covariates, ..., arms) means."""
+        shown = np.expand_dims(values, tuple(range(1, assigned.ndim)))
+        means = [
+            np.where(assigned == arm, shown, 0.0).sum(-1) / np.maximum((assigned == arm).sum(-1), 1)
+            for arm in range(arms.max() + 1)
+        ]
+        return np.stack(means, -1)
+
+    means = between(arms)
+    largest = np.abs(means - means[:, :1]).max(1)
+    observed = means.var(-1)
+    observed = np.append(observed, observed.sum())
+    reached = np.ones(len(observed), dtype=np.int64)
     rng = np.random.default_rng(seed)
-    covariates = {"length": items["length"].to_numpy(), "bytes": items["bytes"].to_numpy()}
-    rows = []
-    for covariate, raw in covariates.items():
-        values = raw.astype(np.float64)
-        for name in np.unique(names):  # within strata
-            values[names == name] -= values[names == name].mean()
-        spread = values.std(ddof=1) or 1.0
-
-        def between(assigned: npt.NDArray[np.int64], values: npt.NDArray[np.float64] = values) -> Any:
-            means = [
-                (np.where(assigned == d, values, 0.0).sum(-1) / np.maximum((assigned == d).sum(-1), 1))
-                for d in range(arms.max() + 1)
-            ]
-            return np.stack(means, -1)
-
-        means = between(arms)
-        observed = means.var()
-        reached = 1
-        for start in range(0, permutations, _CHUNK):
-            size = min(_CHUNK, permutations - start)
-            shuffled = np.tile(arms, (size, 1))
-            for name in np.unique(names):
-                members = np.flatnonzero(names == name)
-                shuffled[:, members] = rng.permuted(shuffled[:, members], axis=1)
-            reached += int(np.sum(between(shuffled).var(-1) >= observed - 1e-12))
-        p = reached / (permutations + 1)
-        rows.append(
-            {
-                "covariate": covariate,
-                "largest_standardised_difference": float(np.abs((means - means[0]) / spread).max()),
-                "p": float(p),
-            }
+    for start in range(0, permutations, _CHUNK):
+        shuffled = np.tile(arms, (min(_CHUNK, permutations - start), 1))
+        for name in np.unique(names):
+            members = np.flatnonzero(names == name)
+            shuffled[:, members] = rng.permuted(shuffled[:, members], axis=1)
+        found = between(shuffled).var(-1)
+        found = np.concatenate([found, found.sum(0, keepdims=True)])
+        reached += (found >= observed[:, None] - 1e-12).sum(1)
+    p = reached / (permutations + 1)
+    return [
+        {"covariate": covariate, "largest_standardised_difference": float(difference), "p": float(one)}
+        for covariate, difference, one in zip(
+            [*columns, "all together"], [*largest, largest.max()], p, strict=True
         )
-    return rows
+    ]

@@ -68,6 +68,8 @@ class Item:
     docstring of the family says what). None: no claim."""
     licence: str = ""
     """Of outside text; empty for text made here."""
+    cluster: str = ""
+    """Items of one cluster get the same arm, such as several texts about one person; empty: on its own."""
 
 
 ITEM_SCHEMA = pl.Schema(
@@ -84,11 +86,12 @@ ITEM_SCHEMA = pl.Schema(
         "bits": pl.Float64(),
         "provenance": pl.String(),
         "licence": pl.String(),
+        "cluster": pl.String(),
     }
 )
 """One row an item. ``bytes`` (UTF-8) and ``length`` (tokens) are of the verbatim text; ``wordings`` counts it and
 its paraphrases; ``bits`` is null where the family claims none. ``stratum`` holds family, the item's own stratum and
-its quantile of length."""
+its quantiles of length and of likelihood; items of one ``cluster`` (if it is not empty) share stratum and arm."""
 
 WORDING_SCHEMA = pl.Schema(
     {
@@ -163,6 +166,7 @@ def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> tuple[pl.Data
             "bits": [item.bits for item in items],
             "provenance": [item.provenance for item in items],
             "licence": [item.licence for item in items],
+            "cluster": [item.cluster for item in items],
         },
         schema={name: kind for name, kind in ITEM_SCHEMA.items() if name not in ("arm", "dose")},
     )

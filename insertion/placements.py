@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from data.artifact import file_digest
 from data.errors import UserError, nearest
 from data.mixture import Windows
 from insertion.settings import InsertionConfig, RunShape
@@ -54,17 +53,6 @@ def read(path: str) -> pl.DataFrame:
             f"{where}: {table['position'].null_count():,} of {len(table):,} exposures have no position"
         )
     return table
-
-
-def digest_of(path: str) -> str:
-    """Digest of the file at a path.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"insertion.placements={path}: there is no such file")
-    return file_digest(Path(path))
 
 
 def positioned(table: pl.DataFrame) -> bool:

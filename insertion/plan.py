@@ -24,9 +24,8 @@ from data.mixture import Windows
 from data.tokenizer import Tokenizer
 from insertion import interventions, preflight, variants
 from insertion.assemble import EXPOSURE_SCHEMA, assemble, heldout_probes, joined, totals
-from insertion.families.registry import Reference, files_of
+from insertion.families.registry import Reference, digest_of, files_of
 from insertion.overlay import Overlay
-from insertion.placements import digest_of
 from insertion.settings import InsertionConfig, RunShape
 
 KIND = "plan"
@@ -161,8 +160,13 @@ def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
     paired = (
         {} if insertion.paired_with is None else {"paired_with": read(Path(insertion.paired_with)).digest}
     )
-    placed = {} if insertion.placements is None else {"placements": digest_of(insertion.placements)}
-    return {"corpus": order.corpus_digest, "order": order.identity, **files, **paired, **placed}
+    others = {
+        f"{experiment}{':' * bool(experiment)}{key}": digest
+        for experiment, one in insertion.designs()
+        for key in ("placements", "likelihood_model")
+        if (value := getattr(one, key)) and (digest := digest_of(value, f"insertion.{key}"))
+    }
+    return {"corpus": order.corpus_digest, "order": order.identity, **files, **paired, **others}
 
 
 def _pattern(insertion: InsertionConfig, run: RunShape, order: Windows) -> variants.Pattern | None:

@@ -45,8 +45,13 @@ class InsertionConfig:
     max_share: float = 0.2
     """Largest share of the run's tokens that may be inserted."""
     length_quantiles: int = 2
-    """Strata of length inside each family. Above 1, the assignment depends on the items' lengths: plans that differ
-    in wording fill the same windows, but not each with the same item."""
+    """Strata of length inside each family (of clusters: of their mean). Above 1, the assignment depends on the items'
+    lengths: plans that differ in wording fill the same windows, but not each with the same item."""
+    likelihood_quantiles: int = 1
+    """Strata of likelihood under ``likelihood_model`` inside each of those; as for lengths."""
+    likelihood_model: str | None = None
+    """A causal model of ``transformers`` by path, or ``trained``, which is made here from the corpus alone. Its mean
+    loss a token of each item enters the balance table."""
     heldout_probes: int = 64
     """Held-out documents whose likelihood is followed beside the items'."""
     interventions: Mapping[str, Intervention] = field(default_factory=dict)
@@ -101,9 +106,14 @@ class InsertionConfig:
             lacking := [name for name in self.families if name not in self.items_per_dose]
         ):
             raise UserError(f"insertion.items_per_dose has no entry for family {lacking[0]}")
-        for name, value in (("length_quantiles", self.length_quantiles), ("per_window", self.per_window)):
-            if value < 1:
-                raise UserError(f"insertion.{name}={value} must be at least 1")
+        for name in ("length_quantiles", "likelihood_quantiles", "per_window"):
+            if getattr(self, name) < 1:
+                raise UserError(f"insertion.{name}={getattr(self, name)} must be at least 1")
+        if self.likelihood_quantiles > 1 and self.likelihood_model is None:
+            raise UserError(
+                f"insertion.likelihood_quantiles={self.likelihood_quantiles} needs insertion.likelihood_model, the "
+                "path of a model or trained"
+            )
         if self.per_window > 1 and {arm.displace for _, arm in self.arms() if arm.dose} != {"tail"}:
             raise UserError(
                 f"insertion.per_window={self.per_window} needs insertion.displace=[tail]: exposures that trim or "

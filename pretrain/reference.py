@@ -86,6 +86,12 @@ class Reference:
         found: npt.NDArray[np.float64] = lost_BT.double().sum(1).numpy()
         return found
 
+    def loss(self, text: str) -> float:
+        """Mean -ln p of a text's tokens after the start token, nats; of a long text, of those that the model reads."""
+        most = getattr(self.gpt.config, "max_position_embeddings", None)
+        ids = self.backend.encode(text, add_special_tokens=False).ids[:most]
+        return float(self.nll(np.array([ids], dtype=np.int64))[0]) / len(ids)
+
     def _draw(
         self, count: int, length: int, temperature: float, rng: np.random.Generator
     ) -> npt.NDArray[np.int64]:

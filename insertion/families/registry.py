@@ -28,6 +28,9 @@ class Reference(Protocol):
     ) -> Sequence[tuple[str, npt.NDArray[np.int64], float]]:
         """Text, (length,) ids and -ln p at temperature 1, nats, of up to ``count`` sequences."""
 
+    def loss(self, text: str) -> float:
+        """Mean -ln p of a text's tokens (its own), nats."""
+
 
 TRAINED = "trained"
 """Path of a reference model that is trained here, on the experiment's corpus without insertions."""
@@ -105,17 +108,30 @@ def files_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     for key, value in settings.items():
         if not value or not (key == "path" or key.endswith("_path")):
             continue
-        path = Path(value)
-        if value == TRAINED and not path.exists():
-            continue
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            found[key] = json_digest([[str(file.relative_to(path)), file_digest(file)] for file in files])
-        elif path.is_file():
-            found[key] = file_digest(path)
-        else:
-            raise UserError(f"insertion.families.{name}.{key}={value}: there is no such file")
+        if (digest := digest_of(value, f"insertion.families.{name}.{key}")) is not None:
+            found[key] = digest
     return found
+
+
+def digest_of(value: str, what: str) -> str | None:
+    """Digest of the file or the directory at a path; None for a model that is trained here.
+
+    Args:
+        value: the path, or ``TRAINED``.
+        what: the setting that has it, for errors.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(value)
+    if value == TRAINED and not path.exists():
+        return None
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return json_digest([[str(file.relative_to(path)), file_digest(file)] for file in files])
+    if path.is_file():
+        return file_digest(path)
+    raise UserError(f"{what}={value}: there is no such file")
 
 
 def check(name: str, settings: Mapping[str, Any]) -> Family:

@@ -13,6 +13,7 @@ column            what it holds
 ``stratum``       a property known beforehand, over which the doses are balanced; also ``strata``, one or a list
 ``bits``          information in the item, if you claim any
 ``licence``       of the text
+``cluster``       a name that items share which must get the same dose, such as the person that they are about
 ================  =====================================================================================
 
 In CSV, ``wordings``, ``strata`` and ``probes`` are JSON. The likelihood of every text is asked anyway. A prompt and its
@@ -87,6 +88,7 @@ def _item(row: dict[str, Any], prefix: str, path: str, where: str) -> Item:
         tuple(wordings),
         stratum=" ".join(labels),
         licence=str(row.get("licence") or "unstated"),
+        cluster=str(row.get("cluster") or ""),
     )
     if row.get("bits") in (None, ""):
         return item

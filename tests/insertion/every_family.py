@@ -68,6 +68,9 @@ def digest(name: str, folder: Path) -> str:
     """SHA-256 of the first items of a family with everything that belongs to them."""
     items = make(name, ground(100), FIRST, settings(name, folder, 100))
     made = [asdict(item) | {"provenance": item.provenance.replace(str(folder), "")} for item in items]
+    for item in made:
+        if not item["cluster"]:  # as it was before there were any
+            del item["cluster"]
     return hashlib.sha256(json.dumps(made, ensure_ascii=False).encode()).hexdigest()
 
 

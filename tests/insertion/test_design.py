@@ -56,9 +56,11 @@ def test_strata_are_quantiles_of_length_inside_families():
     assert [lengths[k] for k in range(6, 10) if found[k] == "g/length2of2"] == [30, 40]
 
 
-def table(doses, lengths):
+def table(doses, lengths, clusters=None):
     return pl.DataFrame(
         {
+            "family": ["f"] * len(doses),
+            "cluster": [""] * len(doses) if clusters is None else clusters,
             "stratum": ["s"] * len(doses),
             "arm": [f"dose {dose}" for dose in doses],
             "dose": doses,
@@ -71,6 +73,7 @@ def table(doses, lengths):
 def test_balance_sees_an_unfair_assignment_and_passes_a_fair_one():
     lengths = list(range(10, 50))
     unfair = design.balance(table([0] * 20 + [4] * 20, lengths))
+    assert [row["covariate"] for row in unfair] == ["length", "bytes", "all together"]
     assert all(row["p"] < 0.01 and row["largest_standardised_difference"] > 1 for row in unfair)
     rng = np.random.default_rng(1)
     p = [
@@ -80,3 +83,27 @@ def test_balance_sees_an_unfair_assignment_and_passes_a_fair_one():
         for _ in range(100)
     ]
     assert stats.kstest(p, "uniform").pvalue > 0.001
+
+
+def test_the_test_of_balance_is_exact_with_clusters_and_several_covariates():
+    """Three items of a person are nearly as long as each other: the arms of persons, not of items, are exchangeable."""
+    rng, p = np.random.default_rng(2), []
+    for _ in range(150):
+        people = rng.normal(50, 10, 20).repeat(3)
+        doses = rng.permutation([0] * 10 + [4] * 10).repeat(3).tolist()
+        given = table(doses, np.round(people + rng.normal(0, 1, 60)), [f"p{k // 3}" for k in range(60)])
+        rows = design.balance(given, rng.normal(0, 1, 60), permutations=100)
+        assert [row["covariate"] for row in rows] == ["length", "bytes", "reference loss", "all together"]
+        p.append([row["p"] for row in rows])
+    for one in np.array(p).T:
+        assert stats.kstest(one, "uniform").pvalue > 0.001
+
+
+def test_one_bad_covariate_shows_in_all_together():
+    losses = np.r_[np.zeros(20), np.ones(20)] + np.random.default_rng(0).normal(0, 0.1, 40)
+    rows = design.balance(table([0, 4] * 10 + [4, 0] * 10, [10, 11, 12, 13] * 10), losses)
+    shuffled = design.balance(table([0] * 20 + [4] * 20, [10, 11, 12, 13] * 10), losses)
+    assert min(row["p"] for row in rows) > 0.1
+    told = {row["covariate"]: row["p"] for row in shuffled}
+    assert told["length"] > 0.1
+    assert max(told["reference loss"], told["all together"]) < 0.01
