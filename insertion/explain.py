@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from data.inspect import pieces
 from data.mixture import Windows
 from data.tokenizer import Tokenizer
 from insertion.items import Item, tokenize_probes
+from insertion.ledger import Ledger, window_digest
 from insertion.plan import Plan
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -129,6 +131,39 @@ def step(
             text = tokenizer.decode(window[span.offset : span.offset + span.length])
             yield f"  > inserted at {span.offset}: {names[span.item]} {text!r}"
         yield f"    reads {tokenizer.decode(window)!r}"
+
+
+def consumed(plan: Plan, ledger: Ledger) -> Plan:
+    """A plan with those exposures alone that a ledger has."""
+    names = plan.items["item_id"]
+    found = plan.exposures.with_columns(item_id=names[plan.exposures["item"]]).join(
+        ledger.exposures.select("position", "item_id", "offset"),
+        on=["position", "item_id", "offset"],
+        how="semi",
+    )
+    return replace(plan, exposures=found.drop("item_id"))
+
+
+def same(plan: Plan, ledger: Ledger, number: int, order: Windows) -> str:
+    """Compare what a plan makes of a step's windows with what a ledger says that the model got.
+
+    Raises:
+        UserError: if the ledger does not go so far, or has other windows.
+    """
+    if not ledger.begin <= number < ledger.steps:
+        raise UserError(f"step={number}: the ledger has steps {ledger.begin} to {ledger.steps - 1}")
+    overlay, batch = plan.overlay(), plan.shape.global_batch_size
+    digests = dict(ledger.windows.filter(pl.col("position") // batch == number).iter_rows())
+    for position in range(number * batch, (number + 1) * batch):
+        window = overlay.apply(position, order.window(position))
+        weights = overlay.loss_mask(position, plan.shape.sequence_length)
+        flags = np.ones(plan.shape.sequence_length, dtype=np.bool_)
+        if window_digest(window, flags if weights is None else weights) != digests[position]:
+            raise UserError(
+                f"step={number}: row {position % batch} of the ledger is another window than corpus and plan make; run "
+                "launch/audit.py"
+            )
+    return f"the ledger has these {batch} windows, by their digests"
 
 
 def family(items: Sequence[Item], tokenizer: Tokenizer) -> Iterator[str]:

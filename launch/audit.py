@@ -28,7 +28,7 @@ from launch.config import INTEGRITY, Experiment, program, say
 from launch.plan import open_order
 
 
-def _ledger(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
+def ledger_of(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
     """The ledger of a finished run, and the manifest of its last checkpoint.
 
     Every checkpoint must be whole, belong to the same run, and name the ledger up to its own step.
@@ -75,10 +75,10 @@ def inputs(experiment: Experiment) -> dict[str, str]:
     """
     plan = plans.read(experiment.directory / "plan")
     now = digest_of([manifest.digest for _, manifest in _corpora(experiment)])
-    perturbed, _ = _ledger(experiment.directory / "perturbed", experiment.train.end)
+    perturbed, _ = ledger_of(experiment.directory / "perturbed", experiment.train.end)
     twin = ""
     if (experiment.directory / "twin").exists():
-        twin = _ledger(experiment.directory / "twin", experiment.train.end)[0].head
+        twin = ledger_of(experiment.directory / "twin", experiment.train.end)[0].head
     return {"plan": plan.digest, "perturbed": perturbed.head, "twin": twin, "corpus": now}
 
 
@@ -111,11 +111,11 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     digest = digest_of([manifest.digest for _, manifest in corpora])
     plan = plans.read(experiment.directory / "plan")
     steps = experiment.train.end
-    perturbed, own = _ledger(experiment.directory / "perturbed", steps)
+    perturbed, own = ledger_of(experiment.directory / "perturbed", steps)
     twin = None
     paired: list[str] = []
     if (experiment.directory / "twin").exists():
-        twin, other = _ledger(experiment.directory / "twin", steps)
+        twin, other = ledger_of(experiment.directory / "twin", steps)
         paired = artifact.differences(other, config=own.config, inputs=other.inputs)
         paired += _same_weights(*(_first(experiment, which) for which in ("perturbed", "twin")))
     unchanged = audits.Audit()
@@ -190,7 +190,7 @@ def _before(plan: plans.Plan, order: Windows, tokenizer: Tokenizer) -> tuple[lis
     whole = plans.concatenated(runs)
     tables, failures = [], []
     for k, before in enumerate(runs):
-        found, last = _ledger(before.directory, before.end)
+        found, last = ledger_of(before.directory, before.end)
         tables.append((found, before.end))
         if found.plan != (before.plan.digest if before.perturbed else ""):
             failures.append(f"{before.directory} consumed another plan than the one beside it")

@@ -26,6 +26,7 @@ from insertion import assemble, explain
 from insertion import plan as plans
 from insertion.families import registry
 from insertion.families.registry import OVERLAP
+from insertion.ledger import Ledger
 from insertion.settings import InsertionConfig
 from launch.config import Experiment, program, say, take
 from launch.prepare import prepare
@@ -126,24 +127,52 @@ def make(experiment: Experiment, directory: Path) -> Manifest:
 def show(experiment: Experiment, wanted: Mapping[str, str]) -> None:
     """Explain the finished plan: a summary, ``item=ID`` or ``step=S``; with ``checkpoint=S``, what that one had seen.
 
+    With ``ledger=true``, of an item or step what the perturbed run's ledger has, up to its last checkpoint.
+
     Raises:
-        UserError: if there is no plan, item, step or checkpoint like that.
+        UserError: if there is no plan, item, step, checkpoint or ledger like that.
     """
     made = plans.read(experiment.directory / "plan")
+    if wanted.get("ledger", "true") != "true" or (
+        "ledger" in wanted and not wanted.keys() & {"item", "step"}
+    ):
+        raise UserError(f"ledger={wanted['ledger']}: write item=ID ledger=true, or step=S ledger=true")
     if not wanted.keys() & {"item", "step"}:
         lines = explain.summary(made)
     else:
         order = open_order(experiment)
         tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
+        consumed = _consumed(experiment, made) if "ledger" in wanted else None
         if "item" in wanted:
             until = _number(wanted, "checkpoint") if "checkpoint" in wanted else None
+            if consumed is not None:
+                made = explain.consumed(made, consumed)
+                until = consumed.steps if until is None else until
             before = plans.earlier(made)
             lines = explain.item(made, wanted["item"], order, tokenizer, until=until, earlier=before)
         else:
             places = [directory for _, directory in experiment.corpora.values()]
+            if consumed is not None:
+                say(explain.same(made, consumed, _number(wanted, "step"), order))
             lines = explain.step(made, _number(wanted, "step"), order, tokenizer, places)
     for line in lines:
         say(line)
+
+
+def _consumed(experiment: Experiment, made: plans.Plan) -> Ledger:
+    """The perturbed run's ledger.
+
+    Raises:
+        UserError: if there is none, or it is of another plan.
+    """
+    from launch.audit import ledger_of
+
+    found, _ = ledger_of(experiment.directory / "perturbed", 0)
+    if found.plan != made.digest:
+        raise UserError(
+            f"the ledger of {experiment.directory / 'perturbed'} is of another plan; run launch/audit.py"
+        )
+    return found
 
 
 def _number(wanted: Mapping[str, str], key: str) -> int:
@@ -279,7 +308,7 @@ def main() -> None:
         program(lambda experiment: show_family(experiment, asked["family"]))()
     elif asked := take("power", "effect"):
         program(lambda experiment: power(experiment, _effect(asked)))()
-    elif asked := take("show", "item", "step", "checkpoint", word=True):
+    elif asked := take("show", "item", "step", "checkpoint", "ledger", word=True):
         program(lambda experiment: show(experiment, asked))()
     else:
         program(_plan)()

@@ -14,7 +14,7 @@ from insertion import explain
 from insertion import plan as plans
 from launch import audit as audits
 from launch.adaptive import KIND, VERSION
-from launch.plan import show
+from launch.plan import open_order, show
 from tests.launch.test_schedules import experiment
 from tests.launch.test_shared import PEOPLE, SENTENCES, SHARED, planned
 
@@ -103,6 +103,42 @@ def test_a_branch_has_its_own_learning_rate(prepared, parent):
     prepared.ok("train", "name=slower", *own)
     lines = (prepared.directory("slower") / "perturbed" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["learning_rate"] for line in lines] == [1e-4, 1e-4]
+
+
+def test_show_what_a_ledger_has(prepared, parent):
+    """The item's exposures that were consumed, and how long ago; a step's windows, compared by their digests."""
+    made = plans.read(parent.parents[1] / "plan")
+    item = made.items.filter(pl.col("dose") == 4)["item_id"][0]
+    steps = sorted(
+        made.exposures.filter(made.items["item_id"][pl.Series(made.exposures["item"])] == item)["position"]
+        // 8
+    )
+    shown = [
+        line
+        for line in prepared.ok("plan", "show", *PARENT, f"item={item}", "ledger=true").lines
+        if ", row " in line
+    ]
+    assert [int(line.split()[1].rstrip(",")) for line in shown] == steps
+    assert [int(line.split(" steps before")[0].split()[-1]) for line in shown] == [
+        19 - step for step in steps
+    ]
+    done = prepared.ok("plan", "show", *PARENT, f"step={steps[0]}", "ledger=true")
+    assert "the ledger has these 8 windows, by their digests" in done.out
+    assert item in done.out
+    for arguments, told in (
+        (["ledger=true"], "write item=ID ledger=true"),
+        (["step=20", "ledger=true"], "step=20: the ledger has steps 0 to 19"),
+        ([f"item={item}", "ledger=no"], "ledger=no"),
+    ):
+        refused = prepared.run("plan", "show", *PARENT, *arguments)
+        assert refused.status == 2
+        assert told in refused.lines[-1]
+    ledger = audits.ledger_of(parent.parent, 20)[0]
+    other = pl.col("digest") + (pl.col("position") == 8 * steps[0] + 3).cast(pl.UInt64)
+    lying = replace(ledger, windows=ledger.windows.with_columns(other))
+    setting = experiment(prepared, *PARENT)
+    with pytest.raises(UserError, match=f"step={steps[0]}: row 3 of the ledger is another window"):
+        explain.same(made, lying, steps[0], open_order(setting))
 
 
 def test_dependence(prepared, parent):

@@ -77,7 +77,9 @@ def test_program(line):
     program = next(k for k, word in enumerate(words) if word.startswith("launch/"))
     assert (REPO / words[program]).is_file()
     given = [word for word in words[program + 1 :] if word != "show"]
-    given = [w for w in given if w.split("=")[0] not in ("item", "step", "checkpoint", "power", "effect")]
+    given = [
+        w for w in given if w.split("=")[0] not in ("item", "step", "checkpoint", "ledger", "power", "effect")
+    ]
     for arguments, _ in expand(given):  # a sweep has several
         made = experiment(list(arguments))
     if "torchrun" in words:
