@@ -60,7 +60,7 @@ def test_teacher_forcing_says_what_greedy_decoding_does(memorised):
     model = models.of_huggingface(reference)
     numbers = scoring.score_tokens(model, list(passages), eod=EOD, vocab_size=VOCABULARY)
     rank, margin = (numbers[name].reshape(passages.shape) for name in ("rank", "margin"))
-    extracted, close = 0, []
+    extracted, differences = 0, []
     for prefix in PREFIXES:
         length = passages.shape[1] - prefix
         made = generation.generate(
@@ -69,10 +69,17 @@ def test_teacher_forcing_says_what_greedy_decoding_does(memorised):
         for k, passage in enumerate(passages):
             forced = extractable(rank[k] == 0, prefix, length)
             extracted += forced
-            if forced != (made[k].tolist() == passage[prefix:].tolist()):
-                close.append(np.abs(margin[k, prefix:]).min())
+            given = np.append(made[k], [EOD] * (length - len(made[k])))
+            first = [
+                np.append(np.flatnonzero(x), length)[0] for x in (rank[k, prefix:], given != passage[prefix:])
+            ]
+            assert forced == (first[0] == length)
+            if first[0] != first[1]:  # where the one leaves the passage and the other does not
+                place = prefix + min(first)
+                differences.append((k, prefix, int(place), float(margin[k, place])))
+    print("item, prefix, token, margin of each difference:", differences or "none")
     assert 12 <= extracted <= 4 * 12  # some are, some are not
-    assert all(value < MARGIN for value in close), close
+    assert all(abs(near) < MARGIN for *_, near in differences), differences
 
 
 def test_continuations_are_those_of_transformers(memorised):
