@@ -111,6 +111,7 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
                 optimizer=ADAMW,
                 train=task.train,
                 parallel=ParallelConfig(),
+                attention="te" if "Engine" in task.arm else "sdpa",
             ),
             world,
             order=RandomWindows(task),

@@ -48,11 +48,15 @@ def train(experiment: Experiment, which: str) -> None:
     from pretrain.telemetry import Profile
 
     directory = experiment.directory / which
+    attention, because = parallel.pick_attention(
+        experiment.runtime, experiment.model, experiment.train, parallel.pick_device(experiment.runtime)
+    )
     settings = Settings(
         model=experiment.model,
         optimizer=experiment.optimizer,
         train=experiment.train,
         parallel=experiment.parallel,
+        attention=attention,
     )
     manifest = artifact.read(
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
@@ -84,7 +88,9 @@ def train(experiment: Experiment, which: str) -> None:
             vocab_size=vocab_size,
             directory=directory,
             last_exposures=last_exposures(plan),
+            eod=manifest.facts["eod"],
         )
+        say(f"{which}: attention by {because}")
         step = trainer.resume()
         if step == experiment.train.end:
             say(f"{which}: finished at step {step}; nothing to do (to train again, set another name=...)")

@@ -87,14 +87,16 @@ class CausalAttention(torch.nn.Module):
             query: (S, B, N, H).
             key: (S, B, K, H).
             value: (S, B, K, H).
-            attention_mask: must be None; the mask is causal.
+            attention_mask: (B, 1, S, S) bool, True where nothing is seen, what comes later included; None: causal.
 
         Returns:
             (S, B, N * H).
         """
-        if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
-            raise NotImplementedError("this attention is plainly causal: no mask, bias or packing")
+        if attention_bias is not None or packed_seq_params is not None:
+            raise NotImplementedError("this attention has neither bias nor packing")
         if self.ranks > 1:
+            if attention_mask is not None:
+                raise NotImplementedError("context parallelism has no masks by documents")
             return self._shared(query, key, value)
         if (
             query.is_cpu
@@ -102,9 +104,12 @@ class CausalAttention(torch.nn.Module):
             and len(query) <= SHORT
             and not self.grouped
             and self.scale is None
+            and attention_mask is None
         ):
             short: Tensor = _ShortAttention.apply(query, key, value)
             return short
+        if attention_mask is not None:
+            return self._attend(query, key, value, attn_mask=~attention_mask)
         return self._attend(query, key, value, is_causal=True)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:

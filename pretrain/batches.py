@@ -31,6 +31,18 @@ class Batch:
     """(B, L) int64, 0..L-1."""
     groups: Tensor
     """(B, L) int64: which group of ``Groups`` each target belongs to."""
+    unseen: Tensor | None
+    """(B, 1, L, L) bool, True where a token (third axis) may not attend to another (fourth); None: plainly causal."""
+
+
+def other_documents(tokens_BL: Tensor, eod: int) -> Tensor:
+    """What is hidden where tokens attend to their own document alone: ``Batch.unseen``.
+
+    A document begins with the end-of-document token before it, as a probe does when it is scored.
+    """
+    document_BL = (tokens_BL == eod).cumsum(1)
+    other_BLL = document_BL[:, :, None] != document_BL[:, None, :]
+    return (other_BLL | torch.ones_like(other_BLL[0]).triu(1))[:, None]
 
 
 class Groups:
@@ -87,6 +99,7 @@ class Batches:
         data_size: number of data-parallel ranks.
         device: where the batches go.
         context: rank among, and number of, those that share each window; each records all of it.
+        eod: id of the end-of-document token.
     """
 
     def __init__(
@@ -101,10 +114,11 @@ class Batches:
         data_size: int,
         device: torch.device,
         context: tuple[int, int] = (0, 1),
+        eod: int = 0,
     ) -> None:
         self.order, self.overlay, self.recorder, self.train = order, overlay, recorder, train
         self.data_rank, self.data_size, self.device, self.groups = data_rank, data_size, device, groups
-        self.context = context
+        self.context, self.eod = context, eod
 
     def step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of a step for this rank, each checked against the plan and recorded.
@@ -126,11 +140,15 @@ class Batches:
                 torch.from_numpy(loss_mask),
                 torch.arange(tokens.shape[1]).expand(len(tokens), -1),
                 torch.from_numpy(np.stack(groups)),
+                other_documents(torch.from_numpy(tokens), self.eod)
+                if self.train.document_attention
+                else None,
             )
             # What is recorded is read back from the tensors that the model gets.
             self.recorder.record(
                 positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy()
             )
+            tensors = (getattr(batch, name) for name in Batch.__slots__)
             yield Batch(
-                *(share(getattr(batch, name), *self.context).to(self.device) for name in Batch.__slots__)
+                *(None if one is None else share(one, *self.context).to(self.device) for one in tensors)
             )

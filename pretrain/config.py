@@ -253,13 +253,17 @@ class TrainConfig:
     """Tokens predicted per window; a window holds one more."""
     seed: int
     """Of the initial weights and of the order of the windows."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
+    """``fp8``: bf16 but for the matrix products, which Transformer Engine makes; the weights are saved in bf16."""
     deterministic: bool = False
     """Whether two runs on the same machines end with the same weights to the last bit. Otherwise some kernels of GPUs
     sum in no fixed order; on CPUs it makes no difference."""
     recompute: bool = False
     """Whether the forward pass keeps only the input of each layer, and the backward pass computes the rest again: a
     third more computation for far less memory."""
+    document_attention: bool = False
+    """Whether tokens attend to their own document alone, from the end-of-document token before it on; otherwise to all
+    of the window before them."""
     start_from: str | None = None
     """Checkpoint of another run (``.../checkpoints/step_00000100``) that this one goes on from, with its weights and
     its optimizer, at the same position of the same order; the first step is the checkpoint's."""
@@ -304,6 +308,11 @@ class TrainConfig:
                 f"train.start_from={self.start_from} is at step {self.begin}, and the run ends at step {self.end}; "
                 "raise train.steps (or train.stop_at), which count the steps before it, too"
             )
+
+    @property
+    def low(self) -> bool:
+        """Whether weights and activations have 16 bits."""
+        return self.precision != "fp32"
 
     @property
     def end(self) -> int:
@@ -477,6 +486,11 @@ class ParallelConfig:
             raise UserError(
                 f"parallel.tensor={self.tensor} with model.experts={model.experts} needs parallel.sequence=true"
             )
+        if self.context > 1 and train.document_attention:
+            raise UserError(
+                f"parallel.context={self.context} shares windows among ranks, which train.document_attention=true does "
+                "not know; set parallel.context=1"
+            )
         if self.context > 1 and train.sequence_length % (2 * self.context):
             raise UserError(
                 f"parallel.context={self.context} cuts windows into {2 * self.context} blocks, which must divide "
@@ -567,6 +581,10 @@ class RuntimeConfig:
     """CPU threads a process; 0 leaves it to PyTorch (and to torchrun's OMP_NUM_THREADS)."""
     workers: int = 2
     """Processes that read and tokenize text."""
+    attention: Literal["auto", "te", "sdpa"] = "auto"
+    """Layers and attention of Transformer Engine, or our own over ``scaled_dot_product_attention``. auto: Transformer
+    Engine's on GPUs where it is installed and has the model's layers, unless ``train.document_attention`` is wanted,
+    which only ours has."""
     hang_minutes: float = 60.0
     """Without a finished step before a training prints its stacks and ends; 0: it waits for ever."""
 

@@ -22,6 +22,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
+from data import artifact
 from data.artifact import differences
 from data.errors import UserError
 from data.mixture import Windows
@@ -30,7 +31,7 @@ from insertion.ledger import PlanViolation, Recorder
 from insertion.overlay import Overlay
 from insertion.plan import Plan
 from pretrain import checkpoint, estimate, huggingface, model, optim
-from pretrain.batches import Batch, Batches, Groups
+from pretrain.batches import Batch, Batches, Groups, positions_of
 from pretrain.config import (
     FREE,
     ModelConfig,
@@ -40,7 +41,7 @@ from pretrain.config import (
     padded_vocabulary,
 )
 from pretrain.interrupts import Interrupted, Interrupts, Watchdog
-from pretrain.parallel import World
+from pretrain.parallel import Attention, World
 from pretrain.routing import Routing
 from pretrain.telemetry import Profile, Writer, peak_memory
 
@@ -55,12 +56,15 @@ class Settings:
     optimizer: OptimizerConfig
     train: TrainConfig
     parallel: ParallelConfig
+    attention: Attention = "sdpa"
 
     def identity(self, vocab_size: int) -> dict[str, Any]:
         """The settings that determine the result, as JSON values: not the topology, not when it is saved."""
         train = asdict(self.train)
         for free in (*FREE, "start_from", "stop_at"):  # what it starts from is named by its digest
             del train[free]
+        if not self.train.document_attention:  # as checkpoints have it that are older than the setting
+            del train["document_attention"]
         model = asdict(self.model)
         del model["name"]
         if self.model.weights:  # what they are, not where they lie
@@ -112,6 +116,7 @@ class Trainer:
         plan: what is inserted, or None for the twin.
         vocab_size: of the tokenizer.
         last_exposures: of each arm of the plan, the twin's too: finished steps with the last one.
+        eod: id of the end-of-document token.
         directory: of the run; gets ``checkpoints/`` and ``ledger/``.
 
     Raises:
@@ -128,11 +133,13 @@ class Trainer:
         vocab_size: int,
         directory: Path,
         last_exposures: Sequence[int] = (),
+        eod: int = 0,
     ) -> None:
         train = settings.train
         settings.parallel.check(world.size, settings.model, train)
         order.require(train.windows)
         self.settings, self.world, self.last_exposures = settings, world, last_exposures
+        self.directory = directory
         self.checkpoints, self.ledger = directory / "checkpoints", directory / "ledger"
         self.identity = settings.identity(vocab_size)
         self.inputs = {"order": order.identity, "plan": plan.digest if plan else ""}
@@ -151,6 +158,7 @@ class Trainer:
             data_size=world.data_size,
             device=world.device,
             context=(world.context_rank, settings.parallel.context),
+            eod=eod,
         )
         start = (
             huggingface.read(Path(settings.model.weights), settings.model) if settings.model.weights else None
@@ -176,7 +184,9 @@ class Trainer:
                 gpt,
             )
             for gpt in (
-                model.build(settings.model, vocab_size, parallel, train, start, piece).to(world.device)
+                model.build(
+                    settings.model, vocab_size, parallel, train, start, piece, attention=settings.attention
+                ).to(world.device)
                 for piece in pieces
             )
         ]
@@ -331,7 +341,7 @@ class Trainer:
                 "memory_gib": peak_memory(self.world.device),
             }
             if evaluate is not None:
-                record |= evaluate(self.model.module, self.step, self.step in due)
+                record |= evaluate(self.chunks[0].module, self.step, self.step in due)
             for writer in writers:
                 writer.write(record)
             if self.step in due or stop:
@@ -358,20 +368,11 @@ class Trainer:
             Mean losses (nats a token) by the name they are recorded under, and what became of the routing; the
             gradient norm; whether any rank was told to stop.
         """
-        train, world = self.settings.train, self.world
+        world = self.world
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        parts = self.forward_backward(
-            forward_step_func=partial(_forward, 1 + len(self.groups.names)),
-            # Each piece of the model asks for the batches; they are read once.
-            data_iterator=list(tee(self.batches.step(self.step), len(self.chunks))),
-            model=self.chunks,
-            num_microbatches=train.global_batch_size // (train.micro_batch_size * world.data_size),
-            seq_length=train.sequence_length,
-            micro_batch_size=train.micro_batch_size,
-            forward_only=False,
-        )
+        parts = self._batch(1 + len(self.groups.names), forward_only=False)
         # [sum of losses, tokens, the same by group, ranks told to stop]: the losses are known on the last stage, and
         # are the same on all its tensor-parallel ranks. One collective call for all of it.
         total = torch.zeros(3 + 2 * (1 + len(self.groups.names)), device=world.device, dtype=torch.float64)
@@ -383,6 +384,21 @@ class Trainer:
         self._require_finite("loss", sums[0] / sums[1])
         norm = self._update()
         return self._by_group(sums) | self.routing.take(), norm, stopped > 0
+
+    def _batch(self, groups: int, *, forward_only: bool) -> list[dict[str, Tensor]]:
+        """The global batch through the model: what ``_loss`` tells of each micro-batch, on the last stage."""
+        train = self.settings.train
+        parts: list[dict[str, Tensor]] = self.forward_backward(
+            forward_step_func=partial(_forward, groups),
+            # Each piece of the model asks for the batches; they are read once.
+            data_iterator=list(tee(self.batches.step(self.step), len(self.chunks))),
+            model=self.chunks,
+            num_microbatches=train.global_batch_size // (train.micro_batch_size * self.world.data_size),
+            seq_length=train.sequence_length,
+            micro_batch_size=train.micro_batch_size,
+            forward_only=forward_only,
+        )
+        return parts
 
     def _by_group(self, sums: list[float]) -> dict[str, float | None]:
         """Mean losses from [sum, tokens, sums by group, tokens by group]; None where the batch has no such token."""
@@ -417,13 +433,46 @@ class Trainer:
         return norm
 
     def _require_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            first = self.step * self.settings.train.global_batch_size
-            raise NonFinite(
-                f"the {name} is {value} in step {self.step} (windows {first} to "
-                f"{first + self.settings.train.global_batch_size - 1}); the step was not taken. Lower "
-                "optimizer.learning_rate or optimizer.clip_grad"
-            )
+        """Stop before the step is taken, and write down which windows are to blame. All ranks know the value."""
+        if math.isfinite(value):
+            return
+        batch = self.settings.train.global_batch_size
+        first = self.step * batch
+        losses = self._losses_by_window()
+        offending = [first + row for row, loss in enumerate(losses) if not math.isfinite(loss)]
+        path = self.directory / "non_finite.json"
+        if self.world.main:
+            content = {
+                "step": self.step,
+                "what": name,
+                "value": str(value),
+                "windows": [first, first + batch - 1],
+                "offending": offending,
+                "losses": [str(loss) for loss in losses],
+            }
+            artifact.write_json(path, content)
+        raise NonFinite(
+            f"the {name} is {value} in step {self.step} (windows {first} to {first + batch - 1}, of which "
+            f"{len(offending)} have a loss that is not finite: {path}); the step was not taken. Lower "
+            "optimizer.learning_rate or optimizer.clip_grad"
+        )
+
+    def _losses_by_window(self) -> list[float]:
+        """The sum of losses of each window of the step, in the order of positions, on every rank.
+
+        It reads the windows once more, and records them once more: no checkpoint may follow.
+        """
+        train, world = self.settings.train, self.world
+        with torch.no_grad():
+            parts = self._batch(0, forward_only=True)
+        found = torch.zeros(train.global_batch_size, device=world.device, dtype=torch.float64)
+        if world.last_stage and world.tensor_rank == 0:
+            read = positions_of(self.step, train, world.data_rank, world.data_size)
+            for positions, part in zip(read, parts, strict=True):
+                places = torch.from_numpy(positions - self.step * train.global_batch_size)
+                found[places] = part["loss"].double()
+        distributed.all_reduce(found)
+        return list(found.tolist())
 
     def _state(self, step: int, *, loading: bool = False) -> dict[str, Any]:
         """What a checkpoint holds. At step 0 that is the weights alone: Adam has no state before its first step."""
@@ -500,7 +549,9 @@ class Trainer:
 
 def _forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:
     batch = next(batches)
-    losses = gpt(batch.tokens, batch.position_ids, None, labels=batch.labels, loss_mask=batch.loss_mask)
+    losses = gpt(
+        batch.tokens, batch.position_ids, batch.unseen, labels=batch.labels, loss_mask=batch.loss_mask
+    )
     return losses, partial(_loss, batch.loss_mask, batch.groups, groups)
 
 
@@ -512,13 +563,15 @@ def _loss(
     Args:
         loss_mask_BT: the weight of each target's loss, 0 where it does not count.
         groups_BT: the group of each target.
-        groups: their number.
+        groups: their number; 0: tell the sum of each window instead.
         losses: of each target, (B, T), or the weighted sum, and those of each without weights.
     """
     whole, losses_BT = losses if isinstance(losses, tuple) else (None, losses)
     total = (losses_BT.float() * loss_mask_BT).sum() if whole is None else whole
     counted_BT = (loss_mask_BT != 0).float()
     plain_BT = losses_BT.detach().float() * counted_BT
+    if not groups:
+        return total, counted_BT.sum().to(torch.int), {"loss": plain_BT.sum(1)}
     by_group = torch.zeros(2, groups, device=total.device)
     by_group.index_add_(1, groups_BT.flatten(), torch.stack([plain_BT.flatten(), counted_BT.flatten()]))
     count = counted_BT.sum()

@@ -12,7 +12,10 @@ import xxhash
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -30,6 +33,7 @@ from pretrain import kernels
 from pretrain.attention import CausalAttention
 from pretrain.config import ModelConfig, ParallelConfig, TrainConfig, padded_vocabulary
 from pretrain.layers import FeedForward, Norm, ParallelLayer, PlainNorm
+from pretrain.parallel import Attention
 
 
 class GPT(GPTModel):
@@ -51,9 +55,11 @@ class GPT(GPTModel):
         return kernels.linear_cross_entropy(hidden_BTH, output_weight(self), labels, mask_BT)
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: TrainConfig) -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, train: TrainConfig, attention: Attention = "sdpa"
+) -> TransformerConfig:
     """megatron-core's configuration of one run."""
-    low = train.precision == "bf16"
+    low = train.low
     virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
     activations = {
         "swiglu": torch.nn.functional.silu,
@@ -101,6 +107,8 @@ def transformer_config(model: ModelConfig, parallel: ParallelConfig, train: Trai
         recompute_granularity="full" if train.recompute else None,
         recompute_method="uniform" if train.recompute else None,
         recompute_num_layers=1 if train.recompute else None,
+        # Only Transformer Engine computes in 8 bits; what it trained is read in 16.
+        fp8="hybrid" if train.precision == "fp8" and attention == "te" else None,
         # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
         perform_initialization=False,
         use_cpu_initialization=True,
@@ -122,6 +130,8 @@ def build(
     train: TrainConfig,
     start: Mapping[str, torch.Tensor] | None = None,
     piece: int | None = None,
+    *,
+    attention: Attention = "sdpa",
 ) -> GPTModel:
     """This rank's part of the model, with the initial weights of ``train.seed`` or those of ``start``.
 
@@ -132,11 +142,12 @@ def build(
         train: for the seed, the precision and the sequence length.
         start: whole weights under the names and shapes of a checkpoint.
         piece: which of the rank's pieces, with an interleaved pipeline.
+        attention: whose layers; checkpoints are the same.
     """
-    config = transformer_config(model, parallel, train)
+    config = transformer_config(model, parallel, train, attention)
     gpt = GPT(
         config=config,
-        transformer_layer_spec=_blocks(model, config, piece),
+        transformer_layer_spec=_engine_blocks(model) if attention == "te" else _blocks(model, config, piece),
         vocab_size=padded_vocabulary(vocab_size),
         max_sequence_length=train.sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=piece),
@@ -152,7 +163,12 @@ def build(
         _use_kernels(gpt)
     initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
-    return gpt.bfloat16() if train.precision == "bf16" else gpt
+    return gpt.bfloat16() if train.low else gpt
+
+
+def _engine_blocks(model: ModelConfig) -> ModuleSpec:
+    """Transformer Engine's layers, with its FlashAttention."""
+    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
 
 
 def _blocks(model: ModelConfig, config: TransformerConfig, piece: int | None) -> TransformerBlockSubmodules:

@@ -28,7 +28,7 @@ def build(
         train: for the precision and the length of the schedule.
         distributed: each data-parallel rank holds a share of its state and updates that share of the weights.
     """
-    low = train.precision == "bf16"
+    low = train.low
     adam = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",

@@ -11,15 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
+from typing import Literal
 
 import torch
 from torch import distributed
 
 from data.errors import UserError
-from pretrain.config import ParallelConfig, RuntimeConfig
+from pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
 from pretrain.interrupts import SIGNALS
 
 log = logging.getLogger(__name__)
+
+Attention = Literal["te", "sdpa"]
+"""Transformer Engine's layers, or those of :mod:`pretrain.layers` and :mod:`pretrain.attention`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +80,40 @@ def pick_device(runtime: RuntimeConfig) -> torch.device:
     if runtime.device == "cuda":
         raise UserError("runtime.device=cuda, but PyTorch sees no GPU; use runtime.device=cpu or auto")
     return torch.device("cpu")
+
+
+def pick_attention(
+    runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
+) -> tuple[Attention, str]:
+    """Whose layers the model gets, and why.
+
+    Raises:
+        UserError: if Transformer Engine is asked for, or needed, and cannot be had.
+    """
+    lacks = ""
+    if device.type != "cuda":
+        lacks = "there is no GPU"
+    elif find_spec("transformer_engine") is None:
+        lacks = "the package transformer-engine is not installed (pip install -e '.[gpu]')"
+    elif model.norm == "layer_plain" or model.parallel_residual or model.experts is not None:
+        lacks = "it has no layers with model.norm=layer_plain, model.parallel_residual or model.experts here"
+    elif train.document_attention:
+        lacks = "its layers take no mask by documents here (train.document_attention)"
+    if runtime.attention == "te" and lacks:
+        raise UserError(
+            f"runtime.attention=te asks for Transformer Engine, but {lacks}; use runtime.attention=sdpa"
+        )
+    engine = not lacks and runtime.attention != "sdpa"
+    if train.precision == "fp8" and not engine:
+        raise UserError(
+            f"train.precision=fp8 needs Transformer Engine, but {lacks or 'runtime.attention=sdpa'}; use "
+            "train.precision=bf16"
+        )
+    if engine:
+        return "te", "Transformer Engine"
+    return "sdpa", "PyTorch's scaled_dot_product_attention" + (
+        f", for {lacks}" if lacks and device.type == "cuda" else ""
+    )
 
 
 os.register_at_fork(after_in_child=_serve)

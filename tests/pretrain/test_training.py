@@ -1,10 +1,15 @@
 """What a step does: the schedule, the guard against NaN, bf16."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
+
+from tests.conftest import REPO
 
 
 def records(place, name):
@@ -54,10 +59,75 @@ def test_a_gradient_that_is_not_finite_is_never_applied(prepared):
     done = prepared.run("train", "name=notfinite", *overrides)
     assert done.status == 2, done.out
     assert "the step was not taken" in done.lines[-1]
+    written = json.loads((prepared.directory("notfinite") / "perturbed" / "non_finite.json").read_text())
+    first = 8 * written["step"]
+    assert written["windows"] == [first, first + 7]
+    assert len(records(prepared, "notfinite")) == written["step"]  # it was the next one
     place = prepared.directory("notfinite") / "perturbed" / "checkpoints"
     last = checkpoint.tensors(checkpoint.path_of(place, checkpoint.finished(place)[-1]))
     assert all(tensor.isfinite().all() for tensor in last.values() if tensor.is_floating_point())
     assert all(np.isfinite(record["gradient_norm"]) for record in records(prepared, "notfinite"))
+
+
+POISONED = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from pretrain import loop, parallel
+from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
+
+class Windows:
+    identity = "made up"
+    def require(self, windows):
+        pass
+    def window(self, position):
+        window = np.random.default_rng(position).integers(1, 100, 33)
+        window[7] = 150 if position in (9, 14) else 1
+        return window
+
+def main():
+    settings = loop.Settings(
+        model=ModelConfig(name="m", layers=1, hidden=16, heads=2, ffn=16, tied_embeddings=False),
+        optimizer=OptimizerConfig(learning_rate=1e-3, min_learning_rate=1e-3, warmup_steps=0, schedule="constant"),
+        train=TrainConfig(
+            steps=9, global_batch_size=8, micro_batch_size=2, sequence_length=32, seed=1, checkpoint_every=9
+        ),
+        parallel=ParallelConfig(),
+    )
+    with parallel.start(ParallelConfig(), RuntimeConfig(device="cpu")) as world:
+        trainer = loop.Trainer(
+            settings, world, order=Windows(), plan=None, vocab_size=200, directory=Path(sys.argv[1])
+        )
+        with torch.no_grad():
+            trainer.model.module.embedding.word_embeddings.weight[150] = float("nan")
+        try:
+            trainer.run([])
+        except loop.NonFinite as error:
+            print(error)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_the_windows_that_are_to_blame(tmp_path):
+    """A token whose embedding is NaN stands in windows 9 and 14: the second step stops, and they are written down."""
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "poisoned.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the loss is nan in step 1 (windows 8 to 15, of which 2 have" in done.stdout
+    written = json.loads((tmp_path / "non_finite.json").read_text())
+    assert (written["step"], written["what"], written["offending"]) == (1, "loss", [9, 14])
+    losses = [float(loss) for loss in written["losses"]]
+    assert all(losses[row] == pytest.approx(32 * np.log(200), rel=0.1) for row in (0, 2, 3, 4, 5, 7))
 
 
 @pytest.mark.slow

@@ -1,0 +1,69 @@
+"""Attention inside documents: what is read alone is read the same behind another document."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from megatron.core.transformer.enums import AttnMaskType
+
+from data.errors import UserError
+from pretrain.attention import CausalAttention
+from pretrain.batches import other_documents
+from tests.pretrain.test_gpu import TRAIN, pick
+
+EOD = 0
+
+
+def test_what_is_hidden():
+    """Worked: 5 6 | 0 7 | 0; a document begins with the end-of-document token before it."""
+    hidden = other_documents(torch.tensor([[5, 6, 0, 7, 0]]), EOD)
+    assert hidden.shape == (1, 1, 5, 5)
+    seen = [[key for key in range(5) if not hidden[0, 0, query, key]] for query in range(5)]
+    assert seen == [[0], [0, 1], [2], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_each_document_as_if_alone(groups):
+    torch.manual_seed(1)
+    attention = CausalAttention(
+        SimpleNamespace(num_query_groups=groups, num_attention_heads=4), 1, AttnMaskType.causal, "self"
+    )
+    tokens = torch.tensor([[3, 4, 5, EOD, 6, 7, EOD, 8], [1, EOD, 2, 3, 4, 5, 6, 7]])
+    query = torch.randn(8, 2, 4, 6)
+    key, value = torch.randn(2, 8, 2, groups, 6)
+    together = attention(query, key, value, other_documents(tokens, EOD))
+    for row, pieces in enumerate(([(0, 3), (3, 6), (6, 8)], [(0, 1), (1, 8)])):
+        for start, end in pieces:
+            part = (slice(start, end), slice(row, row + 1))
+            torch.testing.assert_close(together[part], attention(query[part], key[part], value[part], None))
+    assert not torch.allclose(together, attention(query, key, value, None))
+
+
+def test_transformer_engine_does_not_take_it(monkeypatch):
+    """It would ignore the mask: refused, and not chosen by itself."""
+    from pretrain import parallel
+    from pretrain.config import ModelConfig, RuntimeConfig, TrainConfig
+
+    monkeypatch.setattr(parallel, "find_spec", lambda name: name)
+    train = TrainConfig(**TRAIN, checkpoint_every=7, document_attention=True)
+    model = ModelConfig(name="m", layers=2, hidden=32, heads=4, ffn=64)
+    device = torch.device("cuda")
+    assert pick("auto", "cuda")[0] == "te"
+    assert parallel.pick_attention(RuntimeConfig(), model, train, device)[0] == "sdpa"
+    with pytest.raises(UserError, match=r"runtime\.attention=te .*train\.document_attention"):
+        parallel.pick_attention(RuntimeConfig(attention="te"), model, train, device)
+
+
+@pytest.mark.slow
+def test_a_run_reads_documents_alone(prepared):
+    """The mask reaches the model: other losses from the first step on, resumed and audited like any run."""
+    from tests.pretrain.test_training import records
+
+    found = {}
+    for name, wanted in (("across", "false"), ("inside", "true")):
+        overrides = [f"name={name}", f"train.document_attention={wanted}"]
+        prepared.ok("plan", *overrides)
+        prepared.ok("train", *overrides)
+        found[name] = [record["loss"] for record in records(prepared, name)]
+    assert 0 < abs(found["inside"][0] - found["across"][0]) < 0.01  # random weights hardly look around
+    assert found["inside"][-1] < found["inside"][0] - 0.3

@@ -1,0 +1,115 @@
+"""Which layers a GPU gets; and what needs one."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from data.errors import UserError
+from pretrain import parallel
+from pretrain.config import ModelConfig, RuntimeConfig, TrainConfig
+
+MODEL = ModelConfig(name="m", layers=2, hidden=32, heads=4, ffn=64)
+TRAIN = {"steps": 20, "global_batch_size": 8, "micro_batch_size": 2, "sequence_length": 64, "seed": 1}
+
+
+def pick(attention, device, precision="bf16", **shape):
+    model = ModelConfig(**{"name": "m", "layers": 2, "hidden": 32, "heads": 4, "ffn": 64, **shape})
+    train = TrainConfig(**TRAIN, checkpoint_every=7, precision=precision)
+    return parallel.pick_attention(RuntimeConfig(attention=attention), model, train, torch.device(device))
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Whether Transformer Engine is there, whatever this machine has."""
+
+    def say(there):
+        monkeypatch.setattr(parallel, "find_spec", lambda name: (there and name) or None)
+
+    return say
+
+
+def test_auto_takes_what_is_there(engine):
+    engine(True)
+    assert pick("auto", "cuda")[0] == "te"
+    assert pick("auto", "cpu")[0] == "sdpa"
+    assert pick("sdpa", "cuda")[0] == "sdpa"
+    assert pick("auto", "cuda", norm="layer_plain")[0] == "sdpa"
+    engine(False)
+    choice, because = pick("auto", "cuda")
+    assert choice == "sdpa"
+    assert "transformer-engine is not installed" in because
+
+
+def test_what_cannot_be_had_is_refused(engine):
+    engine(False)
+    with pytest.raises(
+        UserError, match=r"runtime\.attention=te .* not installed .* use runtime\.attention=sdpa"
+    ):
+        pick("te", "cuda")
+    with pytest.raises(UserError, match=r"runtime\.attention=te .* there is no GPU"):
+        pick("te", "cpu")
+    with pytest.raises(
+        UserError, match=r"train\.precision=fp8 needs Transformer Engine, but there is no GPU; use"
+    ):
+        pick("auto", "cpu", precision="fp8")
+    engine(True)
+    with pytest.raises(
+        UserError, match=r"train\.precision=fp8 needs Transformer Engine, but runtime\.attention=sdpa"
+    ):
+        pick("sdpa", "cuda", precision="fp8")
+    assert pick("auto", "cuda", precision="fp8")[0] == "te"
+
+
+def losses(place, name):
+    from tests.pretrain.test_training import records
+
+    return [record["loss"] for record in records(place, name)]
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; there is none")
+needs_engine = pytest.mark.skipif(
+    importlib.util.find_spec("transformer_engine") is None,
+    reason="needs Transformer Engine; it is not installed",
+)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_trains_as_a_cpu_and_the_same_again(prepared, precision):
+    """Losses near those of the CPU; with train.deterministic the same weights to the last bit."""
+    from pretrain import checkpoint
+
+    found = {}
+    for name, device in (("cpu", "cpu"), ("one", "cuda"), ("other", "cuda")):
+        overrides = [f"name={precision}{name}", f"train.precision={precision}"]
+        prepared.ok("plan", *overrides)
+        more = [f"runtime.device={device}", "runtime.attention=sdpa", "train.deterministic=true"]
+        prepared.ok("train", *overrides, *more)
+        found[name] = losses(prepared, f"{precision}{name}")
+    assert max(abs(a - b) for a, b in zip(found["cpu"], found["one"], strict=True)) < (
+        1e-3 if precision == "fp32" else 0.05
+    )
+    one, other = (
+        checkpoint.tensors(
+            prepared.directory(f"{precision}{name}") / "perturbed" / "checkpoints" / "step_00000020"
+        )
+        for name in ("one", "other")
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@needs_engine
+def test_transformer_engine_trains_as_our_layers(prepared):
+    """The same weights at the start, and losses within the rounding of bf16."""
+    found = {}
+    for attention in ("te", "sdpa"):
+        overrides = [f"name=by-{attention}", "train.precision=bf16"]
+        prepared.ok("plan", *overrides)
+        done = prepared.ok("train", *overrides, f"runtime.attention={attention}", "runtime.device=cuda")
+        assert ("Transformer Engine" in done.out) == (attention == "te")
+        found[attention] = losses(prepared, f"by-{attention}")
+    assert max(abs(a - b) for a, b in zip(found["te"], found["sdpa"], strict=True)) < 0.05
