@@ -66,7 +66,7 @@ class Workplace:
         return done
 
     def directory(self, name: str = "run") -> Path:
-        found = [p for p in (self.path / "runs" / "small").glob(f"{name}-{'[0-9a-f]' * 12}") if p.is_dir()]
+        found = [p for p in (self.path / "runs" / "small").glob(f"{name}-{'[0-9a-f]' * 8}") if p.is_dir()]
         assert len(found) == 1, found
         return found[0]
 

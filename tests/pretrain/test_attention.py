@@ -26,7 +26,10 @@ def test_what_is_hidden():
 def test_each_document_as_if_alone(groups):
     torch.manual_seed(1)
     attention = CausalAttention(
-        SimpleNamespace(num_query_groups=groups, num_attention_heads=4), 1, AttnMaskType.causal, "self"
+        SimpleNamespace(num_query_groups=groups, num_attention_heads=4, context_parallel_size=1),
+        1,
+        AttnMaskType.causal,
+        "self",
     )
     tokens = torch.tensor([[3, 4, 5, EOD, 6, 7, EOD, 8], [1, EOD, 2, 3, 4, 5, 6, 7]])
     query = torch.randn(8, 2, 4, 6)
