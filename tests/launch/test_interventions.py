@@ -9,7 +9,7 @@ from insertion import plan as plans
 
 CHANGES = {
     "swap": "{kind: replace, find: [' parser reader'], by: [' reader parser']}",
-    "gone": "{kind: remove, find: [' The column object', ' The signal string', ' The buffer field'], phase: {end: 0.5}}",
+    "gone": "{kind: remove, find: [' The column object', ' The signal string'], phase: {end: 0.5}}",
     "quiet": "{kind: mask, find: [' policy ledger']}",
     "loud": "{kind: reweight, find: [' value string'], weight: 2}",
 }
