@@ -80,8 +80,9 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T`` whose backward pass is as fast as its forward pass: (..., D), (F, D) -> (..., F)."""
-    found: Tensor = _Linear.apply(x, weight)
-    return found
+    # The function itself gets and gives matrices: what it gives must be no view, for megatron-core's loss overwrites it.
+    found: Tensor = _Linear.apply(x.flatten(0, -2), weight)
+    return found.unflatten(0, x.shape[:-1])
 
 
 class _SwiGLU(torch.autograd.Function):
