@@ -27,7 +27,7 @@ from data.errors import UserError
 from insertion import plan as plans
 from insertion.arms import NamedArm
 from insertion.audit import Audit
-from insertion.policies import POLICIES, AdaptiveConfig
+from insertion.policies import POLICIES, AdaptiveConfig, State
 from launch import audit as audits
 from launch.config import INTEGRITY, Experiment, program, say
 from launch.plan import make, plan
@@ -116,7 +116,9 @@ def decisions(experiment: Experiment, carry_out: bool) -> list[dict[str, Any]]:
     settings = settings_of(experiment)
     items = plans.read(experiment.directory / "plan").items
     scores = dict.fromkeys(items.filter(pl.col("dose") > 0)["item_id"].to_list(), 0.0)
-    start, state, used, previous = experiment.train.start_from, {}, {}, ""
+    start, previous = experiment.train.start_from, ""
+    state: State = {}
+    used: dict[str, str] = {}
     found: list[dict[str, Any]] = []
     for number, end in enumerate([*settings.at, experiment.train.end]):
         counts, state = POLICIES[settings.policy](scores, state, experiment.insertion.seed, settings)

@@ -228,7 +228,7 @@ def _same_weights(*paths: Path) -> list[str]:
 def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
     """All scores of the pair's whole texts, if both were scored with this plan: ``item_id``, ``run``, ``step``,
     ``loglik`` (nats)."""
-    from analysis import store
+    from analysis import scores as stored
 
     places = [
         place
@@ -237,11 +237,11 @@ def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
     ]
     tables = []
     for place in places:
-        manifest = artifact.read(place, kind=store.KIND, schema_version=store.VERSION)
+        manifest = artifact.read(place, kind=stored.KIND, schema_version=stored.VERSION)
         if manifest.inputs["items"] != plan.digest:
             return None
         artifact.verify(place, manifest)
-        found = pl.read_parquet(place / store.FILE, columns=["probe_id", "logprob"])
+        found = pl.read_parquet(place / stored.FILE, columns=["probe_id", "logprob"])
         step = pl.lit(manifest.facts["step"], dtype=pl.Int64)
         tables.append(found.with_columns(run=pl.lit(place.parent.name), step=step))
     if {place.parent.name for place in places} != {"perturbed", "twin"}:

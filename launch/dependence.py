@@ -58,7 +58,7 @@ def dependence(experiment: Experiment) -> dict[str, Any]:
         )
     prepare(experiment)
     verdicts = []
-    runs = {"all of them": (experiment, [])}
+    runs: dict[str, tuple[Experiment, list[str]]] = {"all of them": (experiment, [])}
     for name in names:
         others = [f"~insertion.experiments.{other}" for other in names if other != name]
         runs[f"{name} alone"] = (alone(experiment, name), others)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def _checkpoints(
         return models.of_checkpoint(gpt)
 
     return [
-        store.Checkpoint(step, checkpoint.read(directory, step).digest, lambda step=step: load(step))
+        store.Checkpoint(step, checkpoint.read(directory, step).digest, partial(load, step))
         for step in checkpoint.finished(directory)
     ]
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
-from launch.config import INTEGRITY, REQUEUE, LauncherConfig
+from launch.config import INTEGRITY, LauncherConfig
+from pretrain.interrupts import REQUEUE
 
 PROGRAMS = Path(__file__).resolve().parent
 

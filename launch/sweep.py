@@ -31,6 +31,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from analysis.report import sweep as pages
+from analysis.report.inputs import KIND as REPORT
+from analysis.report.inputs import VERSION as REPORT_VERSION
 from data import artifact
 from data.artifact import json_digest
 from data.errors import UserError
@@ -47,8 +49,6 @@ from launch.config import (
     resolved,
     say,
 )
-from launch.report import KIND as REPORT
-from launch.report import VERSION as REPORT_VERSION
 
 KIND = "sweep"
 VERSION = 1

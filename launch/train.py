@@ -24,6 +24,7 @@ from pretrain.config import ParallelConfig, padded_vocabulary
 if TYPE_CHECKING:
     from pretrain.loop import Evaluate
     from pretrain.parallel import World
+    from pretrain.telemetry import Writer
 
 
 def train(experiment: Experiment, which: str) -> None:
@@ -149,8 +150,8 @@ def last_exposures(plan: plans.Plan) -> list[int]:
     return sorted(last["position"] // plan.shape.global_batch_size + 1)
 
 
-def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> list:
-    from pretrain.telemetry import JsonLines, Live, TensorBoard, WeightsAndBiases, Writer
+def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> list[Writer]:
+    from pretrain.telemetry import JsonLines, Live, TensorBoard, WeightsAndBiases
 
     writers: list[Writer] = [
         JsonLines(directory / "metrics.jsonl", step),

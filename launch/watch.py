@@ -160,9 +160,9 @@ def work(arguments: Sequence[str]) -> int:
     progress = Progress(open_run(place))
     with serve(progress, host, port) as server:
         progress.read()  # what is wrong with the run is said now, not on the page
-        shown, number = server.server_address[:2]
+        shown, number = str(server.server_address[0]), server.server_address[1]
         say(f"watching {progress.run.name}: http://{shown}:{number} (Ctrl-C ends it, and the run goes on)")
-        if not ip_address(str(shown)).is_loopback:
+        if not ip_address(shown).is_loopback:
             say("everybody who reaches this machine can see it")
         try:
             server.serve_forever()

@@ -177,9 +177,7 @@ class Saving:
             raise
 
 
-def save(
-    directory: Path, step: int, state: dict[str, Any], world: World, **manifest: Mapping[str, Any]
-) -> None:
+def save(directory: Path, step: int, state: dict[str, Any], world: World, **manifest: Any) -> None:
     """Write a checkpoint, and be done with it: ``Saving`` without ``background``."""
     Saving(directory, step, state, world, **manifest).finish(wait=True)
 
@@ -211,7 +209,8 @@ def _reason(error: BaseException) -> str:
 
 def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
     """Read a checkpoint into the layout of ``state``; any topology reads any other's."""
-    return dist_checkpointing.load(state, str(path_of(directory, step)))
+    found: dict[str, Any] = dist_checkpointing.load(state, str(path_of(directory, step)))
+    return found
 
 
 def tensors(path: Path, *, weights_only: bool = False) -> dict[str, torch.Tensor]:

@@ -99,10 +99,10 @@ def install() -> None:
             keywords["device"] = _redirect(keywords["device"])
         return tensor_to(self, *arguments, **keywords)
 
-    torch.Tensor.type = type_name  # type: ignore[method-assign]
-    torch.Tensor.to = to  # type: ignore[method-assign]
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    torch.nn.Module.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
+    torch.Tensor.type = type_name
+    torch.Tensor.to = to
+    torch.Tensor.cuda = lambda self, *_, **__: self
+    torch.nn.Module.cuda = lambda self, *_, **__: self
 
     cuda: Any = torch.cuda
     stream = _Stream()

@@ -58,7 +58,7 @@ class Watchdog:
     def feed(self) -> None:
         """Start the clock again."""
         if self.seconds:
-            faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__ or 2)
 
     def stop(self) -> None:
         """Stop the clock."""

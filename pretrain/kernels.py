@@ -80,7 +80,7 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T`` whose backward pass is as fast as its forward pass: (..., D), (F, D) -> (..., F)."""
-    # The function itself gets and gives matrices: what it gives must be no view, for megatron-core's loss overwrites it.
+    # The function itself gives a matrix, not a view of one: megatron-core's loss overwrites it.
     found: Tensor = _Linear.apply(x.flatten(0, -2), weight)
     return found.unflatten(0, x.shape[:-1])
 
@@ -141,7 +141,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 for_weight = (
                     part if count <= block else part.float() if for_weight is None else for_weight.add_(part)
                 )
-        if learning:
+        if for_weight is not None:
             context.save_for_backward(for_hidden, for_weight.to(weight.dtype))
         context.mark_non_differentiable(losses_N)
         return (losses_N * mask_N).sum(), losses_N

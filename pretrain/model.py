@@ -204,7 +204,7 @@ def _use_kernels(gpt: GPTModel) -> None:
 
     for module in gpt.modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):
-            module._forward_impl = product  # type: ignore[method-assign]
+            module._forward_impl = product
 
 
 def _mark_sharded(gpt: GPTModel) -> None:

@@ -78,7 +78,7 @@ _GATHERED = "optimizer.state.param."
 """How a distributed optimizer names the float32 weights that it holds."""
 
 
-def state(adam: MegatronOptimizer, weights: dict[str, Any]) -> dict[str, Any]:
+def state(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
     """What a checkpoint holds of the optimizer; the same on disk whether it is distributed or not.
 
     Args:
@@ -89,7 +89,7 @@ def state(adam: MegatronOptimizer, weights: dict[str, Any]) -> dict[str, Any]:
     return {"state": whole, "step": _steps(adam)}
 
 
-def state_to_load(adam: MegatronOptimizer, weights: dict[str, Any]) -> dict[str, Any]:
+def state_to_load(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
     """What is asked of a checkpoint, for ``load_state``: tensors; settings stay those of this run."""
     for one in _parts(adam):
         if isinstance(one, DistributedOptimizer) and isinstance(one.optimizer, torch.optim.AdamW):
@@ -151,9 +151,9 @@ def _steps(adam: MegatronOptimizer) -> int:
     return int(counted[0] if counted else inner.param_groups[0]["step"])
 
 
-def _sharded(adam: MegatronOptimizer, weights: dict[str, Any], *, loading: bool) -> dict[str, Any]:
+def _sharded(adam: MegatronOptimizer, weights: dict[int, Any], *, loading: bool) -> dict[str, Any]:
     """megatron-core's sharded state dict, with one name for what a distributed and a plain optimizer both have."""
-    found: dict[str, Any] = adam.sharded_state_dict(weights, is_loading=loading, metadata=_FORM)
+    found: dict[Any, Any] = adam.sharded_state_dict(weights, is_loading=loading, metadata=_FORM)
     parts = _parts(adam)
     for number, one in enumerate(parts):
         own = found if len(parts) == 1 else found[number]
