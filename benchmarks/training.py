@@ -100,7 +100,7 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
     class Unsaved(Trainer):
         """No checkpoints between the steps that are timed."""
 
-        def _save(self) -> None:
+        def _save(self, *, background: bool = False) -> None:
             pass
 
     runtime = RuntimeConfig(device=task.device, threads=task.threads)

@@ -185,6 +185,19 @@ def test_everything_is_typed(tmp_path, monkeypatch):
     with (tmp_path / "my.jsonl").open("w") as file:
         for document in itertools.islice(english, 6000):
             file.write(json.dumps({"text": document.text}) + "\n")
+    for name, texts in (("privacy_dup", ["One."]), ("testset_dup", ["Two.", "Two."]), ("others", ["Three."])):
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    placed = (("privacy_dup", 0), ("testset_dup", 0), ("testset_dup", 1))
+    (tmp_path / "info.json").write_text(
+        "".join(
+            json.dumps(
+                {"perturbation_file": f"{name}_text_document", "perturbation_idx": row, "pt_loc": 7 * k}
+            )
+            + "\n"
+            for k, (name, row) in enumerate(placed)
+        )
+    )
     reader, said, quick = Reader(tmp_path), {}, "+experiment=quickstart"
     lines = [line for language, block in blocks() if language != "python" for line in commands(block)]
     lines = [line for line in lines if not re.match(r"\w+/ ", line)]  # the list of directories

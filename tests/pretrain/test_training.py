@@ -100,7 +100,7 @@ def main():
             settings, world, order=Windows(), plan=None, vocab_size=200, directory=Path(sys.argv[1])
         )
         with torch.no_grad():
-            trainer.model.module.embedding.word_embeddings.weight[150] = float("nan")
+            trainer.chunks[0].module.embedding.word_embeddings.weight[150] = float("nan")
         try:
             trainer.run([])
         except loop.NonFinite as error:

@@ -23,7 +23,11 @@ FOUR = ("seed=1,2", "train.steps=20,21", "insertion.items_per_dose=2")
 
 
 def results(place):
-    """What the runs of a sweep found: run -> every number of its report, its last weights, and what they belong to."""
+    """What the runs of a sweep found: run -> every number of its report, its last weights, and what they were fed.
+
+    A run that was told to stop has another part in its ledger; the parts together say the same.
+    """
+    from launch.audit import ledger_of
     from pretrain import checkpoint
 
     found = {}
@@ -31,10 +35,12 @@ def results(place):
         place_of = report.parent / "perturbed" / "checkpoints"
         last = checkpoint.finished(place_of)[-1]
         weights = checkpoint.tensors(checkpoint.path_of(place_of, last))
+        inputs, fed = checkpoint.read(place_of, last).inputs, ledger_of(report.parent / "perturbed", last)[0]
         found[report.parent.name] = (
             (report / "estimates.csv").read_text(),
             {name: xxhash.xxh3_128_hexdigest(tensor.numpy()) for name, tensor in weights.items()},
-            checkpoint.read(place_of, last).inputs,  # among them the ledger
+            {name: digest for name, digest in inputs.items() if name != "ledger"},
+            (fed.windows.sort("position").rows(), sorted(fed.exposures.rows())),
         )
     return found
 
