@@ -87,13 +87,14 @@ def test_program(line):
         made.parallel.check(ranks, made.model, made.train)
 
 
-TINY = ["model.layers=2", "model.hidden=32", "model.heads=4", "model.ffn=64"]
+FEW = "corpus.tokenizer.vocab_size=1024"
+TINY = [FEW, "model.layers=2", "model.hidden=32", "model.heads=4", "model.ffn=64"]
 LESS = [
-    *("corpus.source.packages=false", "corpus.heldout_fraction=0.05"),
+    *(FEW, "corpus.source.packages=false", "corpus.heldout_fraction=0.05"),
     *("insertion.items_per_dose=2", "insertion.max_share=0.9"),
 ]
 SHORT = [*TINY, *LESS, "train.steps=100"]
-SWEPT = [*LESS, "train.steps=4", "optimizer.warmup_steps=1", "insertion.doses=[0,1]"]
+SWEPT = [*LESS, "train.steps=1", "optimizer.warmup_steps=0", "insertion.doses=[0,1]"]
 SCALES = {
     "launcher=slurm": [*SWEPT, "name=cluster"],
     "/sweep.py": SWEPT,
@@ -104,6 +105,7 @@ SCALES = {
         *(f"insertion.experiments.{name}.items_per_dose=2" for name in ("sentences", "people")),
         *(f"insertion.experiments.{name}.max_share=0.9" for name in ("sentences", "people")),
     ],
+    "torchrun": [*TINY, *LESS, "train.steps=10"],
     "launch/adaptive.py": [*TINY, *LESS, "train.steps=210"],
     "power=true": [],
     "-sc": [],
