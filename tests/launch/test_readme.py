@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from importlib.util import find_spec
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -18,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from data.sources import SourceConfig, read
 from launch.config import CONF, build
 from launch.sweep import expand
+from tests.browser import FLAGS, faults, opened
 from tests.conftest import REPO, Workplace
 
 README = (REPO / "README.md").read_text()
@@ -179,6 +181,23 @@ def watched(reader, line):
     return found
 
 
+def browsed(report):
+    """Complaints, other requests and faults of the quickstart's report in a browser, where there is one."""
+    if shutil.which("chromium") is None or find_spec("playwright") is None:
+        return []
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        shown = opened(chromium, report)
+        wrong = [*shown.complaints, *shown.requests[1:], *faults(shown.page)]
+        assert shown.page.locator("figure svg").count() >= 8
+        shown.page.fill("#items-search", "ghost-00003")
+        assert shown.page.inner_text("#item-title") == "ghost-00003"
+        chromium.close()
+    return wrong
+
+
 @pytest.mark.slow
 def test_everything_is_typed(tmp_path, monkeypatch):
     """As a reader would: a run, what looks at that run, each command from top to bottom, then those in the text."""
@@ -213,6 +232,7 @@ def test_everything_is_typed(tmp_path, monkeypatch):
     (watching,) = (line for line in inline() if "launch/watch.py" in line)
     assert watched(reader, watching)["state"] == "finished"
     (report,) = tmp_path.glob("runs/quickstart/run-*/report/report.html")
+    assert browsed(report) == []
     shutil.rmtree(report.parent.parent)
     for line in lines:
         if line != whole:  # stage by stage
