@@ -16,6 +16,14 @@ from tests.browser import FLAGS
 REPO = Path(__file__).resolve().parent.parent
 
 
+LONG = ("test_readme", "test_slurm", "test_topologies", "test_experiments", "test_misuse", "test_report")
+"""Files that take longest, lest one worker runs them at the end and the others wait."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @dataclass(frozen=True)
 class Finished:
     """A program that ended."""
@@ -60,8 +68,13 @@ class Workplace:
         )
         return Finished(done.returncode, done.stdout)
 
-    def ok(self, program: str, *overrides: str, **options) -> Finished:
-        done = self.run(program, *overrides, **options)
+    def ok(self, program: str, *overrides: str, ranks: int = 1, **options) -> Finished:
+        """Run a program that must succeed; ranks without other ``options`` are forks, too, and no torchrun's."""
+        if self.warm and ranks > 1 and not options:
+            arguments = self.command(program, *overrides)[1:]
+            done = Finished(*warm.run(arguments, self.path, ranks=ranks))
+        else:
+            done = self.run(program, *overrides, ranks=ranks, **options)
         assert done.status == 0, done.out
         return done
 

@@ -8,8 +8,11 @@ and output of its own. What depends on how Python starts (another hash seed, sig
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import tempfile
+import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -41,25 +44,52 @@ def _begin(arguments, directory, environment, out):
     runpy.run_path(arguments[0], run_name="__main__")
 
 
-def run(arguments, directory, *, timeout=240, **environment):
+def run(arguments, directory, *, ranks=1, timeout=240, **environment):
     """Run a script to its end.
 
     Args:
         arguments: path of the script, and its arguments.
         directory: to run it in.
+        ranks: processes that train together, as torchrun would start them; should one fail, the others are killed.
         timeout: seconds.
         environment: further variables.
 
     Returns:
-        Exit status, and what it wrote to both streams.
+        Exit status, and what rank 0, or a rank that failed, wrote to both streams.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the server imports torch
-    with tempfile.NamedTemporaryFile() as out:
-        process = FORKS.Process(target=_begin, args=(arguments, str(directory), environment, out.name))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
+    with tempfile.TemporaryDirectory() as place:
+        outs = [Path(place, str(rank)) for rank in range(ranks)]
+        told = _told(ranks)
+        processes = [
+            FORKS.Process(target=_begin, args=(arguments, str(directory), environment | more, str(out)))
+            for out, more in zip(outs, told, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        until = time.monotonic() + timeout
+        while alive := [process for process in processes if process.is_alive()]:
+            if any(process.exitcode for process in processes) or time.monotonic() > until:
+                break
+            wait([process.sentinel for process in alive], max(0.0, until - time.monotonic()))
+        late = bool(alive) and not any(process.exitcode for process in processes)
+        for process in alive:
             process.kill()
             process.join()
-            raise TimeoutError(f"{arguments} took more than {timeout} s:\n{Path(out.name).read_text()}")
-        return process.exitcode, Path(out.name).read_text()
+        if late:
+            raise TimeoutError(f"{arguments} took more than {timeout} s:\n{outs[0].read_text()}")
+        statuses = [process.exitcode for process in processes]
+        shown = max(range(ranks), key=lambda rank: (statuses[rank] > 0, statuses[rank] < 0, -rank))
+        return statuses[shown], outs[shown].read_text()
+
+
+def _told(ranks):
+    """What torchrun tells each of its processes."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+    every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    every |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return [every | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
