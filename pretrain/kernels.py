@@ -119,8 +119,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         block = rows * PRODUCTS[weight.device.type]
         learning = any(context.needs_input_grad)
         losses_N = torch.empty(count, device=weight.device)
-        if learning:
-            for_hidden, for_weight = torch.empty_like(hidden_ND), None
+        for_hidden, for_weight = torch.empty_like(hidden_ND) if learning else hidden_ND, None
         for first in range(0, count, block):
             some = slice(first, min(first + block, count))
             if learning:
