@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import warm
 from tests.browser import FLAGS
 
 REPO = Path(__file__).resolve().parent.parent
+
+# The same examples every time: what fails here fails everywhere. HYPOTHESIS_PROFILE=default draws others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 LONG = ("test_readme", "test_slurm", "test_topologies", "test_experiments", "test_misuse", "test_report")
