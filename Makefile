@@ -4,7 +4,7 @@ TORCH ?= 2.13.0
 BIN := .venv/bin
 EXPERIMENT ?= quickstart
 
-.PHONY: setup demo test test-slow lint type clean
+.PHONY: setup demo test test-slow test-long lint type clean
 
 setup: .venv/.done
 
@@ -22,10 +22,14 @@ demo: setup
 	@$(BIN)/python launch/run.py +experiment=$(EXPERIMENT)
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not long'
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Types every command of the README: for when those, or the programs' arguments, have changed.
+test-long: setup
+	$(BIN)/python -m pytest -m long
 
 lint: setup
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from pretrain import estimate
 from pretrain.config import ParallelConfig, padded_vocabulary
 
 if TYPE_CHECKING:
-    from pretrain.loop import Evaluate
+    from pretrain.loop import Evaluate, Settings
     from pretrain.parallel import World
     from pretrain.telemetry import Writer
 
@@ -45,27 +45,15 @@ def train(experiment: Experiment, which: str) -> None:
     from torch import distributed
 
     from pretrain import checkpoint, interrupts, parallel
-    from pretrain.loop import Settings, Trainer
+    from pretrain.loop import Trainer
     from pretrain.telemetry import Profile
 
     directory = experiment.directory / which
-    attention, because = parallel.pick_attention(
-        experiment.runtime, experiment.model, experiment.train, parallel.pick_device(experiment.runtime)
-    )
-    settings = Settings(
-        model=experiment.model,
-        optimizer=experiment.optimizer,
-        train=experiment.train,
-        parallel=experiment.parallel,
-        attention=attention,
-    )
+    settings, because = _settings(experiment)
     manifest = artifact.read(
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
     )
-    plan = plans.read(experiment.directory / "plan")
-    asked = plans.plan_config(experiment.insertion, experiment.shape)
-    if found := artifact.differences(plan.manifest, config=asked, inputs=plan.manifest.inputs):
-        raise UserError(f"{experiment.directory / 'plan'} is another experiment's plan ({found[0]})")
+    plan = _plan(experiment)
     vocab_size = manifest.facts["vocab_size"]
     started = parallel.start(
         experiment.parallel, experiment.runtime, deterministic=experiment.train.deterministic
@@ -116,6 +104,32 @@ def train(experiment: Experiment, which: str) -> None:
         if world.main:
             saved = checkpoint.finished(trainer.checkpoints)
             say(f"{which}: {len(saved)} checkpoints in {trainer.checkpoints}")
+
+
+def _settings(experiment: Experiment) -> tuple[Settings, str]:
+    """The trainer's settings, and why it attends as it does."""
+    from pretrain import parallel
+    from pretrain.loop import Settings
+
+    attention, because = parallel.pick_attention(
+        experiment.runtime, experiment.model, experiment.train, parallel.pick_device(experiment.runtime)
+    )
+    settings = Settings(
+        model=experiment.model,
+        optimizer=experiment.optimizer,
+        train=experiment.train,
+        parallel=experiment.parallel,
+        attention=attention,
+    )
+    return settings, because
+
+
+def _plan(experiment: Experiment) -> plans.Plan:
+    found = plans.read(experiment.directory / "plan")
+    asked = plans.plan_config(experiment.insertion, experiment.shape)
+    if different := artifact.differences(found.manifest, config=asked, inputs=found.manifest.inputs):
+        raise UserError(f"{experiment.directory / 'plan'} is another experiment's plan ({different[0]})")
+    return found
 
 
 def _evaluation(

@@ -160,36 +160,9 @@ class Trainer:
             context=(world.context_rank, settings.parallel.context),
             eod=eod,
         )
-        start = (
-            huggingface.read(Path(settings.model.weights), settings.model) if settings.model.weights else None
-        )
-        if start and len(start[huggingface.EMBEDDING]) < vocab_size:
-            raise UserError(
-                f"model.weights={settings.model.weights} knows {len(start[huggingface.EMBEDDING])} tokens, the corpus "
-                f"{vocab_size}; tokenize the corpus with the model's own tokenizer (corpus.tokenizer.kind=file)"
-            )
         parallel = settings.parallel
         distribute = parallel.distributed_optimizer and world.data_size * parallel.context > 1
-        pieces = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]
-        self.chunks = [
-            DistributedDataParallel(
-                # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
-                gpt.config,
-                DistributedDataParallelConfig(
-                    grad_reduce_in_fp32=True,
-                    use_distributed_optimizer=distribute,
-                    overlap_grad_reduce=parallel.overlap,
-                    overlap_param_gather=parallel.overlap and distribute,
-                ),
-                gpt,
-            )
-            for gpt in (
-                model.build(
-                    settings.model, vocab_size, parallel, train, start, piece, attention=settings.attention
-                ).to(world.device)
-                for piece in pieces
-            )
-        ]
+        self.chunks = self._pieces(vocab_size, distribute=distribute)
         """This rank's pieces of the model, in the order of the layers."""
         self.routing = Routing(self.chunks, settings.model, world.device)
         self.optimizer, self.scheduler = optim.build(
@@ -222,6 +195,32 @@ class Trainer:
         self._committed = 0
         self._ledger_head = ""
         self._saving: checkpoint.Saving | None = None
+
+    def _pieces(self, vocab_size: int, *, distribute: bool) -> list[DistributedDataParallel]:
+        """Build them, with the weights of ``model.weights`` where it is set; ``distribute``: the optimizer's state."""
+        settings, parallel = self.settings, self.settings.parallel
+        weights = settings.model.weights
+        start = huggingface.read(Path(weights), settings.model) if weights else None
+        if start and len(start[huggingface.EMBEDDING]) < vocab_size:
+            raise UserError(
+                f"model.weights={weights} knows {len(start[huggingface.EMBEDDING])} tokens, the corpus {vocab_size}; "
+                "tokenize the corpus with the model's own tokenizer (corpus.tokenizer.kind=file)"
+            )
+        found = []
+        for piece in range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]:
+            gpt = model.build(
+                *(settings.model, vocab_size, parallel, settings.train, start, piece),
+                attention=settings.attention,
+            ).to(self.world.device)
+            exchanged = DistributedDataParallelConfig(
+                # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
+                grad_reduce_in_fp32=True,
+                use_distributed_optimizer=distribute,
+                overlap_grad_reduce=parallel.overlap,
+                overlap_param_gather=parallel.overlap and distribute,
+            )
+            found.append(DistributedDataParallel(gpt.config, exchanged, gpt))
+        return found
 
     def resume(self) -> int:
         """Go on from the last finished checkpoint, or write the first one.

@@ -107,7 +107,7 @@ SCALES = {
         *(f"insertion.experiments.{name}.items_per_dose=2" for name in ("sentences", "people")),
         *(f"insertion.experiments.{name}.max_share=0.9" for name in ("sentences", "people")),
     ],
-    "torchrun": [*TINY, *LESS, "train.steps=10"],
+    "torchrun": [*TINY, *LESS, "train.steps=10", "optimizer.warmup_steps=3"],
     "launch/adaptive.py": [*TINY, *LESS, "train.steps=210"],
     "power=true": [],
     "-sc": [],
@@ -198,7 +198,7 @@ def browsed(report):
     return wrong
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_everything_is_typed(tmp_path, monkeypatch):
     """As a reader would: a run, what looks at that run, each command from top to bottom, then those in the text."""
     monkeypatch.chdir(tmp_path)
@@ -239,7 +239,7 @@ def test_everything_is_typed(tmp_path, monkeypatch):
             said[line] = reader.types(line)
     told = {" ".join(shlex.split(line, comments=True)[1:]): out for line, out in said.items()}
     assert "launch/run.py +experiment=quickstart" in told["demo"]
-    assert "pytest -m 'not slow'" in told["test"]
+    assert "pytest -m 'not slow and not long'" in told["test"]
     assert "audit: PASS" in told[f"launch/audit.py {quick}"]
     assert "ghost-00003" in told[f"launch/plan.py show {quick} item=ghost-00003 checkpoint=90"]
     assert told[f"launch/plan.py show {quick} step=7"].count("step 7, row ") == 8
