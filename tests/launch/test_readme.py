@@ -107,7 +107,7 @@ SCALES = {
         *(f"insertion.experiments.{name}.items_per_dose=2" for name in ("sentences", "people")),
         *(f"insertion.experiments.{name}.max_share=0.9" for name in ("sentences", "people")),
     ],
-    "torchrun": [*TINY, *LESS, "train.steps=10", "optimizer.warmup_steps=3"],
+    "torchrun": [*TINY, *LESS, "train.steps=10", "optimizer.warmup_steps=3", "insertion.doses=[0,1]"],
     "launch/adaptive.py": [*TINY, *LESS, "train.steps=210"],
     "power=true": [],
     "-sc": [],
