@@ -27,7 +27,7 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Types every command of the README: for when those, or the programs' arguments, have changed.
+# Types every command of the README and runs the benchmark of training: for when those have changed.
 test-long: setup
 	$(BIN)/python -m pytest -m long
 

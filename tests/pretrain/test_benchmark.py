@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPO
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_arms_take_the_same_steps():
     """The way for GPUs, in miniature: same weights, windows and optimizer, so the same loss after five steps."""
     pytest.importorskip("transformers")
