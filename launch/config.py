@@ -194,8 +194,6 @@ class Experiment:
         model, train, optimizer = _plain(self.model), _plain(self.train), _plain(self.optimizer)
         for settings, free in ((model, "name"), (optimizer, "law"), *((train, name) for name in FREE)):
             del settings[free]
-        if not self.train.document_attention:
-            del train["document_attention"]
         parts = [_plain(self.corpus), model, _plain(self.insertion), optimizer, train]
         if not self.mixture.plain:
             parts.append(_plain(self.mixture))

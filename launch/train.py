@@ -77,7 +77,6 @@ def train(experiment: Experiment, which: str) -> None:
             vocab_size=vocab_size,
             directory=directory,
             last_exposures=last_exposures(plan),
-            eod=manifest.facts["eod"],
         )
         say(f"{which}: attention by {because}")
         step = trainer.resume()

@@ -99,7 +99,6 @@ class Batches:
         data_size: number of data-parallel ranks.
         device: where the batches go.
         context: rank among, and number of, those that share each window; each records all of it.
-        eod: id of the end-of-document token.
     """
 
     def __init__(
@@ -114,11 +113,10 @@ class Batches:
         data_size: int,
         device: torch.device,
         context: tuple[int, int] = (0, 1),
-        eod: int = 0,
     ) -> None:
         self.order, self.overlay, self.recorder, self.train = order, overlay, recorder, train
         self.data_rank, self.data_size, self.device, self.groups = data_rank, data_size, device, groups
-        self.context, self.eod = context, eod
+        self.context = context
 
     def step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of a step for this rank, each checked against the plan and recorded.
@@ -140,7 +138,7 @@ class Batches:
                 torch.from_numpy(loss_mask),
                 torch.arange(tokens.shape[1]).expand(len(tokens), -1),
                 torch.from_numpy(np.stack(groups)),
-                other_documents(torch.from_numpy(tokens), self.eod)
+                other_documents(torch.from_numpy(tokens), self.order.eod)
                 if self.train.document_attention
                 else None,
             )

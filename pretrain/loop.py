@@ -63,8 +63,6 @@ class Settings:
         train = asdict(self.train)
         for free in (*FREE, "start_from", "stop_at"):  # what it starts from is named by its digest
             del train[free]
-        if not self.train.document_attention:  # as checkpoints have it that are older than the setting
-            del train["document_attention"]
         model = asdict(self.model)
         del model["name"]
         if self.model.weights:  # what they are, not where they lie
@@ -116,7 +114,6 @@ class Trainer:
         plan: what is inserted, or None for the twin.
         vocab_size: of the tokenizer.
         last_exposures: of each arm of the plan, the twin's too: finished steps with the last one.
-        eod: id of the end-of-document token.
         directory: of the run; gets ``checkpoints/`` and ``ledger/``.
 
     Raises:
@@ -133,7 +130,6 @@ class Trainer:
         vocab_size: int,
         directory: Path,
         last_exposures: Sequence[int] = (),
-        eod: int = 0,
     ) -> None:
         train = settings.train
         settings.parallel.check(world.size, settings.model, train)
@@ -158,7 +154,6 @@ class Trainer:
             data_size=world.data_size,
             device=world.device,
             context=(world.context_rank, settings.parallel.context),
-            eod=eod,
         )
         parallel = settings.parallel
         distribute = parallel.distributed_optimizer and world.data_size * parallel.context > 1
