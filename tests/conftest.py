@@ -119,13 +119,25 @@ SMALL = [f"--config-dir={REPO / 'tests' / 'conf'}", "+experiment=small"]
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory) -> Workplace:
-    """A workplace whose corpus and plan are made. Tests copy it, or train under names of their own."""
-    place = Workplace(tmp_path_factory.mktemp("workplace"), SMALL)
+def pristine(tmp_path_factory) -> Workplace:
+    """A workplace whose corpus and plan are made, to be copied."""
+    place = Workplace(tmp_path_factory.mktemp("pristine"), SMALL)
     write_text(place.path / "text.jsonl")
     place.ok("prepare")
     place.ok("plan")
     return place
+
+
+def copied(pristine: Workplace, factory) -> Workplace:
+    place = Workplace(factory.mktemp("workplace"), SMALL)
+    shutil.copytree(pristine.path, place.path, dirs_exist_ok=True)
+    return place
+
+
+@pytest.fixture(scope="module")
+def prepared(pristine, tmp_path_factory) -> Workplace:
+    """A workplace whose corpus and plan are made; no other file of tests runs anything in it."""
+    return copied(pristine, tmp_path_factory)
 
 
 WHOLE = [
@@ -141,10 +153,11 @@ WHOLE = [
 
 
 @pytest.fixture(scope="session")
-def finished(prepared) -> Path:
+def finished(pristine, tmp_path_factory) -> Path:
     """The directory of a run that went through all stages: three families, four doses, twin, audit, scores, report."""
-    prepared.ok("run", *WHOLE)
-    return prepared.directory("finished")
+    place = copied(pristine, tmp_path_factory)
+    place.ok("run", *WHOLE)
+    return place.directory("finished")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import WHOLE
+from tests.conftest import SMALL, WHOLE, Workplace
 
 
 @pytest.mark.slow
@@ -16,9 +16,9 @@ def test_offline(prepared):
 
 
 @pytest.mark.slow
-def test_the_report_as_an_artefact(prepared, finished):
+def test_the_report_as_an_artefact(finished):
     pytest.importorskip("wandb", reason="wandb is not installed (pip install -e '.[wandb]')")
-    prepared.ok("report", *WHOLE, "wandb=offline")
+    Workplace(finished.parents[2], SMALL).ok("report", *WHOLE, "wandb=offline")
     (found,) = finished.glob("wandb/offline-run-*/*.wandb")
     kept = found.read_bytes()
     assert b"loglik_per_byte/perturbed/dose 16" in kept
