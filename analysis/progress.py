@@ -105,7 +105,7 @@ class Progress:
         return {
             "step": last["step"],
             "tokens": last["tokens"],
-            "loss": last["loss"],
+            "loss": next((one["loss"] for one in reversed(records) if one["loss"] is not None), None),
             "tokens_per_second": speed,
             "seconds_left": left / speed,
         }

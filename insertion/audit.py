@@ -106,7 +106,31 @@ def audit(
         f"{len(plan.exposures):,} exposures: item, step, row, offset and hash of the tokens",
     )
     _compare_windows(report, plan, perturbed, twin, order)
+    wrong, detail = _skipped(plan, perturbed, twin)
+    report.add("every exposure was learnt from", wrong, detail)
     return report.result()
+
+
+def _skipped(plan: Plan, perturbed: Ledger, twin: Ledger | None) -> tuple[list[str], str]:
+    """What steps that taught the model nothing mean for the comparison, and what is to be said of them.
+
+    One without exposures does no harm if the twin skipped it, too.
+    """
+    names = plan.items["item_id"]
+    batch = plan.shape.global_batch_size
+    lost = plan.exposures.filter((pl.col("position") // batch).is_in(perturbed.skipped))
+    wrong = [
+        f"item {names[row['item']]}, {_where(row['position'], batch)}: consumed, but the step was skipped"
+        for row in lost.iter_rows(named=True)
+    ]
+    if twin is not None:
+        alone = sorted(set(perturbed.skipped) ^ set(twin.skipped))
+        wrong += [
+            f"step {step}: skipped by the {'perturbed run' if step in perturbed.skipped else 'twin'} alone"
+            for step in alone
+        ]
+    steps = ", ".join(str(step) for step in perturbed.skipped)
+    return wrong, f"skipped steps: {steps}" if steps else "no step was skipped"
 
 
 def _runs(perturbed: Ledger, twin: Ledger | None) -> Iterator[tuple[str, Ledger]]:

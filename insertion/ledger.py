@@ -3,8 +3,8 @@
 Every window that is handed to the model gets a digest, and every planned span in it is checked, before the step
 is taken. Records are keyed by position, never by rank. At each checkpoint the records since the last one are
 written as one *part*: a directory ``<first step>-<end step>`` with ``windows.parquet`` and ``exposures.parquet``,
-whose manifest names the digest of the part before it. A checkpoint names the last part that belongs to it; parts
-beyond it were never committed and are discarded on resume.
+whose manifest names the digest of the part before it, and the steps that were skipped. A checkpoint names the last
+part that belongs to it; parts beyond it were never committed and are discarded on resume.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from insertion.overlay import Overlay
 from insertion.plan import Plan
 
 KIND = "ledger"
-VERSION = 1
+VERSION = 2
 
 WINDOW_SCHEMA = pl.Schema({"position": pl.Int64(), "digest": pl.UInt64()})
 """One row a consumed window, ascending by position."""
@@ -195,6 +195,7 @@ def write_part(
     previous: str,
     plan: str,
     order: str,
+    skipped: Sequence[int] = (),
 ) -> str:
     """Write the part for the steps ``start <= step < stop`` from the tables of all data-parallel ranks.
 
@@ -208,6 +209,7 @@ def write_part(
         previous: digest of the part before, or an empty string.
         plan: digest of the plan, or an empty string for the twin.
         order: identity of the order.
+        skipped: steps whose windows were read, but nothing was learnt from them.
 
     Returns:
         The part's digest.
@@ -223,7 +225,12 @@ def write_part(
         directory / part_name(start, stop),
         kind=KIND,
         schema_version=VERSION,
-        config={"start": start, "stop": stop, "global_batch_size": global_batch_size},
+        config={
+            "start": start,
+            "stop": stop,
+            "global_batch_size": global_batch_size,
+            "skipped": list(skipped),
+        },
         inputs={"previous": previous, "plan": plan, "order": order},
     ) as draft:
         consumed.write_parquet(draft.path / "windows.parquet")
@@ -257,6 +264,8 @@ class Ledger:
     """Finished steps -> digest of the part that ends there; what the checkpoint of those steps must name."""
     begin: int = 0
     """Step that it begins with: of a run that goes on from another's checkpoint, that checkpoint's."""
+    skipped: tuple[int, ...] = ()
+    """Steps that read their windows, but learnt nothing from them: their loss or gradient was not finite."""
 
 
 def concatenated(runs: Sequence[tuple[Ledger, int]], plan: str) -> Ledger:
@@ -275,6 +284,7 @@ def concatenated(runs: Sequence[tuple[Ledger, int]], plan: str) -> Ledger:
         steps=end,
         plan=plan,
         begin=runs[0][0].begin,
+        skipped=tuple(step for one, stop in runs for step in one.skipped if step < stop),
     )
 
 
@@ -289,6 +299,7 @@ def read(directory: Path, *, head: str) -> Ledger:
     step, previous = begin, ""
     windows, exposures = [pl.DataFrame(schema=WINDOW_SCHEMA)], [pl.DataFrame(schema=EXPOSURE_SCHEMA)]
     heads = {begin: ""}
+    skipped: list[int] = []
     same: tuple[int, str, str] | None = None
     for part in parts:
         if previous == head:
@@ -305,6 +316,7 @@ def read(directory: Path, *, head: str) -> Ledger:
         same = own
         step, previous = manifest.config["stop"], manifest.digest
         heads[step] = previous
+        skipped += manifest.config["skipped"]
         windows.append(pl.read_parquet(part / "windows.parquet"))
         exposures.append(pl.read_parquet(part / "exposures.parquet"))
     if previous != head or same is None:
@@ -319,4 +331,5 @@ def read(directory: Path, *, head: str) -> Ledger:
         same[2],
         heads,
         begin,
+        tuple(skipped),
     )

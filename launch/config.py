@@ -161,7 +161,7 @@ class Experiment:
             check_seed(f"insertion{f'.experiments.{name}' if name else ''}.seed", one.seed)
             for family, settings in one.families.items():
                 registry.check(family, settings)
-        self.optimizer.check(self.train)
+        self.optimizer.check(self.train, self.model, self.parallel)
         if self.eval.wanted and self.parallel.tensor * self.parallel.pipeline > 1:
             raise UserError(
                 "eval.heldout_every and eval.probes_every need a model that one rank has whole (parallel.tensor=1 "

@@ -143,6 +143,10 @@ def show(experiment: Experiment, wanted: Mapping[str, str]) -> None:
         order = open_order(experiment)
         tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
         consumed = _consumed(experiment, made) if "ledger" in wanted else None
+        if consumed is not None and consumed.skipped:
+            say(
+                f"skipped, so that nothing was learnt from them: steps {', '.join(map(str, consumed.skipped))}"
+            )
         if "item" in wanted:
             until = _number(wanted, "checkpoint") if "checkpoint" in wanted else None
             if consumed is not None:

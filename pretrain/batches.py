@@ -118,8 +118,12 @@ class Batches:
         self.data_rank, self.data_size, self.device, self.groups = data_rank, data_size, device, groups
         self.context = context
 
-    def step(self, step: int) -> Iterator[Batch]:
+    def step(self, step: int, *, record: bool = True) -> Iterator[Batch]:
         """The micro-batches of a step for this rank, each checked against the plan and recorded.
+
+        Args:
+            step: from 0.
+            record: false for windows that are only looked at once more.
 
         Raises:
             PlanViolation: before the offending micro-batch reaches the model.
@@ -143,9 +147,10 @@ class Batches:
                 else None,
             )
             # What is recorded is read back from the tensors that the model gets.
-            self.recorder.record(
-                positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy()
-            )
+            if record:
+                self.recorder.record(
+                    positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy()
+                )
             tensors = (getattr(batch, name) for name in Batch.__slots__)
             yield Batch(
                 *(None if one is None else share(one, *self.context).to(self.device) for one in tensors)

@@ -15,6 +15,7 @@ FREE = (
     *("micro_batch_size", "checkpoint_every", "checkpoint_at", "checkpoint_after_last", "checkpoint_keep"),
     "deterministic",
     *("checkpoint_async", "recompute"),
+    "non_finite",  # where it mattered, the ledger says so
 )
 """Settings of ``TrainConfig`` that do not change the weights: no part of a run's identity."""
 SEEDS = 2**32
@@ -164,8 +165,14 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a decay."""
+    """AdamW, or Muon for the blocks' matrices, with linear warm-up and a decay."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """``muon``: the layers' matrices get orthogonalised momentum (Jordan et al., 2024), each as megatron-core keeps it
+    (queries, keys and values in one, gate and up in one); embeddings and norms get AdamW. Steps are as large as AdamW's
+    (Liu et al., 2025), so that learning rates carry over."""
+    momentum: float = 0.95
+    """Of Muon, Nesterov's."""
     law: Literal["step_law"] | None = None
     """Where the learning rates come from (:mod:`pretrain.laws`); None: they are given."""
     learning_rate: float
@@ -213,7 +220,7 @@ class OptimizerConfig:
                 f"optimizer.min_learning_rate={self.min_learning_rate} is never reached with "
                 f"optimizer.schedule=constant; set it to {self.learning_rate}"
             )
-        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2), ("momentum", self.momentum)):
             if not 0 <= beta < 1:
                 raise UserError(f"optimizer.{name}={beta} must lie between 0 and 1, 1 excluded")
         if not 0 <= self.min_learning_rate <= self.learning_rate:
@@ -222,12 +229,22 @@ class OptimizerConfig:
                 f"optimizer.learning_rate={self.learning_rate}"
             )
 
-    def check(self, train: TrainConfig) -> None:
-        """Check the schedule against the length of the run.
+    def check(self, train: TrainConfig, model: ModelConfig, parallel: ParallelConfig) -> None:
+        """Check the schedule against the length of the run, and Muon against model and topology.
 
         Raises:
-            UserError: if the learning rate would never decay.
+            UserError: if the learning rate would never decay, or Muon could not have whole matrices.
         """
+        if self.kind == "muon":
+            for told, wrong in (
+                (f"parallel.tensor={parallel.tensor}", parallel.tensor > 1),
+                (f"model.experts={model.experts}", model.experts is not None),
+            ):
+                if wrong:
+                    raise UserError(
+                        f"optimizer.kind=muon does not go with {told}: it needs each matrix whole on one rank, and "
+                        "has not learnt of experts; use optimizer=adamw, or parallel.tensor=1 and no experts"
+                    )
         if self.warmup_steps >= train.steps:
             raise UserError(
                 f"optimizer.warmup_steps={self.warmup_steps} must be below train.steps={train.steps}; lower the "
@@ -261,6 +278,9 @@ class TrainConfig:
     recompute: bool = False
     """Whether the forward pass keeps only the input of each layer, and the backward pass computes the rest again: a
     third more computation for far less memory."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do about a step whose loss or gradient is NaN or infinite: ``stop`` before it; or ``skip``, learn nothing
+    from its windows and go on, which the ledger records and the audit weighs."""
     document_attention: bool = False
     """Whether tokens attend to their own document alone, from the end-of-document token before it on; otherwise to all
     of the window before them."""
@@ -392,7 +412,8 @@ class ParallelConfig:
     expert: int = 1
     """Data-parallel ranks that share the experts of a mixture."""
     distributed_optimizer: bool = True
-    """Whether data-parallel ranks share the optimizer's state (ZeRO, stage 1) instead of each holding all of it."""
+    """Whether data-parallel ranks share the optimizer's state (ZeRO, stage 1) instead of each holding all of it, as
+    they always do with ``optimizer.kind=muon``."""
     overlap: bool = False
     """Whether data-parallel ranks exchange gradients during the backward pass, and with ``distributed_optimizer``
     weights during the forward pass."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -104,6 +105,10 @@ class NonFinite(UserError):
     """The loss or its gradient is NaN or infinite. No optimizer step was taken on it."""
 
 
+SKIPS = 3
+"""Steps in a row that may be skipped (``train.non_finite=skip``); after so many it is not the data."""
+
+
 class Trainer:
     """One run, perturbed or twin, on this rank.
 
@@ -157,6 +162,7 @@ class Trainer:
         )
         parallel = settings.parallel
         distribute = parallel.distributed_optimizer and world.data_size * parallel.context > 1
+        distribute = distribute and settings.optimizer.kind != "muon"
         self.chunks = self._pieces(vocab_size, distribute=distribute)
         """This rank's pieces of the model, in the order of the layers."""
         self.routing = Routing(self.chunks, settings.model, world.device)
@@ -167,7 +173,8 @@ class Trainer:
             updated = sum(one.numel() for one in optim.updated(self.optimizer))
             held = sum(one.numel() for chunk in self.chunks for one in chunk.parameters())
             log.info(
-                "%d ranks (tensor %d, pipeline %d, context %d, data %d); each holds %s weights, and Adam's state of %s",
+                "%d ranks (tensor %d, pipeline %d, context %d, data %d); each holds %s weights, and the optimizer's "
+                "state of %s",
                 *(world.size, parallel.tensor, parallel.pipeline, parallel.context, world.data_size),
                 *(f"{number:,}" for number in (held, updated)),
             )
@@ -187,6 +194,7 @@ class Trainer:
         )
         self.step = 0
         """Finished steps."""
+        self._skipped: list[int] = []
         self._committed = 0
         self._ledger_head = ""
         self._saving: checkpoint.Saving | None = None
@@ -308,7 +316,7 @@ class Trainer:
         Raises:
             Interrupted: after saving, if any rank was told to stop.
             PlanViolation: if a batch is not what the plan says; the step is not taken.
-            NonFinite: if the loss is NaN or infinite; the step is not taken.
+            NonFinite: if loss or gradient is NaN or infinite, unless such a step is to be skipped; it is not taken.
         """
         train = self.settings.train
         due = set(train.checkpoint_steps(self.last_exposures))
@@ -330,6 +338,7 @@ class Trainer:
                 "tokens": self.step * tokens_a_step,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "gradient_norm": norm,
+                **({"skipped": True} if self._skipped[-1:] == [self.step - 1] else {}),
                 "tokens_per_second": speed,
                 "mfu": None if self.peak is None else speed * self.flops_a_token / self.peak,
                 "memory_gib": peak_memory(self.world.device),
@@ -352,7 +361,7 @@ class Trainer:
         distributed.barrier()
         watchdog.stop()
 
-    def _train_step(self, stop: bool) -> tuple[dict[str, Any], float, bool]:
+    def _train_step(self, stop: bool) -> tuple[dict[str, Any], float | None, bool]:
         """One step over the global batch.
 
         Args:
@@ -360,7 +369,7 @@ class Trainer:
 
         Returns:
             Mean losses (nats a token) by the name they are recorded under, and what became of the routing; the
-            gradient norm; whether any rank was told to stop.
+            gradient norm before clipping; whether any rank was told to stop. None for what is not finite.
         """
         world = self.world
         for chunk in self.chunks:
@@ -374,10 +383,23 @@ class Trainer:
             total[:-1] += torch.stack([part["loss"] for part in parts]).sum(0)
         total[-1] = float(stop)
         distributed.all_reduce(total)
+        overflow = self.optimizer.prepare_grads()
+        # megatron-core waits for the GPU to have the norm. The losses are there by then: the guard waits for nothing.
+        norm = math.inf if overflow else float(self.optimizer.get_grad_norm())
         *sums, stopped = total.tolist()
-        self._require_finite("loss", sums[0] / sums[1])
-        norm = self._update()
-        return self._by_group(sums) | self.routing.take(), norm, stopped > 0
+        found = {"loss": sums[0] / sums[1], "gradient norm": norm}
+        wrong = next((name for name, value in found.items() if not math.isfinite(value)), None)
+        if wrong is not None:
+            self._blame(wrong, found[wrong])
+        # The schedule counts the step that is being taken: the first has a rate above 0, the last the lowest.
+        self.scheduler.step(increment=self.settings.train.global_batch_size)
+        if wrong is None:
+            self._update(norm)
+        told = self._by_group(sums) | self.routing.take()
+        finite = {
+            name: value if value is None or math.isfinite(value) else None for name, value in told.items()
+        }
+        return finite, norm if math.isfinite(norm) else None, stopped > 0
 
     def _batch(self, groups: int, *, forward_only: bool) -> list[dict[str, Tensor]]:
         """The global batch through the model: what ``_loss`` tells of each micro-batch, on the last stage."""
@@ -385,7 +407,7 @@ class Trainer:
         parts: list[dict[str, Tensor]] = self.forward_backward(
             forward_step_func=partial(_forward, groups),
             # Each piece of the model asks for the batches; they are read once.
-            data_iterator=list(tee(self.batches.step(self.step), len(self.chunks))),
+            data_iterator=list(tee(self.batches.step(self.step, record=not forward_only), len(self.chunks))),
             model=self.chunks,
             num_microbatches=train.global_batch_size // (train.micro_batch_size * self.world.data_size),
             seq_length=train.sequence_length,
@@ -413,48 +435,57 @@ class Trainer:
             }
         return found
 
-    def _update(self) -> float:
-        """Clip, and take the optimizer's step if the gradient is finite; returns its norm before clipping."""
-        overflow = self.optimizer.prepare_grads()
-        norm = float(self.optimizer.get_grad_norm())
-        self._require_finite("gradient norm", math.inf if overflow else norm)
+    def _update(self, norm: float) -> None:
+        """Clip gradients of this norm, and take the optimizer's step."""
         limit = self.settings.optimizer.clip_grad
         if limit:
             clip_grad_by_total_norm_fp32(optim.updated(self.optimizer), max_norm=limit, total_norm=norm)
-        # The schedule counts the step that is being taken: the first has a rate above 0, the last the lowest.
-        self.scheduler.step(increment=self.settings.train.global_batch_size)
         self.optimizer.step_with_ready_grads()
-        return norm
 
-    def _require_finite(self, name: str, value: float) -> None:
-        """Stop before the step is taken, and write down which windows are to blame. All ranks know the value."""
-        if math.isfinite(value):
-            return
+    def _blame(self, name: str, value: float) -> None:
+        """Write down which windows made a loss or gradient that is not finite, and stop or skip the step.
+
+        All ranks know the value.
+
+        Raises:
+            NonFinite: unless the step is to be skipped, and those before it were not all skipped, too.
+        """
         batch = self.settings.train.global_batch_size
         first = self.step * batch
         losses = self._losses_by_window()
         offending = [first + row for row, loss in enumerate(losses) if not math.isfinite(loss)]
         path = self.directory / "non_finite.json"
+        in_a_row = self._skipped[-SKIPS:] == list(range(self.step - SKIPS, self.step))
+        skip = self.settings.train.non_finite == "skip" and not in_a_row
         if self.world.main:
-            content = {
+            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+            event = {
                 "step": self.step,
+                "skipped": skip,
                 "what": name,
                 "value": str(value),
                 "windows": [first, first + batch - 1],
                 "offending": offending,
                 "losses": [str(loss) for loss in losses],
             }
-            artifact.write_json(path, content)
-        raise NonFinite(
+            artifact.write_json(path, [one for one in known if one["step"] < self.step] + [event])
+        told = (
             f"the {name} is {value} in step {self.step} (windows {first} to {first + batch - 1}, of which "
-            f"{len(offending)} have a loss that is not finite: {path}); the step was not taken. Lower "
-            "optimizer.learning_rate or optimizer.clip_grad"
+            f"{len(offending)} have a loss that is not finite: {path})"
         )
+        if not skip:
+            asked = f", nor were the {SKIPS} before it" if in_a_row else ""
+            raise NonFinite(
+                f"{told}; the step was not taken{asked}. Lower optimizer.learning_rate or optimizer.clip_grad"
+                + ("" if asked else ", or go on without such steps: train.non_finite=skip")
+            )
+        log.warning("%s; skipped, as train.non_finite=skip asks", told)
+        self._skipped.append(self.step)
 
     def _losses_by_window(self) -> list[float]:
         """The sum of losses of each window of the step, in the order of positions, on every rank.
 
-        It reads the windows once more, and records them once more: no checkpoint may follow.
+        It reads the windows once more, which is not recorded.
         """
         train, world = self.settings.train, self.world
         with torch.no_grad():
@@ -535,6 +566,7 @@ class Trainer:
                     previous=self._ledger_head,
                     plan=self.inputs["plan"],
                     order=self.inputs["order"],
+                    skipped=[step for step in self._skipped if step >= self._committed],
                 )
             ]
         distributed.broadcast_object_list(head)

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule, from megatron-core."""
+"""Optimizer and learning-rate schedule, from megatron-core; Muon is PyTorch's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedBase
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from pretrain.config import OptimizerConfig, TrainConfig
@@ -20,32 +21,71 @@ from pretrain.config import OptimizerConfig, TrainConfig
 def build(
     chunks: list[Any], optimizer: OptimizerConfig, train: TrainConfig, *, distributed: bool = False
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """AdamW over the model's chunks, and its warm-up and decay counted in windows.
+    """The optimizer over the model's chunks, and its warm-up and decay counted in windows.
 
     Args:
         chunks: of the model, each in megatron-core's ``DistributedDataParallel``.
         optimizer: its settings.
         train: for the precision and the length of the schedule.
-        distributed: each data-parallel rank holds a share of its state and updates that share of the weights.
+        distributed: each data-parallel rank holds a share of Adam's state and updates that share of the weights.
     """
     low = train.low
-    adam = get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=optimizer.learning_rate,
-            min_lr=optimizer.min_learning_rate,
-            weight_decay=optimizer.weight_decay,
-            adam_beta1=optimizer.beta1,
-            adam_beta2=optimizer.beta2,
-            adam_eps=optimizer.epsilon,
-            clip_grad=optimizer.clip_grad,
-            bf16=low,
-            params_dtype=torch.bfloat16 if low else torch.float32,
-            use_distributed_optimizer=distributed,
-        ),
-        chunks,
+    config = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.learning_rate,
+        min_lr=optimizer.min_learning_rate,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_eps=optimizer.epsilon,
+        clip_grad=optimizer.clip_grad,
+        bf16=low,
+        params_dtype=torch.bfloat16 if low else torch.float32,
+        use_distributed_optimizer=distributed,
     )
-    return adam, schedule(adam, optimizer, train)
+    if optimizer.kind == "muon":
+        made: MegatronOptimizer = _with_muon(chunks, optimizer, config)
+    else:
+        made = get_megatron_optimizer(config, chunks)
+    return made, schedule(made, optimizer, train)
+
+
+def _with_muon(
+    chunks: list[Any], optimizer: OptimizerConfig, config: MegatronOptimizerConfig
+) -> ChainedOptimizer:
+    """Adam for embeddings and norms, Muon for the matrices of the layers."""
+    named = [pair for chunk in chunks for pair in chunk.named_parameters()]
+    matrices = [weight for name, weight in named if ".layers." in name and weight.dim() == 2]
+    for weight in matrices:  # megatron-core leaves out what is frozen when it makes an optimizer
+        weight.requires_grad = False
+    parts = _parts(get_megatron_optimizer(config, chunks))
+    for weight in matrices:
+        weight.requires_grad = True
+    group = {
+        "params": matrices,
+        # By these names megatron-core finds a group again in a checkpoint.
+        **{"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False},
+    }
+    muon = torch.optim.Muon(
+        [group],
+        lr=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        momentum=optimizer.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    if config.bf16:
+        wrapped: MegatronOptimizer = Float16OptimizerWithFloat16Params(muon, config, None, _no_momentum)
+    else:
+        wrapped = FP32Optimizer(muon, config, _no_momentum)
+    for name in ("grad_stats_parallel_group", "tp_group"):
+        setattr(wrapped, name, getattr(parts[0], name))
+    return ChainedOptimizer([*parts, wrapped])
+
+
+def _no_momentum(muon: torch.optim.Muon, _config: Any = None) -> None:
+    """The state before the first step, which is what a checkpoint's is read into."""
+    for weight in (weight for group in muon.param_groups for weight in group["params"]):
+        muon.state[weight] = {"momentum_buffer": torch.zeros_like(weight)}
 
 
 def schedule(adam: Any, optimizer: OptimizerConfig, train: TrainConfig) -> OptimizerParamScheduler:
@@ -111,7 +151,9 @@ def load_state(adam: MegatronOptimizer, found: dict[str, Any]) -> None:
         own = found["state"] if len(parts) == 1 else found["state"][number]
         tensors = own.pop("param_state", None)
         groups = own.get("optimizer", own)["param_groups"]
-        if not isinstance(one.optimizer, torch.optim.AdamW):  # of Transformer Engine or Apex
+        if isinstance(one.optimizer, torch.optim.Muon):
+            pass  # counts no steps
+        elif not isinstance(one.optimizer, torch.optim.AdamW):  # of Transformer Engine or Apex
             for group in groups:
                 group["step"] = found["step"]
         elif tensors is None:
@@ -132,7 +174,7 @@ def updated(adam: MegatronOptimizer) -> list[torch.nn.Parameter]:
 
 
 def _parts(adam: Any) -> list[Any]:
-    """The optimizers inside: one for experts, one for the rest."""
+    """The optimizers inside: one for experts or Muon's matrices, one for the rest."""
     return getattr(adam, "chained_optimizers", [adam])
 
 

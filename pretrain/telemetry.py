@@ -78,8 +78,9 @@ class Live:
         self.said = now
         left = (now - self.started) / max(step - self.first, 1) * (self.steps - step)
         share = f"  MFU {record['mfu']:.0%}" if record.get("mfu") is not None else ""
+        loss = "skipped" if record["loss"] is None else f"loss {record['loss']:.3f}"
         line = (
-            f"{self.title}: step {step}/{self.steps}  loss {record['loss']:.3f}  "
+            f"{self.title}: step {step}/{self.steps}  {loss}  "
             f"{record['tokens_per_second']:,.0f} tokens/s{share}  {record['memory_gib']:.1f} GiB  "
             f"{int(left) // 60} min {int(left) % 60:02d} s left"
         )

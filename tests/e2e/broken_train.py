@@ -1,6 +1,10 @@
-"""launch/train.py with one fault in its overlay: ``broken_train.py FAULT overrides...`` (run by test_broken)."""
+"""launch/train.py with one fault in its overlay: ``broken_train.py FAULT overrides...`` (run by test_broken).
+
+``nan:3,15`` makes the weights of the losses of steps 3 and 15 NaN, once they are checked and recorded.
+"""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,9 +32,27 @@ def wrong(self, position, window):
     return found
 
 
-Overlay.apply = wrong
+def poisoned(steps):
+    from pretrain.batches import Batches
+
+    right = Batches.step
+
+    def step(self, number, **how):
+        for batch in right(self, number, **how):
+            bad = float("nan") if number in steps else 1.0
+            yield replace(batch, loss_mask=batch.loss_mask * bad)
+
+    Batches.step = step
+
+
+if FAULT.startswith("nan:"):
+    STEPS = [int(step) for step in FAULT[4:].split(",")]
+else:
+    Overlay.apply = wrong
 
 if __name__ == "__main__":
+    if FAULT.startswith("nan:"):
+        poisoned(STEPS)
     from launch.train import main
 
     main()

@@ -1,5 +1,6 @@
 """A trainer whose overlay is broken stops before the step, or the audit fails; item, step and row are named."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+EARLY = ["insertion.phase=[{end: 0.5}]"]
 ROW = 6
 BATCH = 8
 
@@ -57,3 +59,79 @@ def test_the_audit_fails(prepared):
     told = [line for line in done.lines if f"step {free // BATCH}, row {free % BATCH}" in line]
     assert told, done.out
     assert f"it holds item {item} at offset 10" in told[0]
+
+
+@pytest.mark.slow
+def test_a_skipped_step_with_exposures_fails_the_audit(prepared):
+    """The run stops before it, goes on without it if told to, and the audit names what was not learnt."""
+    given = ["name=nan", *EARLY]
+    prepared.ok("plan", *given)
+    directory = prepared.directory("nan")
+    stopped = train(prepared, "nan:3,15", *given)
+    assert stopped.returncode == 2
+    assert "the gradient norm is nan in step 3 (windows 24 to 31" in stopped.stderr
+    assert (
+        stopped.stderr.strip().splitlines()[-1].endswith("or go on without such steps: train.non_finite=skip")
+    )
+    done = train(prepared, "nan:3,15", *given, "train.non_finite=skip")
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 2" in done.stderr
+    assert prepared.directory("nan") == directory  # the same run
+    records = [
+        json.loads(line) for line in (directory / "perturbed" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [record["step"] for record in records] == list(range(1, 21))
+    assert [record["step"] for record in records if record.get("skipped")] == [4, 16]
+    assert [record["gradient_norm"] is None for record in records] == [k in (3, 15) for k in range(20)]
+    written = json.loads((directory / "perturbed" / "non_finite.json").read_text())
+    assert [(event["step"], event["skipped"]) for event in written] == [(3, True), (15, True)]
+    assert train(prepared, "nan:15", *given, "train.non_finite=skip", "run=twin").returncode == 0
+    audit = prepared.run("audit", *given)
+    assert audit.status == 3
+    _, _, exposures = planned(directory)
+    items = pl.read_parquet(directory / "plan" / "items.parquet")["item_id"]
+    lost = exposures.filter(pl.col("position") // BATCH == 3)
+    assert lost.height
+    named = [
+        f"item {items[e['item']]}, step 3, row {e['position'] % BATCH}: consumed, but the step was skipped"
+        for e in lost.iter_rows(named=True)
+    ]
+    told = [
+        line.split("learnt from: ")[1] for line in audit.lines if "every exposure was learnt from: " in line
+    ]
+    assert told[:5] == [*named, "step 3: skipped by the perturbed run alone"][:5]
+    assert len([check for check in audit.lines if "skipped steps: 3, 15" in check]) == 1
+    shown = prepared.ok("plan", *given, "show", "step=3", "ledger=true")
+    assert shown.lines[0] == "skipped, so that nothing was learnt from them: steps 3, 15"
+
+
+@pytest.mark.slow
+def test_a_step_that_both_skip_and_that_inserts_nothing_does_no_harm(prepared):
+    """Weights go on as if it were not there, and the schedule as if it were."""
+    from pretrain import checkpoint
+
+    given = ["name=harmless", *EARLY, "train.non_finite=skip", "train.checkpoint_every=1"]
+    prepared.ok("plan", *given)
+    for run in ("perturbed", "twin"):
+        assert train(prepared, "nan:15", *given, f"run={run}").returncode == 0
+    audit = prepared.ok("audit", *given)
+    assert "audit: PASS" in audit.out
+    assert "skipped steps: 15" in audit.out
+    place = prepared.directory("harmless") / "perturbed" / "checkpoints"
+    before, after, later = (checkpoint.tensors(checkpoint.path_of(place, step)) for step in (15, 16, 17))
+    assert all((before[name] == after[name]).all() for name in before)
+    assert any((later[name] != after[name]).any() for name in after)
+    records = [json.loads(line) for line in (place.parent / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["learning_rate"] for record in records]
+    assert rates[14] > rates[15] > rates[16]
+
+
+@pytest.mark.slow
+def test_too_many_skipped_steps_stop(prepared):
+    """A model whose every step is skipped is not trained to the end."""
+    given = ["name=hopeless", "train.non_finite=skip"]
+    prepared.ok("plan", *given)
+    done = train(prepared, "nan:4,5,6,7,8", *given)
+    assert done.returncode == 2
+    assert "in step 7" in done.stderr
+    assert "the step was not taken, nor were the 3 before it. Lower" in done.stderr

@@ -47,12 +47,27 @@ def test_at_the_edge():
     replace(OPTIMIZER, beta1=0.0, weight_decay=0.0, clip_grad=0.0, warmup_steps=0)
     replace(TRAIN, seed=2**32 - 1)
     replace(MODEL, kv_heads=2)
-    OPTIMIZER.check(replace(TRAIN, steps=4))
+    OPTIMIZER.check(replace(TRAIN, steps=4), MODEL, ParallelConfig())
 
 
 def test_warm_up_as_long_as_the_run():
     with pytest.raises(UserError, match=r"optimizer\.warmup_steps=3 must be below train\.steps=3"):
-        OPTIMIZER.check(replace(TRAIN, steps=3))
+        OPTIMIZER.check(replace(TRAIN, steps=3), MODEL, ParallelConfig())
+
+
+@pytest.mark.parametrize(
+    ("model", "parallel", "told"),
+    [
+        (MODEL, ParallelConfig(tensor=2), "parallel.tensor=2"),
+        (replace(MODEL, experts=4), ParallelConfig(), "model.experts=4"),
+    ],
+)
+def test_muon_needs_whole_matrices(model, parallel, told):
+    muon = replace(OPTIMIZER, kind="muon")
+    muon.check(TRAIN, MODEL, ParallelConfig(pipeline=2))
+    OPTIMIZER.check(TRAIN, model, parallel)
+    with pytest.raises(UserError, match=rf"optimizer\.kind=muon does not go with {told}"):
+        muon.check(TRAIN, model, parallel)
 
 
 LAYERED = replace(MODEL, layers=12, kv_heads=2)

@@ -55,7 +55,7 @@ def test_two_ranks_train_as_one(prepared, alone, name):
     prepared.ok("plan", f"name={name}", *CLIPPED)
     done = prepared.ok("train", f"name={name}", *CLIPPED, *TOPOLOGIES[name], ranks=2)
     # Adam holds two values a weight; those of the weights alone that this rank updates.
-    told = re.search(r"holds ([\d,]+) weights, and Adam's state of ([\d,]+)", done.out)
+    told = re.search(r"holds ([\d,]+) weights, and the optimizer's state of ([\d,]+)", done.out)
     weights, updated = (int(number.replace(",", "")) for number in told.groups())
     assert weights == WEIGHTS or name not in ("context", "data", "data_whole_optimizer")
     # Padded to multiples of 64.

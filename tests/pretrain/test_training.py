@@ -59,7 +59,8 @@ def test_a_gradient_that_is_not_finite_is_never_applied(prepared):
     done = prepared.run("train", "name=notfinite", *overrides)
     assert done.status == 2, done.out
     assert "the step was not taken" in done.lines[-1]
-    written = json.loads((prepared.directory("notfinite") / "perturbed" / "non_finite.json").read_text())
+    (written,) = json.loads((prepared.directory("notfinite") / "perturbed" / "non_finite.json").read_text())
+    assert not written["skipped"]
     first = 8 * written["step"]
     assert written["windows"] == [first, first + 7]
     assert len(records(prepared, "notfinite")) == written["step"]  # it was the next one
@@ -124,7 +125,7 @@ def test_the_windows_that_are_to_blame(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "the loss is nan in step 1 (windows 8 to 15, of which 2 have" in done.stdout
-    written = json.loads((tmp_path / "non_finite.json").read_text())
+    (written,) = json.loads((tmp_path / "non_finite.json").read_text())
     assert (written["step"], written["what"], written["offending"]) == (1, "loss", [9, 14])
     losses = [float(loss) for loss in written["losses"]]
     assert all(losses[row] == pytest.approx(32 * np.log(200), rel=0.1) for row in (0, 2, 3, 4, 5, 7))
