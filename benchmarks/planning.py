@@ -59,7 +59,7 @@ def plan(directory: Path, windows: int, exposures: int) -> dict[str, float]:
     base = peak()
     began = time.perf_counter()
     doses = np.array([1, 4, 16, 64, 256])
-    items = exposures // doses.sum()
+    items = -(-exposures // int(doses.sum()))
     arms = [Arm(dose=int(dose)) for dose in doses]
     rng = np.random.default_rng(1)
     low, high, item, arm = [], [], [], []

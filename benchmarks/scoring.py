@@ -1,6 +1,6 @@
 """Scoring against what others do with the same model on the same machine.
 
-    python benchmarks/scoring.py [--model DIRECTORY] [--out results/scoring_DATE.md]
+    python benchmarks/scoring.py [--model DIRECTORY] [--texts FILE] [--out results/scoring_DATE.md]
 
 Three comparisons, on a ``tiny`` model (an exported checkpoint with ``--model``, otherwise one with random weights):
 
@@ -10,6 +10,7 @@ Three comparisons, on a ``tiny`` model (an exported checkpoint with ``--model``,
    said. The generations of ``transformers`` are timed on ``--generated`` passages and scaled up.
 2. Six numbers a token on 2,000 items of 20 to 400 tokens, against a padded ``transformers`` loop in file order at its
    best batch size, which takes log-softmax and gather alone; and against ``lm_eval`` where it is installed.
+   Passages are consecutive tokens of the text ``--texts``, by the tokenizer beside the model; without it random ids.
 3. The largest difference to float32, one text at a time.
 
 Arms take turns, ``--repeats`` times; medians are told. Loading and importing are not timed.
@@ -197,7 +198,7 @@ def mixed_lengths(reference, model: models.Model, vocabulary: int, given) -> lis
     difference = float(np.abs(numbers["logprob"] - alone).max())
     rates = {name: tokens / statistics.median(values) for name, values in times.items()}
     lines = [
-        f"## Six numbers a token: {len(texts):,} items of 20 to 400 tokens ({tokens:,}), in file order",
+        f"## Six numbers a token: {len(texts):,} items of 20 to 400 random ids ({tokens:,}), in file order",
         "",
         "| | seconds: median (range) | tokens/s | here is faster by |",
         "|---|---|---|---|",
@@ -220,9 +221,23 @@ def mixed_lengths(reference, model: models.Model, vocabulary: int, given) -> lis
     return lines
 
 
+def passages(vocabulary: int, given) -> Texts:
+    """``--items`` passages of 200 tokens."""
+    if given.texts is None:
+        rng = np.random.default_rng(2)
+        return [rng.integers(1, vocabulary, 200) for _ in range(given.items)]
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(given.model / "tokenizer.json"))
+    ids = np.array(tokenizer.encode(given.texts.read_text(encoding="utf-8")).ids)
+    found = len(ids) // 200
+    if found < given.items:
+        raise SystemExit(f"{given.texts} has {found:,} passages of 200 tokens; give --items {found}")
+    return [ids[200 * k : 200 * (k + 1)] for k in range(given.items)]
+
+
 def hubble(reference, model: models.Model, vocabulary: int, given) -> list[str]:
-    rng = np.random.default_rng(2)
-    texts = [rng.integers(1, vocabulary, 200) for _ in range(given.items)]
+    texts = passages(vocabulary, given)
     some = texts[: given.generated]
     here: dict[str, list[float]] = {}
     theirs: dict[int, list[float]] = {100: [], 500: []}
@@ -239,7 +254,8 @@ def hubble(reference, model: models.Model, vocabulary: int, given) -> list[str]:
             )
     ours, one_pass = statistics.median(here["all"]), statistics.median(here["one pass"])
     lines = [
-        f"## Hubble's copyright tasks: {len(texts):,} passages of 200 tokens",
+        f"## Hubble's copyright tasks: {len(texts):,} passages of 200 tokens, "
+        + (f"of {given.texts.name}" if given.texts else "random ids"),
         "",
         "| | seconds: median (range) | all of it here is faster by | all but ROUGE-L (one pass) here is faster by |",
         "|---|---|---|---|",
@@ -266,6 +282,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--texts", type=Path, help="text for the passages; needs --model")
     parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--generated", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
@@ -289,8 +306,8 @@ def main() -> None:
         f"{os.cpu_count()} cores ({platform.machine()}, no GPU), {torch.get_num_threads()} threads, load average "
         f"{os.getloadavg()[0]:.1f} before, Python {platform.python_version()}, "
         f"{', '.join(f'{name} {version(name)}' for name in packages)}. {weights / 1e6:.1f}M parameters, "
-        f"vocabulary {vocabulary:,}, {'exported checkpoint' if given.model else 'random weights'}, float32, random "
-        f"token ids. {given.repeats} repeats, arms in turn.",
+        f"vocabulary {vocabulary:,}, {'exported checkpoint' if given.model else 'random weights'}, float32. "
+        f"{given.repeats} repeats, arms in turn.",
         "",
         *mixed_lengths(reference, model, vocabulary, given),
         "",

@@ -1,5 +1,7 @@
 """The audit passes what is right and names item, step and row of what is not, even if the trainer was fooled."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -37,8 +39,34 @@ def test_right_passes(case, twin):
     made, order = case
     result = audit(made, consume(made, order), twin, order)
     assert result["verdict"] == "PASS", result["failures"]
-    assert len(result["checks"]) == 8
+    assert len(result["checks"]) == 9
     assert audit(made, consume(made, order), None, order)["verdict"] == "PASS"
+
+
+def test_steps_that_taught_nothing(case, twin):
+    """Exposures in them are lost; others do harm if the twin learnt what the run did not."""
+    made, order = case
+    own = consume(made, order)
+    exposed = int(made.exposures["position"][10]) // BATCH
+    steps = set((made.exposures["position"] // BATCH).to_list())
+    free = next(step for step in range(made.shape.steps) if step not in steps)
+    both = audit(made, replace(own, skipped=(free,)), replace(twin, skipped=(free,)), order)
+    assert both["verdict"] == "PASS", both["failures"]
+    assert both["checks"][-1]["detail"] == f"skipped steps: {free}"
+    assert audit(made, replace(own, skipped=(free,)), None, order)["verdict"] == "PASS"
+    for ours, theirs, who in (((free,), (), "perturbed run"), ((), (free,), "twin")):
+        alone = audit(made, replace(own, skipped=ours), replace(twin, skipped=theirs), order)
+        assert failed(alone) == ["every exposure was learnt from"]
+        assert alone["failures"] == [
+            f"every exposure was learnt from: step {free}: skipped by the {who} alone"
+        ]
+    lost = audit(made, replace(own, skipped=(exposed,)), replace(twin, skipped=(exposed,)), order)
+    assert failed(lost) == ["every exposure was learnt from"]
+    assert any(
+        f"item {name_of(made, 10)}, step {exposed}, row " in line
+        and line.endswith("but the step was skipped")
+        for line in lost["failures"]
+    )
 
 
 class Broken(Overlay):

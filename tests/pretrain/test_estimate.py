@@ -147,7 +147,7 @@ def test_impossible_schedules(change, told):
 
 def test_a_decay_longer_than_the_run():
     with pytest.raises(UserError, match=r"do not fit into train\.steps=100"):
-        replace(OPTIMIZER, schedule="wsd", decay_steps=91).check(TRAIN)
+        replace(OPTIMIZER, schedule="wsd", decay_steps=91).check(TRAIN, preset("nano"), ParallelConfig())
 
 
 def test_dry_run_needs_neither_corpus_nor_engine(tmp_path):
