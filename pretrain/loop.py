@@ -395,11 +395,8 @@ class Trainer:
         self.scheduler.step(increment=self.settings.train.global_batch_size)
         if wrong is None:
             self._update(norm)
-        told = self._by_group(sums) | self.routing.take()
-        finite = {
-            name: value if value is None or math.isfinite(value) else None for name, value in told.items()
-        }
-        return finite, norm if math.isfinite(norm) else None, stopped > 0
+        told = _finite(self._by_group(sums) | self.routing.take())
+        return told, _finite(norm), stopped > 0
 
     def _batch(self, groups: int, *, forward_only: bool) -> list[dict[str, Tensor]]:
         """The global batch through the model: what ``_loss`` tells of each micro-batch, on the last stage."""
@@ -571,6 +568,15 @@ class Trainer:
             ]
         distributed.broadcast_object_list(head)
         self._ledger_head, self._committed = head[0], self.step
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: None in its place, in lists and by name, too."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:
