@@ -302,7 +302,7 @@ def main() -> None:
     lines = [
         f"# Scoring, {time.strftime('%Y-%m-%d')}",
         "",
-        f"`PYTHONPATH=. python benchmarks/scoring.py {' '.join(sys.argv[1:])}` at commit {commit.strip()}, on "
+        f"`PYTHONPATH=. python benchmarks/scoring.py {' '.join(Path(one).name for one in sys.argv[1:])}` at commit {commit.strip()}, on "
         f"{os.cpu_count()} cores ({platform.machine()}, no GPU), {torch.get_num_threads()} threads, load average "
         f"{os.getloadavg()[0]:.1f} before, Python {platform.python_version()}, "
         f"{', '.join(f'{name} {version(name)}' for name in packages)}. {weights / 1e6:.1f}M parameters, "
