@@ -296,13 +296,14 @@ def main() -> None:
     reference = tiny(given.model)
     model = models.of_huggingface(reference)
     vocabulary = reference.config.vocab_size
+    asked = " ".join(Path(one).name for one in sys.argv[1:])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
     packages = ["torch", "transformers", "polars", *(["lm_eval"] if find_spec("lm_eval") else [])]
     weights = sum(p.numel() for p in reference.parameters())
     lines = [
         f"# Scoring, {time.strftime('%Y-%m-%d')}",
         "",
-        f"`PYTHONPATH=. python benchmarks/scoring.py {' '.join(Path(one).name for one in sys.argv[1:])}` at commit {commit.strip()}, on "
+        f"`PYTHONPATH=. python benchmarks/scoring.py {asked}` at commit {commit.strip()}, on "
         f"{os.cpu_count()} cores ({platform.machine()}, no GPU), {torch.get_num_threads()} threads, load average "
         f"{os.getloadavg()[0]:.1f} before, Python {platform.python_version()}, "
         f"{', '.join(f'{name} {version(name)}' for name in packages)}. {weights / 1e6:.1f}M parameters, "
