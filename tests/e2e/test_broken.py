@@ -1,12 +1,12 @@
 """A trainer whose overlay is broken stops before the step, or the audit fails; item, step and row are named."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
+
+from tests import warm
 
 EARLY = ["insertion.phase=[{end: 0.5}]"]
 ROW = 6
@@ -14,15 +14,9 @@ BATCH = 8
 
 
 def train(place, fault, *overrides):
+    """Exit status and output."""
     script = str(Path(__file__).with_name("broken_train.py"))
-    return subprocess.run(
-        [sys.executable, script, fault, *place.overrides, *overrides],
-        cwd=place.path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return warm.run([script, fault, *place.overrides, *overrides], place.path)
 
 
 def planned(directory):
@@ -34,10 +28,10 @@ def planned(directory):
 @pytest.mark.parametrize("fault", ["skip", "token"])
 def test_the_run_stops(prepared, fault):
     prepared.ok("plan", f"name={fault}")
-    done = train(prepared, fault, f"name={fault}")
+    status, out = train(prepared, fault, f"name={fault}")
     position, item, _ = planned(prepared.directory(fault))
-    assert done.returncode == 3
-    told = done.stderr.strip().splitlines()[-1]
+    assert status == 3
+    told = out.strip().splitlines()[-1]
     assert told.startswith("palimpsest: planned tokens are not in the batch")
     assert f"item {item}, step {position // BATCH}, rank 0, row {position % BATCH}" in told
     # Nothing from that step on was saved.
@@ -49,7 +43,7 @@ def test_the_run_stops(prepared, fault):
 def test_the_audit_fails(prepared):
     """An exposure that is also applied where nothing was planned goes unseen by the trainer, not by the audit."""
     prepared.ok("plan", "name=twice")
-    assert train(prepared, "twice", "name=twice").returncode == 0
+    assert train(prepared, "twice", "name=twice")[0] == 0
     prepared.ok("train", "name=twice", "run=twin")
     done = prepared.run("audit", "name=twice")
     _, item, exposures = planned(prepared.directory("twice"))
@@ -67,15 +61,13 @@ def test_a_skipped_step_with_exposures_fails_the_audit(prepared):
     given = ["name=nan", *EARLY]
     prepared.ok("plan", *given)
     directory = prepared.directory("nan")
-    stopped = train(prepared, "nan:3,15", *given)
-    assert stopped.returncode == 2
-    assert "the gradient norm is nan in step 3 (windows 24 to 31" in stopped.stderr
-    assert (
-        stopped.stderr.strip().splitlines()[-1].endswith("or go on without such steps: train.non_finite=skip")
-    )
-    done = train(prepared, "nan:3,15", *given, "train.non_finite=skip")
-    assert done.returncode == 0, done.stderr
-    assert "going on from step 2" in done.stderr
+    status, out = train(prepared, "nan:3,15", *given)
+    assert status == 2
+    assert "the gradient norm is nan in step 3 (windows 24 to 31" in out
+    assert out.strip().endswith("or go on without such steps: train.non_finite=skip")
+    status, out = train(prepared, "nan:3,15", *given, "train.non_finite=skip")
+    assert status == 0, out
+    assert "going on from step 2" in out
     assert prepared.directory("nan") == directory  # the same run
     records = [
         json.loads(line) for line in (directory / "perturbed" / "metrics.jsonl").read_text().splitlines()
@@ -85,7 +77,7 @@ def test_a_skipped_step_with_exposures_fails_the_audit(prepared):
     assert [record["gradient_norm"] is None for record in records] == [k in (3, 15) for k in range(20)]
     written = json.loads((directory / "perturbed" / "non_finite.json").read_text())
     assert [(event["step"], event["skipped"]) for event in written] == [(3, True), (15, True)]
-    assert train(prepared, "nan:15", *given, "train.non_finite=skip", "run=twin").returncode == 0
+    assert train(prepared, "nan:15", *given, "train.non_finite=skip", "run=twin")[0] == 0
     audit = prepared.run("audit", *given)
     assert audit.status == 3
     _, _, exposures = planned(directory)
@@ -110,10 +102,10 @@ def test_a_step_that_both_skip_and_that_inserts_nothing_does_no_harm(prepared):
     """Weights go on as if it were not there, and the schedule as if it were."""
     from pretrain import checkpoint
 
-    given = ["name=harmless", *EARLY, "train.non_finite=skip", "train.checkpoint_every=1"]
+    given = ["name=harmless", *EARLY, "train.non_finite=skip", "train.checkpoint_at=[15,16,17]"]
     prepared.ok("plan", *given)
     for run in ("perturbed", "twin"):
-        assert train(prepared, "nan:15", *given, f"run={run}").returncode == 0
+        assert train(prepared, "nan:15", *given, f"run={run}")[0] == 0
     audit = prepared.ok("audit", *given)
     assert "audit: PASS" in audit.out
     assert "skipped steps: 15" in audit.out
@@ -131,7 +123,7 @@ def test_too_many_skipped_steps_stop(prepared):
     """A model whose every step is skipped is not trained to the end."""
     given = ["name=hopeless", "train.non_finite=skip"]
     prepared.ok("plan", *given)
-    done = train(prepared, "nan:4,5,6,7,8", *given)
-    assert done.returncode == 2
-    assert "in step 7" in done.stderr
-    assert "the step was not taken, nor were the 3 before it. Lower" in done.stderr
+    status, out = train(prepared, "nan:4,5,6,7,8", *given)
+    assert status == 2
+    assert "in step 7" in out
+    assert "the step was not taken, nor were the 3 before it. Lower" in out
