@@ -171,8 +171,6 @@ class OptimizerConfig:
     """``muon``: the layers' matrices get orthogonalised momentum (Jordan et al., 2024), each as megatron-core keeps it
     (queries, keys and values in one, gate and up in one); embeddings and norms get AdamW. Steps are as large as AdamW's
     (Liu et al., 2025), so that learning rates carry over."""
-    momentum: float = 0.95
-    """Of Muon, Nesterov's."""
     law: Literal["step_law"] | None = None
     """Where the learning rates come from (:mod:`pretrain.laws`); None: they are given."""
     learning_rate: float
@@ -220,7 +218,7 @@ class OptimizerConfig:
                 f"optimizer.min_learning_rate={self.min_learning_rate} is never reached with "
                 f"optimizer.schedule=constant; set it to {self.learning_rate}"
             )
-        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2), ("momentum", self.momentum)):
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise UserError(f"optimizer.{name}={beta} must lie between 0 and 1, 1 excluded")
         if not 0 <= self.min_learning_rate <= self.learning_rate:

@@ -44,7 +44,7 @@ from pretrain.config import (
 from pretrain.interrupts import Interrupted, Interrupts, Watchdog
 from pretrain.parallel import Attention, World
 from pretrain.routing import Routing
-from pretrain.telemetry import Profile, Writer, peak_memory
+from pretrain.telemetry import Profile, Writer, finite, peak_memory
 
 log = logging.getLogger(__name__)
 
@@ -345,6 +345,7 @@ class Trainer:
             }
             if evaluate is not None:
                 record |= evaluate(self.chunks[0].module, self.step, self.step in due)
+            record = finite(record)
             for writer in writers:
                 writer.write(record)
             if self.step in due or stop:
@@ -361,7 +362,7 @@ class Trainer:
         distributed.barrier()
         watchdog.stop()
 
-    def _train_step(self, stop: bool) -> tuple[dict[str, Any], float | None, bool]:
+    def _train_step(self, stop: bool) -> tuple[dict[str, Any], float, bool]:
         """One step over the global batch.
 
         Args:
@@ -369,7 +370,7 @@ class Trainer:
 
         Returns:
             Mean losses (nats a token) by the name they are recorded under, and what became of the routing; the
-            gradient norm before clipping; whether any rank was told to stop. None for what is not finite.
+            gradient norm before clipping; whether any rank was told to stop.
         """
         world = self.world
         for chunk in self.chunks:
@@ -395,8 +396,7 @@ class Trainer:
         self.scheduler.step(increment=self.settings.train.global_batch_size)
         if wrong is None:
             self._update(norm)
-        told = _finite(self._by_group(sums) | self.routing.take())
-        return told, _finite(norm), stopped > 0
+        return self._by_group(sums) | self.routing.take(), norm, stopped > 0
 
     def _batch(self, groups: int, *, forward_only: bool) -> list[dict[str, Tensor]]:
         """The global batch through the model: what ``_loss`` tells of each micro-batch, on the last stage."""
@@ -568,15 +568,6 @@ class Trainer:
             ]
         distributed.broadcast_object_list(head)
         self._ledger_head, self._committed = head[0], self.step
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: None in its place, in lists and by name, too."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:

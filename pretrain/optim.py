@@ -70,7 +70,6 @@ def _with_muon(
         [group],
         lr=optimizer.learning_rate,
         weight_decay=optimizer.weight_decay,
-        momentum=optimizer.momentum,
         adjust_lr_fn="match_rms_adamw",
     )
     if config.bf16:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import sys
 import time
@@ -24,6 +25,15 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Flush."""
+
+
+def finite(value: Any) -> Any:
+    """A record with None for NaN and infinity, which JSON does not have; in lists, too."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class JsonLines:

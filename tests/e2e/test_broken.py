@@ -13,10 +13,10 @@ ROW = 6
 BATCH = 8
 
 
-def train(place, fault, *overrides):
+def train(place, fault, *overrides, ranks=1):
     """Exit status and output."""
     script = str(Path(__file__).with_name("broken_train.py"))
-    return warm.run([script, fault, *place.overrides, *overrides], place.path)
+    return warm.run([script, fault, *place.overrides, *overrides], place.path, ranks=ranks)
 
 
 def planned(directory):
@@ -127,3 +127,18 @@ def test_too_many_skipped_steps_stop(prepared):
     assert status == 2
     assert "in step 7" in out
     assert "the step was not taken, nor were the 3 before it. Lower" in out
+
+
+@pytest.mark.slow
+def test_two_ranks_skip_as_one(prepared):
+    """Also where weights are gathered and gradients exchanged beside the computation."""
+    losses = []
+    for name, more, ranks in (("alone", [], 1), ("overlapping", ["parallel.overlap=true"], 2)):
+        given = [f"name={name}", "train.non_finite=skip", *more]
+        prepared.ok("plan", *given)
+        status, out = train(prepared, "nan:4", *given, ranks=ranks)
+        assert status == 0, out
+        lines = (prepared.directory(name) / "perturbed" / "metrics.jsonl").read_text().splitlines()
+        assert [k for k, line in enumerate(lines) if "skipped" in json.loads(line)] == [4]
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)

@@ -77,6 +77,7 @@ import numpy as np
 import torch
 from pretrain import loop, parallel
 from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from pretrain.telemetry import JsonLines, Live
 
 class Windows:
     identity = "made up"
@@ -92,7 +93,8 @@ def main():
         model=ModelConfig(name="m", layers=1, hidden=16, heads=2, ffn=16, tied_embeddings=False),
         optimizer=OptimizerConfig(learning_rate=1e-3, min_learning_rate=1e-3, warmup_steps=0, schedule="constant"),
         train=TrainConfig(
-            steps=9, global_batch_size=8, micro_batch_size=2, sequence_length=32, seed=1, checkpoint_every=9
+            steps=9, global_batch_size=8, micro_batch_size=2, sequence_length=32, seed=1, checkpoint_every=9,
+            non_finite=sys.argv[2],
         ),
         parallel=ParallelConfig(),
     )
@@ -103,7 +105,7 @@ def main():
         with torch.no_grad():
             trainer.chunks[0].module.embedding.word_embeddings.weight[150] = float("nan")
         try:
-            trainer.run([])
+            trainer.run([JsonLines(Path(sys.argv[1]) / "metrics.jsonl", 0), Live("poisoned", 0, 2)])
         except loop.NonFinite as error:
             print(error)
 
@@ -113,18 +115,30 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_the_windows_that_are_to_blame(tmp_path):
-    """A token whose embedding is NaN stands in windows 9 and 14: the second step stops, and they are written down."""
+@pytest.mark.parametrize("non_finite", ["stop", "skip"])
+def test_the_windows_that_are_to_blame(tmp_path, non_finite):
+    """A token whose embedding is NaN stands in windows 9 and 14: the second step stops, and they are written down.
+
+    Where it is skipped, the others are taken, and its record has no loss.
+    """
     (tmp_path / "poisoned.py").write_text(POISONED)
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "poisoned.py"), str(tmp_path)],
+        [sys.executable, str(tmp_path / "poisoned.py"), str(tmp_path), non_finite],
         env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    assert "the loss is nan in step 1 (windows 8 to 15, of which 2 have" in done.stdout
+    assert "the loss is nan in step 1 (windows 8 to 15, of which 2 have" in done.stdout + done.stderr
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    skipped = [json.loads(line) for line in lines if json.loads(line).get("skipped")]
+    if non_finite == "skip":
+        assert len(lines) == 9
+        assert [(one["step"], one["loss"]) for one in skipped] == [(2, None)]
+        assert "poisoned: step 2/2  skipped  " in done.stderr
+    else:
+        assert (len(lines), skipped) == (1, [])
     (written,) = json.loads((tmp_path / "non_finite.json").read_text())
     assert (written["step"], written["what"], written["offending"]) == (1, "loss", [9, 14])
     losses = [float(loss) for loss in written["losses"]]
