@@ -103,7 +103,8 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
         def _save(self, *, background: bool = False) -> None:
             pass
 
-    runtime = RuntimeConfig(device=task.device, threads=task.threads)
+    graphs = "graphs" in task.arm
+    runtime = RuntimeConfig(device=task.device, threads=task.threads, cuda_graphs=graphs)
     with parallel.start(ParallelConfig(), runtime) as world:
         trainer = Unsaved(
             Settings(
@@ -112,6 +113,7 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
                 train=task.train,
                 parallel=ParallelConfig(),
                 attention="te" if "Engine" in task.arm else "sdpa",
+                graphs=graphs,
             ),
             world,
             order=RandomWindows(task),
@@ -307,8 +309,10 @@ def table(arms: list[Arm], device_name: str) -> Iterator[str]:
 def arms_of(precision: str, device: str) -> list[str]:
     """Names of the arms, ours first."""
     found = ["here"]
-    if device == "cuda" and find_spec("transformer_engine") is not None:
-        found.append("here, Transformer Engine")
+    if device == "cuda":
+        found.append("here, CUDA graphs")
+        if find_spec("transformer_engine") is not None:
+            found.append("here, Transformer Engine")
     found.append("transformers")
     if precision == "bf16":
         found.append("transformers, all bf16")

@@ -110,17 +110,18 @@ def _settings(experiment: Experiment) -> tuple[Settings, str]:
     from pretrain import parallel
     from pretrain.loop import Settings
 
-    attention, because = parallel.pick_attention(
-        experiment.runtime, experiment.model, experiment.train, parallel.pick_device(experiment.runtime)
-    )
+    machine = experiment.runtime, experiment.model, experiment.train, parallel.pick_device(experiment.runtime)
+    attention, because = parallel.pick_attention(*machine)
+    parallel.check_graphs(*machine)
     settings = Settings(
         model=experiment.model,
         optimizer=experiment.optimizer,
         train=experiment.train,
         parallel=experiment.parallel,
         attention=attention,
+        graphs=experiment.runtime.cuda_graphs,
     )
-    return settings, because
+    return settings, because + (", layers as CUDA graphs" if experiment.runtime.cuda_graphs else "")
 
 
 def _plan(experiment: Experiment) -> plans.Plan:

@@ -604,6 +604,9 @@ class RuntimeConfig:
     """Layers and attention of Transformer Engine, or our own over ``scaled_dot_product_attention``. auto: Transformer
     Engine's on GPUs where it is installed and has the model's layers, unless ``train.document_attention`` is wanted,
     which only ours has."""
+    cuda_graphs: bool = False
+    """Whether megatron-core records the kernels of each layer as CUDA graphs in the first step and replays them after
+    it. Helps small models, whose kernels end before the CPU has started the next; takes memory."""
     hang_minutes: float = 60.0
     """Without a finished step before a training prints its stacks and ends; 0: it waits for ever."""
 

@@ -1,5 +1,7 @@
 """What PyTorch computes faster when asked in another way: matrix products on CPUs, SwiGLU, the loss without logits.
 
+On GPUs ``torch.compile`` makes one Triton kernel of what would be several; on CPUs nothing is compiled.
+
 Each is the plain formula within rounding, and is tested against it. None of it needs megatron-core.
 
 Shapes: N tokens, D inputs, F outputs, V vocabulary.
@@ -7,6 +9,9 @@ Shapes: N tokens, D inputs, F outputs, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -85,6 +90,19 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return found.unflatten(0, x.shape[:-1])
 
 
+_TRITON = find_spec("triton") is not None
+
+
+def _compiles(x: Tensor) -> bool:
+    """Whether what is done to this tensor is worth a kernel of its own, and there is a compiler for it."""
+    return x.is_cuda and _TRITON
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -105,8 +123,21 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(x: Tensor) -> Tensor:
     """SiLU(first half) * second half (Shazeer, 2020), computed again in the backward pass: (..., 2F) -> (..., F)."""
-    found: Tensor = _SwiGLU.apply(x)
+    found: Tensor = _compiled(_plain_swiglu)(x) if _compiles(x) else _SwiGLU.apply(x)
     return found
+
+
+def _plain_swiglu(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, -1)
+    return functional.silu(gate) * up
+
+
+def _losses_and_errors(logits_BV: Tensor, targets_B: Tensor, mask_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses, (B,) float32, and the gradient of their masked sum, in the precision of the logits."""
+    log_p = torch.log_softmax(logits_BV, -1, dtype=torch.float32)
+    losses_B = -log_p.gather(1, targets_B[:, None])[:, 0]
+    hit_BV = torch.arange(logits_BV.shape[1], device=logits_BV.device) == targets_B[:, None]
+    return losses_B, ((log_p.exp() - hit_BV.float()) * mask_B[:, None]).to(logits_BV.dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -122,9 +153,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for_hidden, for_weight = torch.empty_like(hidden_ND) if learning else hidden_ND, None
         for first in range(0, count, block):
             some = slice(first, min(first + block, count))
-            if learning:
-                error_BV = torch.empty(some.stop - first, wide, dtype=weight.dtype, device=weight.device)
-            for start in range(first, some.stop, rows):
+            if learning and _compiles(weight):
+                logits = _product(hidden_ND[some], weight)
+                losses_N[some], error_BV = _compiled(_losses_and_errors)(
+                    logits, targets_N[some], mask_N[some]
+                )
+                starts = range(0)
+            else:
+                starts = range(first, some.stop, rows)
+                error_BV = torch.empty(
+                    some.stop - first if learning else 0, wide, dtype=weight.dtype, device=weight.device
+                )
+            for start in starts:
                 few = slice(start, min(start + rows, some.stop))
                 log_p = torch.log_softmax(_product(hidden_ND[few], weight), -1, dtype=torch.float32)
                 target = targets_N[few, None]

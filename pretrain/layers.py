@@ -68,7 +68,18 @@ class FeedForward(MLP):
         return self.linear_fc2(kernels.swiglu(x if bias is None else x + bias))
 
 
-class ParallelLayer(TransformerLayer):
+class Layer(TransformerLayer):
+    """megatron-core's, which replays its CUDA graph (``runtime.cuda_graphs``) where it learns, and nowhere else.
+
+    A graph has one shape and holds the backward pass, too; probes of the plan have neither.
+    """
+
+    def _should_call_local_cudagraph(self, *args: Any, **kwargs: Any) -> bool:
+        replays: bool = super()._should_call_local_cudagraph(*args, **kwargs)
+        return replays and torch.is_grad_enabled()
+
+
+class ParallelLayer(Layer):
     """x + attention(norm(x)) + feed_forward(norm'(x)), as in GPT-NeoX and Pythia."""
 
     def forward(

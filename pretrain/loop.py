@@ -58,6 +58,8 @@ class Settings:
     train: TrainConfig
     parallel: ParallelConfig
     attention: Attention = "sdpa"
+    graphs: bool = False
+    """Whether layers are recorded as CUDA graphs."""
 
     def identity(self, vocab_size: int) -> dict[str, Any]:
         """The settings that determine the result, as JSON values: not the topology, not when it is saved."""
@@ -214,6 +216,7 @@ class Trainer:
             gpt = model.build(
                 *(settings.model, vocab_size, parallel, settings.train, start, piece),
                 attention=settings.attention,
+                graphs=settings.graphs,
             ).to(self.world.device)
             exchanged = DistributedDataParallelConfig(
                 # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.

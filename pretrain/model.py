@@ -32,7 +32,7 @@ from torch import Tensor
 from pretrain import kernels
 from pretrain.attention import CausalAttention
 from pretrain.config import ModelConfig, ParallelConfig, TrainConfig, padded_vocabulary
-from pretrain.layers import FeedForward, Norm, ParallelLayer, PlainNorm
+from pretrain.layers import FeedForward, Layer, Norm, ParallelLayer, PlainNorm
 from pretrain.parallel import Attention
 
 
@@ -56,7 +56,12 @@ class GPT(GPTModel):
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, train: TrainConfig, attention: Attention = "sdpa"
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    train: TrainConfig,
+    attention: Attention = "sdpa",
+    *,
+    graphs: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of one run."""
     low = train.low
@@ -109,6 +114,8 @@ def transformer_config(
         recompute_num_layers=1 if train.recompute else None,
         # Only Transformer Engine computes in 8 bits; what it trained is read in 16.
         fp8="hybrid" if train.precision == "fp8" and attention == "te" else None,
+        cuda_graph_impl="local" if graphs else "none",
+        cuda_graph_scope=[],  # whole layers
         # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
         perform_initialization=False,
         use_cpu_initialization=True,
@@ -132,6 +139,7 @@ def build(
     piece: int | None = None,
     *,
     attention: Attention = "sdpa",
+    graphs: bool = False,
 ) -> GPTModel:
     """This rank's part of the model, with the initial weights of ``train.seed`` or those of ``start``.
 
@@ -143,8 +151,9 @@ def build(
         start: whole weights under the names and shapes of a checkpoint.
         piece: which of the rank's pieces, with an interleaved pipeline.
         attention: whose layers; checkpoints are the same.
+        graphs: whether its layers are recorded as CUDA graphs.
     """
-    config = transformer_config(model, parallel, train, attention)
+    config = transformer_config(model, parallel, train, attention, graphs=graphs)
     gpt = GPT(
         config=config,
         transformer_layer_spec=_engine_blocks(model) if attention == "te" else _blocks(model, config, piece),
@@ -168,7 +177,9 @@ def build(
 
 def _engine_blocks(model: ModelConfig) -> ModuleSpec:
     """Transformer Engine's layers, with its FlashAttention."""
-    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
+    spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
+    spec.module = Layer
+    return spec
 
 
 def _blocks(model: ModelConfig, config: TransformerConfig, piece: int | None) -> TransformerBlockSubmodules:
@@ -185,8 +196,7 @@ def _blocks(model: ModelConfig, config: TransformerConfig, piece: int | None) ->
     attention.core_attention = ModuleSpec(module=CausalAttention)
     if model.qk_norm:
         attention.q_layernorm = attention.k_layernorm = norm
-    if model.parallel_residual:
-        spec.module = ParallelLayer
+    spec.module = ParallelLayer if model.parallel_residual else Layer
     if model.activation == "swiglu" and model.experts is None:
         inside.mlp.module = FeedForward
     layers = get_num_layers_to_build(config, vp_stage=piece)

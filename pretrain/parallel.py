@@ -116,6 +116,28 @@ def pick_attention(
     )
 
 
+def check_graphs(
+    runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
+) -> None:
+    """Check that layers can be recorded as CUDA graphs, where ``runtime.cuda_graphs`` asks for it.
+
+    Raises:
+        UserError: naming what is against it.
+    """
+    if not runtime.cuda_graphs:
+        return
+    for against, told in (
+        (device.type != "cuda", "there is no GPU"),
+        (
+            model.experts is not None,
+            f"model.experts={model.experts}: how many tokens an expert gets is not fixed",
+        ),
+        (train.recompute, "train.recompute=true computes layers outside of their graphs"),
+    ):
+        if against:
+            raise UserError(f"runtime.cuda_graphs=true, but {told}; set runtime.cuda_graphs=false")
+
+
 os.register_at_fork(after_in_child=_serve)
 
 
@@ -184,7 +206,7 @@ def start(
             context_parallel_size=parallel.context,
             expert_model_parallel_size=parallel.expert,
         )
-        model_parallel_cuda_manual_seed(0)
+        model_parallel_cuda_manual_seed(0, use_cudagraphable_rng=runtime.cuda_graphs)
         yield World(
             rank=distributed.get_rank(),
             size=world_size,

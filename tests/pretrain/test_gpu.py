@@ -1,6 +1,7 @@
 """Which layers a GPU gets; and what needs one."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from data.errors import UserError
 from pretrain import parallel
 from pretrain.config import ModelConfig, RuntimeConfig, TrainConfig
+from pretrain.layers import Layer
 
 MODEL = ModelConfig(name="m", layers=2, hidden=32, heads=4, ffn=64)
 TRAIN = {"steps": 20, "global_batch_size": 8, "micro_batch_size": 2, "sequence_length": 64, "seed": 1}
@@ -59,6 +61,35 @@ def test_what_cannot_be_had_is_refused(engine):
     ):
         pick("sdpa", "cuda", precision="fp8")
     assert pick("auto", "cuda", precision="fp8")[0] == "te"
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "train", "told"),
+    [
+        ("cpu", {}, {}, "there is no GPU"),
+        ("cuda", {"experts": 4}, {}, r"model\.experts=4"),
+        ("cuda", {}, {"recompute": True}, r"train\.recompute=true"),
+    ],
+)
+def test_graphs_that_cannot_be_recorded_are_refused(device, shape, train, told):
+    model = ModelConfig(**{"name": "m", "layers": 2, "hidden": 32, "heads": 4, "ffn": 64, **shape})
+    settings = model, TrainConfig(**TRAIN, checkpoint_every=7, **train), torch.device(device)
+    parallel.check_graphs(RuntimeConfig(), *settings)
+    with pytest.raises(
+        UserError, match=rf"runtime\.cuda_graphs=true, but {told}.*runtime\.cuda_graphs=false"
+    ):
+        parallel.check_graphs(RuntimeConfig(cuda_graphs=True), *settings)
+
+
+def test_layers_are_graphed_where_they_learn_and_nowhere_else():
+    layer = Layer.__new__(Layer)
+    torch.nn.Module.__init__(layer)
+    layer.config = SimpleNamespace(cuda_graph_scope=[])
+    assert not layer._should_call_local_cudagraph()
+    layer.cudagraph_manager = object()
+    assert layer._should_call_local_cudagraph()
+    with torch.no_grad():
+        assert not layer._should_call_local_cudagraph()
 
 
 def losses(place, name):
@@ -113,3 +144,18 @@ def test_transformer_engine_trains_as_our_layers(prepared):
         assert ("Transformer Engine" in done.out) == (attention == "te")
         found[attention] = losses(prepared, f"by-{attention}")
     assert max(abs(a - b) for a, b in zip(found["te"], found["sdpa"], strict=True)) < 0.05
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_graphs_change_nothing(prepared):
+    """The same losses with layers as CUDA graphs, with probes between the steps."""
+    found = {}
+    for graphs in ("false", "true"):
+        overrides = [f"name=graphs-{graphs}", "eval.probes_every=5"]
+        prepared.ok("plan", *overrides)
+        more = [f"runtime.cuda_graphs={graphs}", "runtime.device=cuda", "runtime.attention=sdpa"]
+        done = prepared.ok("train", *overrides, *more)
+        assert ("CUDA graphs" in done.out) == (graphs == "true")
+        found[graphs] = losses(prepared, f"graphs-{graphs}")
+    assert max(abs(a - b) for a, b in zip(found["false"], found["true"], strict=True)) < 1e-3

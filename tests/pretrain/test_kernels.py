@@ -1,10 +1,31 @@
 """Faster forms are the plain formulas, gradients too."""
 
+import shutil
+
 import pytest
 import torch
+import torch._dynamo
 from torch.nn import functional
 
 from pretrain import kernels
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What is compiled on GPUs is compiled, for the CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on CPUs; there is no g++")
+    called = []
+    make = kernels._compiled
+
+    def count(function):
+        called.append(function.__name__)
+        return make(function)
+
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)  # as megatron-core on a CPU leaves it
+    monkeypatch.setattr(kernels, "_compiles", lambda x: True)
+    monkeypatch.setattr(kernels, "_compiled", count)
+    return called
 
 
 def both(function, plain, *inputs):
@@ -45,6 +66,11 @@ def test_swiglu():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_compiled_swiglu(compiled):
+    test_swiglu()
+    assert compiled == ["_plain_swiglu"]
+
+
 @pytest.mark.parametrize("rows", [16, 64])
 def test_loss_without_logits(monkeypatch, rows):
     """In several pieces and blocks, the last ones shorter; a masked target has no part in loss and gradients."""
@@ -67,6 +93,11 @@ def test_loss_without_logits(monkeypatch, rows):
     losses = kernels.linear_cross_entropy(hidden, weight, targets, mask)[1]
     by_hand = torch.logsumexp(hidden @ weight.T, -1) - (hidden * weight[targets]).sum(-1)
     torch.testing.assert_close(losses, by_hand)
+
+
+def test_compiled_loss_without_logits(compiled, monkeypatch):
+    test_loss_without_logits(monkeypatch, 16)
+    assert set(compiled) == {"_losses_and_errors"}
 
 
 def test_loss_without_logits_in_bf16():
