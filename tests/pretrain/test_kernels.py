@@ -22,10 +22,10 @@ def compiled(monkeypatch):
         called.append(function.__name__)
         return make(function)
 
-    monkeypatch.setattr(torch._dynamo.config, "disable", False)  # as megatron-core on a CPU leaves it
     monkeypatch.setattr(kernels, "_compiles", lambda x: True)
     monkeypatch.setattr(kernels, "_compiled", count)
-    return called
+    with torch._dynamo.config.patch(disable=False):  # it is where megatron-core runs on a CPU
+        yield called
 
 
 def both(function, plain, *inputs):
