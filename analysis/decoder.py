@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, D hidden, N query heads, K key/value heads, E head siz
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,15 +53,21 @@ class Shape:
 
 @dataclass(slots=True)
 class Cache:
-    """Keys and values of what has been read: one (B, K, S, E) tensor a layer."""
+    """Keys and values of what has been read: one (B, K, S, E) tensor a layer; the first ``rows`` rows count."""
 
     keys: list[Tensor]
     values: list[Tensor]
+    rows: int
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep these rows alone."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
+    def keep(self, rows: Tensor, places: int) -> None:
+        """Keep the first ``places`` places of these rows alone, in this order."""
+        for one in self.keys + self.values:
+            one[: len(rows), :, :places] = one[rows, :, :places]
+        self.rows = len(rows)
+
+    def fits(self, rows: int, places: int) -> bool:
+        """Whether so many texts of so many tokens have room."""
+        return len(self.keys[0]) >= rows and int(self.keys[0].shape[2]) >= places
 
 
 class Decoder:
@@ -95,25 +101,11 @@ class Decoder:
             positions_BT: of each token in its text; 0, 1, 2, ... if not given.
             mask_BTT: True where a token (second axis) attends to another (third); causal if not given.
         """
-        x_BTD = self.embedding_VD[ids_BT]
-        length = ids_BT.shape[1]
         if positions_BT is None:
-            turn = self._rotation(torch.arange(length, device=ids_BT.device))
-        else:
-            turn = self._rotation(positions_BT)
+            positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         mask = None if mask_BTT is None else mask_BTT[:, None]
-        for layer in self.layers:
-            q, k, v = self._qkv(layer, x_BTD, turn)
-            attended = functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=mask is None,
-                enable_gqa=self.shape.kv_heads != self.shape.heads,
-            )
-            x_BTD = self._rest(layer, x_BTD, attended)
-        return self._norm(x_BTD)
+        hidden_ND = self._read(ids_BT, positions_BT, lambda _, q, k, v: self._attend(q, k, v, mask))
+        return hidden_ND[: ids_BT.numel()].unflatten(0, ids_BT.shape)
 
     def cache(self, rows: int, places: int) -> Cache:
         """An empty cache for ``rows`` texts of at most ``places`` tokens."""
@@ -122,52 +114,91 @@ class Decoder:
             self.embedding_VD.new_zeros(rows, self.shape.kv_heads, places, size)
             for _ in range(2 * len(self.layers))
         ]
-        return Cache(made[::2], made[1::2])
+        return Cache(made[::2], made[1::2], rows)
 
-    def extend(self, ids_BT: Tensor, read_B: NDArray[np.int64], cache: Cache) -> Tensor:
-        """Read T more tokens of each row, after those that are in the cache, and put them there.
+    def begin(self, ids_BT: Tensor) -> Cache:
+        """Keys and values of texts of one length.
 
         Args:
             ids_BT: int64.
-            read_B: tokens of each row that the cache holds; what lies behind them is written over.
-            cache: changed in place.
+        """
+        cache = Cache([], [], len(ids_BT))
+
+        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache.keys.append(k)
+            cache.values.append(v)
+            return self._attend(q, k, v)
+
+        self._read(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device), attend)
+        return cache
+
+    def extend(self, ids_BT: Tensor, caches: Sequence[tuple[Cache, NDArray[np.int64]]]) -> Tensor:
+        """Read T more tokens of each row, after those that are in the caches, and put them there.
+
+        Args:
+            ids_BT: int64.
+            caches: changed in place, for consecutive rows; and how many tokens of each row it holds. What lies behind
+                them is written over.
 
         Returns:
-            As :meth:`hidden`.
+            What the output matrix is applied to, (at least B * T, D): row by row, and then padding.
         """
-        x_BTD = self.embedding_VD[ids_BT]
-        rows, count = ids_BT.shape
-        device = ids_BT.device
-        read, stop = int(read_B[0]), int(read_B.max()) + count
-        even = bool((read_B == read).all())
-        places = torch.arange(stop, device=device)
-        line = places[read:] if even else torch.from_numpy(read_B).to(device)[:, None] + places[:count]
-        mask = None
-        if not even or (read and count > 1):
-            mask = places <= line[..., None]
-            mask = mask if even else mask[:, None]
-        turn = self._rotation(line)
-        each = torch.arange(rows, device=device)[:, None]
-        for number, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer, x_BTD, turn)
-            keys, values = cache.keys[number], cache.values[number]
-            if even:
-                keys[:, :, read:stop], values[:, :, read:stop] = k, v
-            else:
-                keys[each, :, line], values[each, :, line] = k.transpose(1, 2), v.transpose(1, 2)
-            attended = functional.scaled_dot_product_attention(
-                q,
-                keys[:, :, :stop],
-                values[:, :, :stop],
-                attn_mask=mask,
-                is_causal=mask is None and count > 1,
-                enable_gqa=self.shape.kv_heads != self.shape.heads,
-            )
-            x_BTD = self._rest(layer, x_BTD, attended)
-        return self._norm(x_BTD)
+        count, device = ids_BT.shape[1], ids_BT.device
+        lines = [torch.from_numpy(read[:, None] + np.arange(count)).to(device) for _, read in caches]
+        stops = [int(read.max()) + count for _, read in caches]
+        masks = [
+            (torch.arange(stop, device=device) <= line[..., None])[:, None]
+            for stop, line in zip(stops, lines, strict=True)
+        ]
+        each = [torch.arange(len(line), device=device)[:, None] for line in lines]
+        sizes = [len(line) for line in lines]
 
-    def _norm(self, x_BTD: Tensor) -> Tensor:
-        return functional.rms_norm(x_BTD, x_BTD.shape[-1:], None, self.shape.epsilon)
+        def attend(number: int, *mixed: Tensor) -> Tensor:
+            found = []
+            for place, (q, k, v) in enumerate(zip(*(one.split(sizes) for one in mixed), strict=True)):
+                cache, stop = caches[place][0], stops[place]
+                keys, values = cache.keys[number][: cache.rows], cache.values[number][: cache.rows]
+                keys[each[place], :, lines[place]] = k.transpose(1, 2)
+                values[each[place], :, lines[place]] = v.transpose(1, 2)
+                found.append(self._attend(q, keys[:, :, :stop], values[:, :, :stop], masks[place]))
+            return torch.cat(found)
+
+        return self._read(ids_BT, torch.cat(lines), attend)
+
+    def _read(self, ids_BT: Tensor, positions: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        """What the output matrix is applied to, (at least B * T, D): row by row, and then padding.
+
+        Args:
+            ids_BT: int64.
+            positions: of each token in its text, (B, T), or (T,) for all rows.
+            attend: (number of the layer, queries, keys, values), (B, heads, T, E) each -> (B, N, T, E).
+        """
+        tokens = ids_BT.numel()
+        # oneDNN compiles a kernel for every size that it has not seen: there shall be few.
+        more = -tokens % max(16, 2 ** (tokens.bit_length() - 6))
+        x_ND = self.embedding_VD[functional.pad(ids_BT.flatten(), (0, more))]
+        turn = self._rotation(positions)
+        attended_ND = x_ND.new_zeros(tokens + more, self.layers[0].out.shape[1])
+        into_BTNE = attended_ND[:tokens].view(*ids_BT.shape, self.shape.heads, -1)
+        for number, layer in enumerate(self.layers):
+            mixed = linear(self._norm(x_ND), layer.qkv)[:tokens].unflatten(0, ids_BT.shape)
+            into_BTNE[:] = attend(number, *self._split(mixed, turn)).transpose(1, 2)
+            x_ND = self._rest(layer, x_ND, attended_ND)
+        return self._norm(x_ND)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention, causal if there is no mask: (B, N, T, E)."""
+        return functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            enable_gqa=self.shape.kv_heads != self.shape.heads,
+        )
+
+    def _norm(self, x_ND: Tensor) -> Tensor:
+        return functional.rms_norm(x_ND, x_ND.shape[-1:], None, self.shape.epsilon)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine, (T, E) or (B, 1, T, E); the sine negated in its first half."""
@@ -177,24 +208,21 @@ class Decoder:
         cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
 
-    def _qkv(self, layer: Layer, x_BTD: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, rotated, and values: (B, heads, T, E)."""
-        rows, length = x_BTD.shape[:2]
+    def _split(self, mixed: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated, and values: (B, T, (N + 2K) * E) -> (B, heads, T, E) each."""
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
-        mixed = linear(self._norm(x_BTD), layer.qkv)
-        mixed = mixed.view(rows, length, heads + 2 * kv_heads, -1).transpose(1, 2)
+        mixed = mixed.unflatten(2, (heads + 2 * kv_heads, -1)).transpose(1, 2)
         turning = mixed[:, : heads + kv_heads]
         cos, sin = turn
         turned = torch.addcmul(turning * cos, turning.roll(turning.shape[-1] // 2, -1), sin)
         return turned[:, :heads], turned[:, heads:], mixed[:, heads + kv_heads :]
 
-    def _rest(self, layer: Layer, x_BTD: Tensor, attended: Tensor) -> Tensor:
+    def _rest(self, layer: Layer, x_ND: Tensor, attended_ND: Tensor) -> Tensor:
         """Output projection and feed-forward block, with their residuals."""
-        flat = attended.transpose(1, 2).flatten(2)
-        x_BTD = x_BTD + linear(flat, layer.out)
-        normed = self._norm(x_BTD)
+        x_ND = x_ND + linear(attended_ND, layer.out)
+        normed = self._norm(x_ND)
         inner = linear(normed, layer.gate, silu=True).mul_(linear(normed, layer.up))
-        return x_BTD + linear(inner, layer.down)
+        return x_ND + linear(inner, layer.down)
 
 
 def linear(x: Tensor, weight: Tensor, *, silu: bool = False) -> Tensor:

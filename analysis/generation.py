@@ -3,14 +3,14 @@
 Prompts of like length are continued together, and what those of one text have in common is read once; each stops at its
 reference's length or at an end-of-document token. Up to the first token that differs from the reference the
 teacher-forced pass has said it all (:func:`continue_greedily`); only what follows is generated, several tokens a step
-where it repeats itself or returns to the reference, as greedy continuations do.
+where it says what it, its reference, or another continuation has said, as greedy continuations do.
 
 Shapes: B rows, T tokens read at once, W places of the history, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,14 +22,24 @@ from analysis.decoder import Cache, Decoder, linear
 from analysis.metrics.extraction import sampling_logprobs
 from analysis.scoring import Sampling
 
-ROWS_A_BATCH = {"cpu": 32, "cuda": 512}
-"""Texts continued together; on CPUs, few enough that their keys and values stay in cache."""
-GUESSES = (0, 1, 3, 7, 15)
-"""Tokens guessed ahead, greedily; more while at least half of them are right, fewer while less than a fifth are."""
+COHORT = {"cpu": 32, "cuda": 128}
+"""Texts that are begun together."""
+TOGETHER = {"cpu": 64, "cuda": 256}
+"""With so many rows or fewer another cohort begins."""
+GUESSES = (0, 1, 3, 5, 9, 15)
+"""Tokens guessed ahead, greedily."""
+MORE, FEWER = 0.7, 0.35
+"""More are guessed while at least this share of them is right, fewer while less than that is."""
 TRY_AFTER = 8
 """Steps without guesses after which one is tried."""
+CONTEXT, ORDERS, PHRASES = 5, (1, 2, 3, 5), 18
+"""Tokens that a guess rests on at most; numbers of tokens that are tried; bits of a place in the table of guesses."""
+ROOM = 64
+"""Places in a cache are made in such numbers."""
+SHARE = 4
+"""So many times the texts that are begun together learn from one another what to guess."""
 LEAVE = 0.25
-"""Share of the batch that must be done to leave it; below that, leaving rows out costs more than it saves."""
+"""Share of a cohort that must be done to leave it; below that, leaving rows out costs more than it saves."""
 
 
 def generate(
@@ -56,29 +66,34 @@ def generate(
     Returns:
         One array of at most ``lengths`` ids a prompt.
     """
-    size = ROWS_A_BATCH[model.device.type]
+    size = COHORT[model.device.type]
     texts = _texts(prompts, hints)
+    # Shares do not depend on the threads, nor does what is read together.
+    share = max(size, min(SHARE * size, len(texts) // 8))
     with torch.inference_mode():
         head_VD = model.head[:vocab_size].float()
 
-    def work(number: int) -> dict[int, NDArray[np.int64]]:
-        chosen = texts[number * size : (number + 1) * size]
-        begun = _begin(model, [prompts[rows[-1]] for rows in chosen], eod)
-        line_of = {k: line for line, rows in enumerate(chosen) for k in rows}
-        order = sorted(line_of, key=lambda k: (len(prompts[k]), lengths[k]))
-        made: dict[int, NDArray[np.int64]] = {}
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            batch = _Batch(model, head_VD, begun, [line_of[k] for k in rows], [prompts[k] for k in rows], eod)
-            limits = np.array([lengths[k] for k in rows])
-            if sampling is None:
-                found = batch.greedy(limits, [hints[k] for k in rows] if hints else [])
-            else:
-                found = batch.drawn(limits, _sampler(sampling, number, start))
-            made |= zip(rows, found, strict=True)
-        return made
+    def cohorts(number: int, phrases: _Phrases, spare: list[Cache]) -> Iterator[_Cohort]:
+        for start in range(number * share, min((number + 1) * share, len(texts)), size):
+            chosen = texts[start : min(start + size, (number + 1) * share)]
+            begun = _begin(model, [prompts[rows[-1]] for rows in chosen], eod)
+            line_of = {k: line for line, rows in enumerate(chosen) for k in rows}
+            order = sorted(line_of, key=lambda k: (len(prompts[k]), lengths[k]))
+            for first in range(0, len(order), size):
+                rows = order[first : first + size]
+                for k in rows if hints else ():
+                    phrases.read(hints[k])
+                draw = None if sampling is None else _sampler(sampling, start, first)
+                yield _Cohort(model, begun, line_of, rows, prompts, lengths, eod, draw, spare)
 
-    parts = threads.each(work, range(-(-len(texts) // size)), model.device)
+    def work(number: int) -> dict[int, NDArray[np.int64]]:
+        phrases = _Phrases()
+        spare: list[Cache] = []
+        return _carry_on(
+            model, head_VD, cohorts(number, phrases, spare), phrases, spare, greedy=sampling is None
+        )
+
+    parts = threads.each(work, range(-(-len(texts) // share)), model.device)
     found = {k: tokens for part in parts for k, tokens in part.items()}
     return [found[k] for k in range(len(prompts))]
 
@@ -98,111 +113,187 @@ def _begin(model: Decoder, prompts: Sequence[NDArray[np.integer]], eod: int) -> 
     ids = np.full((len(prompts), max(len(prompt) for prompt in prompts)), eod, np.int64)
     for row, prompt in enumerate(prompts):
         ids[row, 1 : len(prompt)] = prompt[:-1]
-    cache = model.cache(*ids.shape)
-    if ids.size:
-        model.extend(torch.from_numpy(ids).to(model.device), np.zeros(len(ids), np.int64), cache)
-    return cache
+    return model.begin(torch.from_numpy(ids).to(model.device))
 
 
-class _Batch:
-    """Texts that are continued together.
+class _Cohort:
+    """Prompts of like length that are continued in step.
 
     Args:
         model: as for :func:`generate`.
-        head_VD: output matrix.
         begun: keys and values of texts of which the prompts but their last tokens are the beginnings.
-        lines: row of ``begun`` for each prompt.
-        prompts: token ids of each.
+        line_of: row of ``begun`` for each prompt.
+        names: of the prompts that are meant.
+        prompts: token ids.
+        lengths: most tokens to generate.
         eod: id before each prompt.
+        draw: chooses tokens from logits; None: greedily.
+        spare: caches that are not needed any more; their memory is used again, which is faster than new.
     """
 
     def __init__(
         self,
         model: Decoder,
-        head_VD: Tensor,
         begun: Cache,
-        lines: Sequence[int],
+        line_of: Mapping[int, int],
+        names: Sequence[int],
         prompts: Sequence[NDArray[np.integer]],
+        lengths: Sequence[int],
         eod: int,
+        draw: Callable[[Tensor], Tensor] | None,
+        spare: list[Cache],
     ) -> None:
-        self.model, self.head_VD, self.begun, self.eod = model, head_VD, begun, eod
-        self.lines = torch.tensor(lines, device=model.device)
-        self.prompts = [np.concatenate([[eod], prompt]).astype(np.int64) for prompt in prompts]
-        self.read_B = np.array([len(prompt) - 1 for prompt in self.prompts])
-        """Tokens of each, the first end-of-document token included, whose keys and values are known."""
+        self.names, self.eod, self.draw = names, eod, draw
+        self.limit_B = np.array([lengths[k] for k in names])
+        read_B = np.array([len(prompts[k]) for k in names])
+        count, longest, room = int(read_B.max()), int(self.limit_B.max()), 2 * GUESSES[-1] + 2
+        places = -(-(count + longest + room) // ROOM) * ROOM
+        at = next((at for at, one in enumerate(spare) if one.fits(len(names), places)), None)
+        self.cache = model.cache(len(names), places) if at is None else spare.pop(at)
+        self.cache.rows = len(names)
+        lines = torch.tensor([line_of[k] for k in names], device=model.device)
+        for new, known in zip(self.cache.keys + self.cache.values, begun.keys + begun.values, strict=True):
+            new[: len(names), :, :count] = known[lines, :, :count]
+        self.start_B = CONTEXT + read_B + 1
+        """Place of the first new token in the history."""
+        self.history_BW = np.full((len(names), CONTEXT + count + 1 + longest + room), eod, np.int64)
+        for row, k in enumerate(names):
+            self.history_BW[row, CONTEXT + 1 : self.start_B[row]] = prompts[k]
+        self.alive = np.arange(len(names))
+        """Rows that are still in the cache; of each: tokens of its history that are there, and whether it is done."""
+        self.size, self.done = self.start_B, np.zeros(len(names), np.bool_)
 
-    def cache(self, places: int) -> Cache:
-        """The prompts' keys and values, with room for ``places`` more tokens."""
-        count = int(self.read_B.max())
-        cache = self.model.cache(len(self.prompts), count + places)
-        for new, known in zip(cache.keys + cache.values, self.begun.keys + self.begun.values, strict=True):
-            new[:, :, :count] = known[self.lines, :, :count]
-        return cache
+    @property
+    def read(self) -> NDArray[np.int64]:
+        """Tokens of each row whose keys and values are in the cache: all but the last."""
+        return self.size - CONTEXT - 1
 
-    def drawn(self, limits: NDArray[np.int64], draw: Callable[[Tensor], Tensor]) -> list[NDArray[np.int64]]:
-        """Drawn continuations, token by token; rows that are done leave the batch."""
-        longest, device = int(limits.max()), self.model.device
-        cache, read = self.cache(longest), self.read_B
-        made = np.full((len(limits), longest), self.eod, np.int64)
-        alive = np.arange(len(limits))
-        done = np.zeros(len(limits), np.bool_)
-        tokens = np.array([prompt[-1] for prompt in self.prompts])
-        for place in range(longest):
-            hidden_BD = self.model.extend(torch.from_numpy(tokens[:, None]).to(device), read, cache)[:, -1]
-            tokens = draw(linear(hidden_BD.float(), self.head_VD)).cpu().numpy()
-            read = read + 1
-            made[alive, place] = np.where(done, self.eod, tokens)
-            done |= (tokens == self.eod) | (limits[alive] <= place + 1)
-            if done.all():
-                break
-            if done.mean() > LEAVE:
-                cache.keep(torch.from_numpy(np.flatnonzero(~done)).to(device))
-                tokens, read, alive, done = tokens[~done], read[~done], alive[~done], done[~done]
-        return _ended(made, limits, self.eod)
+    @property
+    def before(self) -> NDArray[np.int64]:
+        """The last tokens of each row, (B, ``CONTEXT``)."""
+        return self._before(self.alive, self.size)
 
-    def greedy(
-        self, limits: NDArray[np.int64], hints: Sequence[NDArray[np.integer]]
-    ) -> list[NDArray[np.int64]]:
-        """Greedy continuations, several tokens a step where they can be guessed.
+    def _before(self, rows: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.history_BW[rows[:, None], size[:, None] + np.arange(-CONTEXT, 0)]
+        return found
 
-        Guesses are read together with the last token; the argmax after each says whether the next one is right, and
-        what is kept is what the model says, so that it is greedy decoding whatever is guessed (Leviathan et al. 2023).
+    def take(self, logits_BTV: Tensor, guessed_BT: NDArray[np.int64], phrases: _Phrases) -> NDArray[np.int64]:
+        """Go on by what the model says after the last token and after each guess, as far as guesses are right.
+
+        Returns:
+            Right guesses of each row that was not done.
         """
-        longest, device, most = int(limits.max()), self.model.device, GUESSES[-1]
-        cache = self.cache(longest + 2 * most + 2)
-        # In front of the text, and apart from it, what it may go on as.
-        begin = max((len(hint) for hint in hints), default=0) + 1
-        start_B = begin + self.read_B + 1
-        history = np.full((len(limits), start_B.max() + longest + 2 * most + 2), -1, np.int64)
-        for row, hint in enumerate(hints):
-            history[row, : len(hint)] = hint
-        for row, prompt in enumerate(self.prompts):
-            history[row, begin : begin + len(prompt)] = prompt
-        alive, done, size = np.arange(len(limits)), np.zeros(len(limits), np.bool_), start_B
-        level = plain = 0
-        while not done.all():
-            guessed = _guess(history[alive], size, GUESSES[level])
-            fresh = np.concatenate([history[alive, size - 1][:, None], guessed], 1)
-            hidden_BTD = self.model.extend(torch.from_numpy(fresh).to(device), size - begin - 1, cache)
-            best = linear(hidden_BTD.float(), self.head_VD).argmax(-1).cpu().numpy()
-            right = (best[:, :-1] == guessed).cumprod(1).sum(1)
-            line = np.arange(best.shape[1])
-            history[alive[:, None], size[:, None] + line] = best
-            ended = ((best == self.eod) & (line <= right[:, None])).any(1)
-            size = np.where(done, size, size + right + 1)
-            level, plain = _next_level(level, plain, right[~done])
-            done |= ended | (size - start_B[alive] >= limits[alive])
-            if not done.all() and done.mean() > LEAVE:
-                cache.keep(torch.from_numpy(np.flatnonzero(~done)).to(device))
-                alive, size, done = alive[~done], size[~done], done[~done]
-        made = np.take_along_axis(history, start_B[:, None] + np.arange(longest), 1)
-        return _ended(made, limits, self.eod)
+        best_BT = logits_BTV.argmax(-1) if self.draw is None else self.draw(logits_BTV[:, 0])[:, None]
+        best = best_BT.cpu().numpy()
+        right = (best[:, :-1] == guessed_BT).cumprod(1).sum(1)
+        line = np.arange(best.shape[1])
+        self.history_BW[self.alive[:, None], self.size[:, None] + line] = best
+        said, going = line <= right[:, None], ~self.done
+        if self.draw is None:
+            rows, steps = np.nonzero(said & going[:, None])
+            phrases.learn(self._before(self.alive[rows], self.size[rows] + steps), best[rows, steps])
+        self.size = np.where(going, self.size + right + 1, self.size)
+        self.done |= ((best == self.eod) & said).any(1)
+        self.done |= self.size - self.start_B[self.alive] >= self.limit_B[self.alive]
+        if LEAVE < self.done.mean() < 1:
+            stay = ~self.done
+            self.cache.keep(
+                torch.from_numpy(np.flatnonzero(stay)).to(logits_BTV.device), int(self.read.max())
+            )
+            self.alive, self.size, self.done = self.alive[stay], self.size[stay], self.done[stay]
+        found: NDArray[np.int64] = right[going]
+        return found
+
+    @property
+    def made(self) -> dict[int, NDArray[np.int64]]:
+        """Each row's new tokens, up to its limit or its first end-of-document token."""
+        found = {}
+        for row, k in enumerate(self.names):
+            new = self.history_BW[row, self.start_B[row] : self.start_B[row] + self.limit_B[row]]
+            found[k] = new[: np.append(np.flatnonzero(new == self.eod), len(new))[0]]
+        return found
 
 
-def _ended(made: NDArray[np.int64], limits: NDArray[np.int64], eod: int) -> list[NDArray[np.int64]]:
-    """Each row up to its limit or its first end-of-document token."""
-    ends = np.where((made == eod).any(1), (made == eod).argmax(1), made.shape[1])
-    return [row[: min(end, limit)] for row, end, limit in zip(made, ends, limits, strict=True)]
+def _carry_on(
+    model: Decoder,
+    head_VD: Tensor,
+    waiting: Iterator[_Cohort],
+    phrases: _Phrases,
+    spare: list[Cache],
+    *,
+    greedy: bool,
+) -> dict[int, NDArray[np.int64]]:
+    """Continue cohorts to their ends, several at a time, so that matrix products stay large while rows end.
+
+    Greedily, guesses are read together with the last token; the argmax after each says whether the next one is right,
+    and what is kept is what the model says, so that it is greedy decoding whatever is guessed (Leviathan et al., 2023).
+    """
+    running: list[_Cohort] = []
+    found: dict[int, NDArray[np.int64]] = {}
+    level = plain = 0
+    while True:
+        while sum(len(one.alive) for one in running) <= TOGETHER[model.device.type]:
+            if (fresh := next(waiting, None)) is None:
+                break
+            running.append(fresh)
+        if not running:
+            return found
+        before = np.concatenate([one.before for one in running])
+        guessed = phrases.guess(before, GUESSES[level])
+        ids = torch.from_numpy(np.concatenate([before[:, -1:], guessed], 1)).to(model.device)
+        caches = [(one.cache, one.read) for one in running]
+        rows = [len(one.alive) for one in running]
+        logits = linear(model.extend(ids, caches).float(), head_VD)[: ids.numel()].unflatten(0, ids.shape)
+        split = zip(running, logits.split(rows), np.split(guessed, np.cumsum(rows)[:-1]), strict=True)
+        right = np.concatenate([one.take(said, tried, phrases) for one, said, tried in split])
+        if greedy:
+            level, plain = _next_level(level, plain, right)
+        for one in running:
+            if one.done.all():
+                found |= one.made
+                spare.append(one.cache)
+        running = [one for one in running if not one.done.all()]
+
+
+class _Phrases:
+    """What followed the last few tokens, the last time, in whichever text; the longest known context counts.
+
+    A hash table whose entries overwrite each other: what it says is a guess.
+    """
+
+    def __init__(self) -> None:
+        self.next = np.full(2**PHRASES, -1, np.int32)
+
+    def guess(self, before_BC: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The next tokens, (B, count), each after those before it; the last one again where nothing is known."""
+        line = np.concatenate([before_BC, np.zeros((len(before_BC), count), np.int64)], 1)
+        for place in range(CONTEXT, CONTEXT + count):
+            found = line[:, place - 1]
+            for known in self.next[self._keys(line[:, place - CONTEXT : place])]:
+                found = np.where(known < 0, found, known)
+            line[:, place] = found
+        return line[:, CONTEXT:]
+
+    def learn(self, before_BC: NDArray[np.int64], tokens_B: NDArray[np.int64]) -> None:
+        """After these contexts came these tokens."""
+        self.next[self._keys(before_BC)] = tokens_B
+
+    def read(self, text: NDArray[np.integer]) -> None:
+        """After each few tokens of a text comes the next."""
+        if len(text) > CONTEXT:
+            windows = np.lib.stride_tricks.sliding_window_view(np.asarray(text, np.int64), CONTEXT + 1)
+            self.learn(windows[:, :-1], windows[:, -1])
+
+    @staticmethod
+    def _keys(before_BC: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of the contexts in the table, (orders, B), shortest context first."""
+        key = np.zeros(len(before_BC), np.uint64)
+        found = np.empty((len(ORDERS), len(before_BC)), np.int64)
+        for back in range(1, CONTEXT + 1):
+            key = (key + before_BC[:, -back].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            if back in ORDERS:
+                found[ORDERS.index(back)] = key >> np.uint64(64 - PHRASES)
+        return found
 
 
 def _next_level(level: int, plain: int, right_B: NDArray[np.int64]) -> tuple[int, int]:
@@ -210,22 +301,7 @@ def _next_level(level: int, plain: int, right_B: NDArray[np.int64]) -> tuple[int
     if not level:
         return (1, 0) if plain + 1 >= TRY_AFTER else (0, plain + 1)
     share = right_B.mean() / GUESSES[level]
-    return min(max(level + int(share >= 0.5) - int(share < 0.2), 0), len(GUESSES) - 1), 0
-
-
-def _guess(history_BW: NDArray[np.int64], size_B: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """What followed the last two tokens (or the last) when they last occurred, as often as needed; (B, count)."""
-    rows, width = np.arange(len(size_B)), int(size_B.max())
-    last = history_BW[rows, size_B - 1]
-    once = (history_BW[:, :width] == last[:, None]) & (np.arange(width) < size_B[:, None] - 1)
-    twice = once.copy()
-    twice[:, 0] = False
-    twice[:, 1:] &= history_BW[:, : width - 1] == history_BW[rows, size_B - 2][:, None]
-    chosen = np.where(twice.any(1)[:, None], twice, once)
-    place = np.where(chosen.any(1), width - 1 - chosen[:, ::-1].argmax(1), size_B - 2)
-    steps = np.arange(count) % (size_B - 1 - place)[:, None]
-    found = history_BW[rows[:, None], place[:, None] + 1 + steps]
-    return np.where(found < 0, last[:, None], found)
+    return min(max(level + int(share >= MORE) - int(share < FEWER), 0), len(GUESSES) - 1), 0
 
 
 def _sampler(sampling: Sampling, *batch: int) -> Callable[[Tensor], Tensor]:

@@ -204,9 +204,9 @@ def test_what_repeats_itself_takes_few_steps(memorised, monkeypatch):
     steps = []
     extend = type(model).extend
 
-    def counting(self, ids, read, cache):
+    def counting(self, ids, caches):
         steps.append(ids.shape[1])
-        return extend(self, ids, read, cache)
+        return extend(self, ids, caches)
 
     monkeypatch.setattr(type(model), "extend", counting)
     learnt = [passages[k] for k in range(6)]
@@ -215,6 +215,39 @@ def test_what_repeats_itself_takes_few_steps(memorised, monkeypatch):
     )
     assert [tokens.tolist() for tokens in made] == [text[26:126].tolist() for text in learnt]
     assert len(steps) < 30
+
+
+@pytest.mark.parametrize("hinted", [False, True])
+def test_cohorts_change_nothing(memorised, monkeypatch, hinted):
+    """Small ones that end one by one, begin in the middle, and take each other's memory."""
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    several = [*range(24), *range(24)]
+    prompts = [passages[k][: 3 + 7 * (n % 5)] for n, k in enumerate(several)]
+    lengths = [2 + 9 * (n % 7) for n in range(48)]
+    hints = [passages[k] for k in several] if hinted else []
+    monkeypatch.setitem(generation.COHORT, "cpu", 2)
+    monkeypatch.setitem(generation.TOGETHER, "cpu", 2)
+    monkeypatch.setattr(generation, "SHARE", 12)
+    made = []
+    cache = type(model).cache
+    monkeypatch.setattr(type(model), "cache", lambda self, *sizes: made.append(sizes) or cache(self, *sizes))
+    found = generation.generate(model, prompts, lengths, eod=EOD, vocab_size=VOCABULARY, hints=hints)
+    assert len(made) < 48 / 2  # others began in memory that was there
+    for prompt, length, tokens in zip(prompts, lengths, found, strict=True):
+        assert tokens.tolist() == by_transformers(reference, prompt, length)
+
+
+def test_what_one_text_went_on_as_is_guessed_in_another():
+    phrases = generation._Phrases()
+    first = np.arange(10, 20)
+    assert phrases.guess(first[None, :5], 3).tolist() == [[14, 14, 14]]  # nothing is known
+    phrases.read(first)
+    assert phrases.guess(first[None, :5], 7).tolist() == [[15, 16, 17, 18, 19, 19, 19]]
+    other = np.array([[1, 2, 3, 13, 14], [1, 2, 13, 14, 3]])
+    assert phrases.guess(other, 2).tolist() == [[15, 16], [3, 3]]
+    phrases.learn(other[:1], np.array([7]))  # the longest context counts, and of one length the last word
+    assert phrases.guess(np.array([[1, 2, 3, 13, 14], [10, 11, 12, 13, 14]]), 1).tolist() == [[7], [15]]
 
 
 SCHEMES = [
