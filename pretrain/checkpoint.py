@@ -6,8 +6,11 @@ comes last, names the configuration, the order, the plan and the last part of th
 
 from __future__ import annotations
 
+import collections
 import logging
 import multiprocessing
+import os
+import pickle
 import queue
 import shutil
 import tempfile
@@ -16,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
@@ -24,10 +27,9 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch import distributed
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, filesystem, metadata, planner
 from torch.distributed.checkpoint import load as load_plain
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from data import artifact
 from data.artifact import Manifest
@@ -207,9 +209,87 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(cause).split())
 
 
+class _Harmless(pickle.Unpickler):
+    """Makes what the index of a checkpoint consists of, and nothing else."""
+
+    _KNOWN = (
+        metadata.Metadata,
+        metadata.MetadataIndex,
+        metadata.StorageMeta,
+        metadata.TensorProperties,
+        metadata.TensorStorageMetadata,
+        metadata.BytesStorageMetadata,
+        metadata.ChunkStorageMetadata,
+        metadata._MEM_FORMAT_ENCODING,
+        planner.SavePlan,
+        planner.TensorWriteData,
+        planner.WriteItem,
+        planner.WriteItemType,
+        filesystem._StorageInfo,
+        torch.Size,
+        collections.OrderedDict,
+        PosixPath,
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function of this name, if it does nothing."""
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if (module, name) == ("torch.serialization", "_get_layout"):
+            return torch.serialization._get_layout
+        for one in self._KNOWN:
+            if (module, name) == (one.__module__, one.__qualname__):
+                return one
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+_DAMAGED = (
+    *(pickle.UnpicklingError, EOFError, OSError, ImportError, MemoryError),
+    *(ValueError, TypeError, AttributeError, LookupError),
+)
+"""What unpickling a damaged file raises."""
+
+
+@contextmanager
+def _harmless(path: Path) -> Iterator[None]:
+    """Let a checkpoint be read without running code from it.
+
+    PyTorch unpickles the index, and objects beside the tensors, as they are.
+
+    Raises:
+        UserError: if the index holds anything but an index.
+    """
+    try:
+        with (path / ".metadata").open("rb") as file:
+            _Harmless(file).load()
+    except FileNotFoundError:
+        pass  # whoever reads says what is missing
+    except _DAMAGED as error:
+        raise UserError(
+            f"{path / '.metadata'} is no index of a checkpoint ({error}): it is not read; copy the checkpoint again "
+            "from where it was trained"
+        ) from None
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint into the layout of ``state``; any topology reads any other's."""
-    found: dict[str, Any] = dist_checkpointing.load(state, str(path_of(directory, step)))
+    """Read a checkpoint into the layout of ``state``; any topology reads any other's.
+
+    Raises:
+        UserError: if it holds code.
+    """
+    path = path_of(directory, step)
+    with _harmless(path):
+        found: dict[str, Any] = dist_checkpointing.load(state, str(path))
     return found
 
 
@@ -219,14 +299,18 @@ def tensors(path: Path, *, weights_only: bool = False) -> dict[str, torch.Tensor
     Args:
         path: of the checkpoint.
         weights_only: leave the optimizer's state on disk.
+
+    Raises:
+        UserError: if it holds code.
     """
-    reader = FileSystemReader(str(path))
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata) and not (weights_only and name.startswith("optimizer."))
-    }
-    with warnings.catch_warnings():
+    with _harmless(path), warnings.catch_warnings():
+        reader = FileSystemReader(str(path))
+        state = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in reader.read_metadata().state_dict_metadata.items()
+            if isinstance(entry, metadata.TensorStorageMetadata)
+            and not (weights_only and name.startswith("optimizer."))
+        }
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load_plain(state, storage_reader=reader, no_dist=True)
     return state
