@@ -159,3 +159,19 @@ def test_graphs_change_nothing(prepared):
         assert ("CUDA graphs" in done.out) == (graphs == "true")
         found[graphs] = losses(prepared, f"graphs-{graphs}")
     assert max(abs(a - b) for a, b in zip(found["false"], found["true"], strict=True)) < 1e-3
+
+
+@pytest.mark.gpu
+@needs_gpu
+@needs_engine
+def test_eight_bits_train_nearly_as_sixteen(prepared):
+    """Products in 8 bits: the losses of bf16, but for their coarser rounding."""
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("needs a GPU that multiplies in 8 bits (compute capability 8.9)")
+    found = {}
+    for precision in ("bf16", "fp8"):
+        overrides = [f"name=in-{precision}", f"train.precision={precision}"]
+        prepared.ok("plan", *overrides)
+        prepared.ok("train", *overrides, "runtime.attention=te", "runtime.device=cuda")
+        found[precision] = losses(prepared, f"in-{precision}")
+    assert max(abs(a - b) for a, b in zip(found["bf16"], found["fp8"], strict=True)) < 0.1
