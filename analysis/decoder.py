@@ -10,7 +10,7 @@ Shapes: B rows, T tokens, D hidden, N query heads, K key/value heads, E head siz
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from analysis import vectors
 from pretrain import kernels
 
 
@@ -29,10 +30,8 @@ class Layer:
     """((N + 2K) * E, D): queries, keys, values."""
     out: Tensor
     """(D, N * E)."""
-    gate: Tensor
-    """(F, D): what SiLU is applied to."""
-    up: Tensor
-    """(F, D): what that is multiplied with."""
+    gate_up: Tensor
+    """(2F, D): what SiLU is applied to, and what that is multiplied with."""
     down: Tensor
     """(D, F)."""
 
@@ -51,23 +50,35 @@ class Shape:
     """Factor of cosine and sine."""
 
 
-@dataclass(slots=True)
-class Cache:
-    """Keys and values of what has been read: one (B, K, S, E) tensor a layer; the first ``rows`` rows count."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Keys and values of what has been read, by layer: (B, K, E, S) and (B, K, S, E)."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    rows: int
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
 
-    def keep(self, rows: Tensor, places: int) -> None:
-        """Keep the first ``places`` places of these rows alone, in this order."""
-        for one in self.keys + self.values:
-            one[: len(rows), :, :places] = one[rows, :, :places]
-        self.rows = len(rows)
 
-    def fits(self, rows: int, places: int) -> bool:
-        """Whether so many texts of so many tokens have room."""
-        return len(self.keys[0]) >= rows and int(self.keys[0].shape[2]) >= places
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Texts that are read on: what each has in common with others, and what is its own, which grows."""
+
+    counts: NDArray[np.int64]
+    """(R,) tokens that are read now, end to end."""
+    memory: Memory
+    slots: NDArray[np.int64]
+    """(R,) row of ``memory`` in which each has its own."""
+    held: NDArray[np.int64]
+    """(R,) places that are there."""
+    common: Memory
+    lines: NDArray[np.int64]
+    """(R,) row of ``common`` with which each begins."""
+    shared: NDArray[np.int64]
+    """(R,) and how many places of it."""
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(R + 1,) where the tokens of each begin."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
 
 
 class Decoder:
@@ -84,7 +95,17 @@ class Decoder:
     """``hidden`` takes positions and masks."""
 
     def __init__(self, embedding_VD: Tensor, layers: Sequence[Layer], head: Tensor, shape: Shape) -> None:
-        self.embedding_VD, self.layers, self.head, self.shape = embedding_VD, layers, head, shape
+        self.embedding_VD, self.head, self.shape = embedding_VD, laid_out(head), shape
+        self.layers = [Layer(*(laid_out(getattr(one, f.name)) for f in fields(one))) for one in layers]
+        self.size = int(layers[0].out.shape[1]) // shape.heads
+        """Of a head."""
+        self.fast = (
+            head.device.type == "cpu"
+            and head.dtype == torch.float32
+            and vectors.covers(shape.heads, shape.kv_heads, self.size)
+        )
+        """Whether :mod:`analysis.vectors` is for this device, precision and shape."""
+        self._turns = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
 
     @property
     def device(self) -> torch.device:
@@ -101,104 +122,173 @@ class Decoder:
             positions_BT: of each token in its text; 0, 1, 2, ... if not given.
             mask_BTT: True where a token (second axis) attends to another (third); causal if not given.
         """
+        if mask_BTT is None and positions_BT is None and self.fast:
+            rows, count = ids_BT.shape
+            none = np.zeros(rows, np.int64)
+            memory = self.memory(rows, count, layers=1)
+            found = self.extend(
+                ids_BT.flatten(),
+                Rows(np.full(rows, count), memory, np.arange(rows), none, memory, none, none),
+            )
+            return found.unflatten(0, ids_BT.shape)
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         mask = None if mask_BTT is None else mask_BTT[:, None]
-        hidden_ND = self._read(ids_BT, positions_BT, lambda _, q, k, v: self._attend(q, k, v, mask))
-        return hidden_ND[: ids_BT.numel()].unflatten(0, ids_BT.shape)
+        turn = self._rotation(positions_BT)
 
-    def cache(self, rows: int, places: int) -> Cache:
-        """An empty cache for ``rows`` texts of at most ``places`` tokens."""
-        size = self.layers[0].out.shape[1] // self.shape.heads
-        made = [
-            self.embedding_VD.new_zeros(rows, self.shape.kv_heads, places, size)
-            for _ in range(2 * len(self.layers))
-        ]
-        return Cache(made[::2], made[1::2], rows)
+        def attend(_: int, mixed_ND: Tensor) -> Tensor:
+            q, k, v = self._split(mixed_ND.unflatten(0, ids_BT.shape), turn)
+            attended = functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=self.shape.kv_heads != self.shape.heads,
+            )
+            return attended.transpose(1, 2).flatten(0, 1).flatten(1)
 
-    def begin(self, ids_BT: Tensor) -> Cache:
-        """Keys and values of texts of one length.
+        return self._read(ids_BT.flatten(), attend).unflatten(0, ids_BT.shape)
+
+    def memory(self, rows: int, places: int, *, layers: int | None = None) -> Memory:
+        """Room for ``rows`` texts of at most ``places`` tokens; with one layer, for what is read in one go."""
+        places = -(-places // vectors.BLOCK) * vectors.BLOCK
+        kv_heads, size = self.shape.kv_heads, self.size
+        # What is not held is never read by the fast way, and weighed with 0 by the other.
+        new = self.embedding_VD.new_empty if self.fast else self.embedding_VD.new_zeros
+        made, times = (len(self.layers), 1) if layers is None else (layers, len(self.layers) // layers)
+        keys = [new(rows, kv_heads, size, places) for _ in range(made)]
+        values = [new(rows, kv_heads, places, size) for _ in range(made)]
+        return Memory(keys * times, values * times)
+
+    def extend(self, ids_N: Tensor, rows: Rows) -> Tensor:
+        """Read more tokens of several texts, each after those that are there, and keep their keys and values.
 
         Args:
-            ids_BT: int64.
-        """
-        cache = Cache([], [], len(ids_BT))
-
-        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache.keys.append(k)
-            cache.values.append(v)
-            return self._attend(q, k, v)
-
-        self._read(ids_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device), attend)
-        return cache
-
-    def extend(self, ids_BT: Tensor, caches: Sequence[tuple[Cache, NDArray[np.int64]]]) -> Tensor:
-        """Read T more tokens of each row, after those that are in the caches, and put them there.
-
-        Args:
-            ids_BT: int64.
-            caches: changed in place, for consecutive rows; and how many tokens of each row it holds. What lies behind
-                them is written over.
+            ids_N: int64, row after row.
+            rows: the texts; what lies in their memory behind what is held is written over.
 
         Returns:
-            What the output matrix is applied to, (at least B * T, D): row by row, and then padding.
+            What the output matrix is applied to, (N, D).
         """
-        count, device = ids_BT.shape[1], ids_BT.device
-        lines = [torch.from_numpy(read[:, None] + np.arange(count)).to(device) for _, read in caches]
-        stops = [int(read.max()) + count for _, read in caches]
-        masks = [
-            (torch.arange(stop, device=device) <= line[..., None])[:, None]
-            for stop, line in zip(stops, lines, strict=True)
-        ]
-        each = [torch.arange(len(line), device=device)[:, None] for line in lines]
-        sizes = [len(line) for line in lines]
+        starts = rows.starts
+        longest = int((rows.shared + rows.held + rows.counts).max())
+        if not self.fast:
+            turn = self._rotation(torch.arange(longest, device=ids_N.device))
+            return self._read(ids_N, self._plainly(rows, starts, turn))
+        if len(self._turns[0]) < longest:
+            both = self._rotation(torch.arange(2 * longest))
+            self._turns = (
+                both[0][:, : self.size // 2].numpy().copy(),
+                both[1][:, self.size // 2 :].numpy().copy(),
+            )
+        cos, sin = self._turns
+        to = np.empty((_padded(len(ids_N)), self.layers[0].out.shape[1]), np.float32)
+        to[len(ids_N) :] = 0
 
-        def attend(number: int, *mixed: Tensor) -> Tensor:
-            found = []
-            for place, (q, k, v) in enumerate(zip(*(one.split(sizes) for one in mixed), strict=True)):
-                cache, stop = caches[place][0], stops[place]
-                keys, values = cache.keys[number][: cache.rows], cache.values[number][: cache.rows]
-                keys[each[place], :, lines[place]] = k.transpose(1, 2)
-                values[each[place], :, lines[place]] = v.transpose(1, 2)
-                found.append(self._attend(q, keys[:, :, :stop], values[:, :, :stop], masks[place]))
-            return torch.cat(found)
+        def attend(number: int, mixed: Tensor) -> Tensor:
+            keys, values = rows.memory.keys[number].numpy(), rows.memory.values[number].numpy()
+            vectors.attend(
+                mixed.numpy(),
+                cos,
+                sin,
+                starts,
+                rows.common.keys[number].numpy(),
+                rows.common.values[number].numpy(),
+                rows.lines,
+                rows.shared,
+                keys,
+                values,
+                rows.slots,
+                rows.held,
+                to,
+            )
+            return torch.from_numpy(to)
 
-        return self._read(ids_BT, torch.cat(lines), attend)
+        return self._read(ids_N, attend)
 
-    def _read(self, ids_BT: Tensor, positions: Tensor, attend: Callable[..., Tensor]) -> Tensor:
-        """What the output matrix is applied to, (at least B * T, D): row by row, and then padding.
+    def _plainly(
+        self, rows: Rows, starts: NDArray[np.int64], turn: tuple[Tensor, Tensor]
+    ) -> Callable[[int, Tensor], Tensor]:
+        """Attention for :meth:`extend` by PyTorch, rows padded to the longest."""
+        device, most = self.device, int(rows.counts.max())
+
+        def given(array: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        row = given(np.repeat(np.arange(len(rows.counts)), rows.counts))
+        step = given(np.arange(starts[-1]) - np.repeat(starts[:-1], rows.counts))
+        slots, lines, held, shared = (given(one) for one in (rows.slots, rows.lines, rows.held, rows.shared))
+        place = held[row] + step
+        cos, sin = (one[shared[row] + place][:, None, None] for one in turn)
+        width = int((rows.held + rows.counts).max())
+        before = int(rows.shared.max())
+        seen = torch.cat(
+            [
+                (torch.arange(before, device=device) < shared[:, None])[:, None].expand(-1, most, -1),
+                torch.arange(width, device=device)
+                <= (held[:, None] + torch.arange(most, device=device))[..., None],
+            ],
+            2,
+        )
+        group = self.shape.heads // self.shape.kv_heads
+
+        def attend(number: int, mixed_ND: Tensor) -> Tensor:
+            q, k, v = self._split(mixed_ND[:, None], (cos, sin))
+            keys, values = rows.memory.keys[number], rows.memory.values[number]
+            keys[slots[row], :, :, place] = k[:, :, 0]
+            values[slots[row], :, place] = v[:, :, 0]
+            q_RTNE = q.new_zeros(len(slots), most, self.shape.heads, self.size)
+            q_RTNE[row, step] = q[:, :, 0]
+            all_k = torch.cat([rows.common.keys[number][lines][..., :before], keys[slots][..., :width]], 3)
+            all_v = torch.cat(
+                [rows.common.values[number][lines][:, :, :before], values[slots][:, :, :width]], 2
+            )
+            q_RKME = q_RTNE.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+            scores = (q_RKME @ all_k * self.size**-0.5).unflatten(2, (group, most))
+            weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+            found = (weights.flatten(2, 3) @ all_v).unflatten(2, (group, most))
+            return found.permute(0, 3, 1, 2, 4)[row, step].flatten(1)
+
+        return attend
+
+    def _read(self, ids_N: Tensor, attend: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """What the output matrix is applied to, (N, D).
 
         Args:
-            ids_BT: int64.
-            positions: of each token in its text, (B, T), or (T,) for all rows.
-            attend: (number of the layer, queries, keys, values), (B, heads, T, E) each -> (B, N, T, E).
+            ids_N: int64.
+            attend: number of the layer, queries, keys and values (N, (H + 2K) * E) -> (at least N, H * E).
         """
-        tokens = ids_BT.numel()
-        # oneDNN compiles a kernel for every size that it has not seen: there shall be few.
-        more = -tokens % max(16, 2 ** (tokens.bit_length() - 6))
-        x_ND = self.embedding_VD[functional.pad(ids_BT.flatten(), (0, more))]
-        turn = self._rotation(positions)
-        attended_ND = x_ND.new_zeros(tokens + more, self.layers[0].out.shape[1])
-        into_BTNE = attended_ND[:tokens].view(*ids_BT.shape, self.shape.heads, -1)
+        tokens = len(ids_N)
+        x_ND = self.embedding_VD[functional.pad(ids_N, (0, _padded(tokens) - tokens))]
+        x_ND, normed_ND = self._add_and_norm(x_ND, None)
         for number, layer in enumerate(self.layers):
-            mixed = linear(self._norm(x_ND), layer.qkv)[:tokens].unflatten(0, ids_BT.shape)
-            into_BTNE[:] = attend(number, *self._split(mixed, turn)).transpose(1, 2)
-            x_ND = self._rest(layer, x_ND, attended_ND)
-        return self._norm(x_ND)
+            attended_ND = attend(number, linear(normed_ND, layer.qkv)[:tokens])
+            if more := len(x_ND) - len(attended_ND):
+                attended_ND = functional.pad(attended_ND, (0, 0, 0, more))
+            x_ND, normed_ND = self._add_and_norm(x_ND, linear(attended_ND, layer.out))
+            inner_NF = self._swiglu(linear(normed_ND, layer.gate_up))
+            x_ND, normed_ND = self._add_and_norm(x_ND, linear(inner_NF, layer.down))
+        return normed_ND[:tokens]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention, causal if there is no mask: (B, N, T, E)."""
-        return functional.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=self.shape.kv_heads != self.shape.heads,
-        )
+    def _add_and_norm(self, x_ND: Tensor, more_ND: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum, and its RMSNorm without a weight."""
+        if self.fast:
+            to = torch.empty_like(x_ND)
+            more = None if more_ND is None else more_ND.numpy()
+            vectors.add_and_norm(x_ND.numpy(), more, self.shape.epsilon, to.numpy())
+            return x_ND, to
+        if more_ND is not None:
+            x_ND = x_ND + more_ND
+        return x_ND, functional.rms_norm(x_ND, x_ND.shape[-1:], None, self.shape.epsilon)
 
-    def _norm(self, x_ND: Tensor) -> Tensor:
-        return functional.rms_norm(x_ND, x_ND.shape[-1:], None, self.shape.epsilon)
+    def _swiglu(self, x_NF: Tensor) -> Tensor:
+        if self.fast:
+            to = x_NF.new_empty(len(x_NF), x_NF.shape[1] // 2)
+            vectors.swiglu(x_NF.numpy(), to.numpy())
+            return to
+        gate, up = x_NF.chunk(2, -1)
+        return functional.silu(gate).mul_(up)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine, (T, E) or (B, 1, T, E); the sine negated in its first half."""
@@ -217,24 +307,35 @@ class Decoder:
         turned = torch.addcmul(turning * cos, turning.roll(turning.shape[-1] // 2, -1), sin)
         return turned[:, :heads], turned[:, heads:], mixed[:, heads + kv_heads :]
 
-    def _rest(self, layer: Layer, x_ND: Tensor, attended_ND: Tensor) -> Tensor:
-        """Output projection and feed-forward block, with their residuals."""
-        x_ND = x_ND + linear(attended_ND, layer.out)
-        normed = self._norm(x_ND)
-        inner = linear(normed, layer.gate, silu=True).mul_(linear(normed, layer.up))
-        return x_ND + linear(inner, layer.down)
+
+def laid_out(weight: Tensor) -> Tensor:
+    """The same matrix, (F, D), on CPUs with its columns end to end: oneDNN need not turn it each time."""
+    return weight.T.contiguous().T if weight.device.type == "cpu" else weight
 
 
-def linear(x: Tensor, weight: Tensor, *, silu: bool = False) -> Tensor:
-    """``x @ weight.T`` in the precision of both, and SiLU of it if asked for, by whichever library is faster.
+def _padded(tokens: int) -> int:
+    """So many tokens, and a few more: one of few numbers, for oneDNN compiles a kernel for each that it meets."""
+    few = max(8, 1 << max(0, tokens.bit_length() - 6))
+    return -(-tokens // few) * few
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` in the precision of both, by whichever library is faster.
 
     On CPUs that is oneDNN for float32: see :func:`pretrain.kernels.onednn_linear`.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or not kernels.ONEDNN:
-        found = functional.linear(x, weight)
-        return functional.silu(found) if silu else found
-    product: Tensor = kernels.onednn_linear(x, weight, "swish" if silu else "none")
-    return product
+        return functional.linear(x, weight)
+    return kernels.onednn_linear(x, weight)
+
+
+def largest(logits_NV: Tensor) -> Tensor:
+    """The first place of the largest logit of each row, (N,) int64."""
+    if logits_NV.device.type != "cpu" or logits_NV.dtype != torch.float32:
+        return logits_NV.argmax(-1)
+    found = np.empty(len(logits_NV), np.int64)
+    vectors.largest(logits_NV.numpy(), found)
+    return torch.from_numpy(found)
 
 
 def from_llama(state: Mapping[str, Tensor], shape: Shape) -> Decoder:
@@ -256,7 +357,7 @@ def from_llama(state: Mapping[str, Tensor], shape: Shape) -> Decoder:
             _take(left, f"{at}{name}_layernorm.weight") for name in ("input", "post_attention")
         )
         layers.append(
-            Layer(_fold(torch.cat([q, k, v]), before), out, _fold(gate, between), _fold(up, between), down)
+            Layer(_fold(torch.cat([q, k, v]), before), out, _fold(torch.cat([gate, up]), between), down)
         )
     _nothing_left(left)
     return Decoder(embedding, layers, _fold(head, norm), shape)
@@ -282,13 +383,11 @@ def from_gpt(state: Mapping[str, Tensor], shape: Shape) -> Decoder:
         # megatron-core keeps the queries of a group beside the group's key and value.
         groups = mixed.view(shape.kv_heads, shape.heads // shape.kv_heads + 2, -1, mixed.shape[1])
         parts = groups[:, :-2].flatten(0, 2), groups[:, -2].flatten(0, 1), groups[:, -1].flatten(0, 1)
-        gate, up = _take(left, f"{at}mlp.linear_fc1.weight").chunk(2)
         layers.append(
             Layer(
                 _fold(torch.cat(parts), before),
                 _take(left, f"{at}self_attention.linear_proj.weight"),
-                _fold(gate, between),
-                _fold(up, between),
+                _fold(_take(left, f"{at}mlp.linear_fc1.weight"), between),
                 _take(left, f"{at}mlp.linear_fc2.weight"),
             )
         )

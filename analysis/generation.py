@@ -1,45 +1,38 @@
 """Continuations, where similarity of free text is asked for; exact extraction needs none (``metrics.extraction``).
 
-Prompts of like length are continued together, and what those of one text have in common is read once; each stops at its
+Prompts are continued some at a time; what those of one text have in common is read once, and each stops at its
 reference's length or at an end-of-document token. Up to the first token that differs from the reference the
-teacher-forced pass has said it all (:func:`continue_greedily`); only what follows is generated, several tokens a step
-where it says what it, its reference, or another continuation has said, as greedy continuations do.
+teacher-forced pass has said it all (:func:`continue_greedily`, which scores the texts as it goes); only what follows is
+generated, several tokens a step where they can be guessed (:mod:`analysis.guesses`).
 
-Shapes: B rows, T tokens read at once, W places of the history, V vocabulary.
+Shapes: B rows, N tokens of all rows, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis import threads
-from analysis.decoder import Cache, Decoder, linear
+from analysis import scoring, threads
+from analysis.decoder import Decoder, Rows, laid_out, largest, linear
+from analysis.guesses import CONTEXT, Guesses
 from analysis.metrics.extraction import sampling_logprobs
 from analysis.scoring import Sampling
 
-COHORT = {"cpu": 32, "cuda": 128}
-"""Texts that are begun together."""
 TOGETHER = {"cpu": 64, "cuda": 256}
-"""With so many rows or fewer another cohort begins."""
-GUESSES = (0, 1, 3, 5, 9, 15)
-"""Tokens guessed ahead, greedily."""
-MORE, FEWER = 0.7, 0.35
-"""More are guessed while at least this share of them is right, fewer while less than that is."""
-TRY_AFTER = 8
-"""Steps without guesses after which one is tried."""
-CONTEXT, ORDERS, PHRASES = 5, (1, 2, 3, 5), 18
-"""Tokens that a guess rests on at most; numbers of tokens that are tried; bits of a place in the table of guesses."""
-ROOM = 64
-"""Places in a cache are made in such numbers."""
-SHARE = 4
-"""So many times the texts that are begun together learn from one another what to guess."""
-LEAVE = 0.25
-"""Share of a cohort that must be done to leave it; below that, leaving rows out costs more than it saves."""
+"""Prompts that are continued at a time."""
+SHARE = (64, 256)
+"""Least and most texts that learn from one another what to guess; an eighth of all in between."""
+
+
+Numbers = dict[str, NDArray[Any]]
+"""By name (``scoring.NUMBERS``), of one text or of all."""
 
 
 def generate(
@@ -66,315 +59,298 @@ def generate(
     Returns:
         One array of at most ``lengths`` ids a prompt.
     """
-    size = COHORT[model.device.type]
-    texts = _texts(prompts, hints)
-    # Shares do not depend on the threads, nor does what is read together.
-    share = max(size, min(SHARE * size, len(texts) // 8))
+    texts, asked = [], []
+    for rows in _texts(prompts, hints):
+        ids = [np.concatenate([[eod], prompts[k]]).astype(np.int64) for k in rows]
+        texts.append(_Text(ids[-1][:-1], hints[rows[-1]] if hints else None))
+        pairs = zip(rows, ids, strict=True)
+        asked.append([_Prompt(k, len(one) - 1, int(one[-1]), lengths[k]) for k, one in pairs])
     with torch.inference_mode():
-        head_VD = model.head[:vocab_size].float()
+        head_VD = laid_out(model.head[:vocab_size].float())
 
-    def cohorts(number: int, phrases: _Phrases, spare: list[Cache]) -> Iterator[_Cohort]:
-        for start in range(number * share, min((number + 1) * share, len(texts)), size):
-            chosen = texts[start : min(start + size, (number + 1) * share)]
-            begun = _begin(model, [prompts[rows[-1]] for rows in chosen], eod)
-            line_of = {k: line for line, rows in enumerate(chosen) for k in rows}
-            order = sorted(line_of, key=lambda k: (len(prompts[k]), lengths[k]))
-            for first in range(0, len(order), size):
-                rows = order[first : first + size]
-                for k in rows if hints else ():
-                    phrases.read(hints[k])
-                draw = None if sampling is None else _sampler(sampling, start, first)
-                yield _Cohort(model, begun, line_of, rows, prompts, lengths, eod, draw, spare)
+    def work(share: slice) -> dict[int, NDArray[np.int64]]:
+        def of_text(chosen: Sequence[int], _: Tensor) -> list[list[_Prompt]]:
+            return [asked[share.start + k] for k in chosen]
 
-    def work(number: int) -> dict[int, NDArray[np.int64]]:
-        phrases = _Phrases()
-        spare: list[Cache] = []
-        return _carry_on(
-            model, head_VD, cohorts(number, phrases, spare), phrases, spare, greedy=sampling is None
-        )
+        most = max(map(len, asked[share])), max(one.limit for some in asked[share] for one in some)
+        return _Continuing(model, head_VD, texts[share], of_text, *most, eod, sampling).all()
 
-    parts = threads.each(work, range(-(-len(texts) // share)), model.device)
-    found = {k: tokens for part in parts for k, tokens in part.items()}
+    found = {
+        k: new for part in threads.each(work, _shares(len(texts)), model.device) for k, new in part.items()
+    }
     return [found[k] for k in range(len(prompts))]
-
-
-def _texts(prompts: Sequence[NDArray[np.integer]], hints: Sequence[NDArray[np.integer]]) -> list[list[int]]:
-    """Prompts that are, but for their last token, beginnings of one text: shortest first, texts by their longest."""
-    texts: dict[int, list[int]] = {}
-    for k in sorted(range(len(prompts)), key=lambda k: len(prompts[k])):
-        prompt = prompts[k]
-        shared = len(hints) and np.array_equal(hints[k][: len(prompt) - 1], prompt[:-1])
-        texts.setdefault(id(hints[k]) if shared else -k - 1, []).append(k)
-    return sorted(texts.values(), key=lambda rows: len(prompts[rows[-1]]))
-
-
-def _begin(model: Decoder, prompts: Sequence[NDArray[np.integer]], eod: int) -> Cache:
-    """Keys and values of an end-of-document token and all tokens but the last of each prompt."""
-    ids = np.full((len(prompts), max(len(prompt) for prompt in prompts)), eod, np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, 1 : len(prompt)] = prompt[:-1]
-    return model.begin(torch.from_numpy(ids).to(model.device))
-
-
-class _Cohort:
-    """Prompts of like length that are continued in step.
-
-    Args:
-        model: as for :func:`generate`.
-        begun: keys and values of texts of which the prompts but their last tokens are the beginnings.
-        line_of: row of ``begun`` for each prompt.
-        names: of the prompts that are meant.
-        prompts: token ids.
-        lengths: most tokens to generate.
-        eod: id before each prompt.
-        draw: chooses tokens from logits; None: greedily.
-        spare: caches that are not needed any more; their memory is used again, which is faster than new.
-    """
-
-    def __init__(
-        self,
-        model: Decoder,
-        begun: Cache,
-        line_of: Mapping[int, int],
-        names: Sequence[int],
-        prompts: Sequence[NDArray[np.integer]],
-        lengths: Sequence[int],
-        eod: int,
-        draw: Callable[[Tensor], Tensor] | None,
-        spare: list[Cache],
-    ) -> None:
-        self.names, self.eod, self.draw = names, eod, draw
-        self.limit_B = np.array([lengths[k] for k in names])
-        read_B = np.array([len(prompts[k]) for k in names])
-        count, longest, room = int(read_B.max()), int(self.limit_B.max()), 2 * GUESSES[-1] + 2
-        places = -(-(count + longest + room) // ROOM) * ROOM
-        at = next((at for at, one in enumerate(spare) if one.fits(len(names), places)), None)
-        self.cache = model.cache(len(names), places) if at is None else spare.pop(at)
-        self.cache.rows = len(names)
-        lines = torch.tensor([line_of[k] for k in names], device=model.device)
-        for new, known in zip(self.cache.keys + self.cache.values, begun.keys + begun.values, strict=True):
-            new[: len(names), :, :count] = known[lines, :, :count]
-        self.start_B = CONTEXT + read_B + 1
-        """Place of the first new token in the history."""
-        self.history_BW = np.full((len(names), CONTEXT + count + 1 + longest + room), eod, np.int64)
-        for row, k in enumerate(names):
-            self.history_BW[row, CONTEXT + 1 : self.start_B[row]] = prompts[k]
-        self.alive = np.arange(len(names))
-        """Rows that are still in the cache; of each: tokens of its history that are there, and whether it is done."""
-        self.size, self.done = self.start_B, np.zeros(len(names), np.bool_)
-
-    @property
-    def read(self) -> NDArray[np.int64]:
-        """Tokens of each row whose keys and values are in the cache: all but the last."""
-        return self.size - CONTEXT - 1
-
-    @property
-    def before(self) -> NDArray[np.int64]:
-        """The last tokens of each row, (B, ``CONTEXT``)."""
-        return self._before(self.alive, self.size)
-
-    def _before(self, rows: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = self.history_BW[rows[:, None], size[:, None] + np.arange(-CONTEXT, 0)]
-        return found
-
-    def take(self, logits_BTV: Tensor, guessed_BT: NDArray[np.int64], phrases: _Phrases) -> NDArray[np.int64]:
-        """Go on by what the model says after the last token and after each guess, as far as guesses are right.
-
-        Returns:
-            Right guesses of each row that was not done.
-        """
-        best_BT = logits_BTV.argmax(-1) if self.draw is None else self.draw(logits_BTV[:, 0])[:, None]
-        best = best_BT.cpu().numpy()
-        right = (best[:, :-1] == guessed_BT).cumprod(1).sum(1)
-        line = np.arange(best.shape[1])
-        self.history_BW[self.alive[:, None], self.size[:, None] + line] = best
-        said, going = line <= right[:, None], ~self.done
-        if self.draw is None:
-            rows, steps = np.nonzero(said & going[:, None])
-            phrases.learn(self._before(self.alive[rows], self.size[rows] + steps), best[rows, steps])
-        self.size = np.where(going, self.size + right + 1, self.size)
-        self.done |= ((best == self.eod) & said).any(1)
-        self.done |= self.size - self.start_B[self.alive] >= self.limit_B[self.alive]
-        if LEAVE < self.done.mean() < 1:
-            stay = ~self.done
-            self.cache.keep(
-                torch.from_numpy(np.flatnonzero(stay)).to(logits_BTV.device), int(self.read.max())
-            )
-            self.alive, self.size, self.done = self.alive[stay], self.size[stay], self.done[stay]
-        found: NDArray[np.int64] = right[going]
-        return found
-
-    @property
-    def made(self) -> dict[int, NDArray[np.int64]]:
-        """Each row's new tokens, up to its limit or its first end-of-document token."""
-        found = {}
-        for row, k in enumerate(self.names):
-            new = self.history_BW[row, self.start_B[row] : self.start_B[row] + self.limit_B[row]]
-            found[k] = new[: np.append(np.flatnonzero(new == self.eod), len(new))[0]]
-        return found
-
-
-def _carry_on(
-    model: Decoder,
-    head_VD: Tensor,
-    waiting: Iterator[_Cohort],
-    phrases: _Phrases,
-    spare: list[Cache],
-    *,
-    greedy: bool,
-) -> dict[int, NDArray[np.int64]]:
-    """Continue cohorts to their ends, several at a time, so that matrix products stay large while rows end.
-
-    Greedily, guesses are read together with the last token; the argmax after each says whether the next one is right,
-    and what is kept is what the model says, so that it is greedy decoding whatever is guessed (Leviathan et al., 2023).
-    """
-    running: list[_Cohort] = []
-    found: dict[int, NDArray[np.int64]] = {}
-    level = plain = 0
-    while True:
-        while sum(len(one.alive) for one in running) <= TOGETHER[model.device.type]:
-            if (fresh := next(waiting, None)) is None:
-                break
-            running.append(fresh)
-        if not running:
-            return found
-        before = np.concatenate([one.before for one in running])
-        guessed = phrases.guess(before, GUESSES[level])
-        ids = torch.from_numpy(np.concatenate([before[:, -1:], guessed], 1)).to(model.device)
-        caches = [(one.cache, one.read) for one in running]
-        rows = [len(one.alive) for one in running]
-        logits = linear(model.extend(ids, caches).float(), head_VD)[: ids.numel()].unflatten(0, ids.shape)
-        split = zip(running, logits.split(rows), np.split(guessed, np.cumsum(rows)[:-1]), strict=True)
-        right = np.concatenate([one.take(said, tried, phrases) for one, said, tried in split])
-        if greedy:
-            level, plain = _next_level(level, plain, right)
-        for one in running:
-            if one.done.all():
-                found |= one.made
-                spare.append(one.cache)
-        running = [one for one in running if not one.done.all()]
-
-
-class _Phrases:
-    """What followed the last few tokens, the last time, in whichever text; the longest known context counts.
-
-    A hash table whose entries overwrite each other: what it says is a guess.
-    """
-
-    def __init__(self) -> None:
-        self.next = np.full(2**PHRASES, -1, np.int32)
-
-    def guess(self, before_BC: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """The next tokens, (B, count), each after those before it; the last one again where nothing is known."""
-        line = np.concatenate([before_BC, np.zeros((len(before_BC), count), np.int64)], 1)
-        for place in range(CONTEXT, CONTEXT + count):
-            found = line[:, place - 1]
-            for known in self.next[self._keys(line[:, place - CONTEXT : place])]:
-                found = np.where(known < 0, found, known)
-            line[:, place] = found
-        return line[:, CONTEXT:]
-
-    def learn(self, before_BC: NDArray[np.int64], tokens_B: NDArray[np.int64]) -> None:
-        """After these contexts came these tokens."""
-        self.next[self._keys(before_BC)] = tokens_B
-
-    def read(self, text: NDArray[np.integer]) -> None:
-        """After each few tokens of a text comes the next."""
-        if len(text) > CONTEXT:
-            windows = np.lib.stride_tricks.sliding_window_view(np.asarray(text, np.int64), CONTEXT + 1)
-            self.learn(windows[:, :-1], windows[:, -1])
-
-    @staticmethod
-    def _keys(before_BC: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Places of the contexts in the table, (orders, B), shortest context first."""
-        key = np.zeros(len(before_BC), np.uint64)
-        found = np.empty((len(ORDERS), len(before_BC)), np.int64)
-        for back in range(1, CONTEXT + 1):
-            key = (key + before_BC[:, -back].astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-            if back in ORDERS:
-                found[ORDERS.index(back)] = key >> np.uint64(64 - PHRASES)
-        return found
-
-
-def _next_level(level: int, plain: int, right_B: NDArray[np.int64]) -> tuple[int, int]:
-    """How many to guess next (index of ``GUESSES``), and for how many steps nothing was guessed."""
-    if not level:
-        return (1, 0) if plain + 1 >= TRY_AFTER else (0, plain + 1)
-    share = right_B.mean() / GUESSES[level]
-    return min(max(level + int(share >= MORE) - int(share < FEWER), 0), len(GUESSES) - 1), 0
-
-
-def _sampler(sampling: Sampling, *batch: int) -> Callable[[Tensor], Tensor]:
-    """Draw by the Gumbel trick: the argmax of log-probabilities plus Gumbel noise has just their distribution."""
-    rng = np.random.default_rng([sampling.seed, *batch])  # batches are drawn on several threads, in any order
-
-    def draw(logits_BV: Tensor) -> Tensor:
-        logprob = sampling_logprobs(
-            logits_BV.cpu().numpy(),
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-        )
-        return torch.from_numpy((logprob + rng.gumbel(size=logprob.shape)).argmax(-1)).to(logits_BV.device)
-
-    return draw
 
 
 def continue_greedily(
     model: Decoder,
     texts: Sequence[NDArray[np.integer]],
-    argmax: Sequence[NDArray[np.integer]],
     prefixes: Sequence[int],
     *,
     longest: int,
     eod: int,
     vocab_size: int,
-) -> dict[int, list[NDArray[np.int64]]]:
-    """Greedy continuations of texts after several prefixes, generating only what scoring has not said.
+) -> tuple[Numbers, dict[int, list[NDArray[np.int64]]]]:
+    """Score texts, and continue them greedily after several prefixes, generating only what scoring does not say.
 
     As long as the argmax hits, the continuation is the text itself; the first miss is known as well. Two prefixes of a
     text between which nothing misses have the same continuation from there on.
 
     Args:
         model: as for :func:`generate`.
-        texts: token ids.
-        argmax: of every token of every text (column ``argmax`` of the scores).
+        texts: token ids, at least one of each, and at least one text.
         prefixes: tokens of context.
         longest: most tokens to continue; a text that ends before ends the continuation.
         eod: end-of-document token; ends a continuation.
         vocab_size: as for :func:`generate`.
 
     Returns:
-        For every prefix the continuations of all texts; empty where a text has no more tokens than the prefix.
+        The six numbers of every token, as :func:`analysis.scoring.score_tokens` gives them; and for each prefix one
+        array of ids a text: empty where the text is not longer than the prefix.
     """
-    jobs: dict[tuple[int, int], int] = {}
-    first: dict[int, list[int]] = {}
+    with torch.inference_mode():
+        head_VD = laid_out(model.head[:vocab_size].float())
+
+    def work(share: slice) -> tuple[dict[int, Numbers], dict[tuple[int, int], NDArray[np.int64]]]:
+        numbers: dict[int, Numbers] = {}
+
+        def of_text(chosen: Sequence[int], hidden_ND: Tensor) -> list[list[_Prompt]]:
+            own = [share.start + k for k in chosen]
+            ids = torch.from_numpy(np.concatenate([texts[k] for k in own]).astype(np.int64))
+            said = scoring.numbers(head_VD, scoring.statistics, hidden_ND.float(), ids.to(model.device))
+            ends = np.cumsum([len(texts[k]) for k in own])[:-1]
+            for place, k in enumerate(own):
+                numbers[k] = {name: np.split(values, ends)[place] for name, values in said.items()}
+            return [_asked(k, texts[k], numbers[k]["argmax"], prefixes, longest, eod) for k in own]
+
+        read = [_Text(np.concatenate([[eod], text[:-1]]).astype(np.int64), text) for text in texts[share]]
+        found = _Continuing(model, head_VD, read, of_text, len(prefixes), longest, eod, None).all()
+        return numbers, found
+
+    numbers: dict[int, Numbers] = {}
+    after: dict[tuple[int, int], NDArray[np.int64]] = {}
+    for some, found in threads.each(work, _shares(len(texts)), model.device):
+        numbers |= some
+        after |= found
+    continued: dict[int, list[NDArray[np.int64]]] = {prefix: [] for prefix in prefixes}
     for prefix in prefixes:
-        first[prefix] = []
-        for k, (text, best) in enumerate(zip(texts, argmax, strict=True)):
-            stop = min(len(text), prefix + longest)
-            missed = np.flatnonzero(np.asarray(best[prefix:stop]) != np.asarray(text[prefix:stop]))
-            miss = prefix + int(missed[0]) if len(missed) else stop
-            first[prefix].append(miss)
-            if miss + 1 < stop and best[miss] != eod:
-                jobs[k, miss] = max(jobs.get((k, miss), 0), stop - miss - 1)
-    keys = list(jobs)
-    made = generate(
-        model,
-        [np.append(texts[k][:miss], argmax[k][miss]) for k, miss in keys],
-        [jobs[key] for key in keys],
-        eod=eod,
-        vocab_size=vocab_size,
-        hints=[texts[k] for k, _ in keys],
+        for k, text in enumerate(texts):
+            stop, argmax = min(len(text), prefix + longest), numbers[k]["argmax"]
+            miss = _first_miss(text, argmax, prefix, stop)
+            parts = [np.asarray(text[prefix:miss], np.int64)]
+            if miss < stop and argmax[miss] != eod:
+                parts += [argmax[miss : miss + 1].astype(np.int64), after.get((k, miss), parts[0][:0])]
+            continued[prefix].append(np.concatenate(parts)[: max(0, stop - prefix)])
+    flat = {name: np.concatenate([numbers[k][name] for k in range(len(texts))]) for name in scoring.NUMBERS}
+    return flat, continued
+
+
+def _first_miss(text: NDArray[np.integer], argmax: NDArray[np.integer], start: int, stop: int) -> int:
+    """The first token from ``start`` on that is not the argmax; ``stop`` if there is none before."""
+    return start + int(
+        np.append(np.flatnonzero(argmax[start:stop] != text[start:stop]), max(0, stop - start))[0]
     )
-    after = dict(zip(keys, made, strict=True))
-    found: dict[int, list[NDArray[np.int64]]] = {}
+
+
+def _asked(
+    k: int,
+    text: NDArray[np.integer],
+    argmax: NDArray[np.integer],
+    prefixes: Sequence[int],
+    longest: int,
+    eod: int,
+) -> list[_Prompt]:
+    """What is to be generated of text ``k``: after each first miss, as many tokens as any prefix wants."""
+    wanted: dict[int, int] = {}
     for prefix in prefixes:
-        found[prefix] = []
-        for k, (text, miss) in enumerate(zip(texts, first[prefix], strict=True)):
-            stop = min(len(text), prefix + longest)
-            tail = [np.asarray(text[prefix:miss], np.int64)]
-            if miss < stop and argmax[k][miss] != eod:
-                tail += [np.asarray(argmax[k][miss : miss + 1], np.int64), after.get((k, miss), tail[0][:0])]
-            found[prefix].append(np.concatenate(tail)[: max(0, stop - prefix)])
-    return found
+        stop = min(len(text), prefix + longest)
+        miss = _first_miss(text, argmax, prefix, stop)
+        if miss + 1 < stop and argmax[miss] != eod:
+            wanted[miss] = max(wanted.get(miss, 0), stop - miss - 1)
+    return [_Prompt((k, miss), miss + 1, int(argmax[miss]), limit) for miss, limit in wanted.items()]
+
+
+def _shares(count: int) -> list[slice]:
+    """Texts that are worked on together; they do not depend on the threads, nor does what is read together."""
+    size = min(max(-(-count // 8), SHARE[0]), SHARE[1])
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _texts(prompts: Sequence[NDArray[np.integer]], hints: Sequence[NDArray[np.integer]]) -> list[list[int]]:
+    """Prompts that are, but for their last token, beginnings of one text: shortest first."""
+    texts: dict[int, list[int]] = {}
+    for k in sorted(range(len(prompts)), key=lambda k: len(prompts[k])):
+        prompt = prompts[k]
+        shared = len(hints) and np.array_equal(hints[k][: len(prompt) - 1], prompt[:-1])
+        texts.setdefault(id(hints[k]) if shared else -k - 1, []).append(k)
+    return list(texts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What is read before its prompts are continued."""
+
+    ids: NDArray[np.int64]
+    """An end-of-document token and what follows."""
+    hint: NDArray[np.integer] | None
+    """What its prompts may go on as."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A beginning of a text, and one more token."""
+
+    name: Any
+    """Hashable; a number where tokens are drawn."""
+    shared: int
+    """Tokens of the text."""
+    last: int
+    """The token after them."""
+    limit: int
+    """Most tokens to generate."""
+
+
+class _Continuing:
+    """Prompts that are continued, some at a time: where some have ended, others begin.
+
+    Keys and values of what the prompts of a text have in common are in one line of ``common``; those of the rest of
+    each, from the prompt's last token on, in a slot of its own.
+
+    Args:
+        model: as for :func:`generate`.
+        head_VD: its output matrix.
+        texts: what is to be read, and then continued.
+        of_text: the prompts of some of the texts, given their places and what the output matrix is applied to.
+        prompts: most that a text has.
+        longest: most tokens that are generated of one.
+        eod: end-of-document token.
+        sampling: how to draw; greedy if None.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        head_VD: Tensor,
+        texts: Sequence[_Text],
+        of_text: Callable[[Sequence[int], Tensor], list[list[_Prompt]]],
+        prompts: int,
+        longest: int,
+        eod: int,
+        sampling: Sampling | None,
+    ) -> None:
+        self.model, self.head_VD, self.eod, self.sampling = model, head_VD, eod, sampling
+        self.texts, self.of_text, self.prompts, self.begun = texts, of_text, prompts, 0
+        self.guesses = Guesses() if sampling is None else None
+        count = max(prompts, min(TOGETHER[model.device.type], prompts * len(texts)))
+        lines = max(1, min(len(texts), 2 * count // prompts))
+        self.common = model.memory(lines, max(len(text.ids) for text in texts))
+        self.memory = model.memory(count, longest)
+        self.slots: list[_Prompt | None] = [None] * count
+        """Who has each slot."""
+        self.line, self.size = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        """Of each slot: its line in ``common``, and new tokens."""
+        self.users = np.zeros(lines, np.int64)
+        """Prompts that use each line of ``common``."""
+        self.history = np.full((count, CONTEXT + longest), eod, np.int64)
+        """The last tokens of each prompt, and the new ones."""
+        self.random: dict[Any, np.random.Generator] = {}
+        """What each prompt's tokens are drawn with."""
+
+    def all(self) -> dict[Any, NDArray[np.int64]]:
+        """New tokens of each prompt, by name."""
+        found: dict[Any, NDArray[np.int64]] = {}
+        while True:
+            self._begin()
+            taken = [(self.line[slot], slot) for slot, prompt in enumerate(self.slots) if prompt]
+            if not taken and self.begun == len(self.texts):
+                return found
+            if not taken:  # nothing of these texts was asked for
+                continue
+            slots = np.array([slot for _, slot in sorted(taken)])  # what neighbours share is still in cache
+            for slot in slots[self._step(slots)]:
+                new = self.history[slot, CONTEXT : CONTEXT + self.size[slot]]
+                found[self._prompt(slot).name] = new[: -1 if new[-1] == self.eod else None].copy()
+                self.users[self.line[slot]] -= 1
+                self.slots[slot] = None
+
+    def _prompt(self, slot: int) -> _Prompt:
+        prompt = self.slots[slot]
+        assert prompt is not None, "only slots that are taken go on"
+        return prompt
+
+    def _begin(self) -> None:
+        """Read the next texts, if half of the slots are free, as many as surely have room."""
+        free = [slot for slot, prompt in enumerate(self.slots) if prompt is None]
+        lines = np.flatnonzero(self.users == 0)
+        count = min(len(free) // self.prompts, len(lines), len(self.texts) - self.begun)
+        if not count or 2 * len(free) < len(self.slots):
+            return
+        chosen, lines = range(self.begun, self.begun + count), lines[:count]
+        self.begun += count
+        ids = [self.texts[k].ids for k in chosen]
+        counts, none = np.array([len(one) for one in ids]), np.zeros(count, np.int64)
+        hidden_ND = self.model.extend(
+            torch.from_numpy(np.concatenate(ids)).to(self.model.device),
+            Rows(counts, self.common, lines, none, self.common, none, none),
+        )
+        rest = iter(free)
+        for k, line, prompts in zip(chosen, lines, self.of_text(chosen, hidden_ND), strict=True):
+            self.users[line] = len(prompts)
+            for prompt in prompts:
+                slot = next(rest)
+                self.slots[slot], self.line[slot], self.size[slot] = prompt, line, 0
+                known = np.append(self.texts[k].ids[: prompt.shared], prompt.last)[-CONTEXT:]
+                self.history[slot, :CONTEXT] = self.eod
+                self.history[slot, CONTEXT - len(known) : CONTEXT] = known
+                if self.sampling is not None:
+                    self.random[prompt.name] = np.random.default_rng([self.sampling.seed, prompt.name])
+            hint = self.texts[k].hint
+            if self.guesses is not None and hint is not None:
+                self.guesses.hint(np.concatenate([np.full(CONTEXT, self.eod), hint]))
+
+    def _step(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Go on, and say which are done.
+
+        Greedily, guesses are read together with the last token; the argmax after each says whether the next is right,
+        and what is kept is what the model says: it is greedy decoding whatever is guessed (Leviathan et al., 2023).
+        """
+        prompts = [self._prompt(slot) for slot in slots]
+        limit, shared = (np.array([getattr(one, name) for one in prompts]) for name in ("limit", "shared"))
+        history, size = self.history[slots], CONTEXT + self.size[slots]
+        count = np.zeros_like(size)
+        guess = kind = np.zeros((len(slots), 1), np.int64)
+        if self.guesses is not None:
+            guess, kind, count = self.guesses.guess(history, size, limit - self.size[slots] - 1)
+        line = np.arange(guess.shape[1] + 1)
+        tried = np.concatenate([history[np.arange(len(slots)), size - 1][:, None], guess], 1)
+        read = line <= count[:, None]
+        hidden_ND = self.model.extend(
+            torch.from_numpy(tried[read]).to(self.model.device),
+            Rows(count + 1, self.memory, slots, self.size[slots], self.common, self.line[slots], shared),
+        )
+        said = np.full(tried.shape, -1)
+        said[read] = self._choose(linear(hidden_ND.float(), self.head_VD), prompts)
+        # As far as guesses are right, and not beyond the end of the document.
+        right = ((said[:, :-1] == guess) & read[:, 1:] & (said[:, :-1] != self.eod)).cumprod(1).sum(1)
+        row, step = np.nonzero(line <= right[:, None])
+        self.history[slots[row], size[row] + step] = said[row, step]
+        self.size[slots] += right + 1
+        if self.guesses is not None:
+            self.guesses.learn(self.history[slots], size, right + 1, guess, kind, count)
+        ended: NDArray[np.bool_] = said[np.arange(len(slots)), right] == self.eod
+        return ended | (self.size[slots] >= limit)
+
+    def _choose(self, logits_NV: Tensor, prompts: Sequence[_Prompt]) -> NDArray[np.int64]:
+        """The next token after each of N tokens; drawn, one for each prompt."""
+        if self.sampling is None:
+            best: NDArray[np.int64] = largest(logits_NV).cpu().numpy()
+            return best
+        logprob = sampling_logprobs(
+            logits_NV.cpu().numpy(),
+            temperature=self.sampling.temperature,
+            top_k=self.sampling.top_k,
+            top_p=self.sampling.top_p,
+        )
+        # The argmax of log-probabilities plus Gumbel noise has just their distribution.
+        noise = [self.random[prompt.name].gumbel(size=logprob.shape[1]) for prompt in prompts]
+        found: NDArray[np.int64] = (logprob + np.stack(noise)).argmax(-1)
+        return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis import packing, threads
-from analysis.decoder import linear
+from analysis import packing, threads, vectors
+from analysis.decoder import laid_out, linear
 from analysis.models import Model
 from data.errors import UserError
 
@@ -62,6 +63,8 @@ def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
         logits_NV: (N, V), any float dtype; float32 ones are overwritten.
         targets_N: (N,) int64.
     """
+    if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.float32:
+        return _statistics_on_cpu(logits_NV.contiguous(), targets_N)
     z_NV = logits_NV.float()
     index_N1 = targets_N[:, None]
     largest_N1, argmax_N1 = z_NV.max(-1, keepdim=True)
@@ -97,6 +100,14 @@ def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
         "margin": margin_N,
         "argmax": argmax_N1[:, 0].int(),
     }
+
+
+def _statistics_on_cpu(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
+    """As :func:`statistics`, in two passes over the logits."""
+    kinds = {"rank": torch.int32, "argmax": torch.int32}
+    found = {name: torch.empty(len(targets_N), dtype=kinds.get(name, torch.float32)) for name in NUMBERS}
+    vectors.statistics(logits_NV.numpy(), targets_N.numpy(), *(one.numpy() for one in found.values()))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,18 +233,18 @@ def each_token(
     batches = list(packing.batches(rows, TOKENS_A_BATCH[model.device.type]))
     total = sum(len(text) for text in texts)
     with torch.inference_mode():
-        head_VD = model.head[:vocab_size].float()
+        head_VD = laid_out(model.head[:vocab_size].float())
         names = of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
-    numbers = {name: np.zeros(total, _DTYPES.get(name, np.float32)) for name in names}
+    made = {name: np.zeros(total, _DTYPES.get(name, np.float32)) for name in names}
     work = partial(_read, model, head_VD, of)
     for batch, found in zip(batches, threads.each(work, batches, model.device), strict=True):
         places = np.concatenate([row.places for row in batch])
         for name, values in found.items():
-            numbers[name][places] = values
+            made[name][places] = values
     for copy in copies:
-        for values in numbers.values():
+        for values in made.values():
             values[copy.target : copy.target + copy.count] = values[copy.source : copy.source + copy.count]
-    return numbers
+    return made
 
 
 def _read(
@@ -268,12 +279,32 @@ def _read(
     nodes_P = torch.from_numpy(np.concatenate(nodes)).to(device)
     hidden_PD = hidden_BRD.flatten(0, 1)[nodes_P].float()
     targets_P = torch.from_numpy(np.concatenate([row.targets for row in batch])).to(device)
-    chunk = max(16, BYTES_A_CHUNK[device.type] // (4 * len(head_VD)))
+    return numbers(head_VD, of, hidden_PD, targets_P)
+
+
+def numbers(
+    head_VD: Tensor,
+    of: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    hidden_PD: Tensor,
+    targets_P: Tensor,
+) -> dict[str, NDArray[Any]]:
+    """Numbers of P predictions, whose logits exist a few at a time.
+
+    Args:
+        head_VD: output matrix, float32.
+        of: as for :func:`each_token`.
+        hidden_PD: what the output matrix is applied to, float32.
+        targets_P: tokens that are predicted, int64.
+    """
+    chunk = max(16, BYTES_A_CHUNK[head_VD.device.type] // (4 * len(head_VD)))
     parts = [
         of(linear(hidden, head_VD), targets)
         for hidden, targets in zip(hidden_PD.split(chunk), targets_P.split(chunk), strict=True)
     ]
-    return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    return {
+        name: torch.cat([part[name] for part in parts]).cpu().numpy().astype(_DTYPES.get(name, np.float32))
+        for name in parts[0]
+    }
 
 
 def _check(

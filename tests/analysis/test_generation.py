@@ -92,30 +92,85 @@ def test_continuations_are_those_of_transformers(memorised):
         assert tokens.tolist() == by_transformers(reference, prompt, length)
 
 
+def read_by(model, monkeypatch):
+    """Tokens of each step, filled when the model reads on."""
+    steps, extend = [], type(model).extend
+    monkeypatch.setattr(
+        type(model), "extend", lambda self, ids, rows: steps.append(len(ids)) or extend(self, ids, rows)
+    )
+    return steps
+
+
+def greedily(model, texts, prefixes=PREFIXES, eod=EOD):
+    return generation.continue_greedily(model, texts, prefixes, longest=40, eod=eod, vocab_size=VOCABULARY)
+
+
+def test_what_is_scored_while_continuing_is_what_scoring_says(memorised):
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    texts = [text[: 130 - 5 * k] for k, text in enumerate(passages)]
+    told = scoring.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
+    found, _ = greedily(model, texts)
+    assert set(found) == set(told)
+    for name, values in told.items():
+        assert found[name].dtype == values.dtype
+        tolerance = 0 if name in ("rank", "argmax") else 1e-4
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_continuations_after_several_prefixes_are_those_of_each(memorised):
+    """Texts that end before a prefix, after it, and beyond what is asked for; the prefix may be empty."""
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    texts = [text[: 130 - 5 * k] for k, text in enumerate(passages)]
+    prefixes = (0, *PREFIXES)
+    _, found = greedily(model, texts, prefixes)
+    assert list(found) == list(prefixes)
+    for prefix in prefixes:
+        longer = [k for k, text in enumerate(texts) if len(text) > prefix]
+        plain = generation.generate(
+            model,
+            [texts[k][:prefix] for k in longer],
+            [min(40, len(texts[k]) - prefix) for k in longer],
+            eod=EOD,
+            vocab_size=VOCABULARY,
+        )
+        told = {k: tokens.tolist() for k, tokens in zip(longer, plain, strict=True)}
+        assert [tokens.tolist() for tokens in found[prefix]] == [told.get(k, []) for k in range(len(texts))]
+
+
 def test_what_scoring_has_said_is_not_generated_again(memorised, monkeypatch):
     reference, passages = memorised
     model = models.of_huggingface(reference)
-    numbers = scoring.score_tokens(model, list(passages), eod=EOD, vocab_size=VOCABULARY)
-    argmax = numbers["argmax"].reshape(passages.shape)
-    asked = []
-    generate = generation.generate
-
-    def counting(model, prompts, lengths, **rest):
-        asked.extend(lengths)
-        return generate(model, prompts, lengths, **rest)
-
-    monkeypatch.setattr(generation, "generate", counting)
-    found = generation.continue_greedily(
-        model, list(passages), list(argmax), PREFIXES, longest=40, eod=EOD, vocab_size=VOCABULARY
-    )
+    rank = scoring.score_tokens(model, list(passages), eod=EOD, vocab_size=VOCABULARY)["rank"]
+    known = (rank.reshape(passages.shape)[:, PREFIXES[0] :] == 0).all(1)
+    assert known.sum() >= 3
+    steps = read_by(model, monkeypatch)
+    _, found = greedily(model, list(passages[known]))
+    assert sum(steps) == known.sum() * 130  # each text once, and nothing else
     for prefix in PREFIXES:
-        length = min(40, passages.shape[1] - prefix)
-        plain = generate(
-            model, list(passages[:, :prefix]), [length] * len(passages), eod=EOD, vocab_size=VOCABULARY
-        )
-        for k in range(len(passages)):
-            assert found[prefix][k].tolist() == plain[k].tolist(), (prefix, k)
-    assert sum(asked) < 0.8 * 24 * (40 + 40 + 40 + 30)
+        assert [new.tolist() for new in found[prefix]] == passages[known, prefix : prefix + 40].tolist()
+    steps.clear()
+    greedily(model, list(passages))
+    assert sum(steps) < 24 * 130 + 0.8 * 24 * (40 + 40 + 40 + 30)
+
+
+def test_continuations_after_prefixes_end_with_the_document(memorised):
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    tokens, counts = np.unique(
+        np.concatenate(greedily(model, list(passages[12:]))[1][25]), return_counts=True
+    )
+    ended = 0
+    for eod in tokens[counts.argsort()[-4:]]:  # the model says these in many places
+        texts = [text for text in passages if eod not in text]
+        _, found = greedily(model, texts, (25, 50), eod)
+        for prefix in (25, 50):
+            prompts = [text[:prefix] for text in texts]
+            told = generation.generate(model, prompts, [40] * len(texts), eod=eod, vocab_size=VOCABULARY)
+            assert [new.tolist() for new in found[prefix]] == [new.tolist() for new in told]
+            ended += sum(len(new) < 40 for new in told)
+    assert ended
 
 
 def test_samples_have_the_models_distribution():
@@ -160,6 +215,32 @@ def test_samples_repeat_with_their_seed_alone():
     assert draw(1) != draw(2)
 
 
+@pytest.mark.parametrize("together", [1, 3, 32])
+def test_samples_of_a_prompt_do_not_depend_on_the_others(monkeypatch, together):
+    model = models.of_huggingface(nano(num_hidden_layers=1))
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, VOCABULARY, n) for n in (3, 0, 9, 4, 30, 1)]
+    others = [rng.integers(1, VOCABULARY, n) for n in (1, 7, 2, 60, 3, 3, 8, 8)]
+    lengths = [12, 5, 30, 1, 7, 12]
+
+    def draw(prompts, lengths):
+        sampling = Sampling(seed=3, temperature=2.0, top_p=0.95)
+        found = generation.generate(
+            model, prompts, lengths, eod=EOD, vocab_size=VOCABULARY, sampling=sampling
+        )
+        return [tokens.tolist() for tokens in found]
+
+    told = draw(prompts, lengths)
+    monkeypatch.setitem(generation.TOGETHER, "cpu", together)
+    monkeypatch.setattr(generation, "SHARE", (4, 4))
+    assert draw(prompts, lengths) == told
+    for k in range(len(prompts)):
+        assert (
+            draw([*others[:k], prompts[k], *others[k + 1 :]], [9] * k + [lengths[k]] + [20] * (7 - k))[k]
+            == told[k]
+        )
+
+
 def test_an_end_of_document_ends_the_continuation(memorised):
     reference, passages = memorised
     model = models.of_huggingface(reference)
@@ -201,15 +282,8 @@ def test_prompts_of_any_length_are_continued_as_one_by_one(memorised):
 def test_what_repeats_itself_takes_few_steps(memorised, monkeypatch):
     reference, passages = memorised
     model = models.of_huggingface(reference)
-    steps = []
-    extend = type(model).extend
-
-    def counting(self, ids, caches):
-        steps.append(ids.shape[1])
-        return extend(self, ids, caches)
-
-    monkeypatch.setattr(type(model), "extend", counting)
-    learnt = [passages[k] for k in range(6)]
+    learnt = list(passages[:6])
+    steps = read_by(model, monkeypatch)
     made = generation.generate(
         model, [text[:26] for text in learnt], [100] * 6, eod=EOD, vocab_size=VOCABULARY, hints=learnt
     )
@@ -217,37 +291,38 @@ def test_what_repeats_itself_takes_few_steps(memorised, monkeypatch):
     assert len(steps) < 30
 
 
-@pytest.mark.parametrize("hinted", [False, True])
-def test_cohorts_change_nothing(memorised, monkeypatch, hinted):
-    """Small ones that end one by one, begin in the middle, and take each other's memory."""
+@pytest.fixture(scope="module")
+def several(memorised):
+    """Prompts, how long to go on, the passages they are of, and what transformers says: two of each of 12 passages."""
     reference, passages = memorised
-    model = models.of_huggingface(reference)
-    several = [*range(24), *range(24)]
-    prompts = [passages[k][: 3 + 7 * (n % 5)] for n, k in enumerate(several)]
-    lengths = [2 + 9 * (n % 7) for n in range(48)]
-    hints = [passages[k] for k in several] if hinted else []
-    monkeypatch.setitem(generation.COHORT, "cpu", 2)
-    monkeypatch.setitem(generation.TOGETHER, "cpu", 2)
-    monkeypatch.setattr(generation, "SHARE", 12)
-    made = []
-    cache = type(model).cache
-    monkeypatch.setattr(type(model), "cache", lambda self, *sizes: made.append(sizes) or cache(self, *sizes))
-    found = generation.generate(model, prompts, lengths, eod=EOD, vocab_size=VOCABULARY, hints=hints)
-    assert len(made) < 48 / 2  # others began in memory that was there
-    for prompt, length, tokens in zip(prompts, lengths, found, strict=True):
-        assert tokens.tolist() == by_transformers(reference, prompt, length)
+    texts = list(passages[6:18])
+    texts += texts
+    prompts = [text[: 3 + 7 * (n % 5)] for n, text in enumerate(texts)]
+    lengths = [2 + 9 * (n % 7) for n in range(24)]
+    told = [by_transformers(reference, *asked) for asked in zip(prompts, lengths, strict=True)]
+    return prompts, lengths, texts, told
 
 
-def test_what_one_text_went_on_as_is_guessed_in_another():
-    phrases = generation._Phrases()
-    first = np.arange(10, 20)
-    assert phrases.guess(first[None, :5], 3).tolist() == [[14, 14, 14]]  # nothing is known
-    phrases.read(first)
-    assert phrases.guess(first[None, :5], 7).tolist() == [[15, 16, 17, 18, 19, 19, 19]]
-    other = np.array([[1, 2, 3, 13, 14], [1, 2, 13, 14, 3]])
-    assert phrases.guess(other, 2).tolist() == [[15, 16], [3, 3]]
-    phrases.learn(other[:1], np.array([7]))  # the longest context counts, and of one length the last word
-    assert phrases.guess(np.array([[1, 2, 3, 13, 14], [10, 11, 12, 13, 14]]), 1).tolist() == [[7], [15]]
+@pytest.mark.parametrize("hinted", [False, True])
+@pytest.mark.parametrize(("together", "share"), [(2, (6, 6)), (5, (1, 7)), (32, (64, 256))])
+def test_what_is_read_together_changes_nothing(memorised, several, monkeypatch, together, share, hinted):
+    """Prompts that end one by one, and whose slots are taken by others, of one text or of another."""
+    model = models.of_huggingface(memorised[0])
+    prompts, lengths, texts, told = several
+    monkeypatch.setitem(generation.TOGETHER, "cpu", together)
+    monkeypatch.setattr(generation, "SHARE", share)
+    made, memory = [], type(model).memory
+    monkeypatch.setattr(
+        type(model), "memory", lambda self, rows, places: made.append(rows) or memory(self, rows, places)
+    )
+    found = generation.generate(
+        model, prompts, lengths, eod=EOD, vocab_size=VOCABULARY, hints=texts if hinted else ()
+    )
+    count = 12 if hinted else 24  # texts: a hint's prompts are one
+    size = min(max(-(-count // 8), share[0]), share[1])
+    assert len(made) == 2 * -(-count // size)  # what is shared and what is not; slots are taken again
+    assert max(made) <= 2 * together
+    assert [tokens.tolist() for tokens in found] == told
 
 
 SCHEMES = [

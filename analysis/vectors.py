@@ -1,0 +1,552 @@
+"""What a CPU does in one pass over its vector registers and PyTorch in several: attention, norms, scores of tokens.
+
+Compiled by numba when first called, for the processor that is there; kept beside this file for the next time. All
+arrays are float32 and contiguous. Threads may call these at once: each computes alone and without Python's lock.
+
+Shapes: N tokens, R rows (texts that are read on), D hidden, H query heads, K key/value heads, E head size, S places of
+a memory, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+LANES = 16
+"""Numbers in a vector; a processor with shorter registers takes several for one."""
+BLOCK = 2 * LANES
+"""Places whose attention scores are computed at once: ``S`` is a multiple of it."""
+QUERIES = 4
+"""Tokens of a row whose attention is computed at once."""
+
+EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+"""e^x is 1 + x + x^2 times a polynomial with these factors, near 0 (Cephes' expf)."""
+LOG2_E, LN2, LEAST = 1.44269504, (0.693359375, -2.12194440e-4), -87.0
+"""LN2 in two parts, whose sum is more exact than a float32; the smallest exponent that is told from less."""
+
+_SUMS = frozenset({"reassoc", "contract", "nsz"})
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_INDEX = ir.IntType(64)
+_ZEROS = ir.Constant(_VECTOR, [0.0] * LANES)
+_f32: Any = np.float32
+_u64: Any = np.uint64
+_i32: Any = np.int32
+
+
+def compiled(function: Function, freedom: frozenset[str] = _SUMS) -> Function:
+    """A function that numba compiles when it is called.
+
+    Args:
+        function: of arrays and numbers.
+        freedom: what LLVM may do to sums and products; by default add up in any order.
+    """
+    settings = {"nogil": True, "error_model": "numpy", "fastmath": set(freedom)}
+    try:
+        return cast(Function, numba.njit(cache=True, **settings)(function))
+    except RuntimeError:  # no directory to keep it in
+        return cast(Function, numba.njit(**settings)(function))
+
+
+def covers(heads: int, kv_heads: int, size: int) -> bool:
+    """Whether :func:`attend` takes heads of this size."""
+    return size % LANES == 0 and heads % kv_heads == 0
+
+
+# Products with a few rows at a time, which stay in registers: numba has no words for registers, LLVM has.
+
+
+def _at(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [place])
+
+
+def _step(builder: Any, pointer: Any, count: Any, stride: Any) -> Any:
+    return builder.gep(pointer, [builder.mul(ir.Constant(_INDEX, count), stride)])
+
+
+def _load(builder: Any, pointer: Any) -> Any:
+    found = builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()))
+    found.align = 4
+    return found
+
+
+def _store(builder: Any, value: Any, pointer: Any) -> None:
+    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer())).align = 4
+
+
+def _add_product(builder: Any, total: Any, pointer: Any, vector: Any) -> None:
+    """``total += *pointer * vector``."""
+    nothing = ir.Constant(_VECTOR, ir.Undefined)
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    one = builder.insert_element(nothing, builder.load(pointer), ir.Constant(ir.IntType(32), 0))
+    product = builder.fmul(builder.shuffle_vector(one, nothing, lanes), vector, flags=("contract",))
+    builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
+
+
+def _scores_of(rows: int) -> Any:
+    """``to[i * ts + j] = sum_e q[i * qs + e] * k[e * ks + j]`` for i < rows, j < BLOCK, e < size."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def scores(
+        _: Any, q: Any, qa: Any, qs: Any, k: Any, ka: Any, ks: Any, size: Any, to: Any, ta: Any, ts: Any
+    ) -> Any:
+        def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            kinds = signature.args
+            from_q, from_k, into = (
+                _at(context, builder, kinds[n], given[n], given[n + 1]) for n in (0, 3, 7)
+            )
+            totals = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(2)] for _ in range(rows)]
+            for total in chain(*totals):
+                builder.store(_ZEROS, total)
+            with cgutils.for_range(builder, given[6], intp=_INDEX) as loop:
+                line = builder.gep(from_k, [builder.mul(loop.index, given[5])])
+                halves = [_load(builder, builder.gep(line, [ir.Constant(_INDEX, n)])) for n in (0, LANES)]
+                for i in range(rows):
+                    factor = builder.gep(_step(builder, from_q, i, given[2]), [loop.index])
+                    for total, half in zip(totals[i], halves, strict=True):
+                        _add_product(builder, total, factor, half)
+            for i in range(rows):
+                line = _step(builder, into, i, given[9])
+                for n, total in enumerate(totals[i]):
+                    place = builder.gep(line, [ir.Constant(_INDEX, n * LANES)])
+                    _store(builder, builder.load(total), place)
+            return context.get_dummy_value()
+
+        return types.void(q, qa, qs, k, ka, ks, size, to, ta, ts), build
+
+    return scores
+
+
+def _sums_of(rows: int) -> Any:
+    """``to[i * ts + j] += sum_s p[i * ps + s] * v[s * vs + j]`` for i < rows, j < LANES, s < count."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def sums(
+        _: Any, p: Any, pa: Any, ps: Any, v: Any, va: Any, vs: Any, count: Any, to: Any, ta: Any, ts: Any
+    ) -> Any:
+        def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            kinds = signature.args
+            from_p, from_v, into = (
+                _at(context, builder, kinds[n], given[n], given[n + 1]) for n in (0, 3, 7)
+            )
+            # Two sums of each, of even and odd places: a processor adds several at a time.
+            totals = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(2)] for _ in range(rows)]
+            for i in range(rows):
+                builder.store(_load(builder, _step(builder, into, i, given[9])), totals[i][0])
+                builder.store(_ZEROS, totals[i][1])
+
+            def add(place: Any, half: int) -> None:
+                vector = _load(builder, builder.gep(from_v, [builder.mul(place, given[5])]))
+                for i in range(rows):
+                    factor = builder.gep(_step(builder, from_p, i, given[2]), [place])
+                    _add_product(builder, totals[i][half], factor, vector)
+
+            one = ir.Constant(_INDEX, 1)
+            with cgutils.for_range(builder, builder.lshr(given[6], one), intp=_INDEX) as loop:
+                even = builder.shl(loop.index, one)
+                add(even, 0)
+                add(builder.add(even, one), 1)
+            with builder.if_then(builder.trunc(given[6], ir.IntType(1))):
+                add(builder.sub(given[6], one), 0)
+            for i in range(rows):
+                both = builder.fadd(*(builder.load(total) for total in totals[i]))
+                _store(builder, both, _step(builder, into, i, given[9]))
+            return context.get_dummy_value()
+
+        return types.void(p, pa, ps, v, va, vs, count, to, ta, ts), build
+
+    return sums
+
+
+_scores_1, _scores_2, _scores_3, _scores_4 = (_scores_of(rows) for rows in range(1, QUERIES + 1))
+_sums_1, _sums_2, _sums_3, _sums_4 = (_sums_of(rows) for rows in range(1, QUERIES + 1))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _top_of(_: Any, x: Any, start: Any, count: Any) -> Any:
+    """The largest of ``count`` vectors; -inf if there is none."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        first = _at(context, builder, signature.args[0], given[0], given[1])
+        nothing = ir.Constant(_VECTOR, ir.Undefined)
+        found = cgutils.alloca_once(builder, _VECTOR)
+        builder.store(ir.Constant(_VECTOR, [float("-inf")] * LANES), found)
+
+        def take(other: Any) -> None:
+            best = builder.load(found)
+            builder.store(builder.select(builder.fcmp_ordered(">", other, best), other, best), found)
+
+        with cgutils.for_range(builder, given[2], intp=_INDEX) as loop:
+            place = builder.mul(loop.index, ir.Constant(_INDEX, LANES))
+            take(_load(builder, builder.gep(first, [place])))
+        for half in (8, 4, 2, 1):
+            lanes = [(n + half) % LANES for n in range(LANES)]
+            order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes)
+            take(builder.shuffle_vector(builder.load(found), nothing, order))
+        return builder.extract_element(builder.load(found), ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(x, start, count), build
+
+
+def _splat(number: float) -> Any:
+    return ir.Constant(_VECTOR, [float(np.float32(number))] * LANES)
+
+
+def _exp_of(builder: Any, x: Any) -> Any:
+    """As :func:`_exp`, of a vector."""
+
+    def times_plus(one: Any, factor: float, more: Any) -> Any:
+        return builder.fadd(builder.fmul(one, _splat(factor), flags=("contract",)), more, flags=("contract",))
+
+    x = builder.select(builder.fcmp_ordered(">", x, _splat(LEAST)), x, _splat(LEAST))
+    # Added to so large a number, the fraction is rounded away, and the whole is in the lowest bits.
+    large = _splat(1.5 * 2**23)
+    shifted = builder.fadd(builder.fmul(x, _splat(LOG2_E)), large)
+    whole = builder.fsub(shifted, large)
+    rest = times_plus(whole, -LN2[1], times_plus(whole, -LN2[0], x))
+    p = _splat(EXP[0])
+    for factor in EXP[1:]:
+        p = builder.fadd(builder.fmul(p, rest, flags=("contract",)), _splat(factor), flags=("contract",))
+    p = builder.fadd(
+        builder.fmul(p, builder.fmul(rest, rest), flags=("contract",)), rest, flags=("contract",)
+    )
+    p = builder.fadd(p, _splat(1.0))
+    integers = ir.VectorType(ir.IntType(32), LANES)
+    power = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * LANES))
+    return builder.bitcast(builder.add(builder.bitcast(p, integers), power), _VECTOR)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _exps_of(_: Any, x: Any, start: Any, count: Any, largest: Any) -> Any:
+    """``x = exp(x - largest)`` of ``count`` vectors, in place, and the sum."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        first = _at(context, builder, signature.args[0], given[0], given[1])
+        nothing = ir.Constant(_VECTOR, ir.Undefined)
+        lanes = ir.VectorType(ir.IntType(32), LANES)
+        one = builder.insert_element(nothing, given[3], ir.Constant(ir.IntType(32), 0))
+        largest_of_all = builder.shuffle_vector(one, nothing, ir.Constant(lanes, [0] * LANES))
+        total = cgutils.alloca_once(builder, _VECTOR)
+        builder.store(_ZEROS, total)
+        with cgutils.for_range(builder, given[2], intp=_INDEX) as loop:
+            place = builder.gep(first, [builder.mul(loop.index, ir.Constant(_INDEX, LANES))])
+            e = _exp_of(builder, builder.fsub(_load(builder, place), largest_of_all))
+            _store(builder, e, place)
+            builder.store(builder.fadd(builder.load(total), e), total)
+        for half in (8, 4, 2, 1):
+            turned = ir.Constant(lanes, [(n + half) % LANES for n in range(LANES)])
+            sums = builder.load(total)
+            builder.store(builder.fadd(sums, builder.shuffle_vector(sums, nothing, turned)), total)
+        return builder.extract_element(builder.load(total), ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(x, start, count, largest), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_float(_: Any, bits: Any) -> Any:
+    def build(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        return builder.bitcast(given[0], ir.FloatType())
+
+    return types.float32(types.int32), build
+
+
+def _exp_plain(x: float) -> float:
+    """e^x for x <= 0, to 1e-7 of it; nearly 0 below ``LEAST``."""
+    x = max(x, _f32(LEAST))
+    whole = np.floor(x * _f32(LOG2_E) + _f32(0.5))
+    rest = (x - whole * _f32(LN2[0])) - whole * _f32(LN2[1])
+    p = _f32(EXP[0])
+    p = p * rest + _f32(EXP[1])
+    p = p * rest + _f32(EXP[2])
+    p = p * rest + _f32(EXP[3])
+    p = p * rest + _f32(EXP[4])
+    p = p * rest + _f32(EXP[5])
+    p = p * (rest * rest) + rest + _f32(1.0)
+    found: float = p * _as_float((_i32(whole) + _i32(127)) << _i32(23))
+    return found
+
+
+_exp = compiled(_exp_plain, frozenset({"contract"}))
+
+
+@compiled
+def _top(x: Floats, start: int, count: int) -> float:
+    """The largest of ``x[start : start + count]``; -inf if there is none, whichever if there are NaNs."""
+    whole = count // LANES
+    found: float = _top_of(x, _u64(start), _u64(whole))
+    for n in range(start + whole * LANES, start + count):
+        if x[n] > found:
+            found = x[n]
+    return found
+
+
+def _exps_plain(x: Floats, start: int, count: int, largest: float) -> float:
+    """``x = exp(x - largest)`` of ``count`` vectors from ``start`` on, in place, and the sum."""
+    found: float = _exps_of(x, _u64(start), _u64(count), _f32(largest))
+    return found
+
+
+# Sums in any order would undo the rounding in _exp_of.
+_exps = compiled(_exps_plain, frozenset({"contract"}))
+
+
+@compiled
+def _softmax(x: Floats, start: int, count: int) -> None:
+    """In place, of ``x[start : start + count]``; what follows up to a full vector becomes 0."""
+    vectors = (count + LANES - 1) // LANES
+    line = x[start : start + vectors * LANES]
+    line[count:] = -np.inf
+    total = _exps(x, start, vectors, _top(x, start, count))
+    line[count:] = 0
+    factor = _f32(1) / total
+    for v in range(len(line)):
+        line[v] *= factor
+
+
+@compiled
+def _scores(
+    rows: int,
+    q: Floats,
+    qa: int,
+    qs: int,
+    k: Floats,
+    ka: int,
+    ks: int,
+    size: int,
+    to: Floats,
+    ta: int,
+    ts: int,
+    count: int,
+) -> None:
+    """Of ``rows`` tokens with ``count`` places, and as many more as fill a block."""
+    for n in range(_u64(0), count, _u64(BLOCK)):
+        if rows == 4:
+            _scores_4(q, qa, qs, k, ka + n, ks, size, to, ta + n, ts)
+        elif rows == 1:
+            _scores_1(q, qa, qs, k, ka + n, ks, size, to, ta + n, ts)
+        elif rows == 2:
+            _scores_2(q, qa, qs, k, ka + n, ks, size, to, ta + n, ts)
+        else:
+            _scores_3(q, qa, qs, k, ka + n, ks, size, to, ta + n, ts)
+
+
+@compiled
+def _sums(
+    rows: int,
+    p: Floats,
+    pa: int,
+    ps: int,
+    v: Floats,
+    va: int,
+    size: int,
+    to: Floats,
+    ta: int,
+    ts: int,
+    count: int,
+) -> None:
+    """To ``rows`` tokens the values of ``count`` places, weighted."""
+    for n in range(_u64(0), size, _u64(LANES)):
+        if rows == 4:
+            _sums_4(p, pa, ps, v, va + n, size, count, to, ta + n, ts)
+        elif rows == 1:
+            _sums_1(p, pa, ps, v, va + n, size, count, to, ta + n, ts)
+        elif rows == 2:
+            _sums_2(p, pa, ps, v, va + n, size, count, to, ta + n, ts)
+        else:
+            _sums_3(p, pa, ps, v, va + n, size, count, to, ta + n, ts)
+
+
+@compiled
+def _turn(
+    mixed: Floats, cos: Floats, sin: Floats, position: int, keys: Floats, values: Floats, place: int
+) -> None:
+    """Rotate a token's queries, scaled by E^-1/2, in place, and its keys; put keys and values in its row's memory."""
+    kv_heads, size = keys.shape[0], keys.shape[1]
+    heads, half = len(mixed) // size - 2 * kv_heads, size // 2
+    c, s = cos[position], sin[position]
+    for h in range(heads + kv_heads):
+        low, high = mixed[h * size : h * size + half], mixed[h * size + half : (h + 1) * size]
+        factor = _f32(size**-0.5) if h < heads else _f32(1)
+        for e in range(half):
+            x, y = low[e], high[e]
+            low[e] = (x * c[e] - y * s[e]) * factor
+            high[e] = (y * c[e] + x * s[e]) * factor
+    for h in range(kv_heads):
+        key = mixed[(heads + h) * size : (heads + h + 1) * size]
+        value = mixed[(heads + kv_heads + h) * size : (heads + kv_heads + h + 1) * size]
+        for e in range(size):
+            keys[h, e, place] = key[e]
+            values[h, place, e] = value[e]
+
+
+@compiled
+def attend(
+    mixed: Floats,
+    cos: Floats,
+    sin: Floats,
+    starts: Ints,
+    common_keys: Floats,
+    common_values: Floats,
+    lines: Ints,
+    shared: Ints,
+    keys: Floats,
+    values: Floats,
+    slots: Ints,
+    held: Ints,
+    to: Floats,
+) -> None:
+    """Causal attention of tokens to the places of their row: what it shares with others, and its own.
+
+    Args:
+        mixed: queries, keys and values of each token, (N, (H + 2K) * E); overwritten.
+        cos: (positions, E / 2), of the rotation.
+        sin: (positions, E / 2).
+        starts: (R + 1,) where the tokens of each row begin.
+        common_keys: (lines, K, E, S) of what rows share.
+        common_values: (lines, K, S, E).
+        lines: (R,) the line of each row there.
+        shared: (R,) and how many places of it are the row's.
+        keys: (slots, K, E, S') of what is the row's own; the tokens' own are put there.
+        values: (slots, K, S', E), likewise.
+        slots: (R,) the row's slot there.
+        held: (R,) places that were there before these tokens.
+        to: (N or more, H * E), written.
+    """
+    kv_heads, places, more = keys.shape[1], common_keys.shape[3], keys.shape[3]
+    size, stride, width = _u64(keys.shape[2]), _u64(mixed.shape[1]), _u64(to.shape[1])
+    heads = to.shape[1] // keys.shape[2]
+    q, into, ck, cv = mixed.reshape(-1), to.reshape(-1), common_keys.reshape(-1), common_values.reshape(-1)
+    k, v = keys.reshape(-1), values.reshape(-1)
+    line = _u64(places + more + 2 * BLOCK)
+    weights = np.empty(QUERIES * (places + more + 2 * BLOCK), np.float32)
+    for r in range(len(slots)):
+        count, before, base = starts[r + 1] - starts[r], _u64(shared[r]), _u64(held[r])
+        for n in range(count):
+            place = held[r] + n
+            _turn(mixed[starts[r] + n], cos, sin, shared[r] + place, keys[slots[r]], values[slots[r]], place)
+        for h in range(heads):
+            head = h // (heads // kv_heads)
+            common = _u64(lines[r] * kv_heads + head) * _u64(places) * size
+            mine = _u64(slots[r] * kv_heads + head) * _u64(more) * size
+            for first in range(0, count, QUERIES):
+                rows = min(QUERIES, count - first)
+                at_q = _u64(starts[r] + first) * stride + _u64(h) * size
+                at_to = _u64(starts[r] + first) * width + _u64(h) * size
+                own = base + _u64(first + rows)
+                _scores(rows, q, at_q, stride, ck, common, _u64(places), size, weights, _u64(0), line, before)
+                _scores(rows, q, at_q, stride, k, mine, _u64(more), size, weights, before, line, own)
+                for i in range(rows):
+                    begin, seen = _u64(i) * line, before + base + _u64(first + i + 1)
+                    _softmax(weights, int(begin), int(seen))
+                    for s in range(begin + seen, begin + before + own):
+                        weights[s] = 0
+                    for e in range(at_to + _u64(i) * width, at_to + _u64(i) * width + size):
+                        into[e] = 0
+                _sums(rows, weights, _u64(0), line, cv, common, size, into, at_to, width, before)
+                _sums(rows, weights, before, line, v, mine, size, into, at_to, width, own)
+
+
+@compiled
+def add_and_norm(x: Floats, more: Floats | None, epsilon: float, to: Floats) -> None:
+    """Add ``more`` to ``x``, (N, D) each, in place; to ``to`` its rows over the root of their mean square + epsilon."""
+    for n in range(len(x)):
+        line, into, total = x[n], to[n], _f32(0)
+        if more is not None:
+            added = more[n]
+            for d in range(len(line)):
+                line[d] += added[d]
+        for d in range(len(line)):
+            total += line[d] * line[d]
+        factor = _f32(1 / np.sqrt(total / len(line) + epsilon))
+        for d in range(len(line)):
+            into[d] = line[d] * factor
+
+
+@compiled
+def swiglu(x: Floats, to: Floats) -> None:
+    """SiLU of the first half of each row times the second: (N, 2F) -> (N, F)."""
+    for n in range(len(x)):
+        gate, up, into = x[n, : to.shape[1]], x[n, to.shape[1] :], to[n]
+        for f in range(len(into)):
+            e = _exp(-abs(gate[f]))  # 1 / (1 + exp(-x)), or the same by exp(x) where x < 0
+            into[f] = gate[f] * up[f] * (_f32(1) if gate[f] > 0 else e) / (_f32(1) + e)
+
+
+@compiled
+def _largest(line: Floats) -> tuple[int, float]:
+    """The first place of the largest number, and the number."""
+    found, best = 0, _f32(-np.inf)
+    for start in range(0, len(line), 256):
+        top = _top(line, start, min(256, len(line) - start))
+        if top > best:
+            found, best = start, top
+    while found < len(line) - 1 and line[found] != best:
+        found += 1
+    return found, best
+
+
+@compiled
+def largest(logits: Floats, to: Ints) -> None:
+    """The first place of the largest logit of each row: (N, V) -> (N,)."""
+    for n in range(len(to)):
+        to[n] = _largest(logits[n])[0]
+
+
+@compiled
+def _moments(line: Floats, largest: float) -> tuple[float, float, float]:
+    """Sums of e, e * z and e * z^2, z being what each is above the largest and e = exp(z)."""
+    total, first, second = _f32(0), _f32(0), _f32(0)
+    for v in range(len(line)):
+        z = line[v] - largest
+        e = _exp(z)
+        total += e
+        first += e * z
+        second += e * z * z
+    return total, first, second
+
+
+@compiled
+def statistics(
+    logits: Floats,
+    targets: Ints,
+    logprob: Floats,
+    rank: NDArray[np.int32],
+    entropy: Floats,
+    variance: Floats,
+    margin: Floats,
+    argmax: NDArray[np.int32],
+) -> None:
+    """What :func:`analysis.scoring.statistics` says, where each is derived: (N, V), (N,) -> six times (N,)."""
+    for n in range(len(targets)):
+        line, target = logits[n], targets[n]
+        level = line[target]
+        best, top = _largest(line)
+        before, after = line[:target], line[target + 1 :]
+        ahead = 0
+        for v in range(len(before)):
+            ahead += before[v] >= level
+        for v in range(len(after)):
+            ahead += after[v] > level
+        # The largest adds 1 to the sum and nothing to the rest: what is left is added up by itself, lest it vanish.
+        low, high = _moments(line[:best], top), _moments(line[best + 1 :], top)
+        rest = np.float64(low[0]) + np.float64(high[0])
+        mean = (np.float64(low[1]) + np.float64(high[1])) / (1 + rest)
+        square = (np.float64(low[2]) + np.float64(high[2])) / (1 + rest)
+        logprob[n] = np.float64(level - top) - np.log1p(rest)
+        rank[n] = min(ahead, 65_535)
+        entropy[n] = np.log1p(rest) - mean
+        variance[n] = max(square - mean * mean, 0.0)
+        margin[n] = level - max(_top(line, 0, target), _top(line, target + 1, len(line) - target - 1))
+        argmax[n] = best
