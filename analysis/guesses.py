@@ -27,7 +27,7 @@ STATE = 5
 """Bits of an entry's state: a leading one and the last four outcomes; 0 where a hint alone has said the token."""
 PRIOR, WORTH = 0.6, 2.0
 """Share of right guesses of a kind that is not known yet, and how many guesses that is worth."""
-STEP = 1.15
+STEP = 2.0
 """What a step of a row costs besides reading tokens, in tokens read: its attention reads all that it holds."""
 BEFORE = 100.0
 """Tokens and steps that are taken to have been read before the first, one token each, two thirds of them kept."""

@@ -122,8 +122,8 @@ def test_continuations_after_several_prefixes_are_those_of_each(memorised):
     """Texts that end before a prefix, after it, and beyond what is asked for; the prefix may be empty."""
     reference, passages = memorised
     model = models.of_huggingface(reference)
-    texts = [text[: 130 - 5 * k] for k, text in enumerate(passages)]
-    prefixes = (0, *PREFIXES)
+    texts = [text[: 130 - 23 * (k % 5)] for k, text in enumerate(passages)]
+    prefixes = (75, 100, 60, 0, 50, 25)
     _, found = greedily(model, texts, prefixes)
     assert list(found) == list(prefixes)
     for prefix in prefixes:
@@ -259,6 +259,22 @@ def test_an_end_of_document_ends_the_continuation(memorised):
     )[0, 26:].tolist()
     found = generation.generate(model, [text[:25]], [20], eod=stop, vocab_size=VOCABULARY)[0].tolist()
     assert found == (told[: told.index(stop)] if stop in told else told)
+
+
+def test_an_end_of_document_that_was_guessed_ends_the_continuation(memorised):
+    """What follows it in the hint is right as well, but is not asked for."""
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    learnt = list(passages[:6])
+    prompts, early = [text[:26] for text in learnt], 0
+    for eod in [int(text[60]) for text in learnt]:
+        plain, guessed = (
+            generation.generate(model, prompts, [60] * 6, eod=eod, vocab_size=VOCABULARY, hints=hints)
+            for hints in ((), learnt)
+        )
+        assert [new.tolist() for new in guessed] == [new.tolist() for new in plain]
+        early += sum(len(new) < 60 for new in guessed)
+    assert early >= 3
 
 
 def test_prompts_of_any_length_are_continued_as_one_by_one(memorised):
