@@ -176,13 +176,11 @@ class Decoder:
         if not self.fast:
             turn = self._rotation(torch.arange(longest, device=ids_N.device))
             return self._read(ids_N, self._plainly(rows, starts, turn))
-        if len(self._turns[0]) < longest:
-            both = self._rotation(torch.arange(2 * longest))
-            self._turns = (
-                both[0][:, : self.size // 2].numpy().copy(),
-                both[1][:, self.size // 2 :].numpy().copy(),
-            )
-        cos, sin = self._turns
+        cos, sin = self._turns  # other threads may put longer ones there
+        if len(cos) < longest:
+            turns = self._rotation(torch.arange(2 * longest))
+            half = self.size // 2
+            cos, sin = self._turns = turns[0][:, :half].numpy().copy(), turns[1][:, half:].numpy().copy()
         to = np.empty((_padded(len(ids_N)), self.layers[0].out.shape[1]), np.float32)
         to[len(ids_N) :] = 0
 

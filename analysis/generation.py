@@ -97,7 +97,7 @@ def continue_greedily(
 
     Args:
         model: as for :func:`generate`.
-        texts: token ids, at least one of each, and at least one text.
+        texts: token ids, at least one of each.
         prefixes: tokens of context.
         longest: most tokens to continue; a text that ends before ends the continuation.
         eod: end-of-document token; ends a continuation.
@@ -123,7 +123,7 @@ def continue_greedily(
             return [_asked(k, texts[k], numbers[k]["argmax"], prefixes, longest, eod) for k in own]
 
         read = [_Text(np.concatenate([[eod], text[:-1]]).astype(np.int64), text) for text in texts[share]]
-        found = _Continuing(model, head_VD, read, of_text, len(prefixes), longest, eod, None).all()
+        found = _Continuing(model, head_VD, read, of_text, max(1, len(prefixes)), longest, eod, None).all()
         return numbers, found
 
     numbers: dict[int, Numbers] = {}
@@ -135,20 +135,24 @@ def continue_greedily(
     for prefix in prefixes:
         for k, text in enumerate(texts):
             stop, argmax = min(len(text), prefix + longest), numbers[k]["argmax"]
-            miss = _first_miss(text, argmax, prefix, stop)
+            miss = _first_miss(text, argmax, prefix, stop, eod)
             parts = [np.asarray(text[prefix:miss], np.int64)]
             if miss < stop and argmax[miss] != eod:
                 parts += [argmax[miss : miss + 1].astype(np.int64), after.get((k, miss), parts[0][:0])]
             continued[prefix].append(np.concatenate(parts)[: max(0, stop - prefix)])
+    if not texts:
+        return scoring.score_tokens(model, texts, eod=eod, vocab_size=vocab_size), continued
     flat = {name: np.concatenate([numbers[k][name] for k in range(len(texts))]) for name in scoring.NUMBERS}
     return flat, continued
 
 
-def _first_miss(text: NDArray[np.integer], argmax: NDArray[np.integer], start: int, stop: int) -> int:
-    """The first token from ``start`` on that is not the argmax; ``stop`` if there is none before."""
-    return start + int(
-        np.append(np.flatnonzero(argmax[start:stop] != text[start:stop]), max(0, stop - start))[0]
-    )
+def _first_miss(
+    text: NDArray[np.integer], argmax: NDArray[np.integer], start: int, stop: int, eod: int
+) -> int:
+    """The first token from ``start`` on that is not the argmax or ends a document; ``stop`` if there is none before."""
+    given, said = text[start:stop], argmax[start:stop]
+    found = np.flatnonzero((said != given) | (given == eod))
+    return start + int(found[0]) if len(found) else max(start, stop)
 
 
 def _asked(
@@ -163,7 +167,7 @@ def _asked(
     wanted: dict[int, int] = {}
     for prefix in prefixes:
         stop = min(len(text), prefix + longest)
-        miss = _first_miss(text, argmax, prefix, stop)
+        miss = _first_miss(text, argmax, prefix, stop, eod)
         if miss + 1 < stop and argmax[miss] != eod:
             wanted[miss] = max(wanted.get(miss, 0), stop - miss - 1)
     return [_Prompt((k, miss), miss + 1, int(argmax[miss]), limit) for miss, limit in wanted.items()]
@@ -305,7 +309,8 @@ class _Continuing:
                     self.random[prompt.name] = np.random.default_rng([self.sampling.seed, prompt.name])
             hint = self.texts[k].hint
             if self.guesses is not None and hint is not None:
-                self.guesses.hint(np.concatenate([np.full(CONTEXT, self.eod), hint]))
+                known = np.where(np.asarray(hint) < len(self.head_VD), hint, self.eod)
+                self.guesses.hint(np.concatenate([np.full(CONTEXT, self.eod), known]))
 
     def _step(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Go on, and say which are done.

@@ -382,3 +382,40 @@ def test_sampled_targets_are_those_of_the_formula_ties_included():
         )
         told = sampling_logprobs(logits, temperature=t, top_k=k, top_p=p)[np.arange(200), targets]
         np.testing.assert_allclose(found.numpy(), told, atol=1e-6)
+
+
+def test_a_hint_beyond_the_vocabulary_is_no_guess(memorised):
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    prompts = [passages[k][:20] for k in range(6)]
+    hints = [np.concatenate([passages[k][:40], [VOCABULARY, VOCABULARY + 9] * 20]) for k in range(6)]
+    plain, hinted = (
+        generation.generate(model, prompts, [40] * 6, eod=EOD, vocab_size=VOCABULARY, hints=given)
+        for given in ((), hints)
+    )
+    assert [new.tolist() for new in hinted] == [new.tolist() for new in plain]
+
+
+def test_a_text_that_goes_on_after_its_document_does_not_in_the_continuation(memorised):
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    eod = int(passages[0][60])  # learnt: the model says it there
+    _, found = generation.continue_greedily(
+        model, [passages[0]], [30], longest=60, eod=eod, vocab_size=VOCABULARY
+    )
+    plain = generation.generate(model, [passages[0][:30]], [60], eod=eod, vocab_size=VOCABULARY)
+    assert found[30][0].tolist() == plain[0].tolist()
+    assert len(plain[0]) <= 30
+
+
+def test_no_texts_and_no_prefixes_are_nothing_to_continue(memorised):
+    reference, passages = memorised
+    model = models.of_huggingface(reference)
+    numbers, found = generation.continue_greedily(model, [], [5], longest=9, eod=EOD, vocab_size=VOCABULARY)
+    assert found == {5: []}
+    assert all(len(values) == 0 for values in numbers.values())
+    numbers, found = generation.continue_greedily(
+        model, [passages[0]], [], longest=9, eod=EOD, vocab_size=VOCABULARY
+    )
+    assert found == {}
+    assert len(numbers["rank"]) == len(passages[0])
