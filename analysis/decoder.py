@@ -125,7 +125,7 @@ class Decoder:
         if mask_BTT is None and positions_BT is None and self.fast:
             rows, count = ids_BT.shape
             none = np.zeros(rows, np.int64)
-            memory = self.memory(rows, count, layers=1)
+            memory = self.memory(rows, count, brief=True)
             found = self.extend(
                 ids_BT.flatten(),
                 Rows(np.full(rows, count), memory, np.arange(rows), none, memory, none, none),
@@ -150,13 +150,13 @@ class Decoder:
 
         return self._read(ids_BT.flatten(), attend).unflatten(0, ids_BT.shape)
 
-    def memory(self, rows: int, places: int, *, layers: int | None = None) -> Memory:
-        """Room for ``rows`` texts of at most ``places`` tokens; with one layer, for what is read in one go."""
+    def memory(self, rows: int, places: int, *, brief: bool = False) -> Memory:
+        """Room for ``rows`` texts of at most ``places`` tokens; ``brief``: each layer overwrites the one before."""
         places = -(-places // vectors.BLOCK) * vectors.BLOCK
         kv_heads, size = self.shape.kv_heads, self.size
         # What is not held is never read by the fast way, and weighed with 0 by the other.
         new = self.embedding_VD.new_empty if self.fast else self.embedding_VD.new_zeros
-        made, times = (len(self.layers), 1) if layers is None else (layers, len(self.layers) // layers)
+        made, times = (1, len(self.layers)) if brief else (len(self.layers), 1)
         keys = [new(rows, kv_heads, size, places) for _ in range(made)]
         values = [new(rows, kv_heads, places, size) for _ in range(made)]
         return Memory(keys * times, values * times)

@@ -118,8 +118,10 @@ def continue_greedily(
             ids = torch.from_numpy(np.concatenate([texts[k] for k in own]).astype(np.int64))
             said = scoring.numbers(head_VD, scoring.statistics, hidden_ND.float(), ids.to(model.device))
             ends = np.cumsum([len(texts[k]) for k in own])[:-1]
-            for place, k in enumerate(own):
-                numbers[k] = {name: np.split(values, ends)[place] for name, values in said.items()}
+            split = zip(*(np.split(values, ends) for values in said.values()), strict=True)
+            numbers.update(
+                {k: dict(zip(said, values, strict=True)) for k, values in zip(own, split, strict=True)}
+            )
             return [_asked(k, texts[k], numbers[k]["argmax"], prefixes, longest, eod) for k in own]
 
         read = [_Text(np.concatenate([[eod], text[:-1]]).astype(np.int64), text) for text in texts[share]]

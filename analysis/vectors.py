@@ -200,60 +200,6 @@ def _top_of(_: Any, x: Any, start: Any, count: Any) -> Any:
     return types.float32(x, start, count), build
 
 
-def _splat(number: float) -> Any:
-    return ir.Constant(_VECTOR, [float(np.float32(number))] * LANES)
-
-
-def _exp_of(builder: Any, x: Any) -> Any:
-    """As :func:`_exp`, of a vector."""
-
-    def times_plus(one: Any, factor: float, more: Any) -> Any:
-        return builder.fadd(builder.fmul(one, _splat(factor), flags=("contract",)), more, flags=("contract",))
-
-    x = builder.select(builder.fcmp_ordered(">", x, _splat(LEAST)), x, _splat(LEAST))
-    # Added to so large a number, the fraction is rounded away, and the whole is in the lowest bits.
-    large = _splat(1.5 * 2**23)
-    shifted = builder.fadd(builder.fmul(x, _splat(LOG2_E)), large)
-    whole = builder.fsub(shifted, large)
-    rest = times_plus(whole, -LN2[1], times_plus(whole, -LN2[0], x))
-    p = _splat(EXP[0])
-    for factor in EXP[1:]:
-        p = builder.fadd(builder.fmul(p, rest, flags=("contract",)), _splat(factor), flags=("contract",))
-    p = builder.fadd(
-        builder.fmul(p, builder.fmul(rest, rest), flags=("contract",)), rest, flags=("contract",)
-    )
-    p = builder.fadd(p, _splat(1.0))
-    integers = ir.VectorType(ir.IntType(32), LANES)
-    power = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * LANES))
-    return builder.bitcast(builder.add(builder.bitcast(p, integers), power), _VECTOR)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _exps_of(_: Any, x: Any, start: Any, count: Any, largest: Any) -> Any:
-    """``x = exp(x - largest)`` of ``count`` vectors, in place, and the sum."""
-
-    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        first = _at(context, builder, signature.args[0], given[0], given[1])
-        nothing = ir.Constant(_VECTOR, ir.Undefined)
-        lanes = ir.VectorType(ir.IntType(32), LANES)
-        one = builder.insert_element(nothing, given[3], ir.Constant(ir.IntType(32), 0))
-        largest_of_all = builder.shuffle_vector(one, nothing, ir.Constant(lanes, [0] * LANES))
-        total = cgutils.alloca_once(builder, _VECTOR)
-        builder.store(_ZEROS, total)
-        with cgutils.for_range(builder, given[2], intp=_INDEX) as loop:
-            place = builder.gep(first, [builder.mul(loop.index, ir.Constant(_INDEX, LANES))])
-            e = _exp_of(builder, builder.fsub(_load(builder, place), largest_of_all))
-            _store(builder, e, place)
-            builder.store(builder.fadd(builder.load(total), e), total)
-        for half in (8, 4, 2, 1):
-            turned = ir.Constant(lanes, [(n + half) % LANES for n in range(LANES)])
-            sums = builder.load(total)
-            builder.store(builder.fadd(sums, builder.shuffle_vector(sums, nothing, turned)), total)
-        return builder.extract_element(builder.load(total), ir.Constant(ir.IntType(32), 0))
-
-    return types.float32(x, start, count, largest), build
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def _as_float(_: Any, bits: Any) -> Any:
     def build(_: Any, builder: Any, __: Any, given: Any) -> Any:
@@ -292,24 +238,13 @@ def _top(x: Floats, start: int, count: int) -> float:
     return found
 
 
-def _exps_plain(x: Floats, start: int, count: int, largest: float) -> float:
-    """``x = exp(x - largest)`` of ``count`` vectors from ``start`` on, in place, and the sum."""
-    found: float = _exps_of(x, _u64(start), _u64(count), _f32(largest))
-    return found
-
-
-# Sums in any order would undo the rounding in _exp_of.
-_exps = compiled(_exps_plain, frozenset({"contract"}))
-
-
 @compiled
 def _softmax(x: Floats, start: int, count: int) -> None:
-    """In place, of ``x[start : start + count]``; what follows up to a full vector becomes 0."""
-    vectors = (count + LANES - 1) // LANES
-    line = x[start : start + vectors * LANES]
-    line[count:] = -np.inf
-    total = _exps(x, start, vectors, _top(x, start, count))
-    line[count:] = 0
+    """In place, of ``x[start : start + count]``."""
+    line, largest, total = x[start : start + count], _top(x, start, count), _f32(0)
+    for v in range(len(line)):
+        line[v] = _exp(line[v] - largest)
+        total += line[v]
     factor = _f32(1) / total
     for v in range(len(line)):
         line[v] *= factor
