@@ -10,7 +10,9 @@ Shapes: B rows, T tokens, D hidden, N query heads, K key/value heads, E head siz
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -18,8 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from analysis import vectors
+from analysis import tiles, vectors
 from pretrain import kernels
+
+Product = Callable[[Tensor], Tensor]
+"""With a matrix: (N, D) -> (N, F)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,12 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Keys and values of what has been read, by layer: (B, K, E, S) and (B, K, S, E)."""
+    """Keys and values of what has been read, by layer."""
 
     keys: Sequence[Tensor]
+    """(B, K, E, S); for :mod:`analysis.vectors` in blocks of places, (B, K, S / BLOCK, E, BLOCK)."""
     values: Sequence[Tensor]
+    """(B, K, S, E)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +112,25 @@ class Decoder:
             and vectors.covers(shape.heads, shape.kv_heads, self.size)
         )
         """Whether :mod:`analysis.vectors` is for this device, precision and shape."""
+        self.products = [[product(getattr(one, f.name)) for f in fields(one)] for one in self.layers]
+        """With the matrices of each layer."""
         self._turns = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head.device
+
+    @cached_property
+    def quick(self) -> Decoder:
+        """The same, but for products by the processor's tiles where it has them: to about 16 bits."""
+        if not self.fast:
+            return self
+        found = copy(self)
+        found.products = [
+            [product(getattr(one, f.name), quick=True) for f in fields(one)] for one in self.layers
+        ]
+        return found
 
     def hidden(
         self, ids_BT: Tensor, positions_BT: Tensor | None = None, mask_BTT: Tensor | None = None
@@ -152,13 +172,14 @@ class Decoder:
 
     def memory(self, rows: int, places: int, *, brief: bool = False) -> Memory:
         """Room for ``rows`` texts of at most ``places`` tokens; ``brief``: each layer overwrites the one before."""
-        places = -(-places // vectors.BLOCK) * vectors.BLOCK
-        kv_heads, size = self.shape.kv_heads, self.size
+        blocks = -(-places // vectors.BLOCK)
+        heads, size, places = (rows, self.shape.kv_heads), self.size, blocks * vectors.BLOCK
         # What is not held is never read by the fast way, and weighed with 0 by the other.
         new = self.embedding_VD.new_empty if self.fast else self.embedding_VD.new_zeros
         made, times = (1, len(self.layers)) if brief else (len(self.layers), 1)
-        keys = [new(rows, kv_heads, size, places) for _ in range(made)]
-        values = [new(rows, kv_heads, places, size) for _ in range(made)]
+        of_keys = (blocks, size, vectors.BLOCK) if self.fast else (size, places)
+        keys = [new(*heads, *of_keys) for _ in range(made)]
+        values = [new(*heads, places, size) for _ in range(made)]
         return Memory(keys * times, values * times)
 
     def extend(self, ids_N: Tensor, rows: Rows) -> Tensor:
@@ -260,13 +281,13 @@ class Decoder:
         tokens = len(ids_N)
         x_ND = self.embedding_VD[functional.pad(ids_N, (0, _padded(tokens) - tokens))]
         x_ND, normed_ND = self._add_and_norm(x_ND, None)
-        for number, layer in enumerate(self.layers):
-            attended_ND = attend(number, linear(normed_ND, layer.qkv)[:tokens])
+        for number, (qkv, out, gate_up, down) in enumerate(self.products):
+            attended_ND = attend(number, qkv(normed_ND)[:tokens])
             if more := len(x_ND) - len(attended_ND):
                 attended_ND = functional.pad(attended_ND, (0, 0, 0, more))
-            x_ND, normed_ND = self._add_and_norm(x_ND, linear(attended_ND, layer.out))
-            inner_NF = self._swiglu(linear(normed_ND, layer.gate_up))
-            x_ND, normed_ND = self._add_and_norm(x_ND, linear(inner_NF, layer.down))
+            x_ND, normed_ND = self._add_and_norm(x_ND, out(attended_ND))
+            inner_NF = self._swiglu(gate_up(normed_ND))
+            x_ND, normed_ND = self._add_and_norm(x_ND, down(inner_NF))
         return normed_ND[:tokens]
 
     def _add_and_norm(self, x_ND: Tensor, more_ND: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -325,6 +346,18 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if x.dtype != torch.float32 or x.device.type != "cpu" or not kernels.ONEDNN:
         return functional.linear(x, weight)
     return kernels.onednn_linear(x, weight)
+
+
+def product(weight_FD: Tensor, *, quick: bool = False) -> Product:
+    """What multiplies with a matrix.
+
+    Args:
+        weight_FD: as :func:`laid_out`.
+        quick: to about 16 bits, by :mod:`analysis.tiles` where the processor has them.
+    """
+    if quick and tiles.AVAILABLE and tiles.covers(weight_FD):
+        return partial(tiles.product, weight=tiles.packed(weight_FD))
+    return partial(linear, weight=weight_FD)
 
 
 def largest(logits_NV: Tensor) -> Tensor:

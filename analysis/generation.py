@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis import scoring, threads
-from analysis.decoder import Decoder, Rows, laid_out, largest, linear
+from analysis.decoder import Decoder, Product, Rows, laid_out, largest, product
 from analysis.guesses import CONTEXT, Guesses
 from analysis.metrics.extraction import sampling_logprobs
 from analysis.scoring import Sampling
@@ -62,18 +62,17 @@ def generate(
     texts, asked = [], []
     for rows in _texts(prompts, hints):
         ids = [np.concatenate([[eod], prompts[k]]).astype(np.int64) for k in rows]
-        texts.append(_Text(ids[-1][:-1], hints[rows[-1]] if hints else None))
+        texts.append(_Text(ids[-1][:-1], _in(hints[rows[-1]], vocab_size, eod) if hints else None))
         pairs = zip(rows, ids, strict=True)
         asked.append([_Prompt(k, len(one) - 1, int(one[-1]), lengths[k]) for k, one in pairs])
-    with torch.inference_mode():
-        head_VD = laid_out(model.head[:vocab_size].float())
+    quick, head = _quick(model, vocab_size)
 
     def work(share: slice) -> dict[int, NDArray[np.int64]]:
         def of_text(chosen: Sequence[int], _: Tensor) -> list[list[_Prompt]]:
             return [asked[share.start + k] for k in chosen]
 
         most = max(map(len, asked[share])), max(one.limit for some in asked[share] for one in some)
-        return _Continuing(model, head_VD, texts[share], of_text, *most, eod, sampling).all()
+        return _Continuing(model, quick, head, texts[share], of_text, *most, eod, sampling).all()
 
     found = {
         k: new for part in threads.each(work, _shares(len(texts)), model.device) for k, new in part.items()
@@ -107,8 +106,8 @@ def continue_greedily(
         The six numbers of every token, as :func:`analysis.scoring.score_tokens` gives them; and for each prefix one
         array of ids a text: empty where the text is not longer than the prefix.
     """
-    with torch.inference_mode():
-        head_VD = laid_out(model.head[:vocab_size].float())
+    head_VD = laid_out(model.head[:vocab_size].float())
+    quick, head = _quick(model, vocab_size)
 
     def work(share: slice) -> tuple[dict[int, Numbers], dict[tuple[int, int], NDArray[np.int64]]]:
         numbers: dict[int, Numbers] = {}
@@ -124,8 +123,11 @@ def continue_greedily(
             )
             return [_asked(k, texts[k], numbers[k]["argmax"], prefixes, longest, eod) for k in own]
 
-        read = [_Text(np.concatenate([[eod], text[:-1]]).astype(np.int64), text) for text in texts[share]]
-        found = _Continuing(model, head_VD, read, of_text, max(1, len(prefixes)), longest, eod, None).all()
+        read = [
+            _Text(np.concatenate([[eod], text[:-1]]).astype(np.int64), _in(text, vocab_size, eod))
+            for text in texts[share]
+        ]
+        found = _Continuing(model, quick, head, read, of_text, max(1, len(prefixes)), longest, eod, None).all()
         return numbers, found
 
     numbers: dict[int, Numbers] = {}
@@ -146,6 +148,18 @@ def continue_greedily(
         return scoring.score_tokens(model, texts, eod=eod, vocab_size=vocab_size), continued
     flat = {name: np.concatenate([numbers[k][name] for k in range(len(texts))]) for name in scoring.NUMBERS}
     return flat, continued
+
+
+def _quick(model: Decoder, vocab_size: int) -> tuple[Decoder, Product]:
+    """What reads generated tokens, and its product with the output matrix: nothing but argmaxes and draws need it."""
+    with torch.inference_mode():
+        head_VD = laid_out(model.head[:vocab_size].float())
+        return model.quick, product(head_VD, quick=model.fast)
+
+
+def _in(hint: NDArray[np.integer], vocab_size: int, eod: int) -> NDArray[np.int64]:
+    """A hint without what is not in the vocabulary."""
+    return np.where(np.asarray(hint) < vocab_size, hint, eod).astype(np.int64)
 
 
 def _first_miss(
@@ -197,7 +211,7 @@ class _Text:
 
     ids: NDArray[np.int64]
     """An end-of-document token and what follows."""
-    hint: NDArray[np.integer] | None
+    hint: NDArray[np.int64] | None
     """What its prompts may go on as."""
 
 
@@ -223,7 +237,8 @@ class _Continuing:
 
     Args:
         model: as for :func:`generate`.
-        head_VD: its output matrix.
+        quick: the same, for what is generated.
+        head: product with the output matrix.
         texts: what is to be read, and then continued.
         of_text: the prompts of some of the texts, given their places and what the output matrix is applied to.
         prompts: most that a text has.
@@ -235,7 +250,8 @@ class _Continuing:
     def __init__(
         self,
         model: Decoder,
-        head_VD: Tensor,
+        quick: Decoder,
+        head: Product,
         texts: Sequence[_Text],
         of_text: Callable[[Sequence[int], Tensor], list[list[_Prompt]]],
         prompts: int,
@@ -243,7 +259,8 @@ class _Continuing:
         eod: int,
         sampling: Sampling | None,
     ) -> None:
-        self.model, self.head_VD, self.eod, self.sampling = model, head_VD, eod, sampling
+        self.model, self.quick, self.head = model, quick, head
+        self.eod, self.sampling = eod, sampling
         self.texts, self.of_text, self.prompts, self.begun = texts, of_text, prompts, 0
         self.guesses = Guesses() if sampling is None else None
         count = max(prompts, min(TOGETHER[model.device.type], prompts * len(texts)))
@@ -311,8 +328,7 @@ class _Continuing:
                     self.random[prompt.name] = np.random.default_rng([self.sampling.seed, prompt.name])
             hint = self.texts[k].hint
             if self.guesses is not None and hint is not None:
-                known = np.where(np.asarray(hint) < len(self.head_VD), hint, self.eod)
-                self.guesses.hint(np.concatenate([np.full(CONTEXT, self.eod), known]))
+                self.guesses.hint(np.concatenate([np.full(CONTEXT, self.eod), hint]))
 
     def _step(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Go on, and say which are done.
@@ -330,12 +346,12 @@ class _Continuing:
         line = np.arange(guess.shape[1] + 1)
         tried = np.concatenate([history[np.arange(len(slots)), size - 1][:, None], guess], 1)
         read = line <= count[:, None]
-        hidden_ND = self.model.extend(
+        hidden_ND = self.quick.extend(
             torch.from_numpy(tried[read]).to(self.model.device),
             Rows(count + 1, self.memory, slots, self.size[slots], self.common, self.line[slots], shared),
         )
         said = np.full(tried.shape, -1)
-        said[read] = self._choose(linear(hidden_ND.float(), self.head_VD), prompts)
+        said[read] = self._choose(self.head(hidden_ND.float()), prompts)
         # As far as guesses are right, and not beyond the end of the document.
         right = ((said[:, :-1] == guess) & read[:, 1:] & (said[:, :-1] != self.eod)).cumprod(1).sum(1)
         row, step = np.nonzero(line <= right[:, None])

@@ -29,7 +29,7 @@ LANES = 16
 """Numbers in a vector; a processor with shorter registers takes several for one."""
 BLOCK = 2 * LANES
 """Places whose attention scores are computed at once: ``S`` is a multiple of it."""
-QUERIES = 4
+QUERIES = 8
 """Tokens of a row whose attention is computed at once."""
 
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
@@ -68,7 +68,8 @@ def covers(heads: int, kv_heads: int, size: int) -> bool:
 # Products with a few rows at a time, which stay in registers: numba has no words for registers, LLVM has.
 
 
-def _at(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
+def pointer(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> Any:
+    """For intrinsics: where an element of a flat array is."""
     return builder.gep(context.make_array(kind)(context, builder, array).data, [place])
 
 
@@ -95,26 +96,39 @@ def _add_product(builder: Any, total: Any, pointer: Any, vector: Any) -> None:
     builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
 
 
-def _scores_of(rows: int) -> Any:
-    """``to[i * ts + j] = sum_e q[i * qs + e] * k[e * ks + j]`` for i < rows, j < BLOCK, e < size."""
+def _by_count(builder: Any, count: Any, of: Callable[[int], None]) -> None:
+    """``of`` what is counted, at most ``QUERIES``, each number in instructions of its own."""
+    cases = {n: builder.append_basic_block(f"of_{n}") for n in range(1, QUERIES + 1)}
+    end = builder.append_basic_block("end")
+    choice = builder.switch(count, end)
+    for n, case in cases.items():
+        choice.add_case(ir.Constant(_INDEX, n), case)
+        builder.position_at_end(case)
+        of(n)
+        builder.branch(end)
+    builder.position_at_end(end)
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def scores(
-        _: Any, q: Any, qa: Any, qs: Any, k: Any, ka: Any, ks: Any, size: Any, to: Any, ta: Any, ts: Any
-    ) -> Any:
-        def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            kinds = signature.args
-            from_q, from_k, into = (
-                _at(context, builder, kinds[n], given[n], given[n + 1]) for n in (0, 3, 7)
-            )
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _scores(
+    _: Any, rows: Any, q: Any, qa: Any, qs: Any, k: Any, ka: Any, size: Any, to: Any, ta: Any, ts: Any
+) -> Any:
+    """``to[i * ts + j] = sum_e q[i * qs + e] * k[e * BLOCK + j]`` for i < rows, j < BLOCK, e < size."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        from_q, from_k, into = (
+            pointer(context, builder, signature.args[n], given[n], given[n + 1]) for n in (1, 4, 7)
+        )
+
+        def of(rows: int) -> None:
             totals = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(2)] for _ in range(rows)]
             for total in chain(*totals):
                 builder.store(_ZEROS, total)
             with cgutils.for_range(builder, given[6], intp=_INDEX) as loop:
-                line = builder.gep(from_k, [builder.mul(loop.index, given[5])])
+                line = builder.gep(from_k, [builder.mul(loop.index, ir.Constant(_INDEX, BLOCK))])
                 halves = [_load(builder, builder.gep(line, [ir.Constant(_INDEX, n)])) for n in (0, LANES)]
                 for i in range(rows):
-                    factor = builder.gep(_step(builder, from_q, i, given[2]), [loop.index])
+                    factor = builder.gep(_step(builder, from_q, i, given[3]), [loop.index])
                     for total, half in zip(totals[i], halves, strict=True):
                         _add_product(builder, total, factor, half)
             for i in range(rows):
@@ -122,56 +136,83 @@ def _scores_of(rows: int) -> Any:
                 for n, total in enumerate(totals[i]):
                     place = builder.gep(line, [ir.Constant(_INDEX, n * LANES)])
                     _store(builder, builder.load(total), place)
-            return context.get_dummy_value()
 
-        return types.void(q, qa, qs, k, ka, ks, size, to, ta, ts), build
+        _by_count(builder, given[0], of)
+        return context.get_dummy_value()
 
-    return scores
+    return types.void(rows, q, qa, qs, k, ka, size, to, ta, ts), build
 
 
-def _sums_of(rows: int) -> Any:
+@intrinsic  # type: ignore[untyped-decorator]
+def _sums(
+    _: Any,
+    rows: Any,
+    p: Any,
+    pa: Any,
+    ps: Any,
+    v: Any,
+    va: Any,
+    vs: Any,
+    count: Any,
+    to: Any,
+    ta: Any,
+    ts: Any,
+) -> Any:
     """``to[i * ts + j] += sum_s p[i * ps + s] * v[s * vs + j]`` for i < rows, j < LANES, s < count."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def sums(
-        _: Any, p: Any, pa: Any, ps: Any, v: Any, va: Any, vs: Any, count: Any, to: Any, ta: Any, ts: Any
-    ) -> Any:
-        def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            kinds = signature.args
-            from_p, from_v, into = (
-                _at(context, builder, kinds[n], given[n], given[n + 1]) for n in (0, 3, 7)
-            )
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        from_p, from_v, into = (
+            pointer(context, builder, signature.args[n], given[n], given[n + 1]) for n in (1, 4, 8)
+        )
+
+        def of(rows: int) -> None:
             # Two sums of each, of even and odd places: a processor adds several at a time.
             totals = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(2)] for _ in range(rows)]
             for i in range(rows):
-                builder.store(_load(builder, _step(builder, into, i, given[9])), totals[i][0])
+                builder.store(_load(builder, _step(builder, into, i, given[10])), totals[i][0])
                 builder.store(_ZEROS, totals[i][1])
 
             def add(place: Any, half: int) -> None:
-                vector = _load(builder, builder.gep(from_v, [builder.mul(place, given[5])]))
+                vector = _load(builder, builder.gep(from_v, [builder.mul(place, given[6])]))
                 for i in range(rows):
-                    factor = builder.gep(_step(builder, from_p, i, given[2]), [place])
+                    factor = builder.gep(_step(builder, from_p, i, given[3]), [place])
                     _add_product(builder, totals[i][half], factor, vector)
 
             one = ir.Constant(_INDEX, 1)
-            with cgutils.for_range(builder, builder.lshr(given[6], one), intp=_INDEX) as loop:
+            with cgutils.for_range(builder, builder.lshr(given[7], one), intp=_INDEX) as loop:
                 even = builder.shl(loop.index, one)
                 add(even, 0)
                 add(builder.add(even, one), 1)
-            with builder.if_then(builder.trunc(given[6], ir.IntType(1))):
-                add(builder.sub(given[6], one), 0)
+            with builder.if_then(builder.trunc(given[7], ir.IntType(1))):
+                add(builder.sub(given[7], one), 0)
             for i in range(rows):
                 both = builder.fadd(*(builder.load(total) for total in totals[i]))
-                _store(builder, both, _step(builder, into, i, given[9]))
-            return context.get_dummy_value()
+                _store(builder, both, _step(builder, into, i, given[10]))
 
-        return types.void(p, pa, ps, v, va, vs, count, to, ta, ts), build
+        _by_count(builder, given[0], of)
+        return context.get_dummy_value()
 
-    return sums
+    return types.void(rows, p, pa, ps, v, va, vs, count, to, ta, ts), build
 
 
-_scores_1, _scores_2, _scores_3, _scores_4 = (_scores_of(rows) for rows in range(1, QUERIES + 1))
-_sums_1, _sums_2, _sums_3, _sums_4 = (_sums_of(rows) for rows in range(1, QUERIES + 1))
+@intrinsic  # type: ignore[untyped-decorator]
+def _soon(_: Any, x: Any, start: Any, count: Any) -> Any:
+    """``x[start : start + count]`` is to be in cache soon."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        first = builder.bitcast(
+            pointer(context, builder, signature.args[0], given[0], given[1]), ir.IntType(8).as_pointer()
+        )
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [first.type, flag, flag, flag])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        lines = builder.lshr(builder.add(given[2], ir.Constant(_INDEX, LANES - 1)), ir.Constant(_INDEX, 4))
+        with cgutils.for_range(builder, lines, intp=_INDEX) as loop:
+            at = builder.gep(first, [builder.mul(loop.index, ir.Constant(_INDEX, 64))])
+            builder.call(prefetch, [at, *(ir.Constant(flag, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(x, start, count), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -179,7 +220,7 @@ def _top_of(_: Any, x: Any, start: Any, count: Any) -> Any:
     """The largest of ``count`` vectors; -inf if there is none."""
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        first = _at(context, builder, signature.args[0], given[0], given[1])
+        first = pointer(context, builder, signature.args[0], given[0], given[1])
         nothing = ir.Constant(_VECTOR, ir.Undefined)
         found = cgutils.alloca_once(builder, _VECTOR)
         builder.store(ir.Constant(_VECTOR, [float("-inf")] * LANES), found)
@@ -251,79 +292,26 @@ def _softmax(x: Floats, start: int, count: int) -> None:
 
 
 @compiled
-def _scores(
-    rows: int,
-    q: Floats,
-    qa: int,
-    qs: int,
-    k: Floats,
-    ka: int,
-    ks: int,
-    size: int,
-    to: Floats,
-    ta: int,
-    ts: int,
-    count: int,
-) -> None:
-    """Of ``rows`` tokens with ``count`` places, and as many more as fill a block."""
-    for n in range(_u64(0), count, _u64(BLOCK)):
-        if rows == 4:
-            _scores_4(q, qa, qs, k, ka + n, ks, size, to, ta + n, ts)
-        elif rows == 1:
-            _scores_1(q, qa, qs, k, ka + n, ks, size, to, ta + n, ts)
-        elif rows == 2:
-            _scores_2(q, qa, qs, k, ka + n, ks, size, to, ta + n, ts)
-        else:
-            _scores_3(q, qa, qs, k, ka + n, ks, size, to, ta + n, ts)
-
-
-@compiled
-def _sums(
-    rows: int,
-    p: Floats,
-    pa: int,
-    ps: int,
-    v: Floats,
-    va: int,
-    size: int,
-    to: Floats,
-    ta: int,
-    ts: int,
-    count: int,
-) -> None:
-    """To ``rows`` tokens the values of ``count`` places, weighted."""
-    for n in range(_u64(0), size, _u64(LANES)):
-        if rows == 4:
-            _sums_4(p, pa, ps, v, va + n, size, count, to, ta + n, ts)
-        elif rows == 1:
-            _sums_1(p, pa, ps, v, va + n, size, count, to, ta + n, ts)
-        elif rows == 2:
-            _sums_2(p, pa, ps, v, va + n, size, count, to, ta + n, ts)
-        else:
-            _sums_3(p, pa, ps, v, va + n, size, count, to, ta + n, ts)
-
-
-@compiled
-def _turn(
-    mixed: Floats, cos: Floats, sin: Floats, position: int, keys: Floats, values: Floats, place: int
-) -> None:
-    """Rotate a token's queries, scaled by E^-1/2, in place, and its keys; put keys and values in its row's memory."""
-    kv_heads, size = keys.shape[0], keys.shape[1]
-    heads, half = len(mixed) // size - 2 * kv_heads, size // 2
-    c, s = cos[position], sin[position]
+def _turn(mixed: Floats, cos: Floats, sin: Floats, heads: int, kv_heads: int) -> None:
+    """Rotate a token's queries, scaled by E^-1/2, and its keys, in place."""
+    half = len(cos)
     for h in range(heads + kv_heads):
-        low, high = mixed[h * size : h * size + half], mixed[h * size + half : (h + 1) * size]
-        factor = _f32(size**-0.5) if h < heads else _f32(1)
+        low, high = mixed[2 * h * half : (2 * h + 1) * half], mixed[(2 * h + 1) * half : 2 * (h + 1) * half]
+        factor = _f32((2 * half) ** -0.5) if h < heads else _f32(1)
         for e in range(half):
             x, y = low[e], high[e]
-            low[e] = (x * c[e] - y * s[e]) * factor
-            high[e] = (y * c[e] + x * s[e]) * factor
-    for h in range(kv_heads):
-        key = mixed[(heads + h) * size : (heads + h + 1) * size]
-        value = mixed[(heads + kv_heads + h) * size : (heads + kv_heads + h + 1) * size]
-        for e in range(size):
-            keys[h, e, place] = key[e]
-            values[h, place, e] = value[e]
+            low[e] = (x * cos[e] - y * sin[e]) * factor
+            high[e] = (y * cos[e] + x * sin[e]) * factor
+
+
+@compiled
+def _keep(mixed: Floats, key: int, value: int, place: int, keys: Floats, values: Floats) -> None:
+    """Put a key/value head of some tokens in its row's memory, from a place on."""
+    for n in range(len(mixed)):
+        to, block, lane = values[place + n], keys[(place + n) // BLOCK], (place + n) % BLOCK
+        for e in range(len(to)):
+            block[e, lane] = mixed[n, key + e]
+            to[e] = mixed[n, value + e]
 
 
 @compiled
@@ -349,39 +337,56 @@ def attend(
         cos: (positions, E / 2), of the rotation.
         sin: (positions, E / 2).
         starts: (R + 1,) where the tokens of each row begin.
-        common_keys: (lines, K, E, S) of what rows share.
+        common_keys: (lines, K, S / BLOCK, E, BLOCK) of what rows share.
         common_values: (lines, K, S, E).
         lines: (R,) the line of each row there.
         shared: (R,) and how many places of it are the row's.
-        keys: (slots, K, E, S') of what is the row's own; the tokens' own are put there.
+        keys: (slots, K, S' / BLOCK, E, BLOCK) of what is the row's own; the tokens' own are put there.
         values: (slots, K, S', E), likewise.
         slots: (R,) the row's slot there.
         held: (R,) places that were there before these tokens.
         to: (N or more, H * E), written.
     """
-    kv_heads, places, more = keys.shape[1], common_keys.shape[3], keys.shape[3]
-    size, stride, width = _u64(keys.shape[2]), _u64(mixed.shape[1]), _u64(to.shape[1])
-    heads = to.shape[1] // keys.shape[2]
+    kv_heads, places, more = keys.shape[1], common_values.shape[2], values.shape[2]
+    size, stride, width = _u64(values.shape[3]), _u64(mixed.shape[1]), _u64(to.shape[1])
+    heads = to.shape[1] // values.shape[3]
     q, into, ck, cv = mixed.reshape(-1), to.reshape(-1), common_keys.reshape(-1), common_values.reshape(-1)
     k, v = keys.reshape(-1), values.reshape(-1)
     line = _u64(places + more + 2 * BLOCK)
     weights = np.empty(QUERIES * (places + more + 2 * BLOCK), np.float32)
     for r in range(len(slots)):
         count, before, base = starts[r + 1] - starts[r], _u64(shared[r]), _u64(held[r])
-        for n in range(count):
-            place = held[r] + n
-            _turn(mixed[starts[r] + n], cos, sin, shared[r] + place, keys[slots[r]], values[slots[r]], place)
+        for n in range(starts[r], starts[r + 1]):
+            position = shared[r] + held[r] + n - starts[r]
+            _turn(mixed[n], cos[position], sin[position], heads, kv_heads)
         for h in range(heads):
-            head = h // (heads // kv_heads)
+            head, slot = h // (heads // kv_heads), slots[r]
+            if h % (heads // kv_heads) == 0:
+                key, value = (heads + head) * int(size), (heads + kv_heads + head) * int(size)
+                tokens = mixed[starts[r] : starts[r + 1]]
+                _keep(tokens, key, value, held[r], keys[slot, head], values[slot, head])
             common = _u64(lines[r] * kv_heads + head) * _u64(places) * size
             mine = _u64(slots[r] * kv_heads + head) * _u64(more) * size
+            nr, nh = (r, h + 1) if h + 1 < heads else (min(r + 1, len(slots) - 1), 0)
+            nhead = nh // (heads // kv_heads)
+            nmine = _u64(slots[nr] * kv_heads + nhead) * _u64(more) * size
+            there = _u64(held[nr] + starts[nr + 1] - starts[nr])
+            _soon(k, nmine, (there + _u64(BLOCK - 1)) // _u64(BLOCK) * _u64(BLOCK) * size)
+            _soon(v, nmine, there * size)
+            if (nr == 0 or lines[nr] != lines[nr - 1]):
+                ncommon = _u64(lines[nr] * kv_heads + nhead) * _u64(places) * size
+                there = _u64(shared[nr])
+                _soon(ck, ncommon, (there + _u64(BLOCK - 1)) // _u64(BLOCK) * _u64(BLOCK) * size)
+                _soon(cv, ncommon, there * size)
             for first in range(0, count, QUERIES):
                 rows = min(QUERIES, count - first)
                 at_q = _u64(starts[r] + first) * stride + _u64(h) * size
                 at_to = _u64(starts[r] + first) * width + _u64(h) * size
                 own = base + _u64(first + rows)
-                _scores(rows, q, at_q, stride, ck, common, _u64(places), size, weights, _u64(0), line, before)
-                _scores(rows, q, at_q, stride, k, mine, _u64(more), size, weights, before, line, own)
+                for n in range(_u64(0), before, _u64(BLOCK)):
+                    _scores(_u64(rows), q, at_q, stride, ck, common + n * size, size, weights, n, line)
+                for n in range(_u64(0), own, _u64(BLOCK)):
+                    _scores(_u64(rows), q, at_q, stride, k, mine + n * size, size, weights, before + n, line)
                 for i in range(rows):
                     begin, seen = _u64(i) * line, before + base + _u64(first + i + 1)
                     _softmax(weights, int(begin), int(seen))
@@ -389,8 +394,9 @@ def attend(
                         weights[s] = 0
                     for e in range(at_to + _u64(i) * width, at_to + _u64(i) * width + size):
                         into[e] = 0
-                _sums(rows, weights, _u64(0), line, cv, common, size, into, at_to, width, before)
-                _sums(rows, weights, before, line, v, mine, size, into, at_to, width, own)
+                for e in range(_u64(0), size, _u64(LANES)):
+                    _sums(_u64(rows), weights, _u64(0), line, cv, common + e, size, before, into, at_to + e, width)
+                    _sums(_u64(rows), weights, before, line, v, mine + e, size, own, into, at_to + e, width)
 
 
 @compiled
