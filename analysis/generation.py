@@ -27,6 +27,8 @@ from analysis.scoring import Sampling
 
 TOGETHER = {"cpu": 64, "cuda": 256}
 """Prompts that are continued at a time."""
+BEGIN = 4
+"""Texts are read when one in so many of these places is free."""
 SHARE = (64, 256)
 """Least and most texts that learn from one another what to guess; an eighth of all in between."""
 
@@ -127,7 +129,9 @@ def continue_greedily(
             _Text(np.concatenate([[eod], text[:-1]]).astype(np.int64), _in(text, vocab_size, eod))
             for text in texts[share]
         ]
-        found = _Continuing(model, quick, head, read, of_text, max(1, len(prefixes)), longest, eod, None).all()
+        found = _Continuing(
+            model, quick, head, read, of_text, max(1, len(prefixes)), longest, eod, None
+        ).all()
         return numbers, found
 
     numbers: dict[int, Numbers] = {}
@@ -301,11 +305,11 @@ class _Continuing:
         return prompt
 
     def _begin(self) -> None:
-        """Read the next texts, if half of the slots are free, as many as surely have room."""
+        """Read the next texts, if enough slots are free, as many as surely have room."""
         free = [slot for slot, prompt in enumerate(self.slots) if prompt is None]
         lines = np.flatnonzero(self.users == 0)
         count = min(len(free) // self.prompts, len(lines), len(self.texts) - self.begun)
-        if not count or 2 * len(free) < len(self.slots):
+        if not count or BEGIN * len(free) < len(self.slots):
             return
         chosen, lines = range(self.begun, self.begun + count), lines[:count]
         self.begun += count

@@ -58,7 +58,7 @@ def _available() -> bool:
     features = binding.get_host_cpu_features()
     if not (features.get("amx-tile") and features.get("amx-bf16") and features.get("avx512f")):
         return False
-    return ctypes.CDLL(None).syscall(*_REQUEST, _TILES) == 0
+    return bool(ctypes.CDLL(None).syscall(*_REQUEST, _TILES) == 0)
 
 
 AVAILABLE = _available()
@@ -76,7 +76,8 @@ class Packed:
 
 def covers(weight: Tensor) -> bool:
     """Whether :func:`packed` takes this matrix."""
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.shape[1] % SIDE == 0
+    kind = weight.dtype, weight.device.type
+    return kind == (torch.float32, "cpu") and not weight.shape[1] % SIDE
 
 
 def packed(weight_FD: Tensor) -> Packed:
@@ -195,7 +196,9 @@ def _block(_: Any, x: Any, xa: Any, w: Any, wa: Any, count: Any, to: Any, ta: An
         stride = builder.mul(given[7], ir.Constant(_INDEX, 4))
         for tile in range(4):
             rows, half = divmod(tile, 2)
-            past = builder.add(builder.mul(stride, ir.Constant(_INDEX, 16 * rows)), ir.Constant(_INDEX, 64 * half))
+            past = builder.add(
+                builder.mul(stride, ir.Constant(_INDEX, 16 * rows)), ir.Constant(_INDEX, 64 * half)
+            )
             _call(builder, "tilestored64", number(tile), builder.gep(into, [past]), stride)
         return context.get_dummy_value()
 

@@ -315,6 +315,13 @@ def _keep(mixed: Floats, key: int, value: int, place: int, keys: Floats, values:
 
 
 @compiled
+def _fetch(keys: Floats, values: Floats, start: int, count: int, size: int) -> None:
+    """``count`` places of a key/value head are to be in cache soon."""
+    _soon(keys, start, (count + _u64(BLOCK - 1)) // _u64(BLOCK) * _u64(BLOCK) * size)
+    _soon(values, start, count * size)
+
+
+@compiled
 def attend(
     mixed: Floats,
     cos: Floats,
@@ -367,17 +374,14 @@ def attend(
                 _keep(tokens, key, value, held[r], keys[slot, head], values[slot, head])
             common = _u64(lines[r] * kv_heads + head) * _u64(places) * size
             mine = _u64(slots[r] * kv_heads + head) * _u64(more) * size
-            nr, nh = (r, h + 1) if h + 1 < heads else (min(r + 1, len(slots) - 1), 0)
-            nhead = nh // (heads // kv_heads)
-            nmine = _u64(slots[nr] * kv_heads + nhead) * _u64(more) * size
-            there = _u64(held[nr] + starts[nr + 1] - starts[nr])
-            _soon(k, nmine, (there + _u64(BLOCK - 1)) // _u64(BLOCK) * _u64(BLOCK) * size)
-            _soon(v, nmine, there * size)
-            if (nr == 0 or lines[nr] != lines[nr - 1]):
-                ncommon = _u64(lines[nr] * kv_heads + nhead) * _u64(places) * size
-                there = _u64(shared[nr])
-                _soon(ck, ncommon, (there + _u64(BLOCK - 1)) // _u64(BLOCK) * _u64(BLOCK) * size)
-                _soon(cv, ncommon, there * size)
+            soon, then = (r, h + 1) if h + 1 < heads else (r + 1, 0)
+            if soon < len(slots):
+                then //= heads // kv_heads
+                new = held[soon] + starts[soon + 1] - starts[soon]
+                _fetch(k, v, _u64(slots[soon] * kv_heads + then) * _u64(more) * size, _u64(new), size)
+                if soon == 0 or lines[soon] != lines[soon - 1]:
+                    start = _u64(lines[soon] * kv_heads + then) * _u64(places) * size
+                    _fetch(ck, cv, start, _u64(shared[soon]), size)
             for first in range(0, count, QUERIES):
                 rows = min(QUERIES, count - first)
                 at_q = _u64(starts[r] + first) * stride + _u64(h) * size
@@ -395,7 +399,19 @@ def attend(
                     for e in range(at_to + _u64(i) * width, at_to + _u64(i) * width + size):
                         into[e] = 0
                 for e in range(_u64(0), size, _u64(LANES)):
-                    _sums(_u64(rows), weights, _u64(0), line, cv, common + e, size, before, into, at_to + e, width)
+                    _sums(
+                        _u64(rows),
+                        weights,
+                        _u64(0),
+                        line,
+                        cv,
+                        common + e,
+                        size,
+                        before,
+                        into,
+                        at_to + e,
+                        width,
+                    )
                     _sums(_u64(rows), weights, before, line, v, mine + e, size, own, into, at_to + e, width)
 
 

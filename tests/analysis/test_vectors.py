@@ -16,6 +16,11 @@ def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
+def in_blocks(keys):
+    """(B, K, E, S) as the kernel has it: (B, K, S / BLOCK, E, BLOCK)."""
+    return np.ascontiguousarray(np.stack(np.split(keys, keys.shape[-1] // vectors.BLOCK, -1), 2))
+
+
 class Texts:
     """Random rows of 1 to 9 tokens; what no row holds of any memory is NaN."""
 
@@ -78,26 +83,29 @@ def test_attention_sees_what_is_shared_and_its_own_and_nothing_else(size, heads,
     common = [one.copy() for one in texts.common]
     cos, sin = np.cos(texts.angles).astype(np.float32), np.sin(texts.angles).astype(np.float32)
     tokens = len(texts.mixed)
+    common_keys, own_keys = in_blocks(texts.common[0]), in_blocks(texts.own[0])
     to = np.full((tokens + 5, heads * size), SENTINEL, np.float32)
     vectors.attend(
         texts.mixed,
         cos,
         sin,
         texts.starts,
-        *texts.common,
+        common_keys,
+        texts.common[1],
         texts.lines,
         texts.shared,
-        *texts.own,
+        own_keys,
+        texts.own[1],
         texts.slots,
         texts.held,
         to,
     )
     np.testing.assert_allclose(to[:tokens], told, rtol=0, atol=5e-6)
     assert (to[tokens:] == SENTINEL).all()
-    np.testing.assert_allclose(texts.own[0], told_keys, rtol=0, atol=2e-6)  # NaN where nothing was put
+    np.testing.assert_allclose(own_keys, in_blocks(told_keys), rtol=0, atol=2e-6)  # NaN where nothing was put
     np.testing.assert_array_equal(texts.own[1], told_values.astype(np.float32))
-    for one, before in zip(texts.common, common, strict=True):
-        np.testing.assert_array_equal(one, before)
+    np.testing.assert_array_equal(common_keys, in_blocks(common[0]))
+    np.testing.assert_array_equal(texts.common[1], common[1])
 
 
 @pytest.mark.parametrize("width", [1, 7, 33, 300])
@@ -140,6 +148,7 @@ def test_exponentials_in_attention_keep_their_digits(most):
     keys, values = np.full((1, 1, 16, 32), np.nan, np.float32), np.full((1, 1, 32, 16), np.nan, np.float32)
     keys[..., :15], values[0, 0, :15] = 0, np.eye(16)[:15]
     keys[0, 0, 0, :15] = scores[:15]
+    keys = in_blocks(keys)
     q, k, v = np.zeros((3, 16), np.float32)
     q[0], k[0], v[15] = 4, scores[15], 1  # 4 = 16^0.5, which scores are divided by
     cos, sin, zero = np.ones((16, 8), np.float32), np.zeros((16, 8), np.float32), np.zeros(1, np.int64)
