@@ -341,9 +341,9 @@ def _padded(tokens: int) -> int:
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T`` in the precision of both, by whichever library is faster.
 
-    On CPUs that is oneDNN for float32: see :func:`pretrain.kernels.onednn_linear`.
+    On CPUs not made by Intel that is oneDNN for float32: see :func:`pretrain.kernels.onednn_linear`.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not kernels.ONEDNN:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or kernels.INTEL or not kernels.ONEDNN:
         return functional.linear(x, weight)
     return kernels.onednn_linear(x, weight)
 

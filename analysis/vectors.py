@@ -291,27 +291,62 @@ def _softmax(x: Floats, start: int, count: int) -> None:
         line[v] *= factor
 
 
-@compiled
-def _turn(mixed: Floats, cos: Floats, sin: Floats, heads: int, kv_heads: int) -> None:
-    """Rotate a token's queries, scaled by E^-1/2, and its keys, in place."""
-    half = len(cos)
-    for h in range(heads + kv_heads):
-        low, high = mixed[2 * h * half : (2 * h + 1) * half], mixed[(2 * h + 1) * half : 2 * (h + 1) * half]
-        factor = _f32((2 * half) ** -0.5) if h < heads else _f32(1)
-        for e in range(half):
-            x, y = low[e], high[e]
-            low[e] = (x * cos[e] - y * sin[e]) * factor
-            high[e] = (y * cos[e] + x * sin[e]) * factor
+@intrinsic  # type: ignore[untyped-decorator]
+def _turned(_: Any, x: Any, xa: Any, cos: Any, ca: Any, sin: Any, sa: Any, half: Any, factor: Any) -> Any:
+    """Rotate and scale the ``half`` pairs ``x[xa + e]``, ``x[xa + half + e]``, in place, half a vector at once."""
+    kind, few = ir.VectorType(ir.FloatType(), LANES // 2), ir.Constant(_INDEX, LANES // 2)
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        low, by_cos, by_sin = (
+            pointer(context, builder, signature.args[n], given[n], given[n + 1]) for n in (0, 2, 4)
+        )
+        high = builder.gep(low, [given[6]])
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES // 2), [0] * (LANES // 2))
+        one = builder.insert_element(
+            ir.Constant(kind, ir.Undefined), given[7], ir.Constant(ir.IntType(32), 0)
+        )
+        scale = builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), lanes)
+        with cgutils.for_range(builder, builder.udiv(given[6], few), intp=_INDEX) as loop:
+            place = builder.mul(loop.index, few)
+            at = [
+                builder.bitcast(builder.gep(start, [place]), kind.as_pointer())
+                for start in (low, high, by_cos, by_sin)
+            ]
+            found = [builder.load(one) for one in at]
+            for one in found:
+                one.align = 4
+            x, y, c, s = found[0], found[1], builder.fmul(found[2], scale), builder.fmul(found[3], scale)
+            turned = (
+                builder.fsub(builder.fmul(x, c), builder.fmul(y, s), flags=("contract",)),
+                builder.fadd(builder.fmul(y, c), builder.fmul(x, s), flags=("contract",)),
+            )
+            for one, into in zip(turned, at, strict=False):
+                builder.store(one, into).align = 4
+        return context.get_dummy_value()
+
+    return types.void(x, xa, cos, ca, sin, sa, half, factor), build
 
 
-@compiled
-def _keep(mixed: Floats, key: int, value: int, place: int, keys: Floats, values: Floats) -> None:
-    """Put a key/value head of some tokens in its row's memory, from a place on."""
-    for n in range(len(mixed)):
-        to, block, lane = values[place + n], keys[(place + n) // BLOCK], (place + n) % BLOCK
-        for e in range(len(to)):
-            block[e, lane] = mixed[n, key + e]
-            to[e] = mixed[n, value + e]
+@intrinsic  # type: ignore[untyped-decorator]
+def _kept(
+    _: Any, key: Any, ka: Any, value: Any, va: Any, size: Any, k: Any, at_k: Any, v: Any, at_v: Any
+) -> Any:
+    """``k[at_k + e * BLOCK] = key[ka + e]`` and ``v[at_v + e] = value[va + e]`` for e < size."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        key, value, k, v = (
+            pointer(context, builder, signature.args[n], given[n], given[n + 1]) for n in (0, 2, 5, 7)
+        )
+        with cgutils.for_range(builder, given[4], intp=_INDEX) as loop:
+            line = builder.mul(loop.index, ir.Constant(_INDEX, BLOCK))
+            builder.store(builder.load(builder.gep(key, [loop.index])), builder.gep(k, [line]))
+        whole = ir.Constant(_INDEX, LANES)
+        with cgutils.for_range(builder, builder.udiv(given[4], whole), intp=_INDEX) as loop:
+            place = [builder.mul(loop.index, whole)]
+            _store(builder, _load(builder, builder.gep(value, place)), builder.gep(v, place))
+        return context.get_dummy_value()
+
+    return types.void(key, ka, value, va, size, k, at_k, v, at_v), build
 
 
 @compiled
@@ -358,22 +393,28 @@ def attend(
     size, stride, width = _u64(values.shape[3]), _u64(mixed.shape[1]), _u64(to.shape[1])
     heads = to.shape[1] // values.shape[3]
     q, into, ck, cv = mixed.reshape(-1), to.reshape(-1), common_keys.reshape(-1), common_values.reshape(-1)
-    k, v = keys.reshape(-1), values.reshape(-1)
+    k, v, of_cos, of_sin = keys.reshape(-1), values.reshape(-1), cos.reshape(-1), sin.reshape(-1)
     line = _u64(places + more + 2 * BLOCK)
     weights = np.empty(QUERIES * (places + more + 2 * BLOCK), np.float32)
     for r in range(len(slots)):
         count, before, base = starts[r + 1] - starts[r], _u64(shared[r]), _u64(held[r])
-        for n in range(starts[r], starts[r + 1]):
-            position = shared[r] + held[r] + n - starts[r]
-            _turn(mixed[n], cos[position], sin[position], heads, kv_heads)
+        half, factor = size // _u64(2), _f32(size**-0.5)
+        for n in range(count):
+            at, turn = _u64(starts[r] + n) * stride, _u64(shared[r] + held[r] + n) * half
+            for h in range(heads + kv_heads):
+                by = factor if h < heads else _f32(1)
+                _turned(q, at + _u64(h) * size, of_cos, turn, of_sin, turn, half, by)
         for h in range(heads):
-            head, slot = h // (heads // kv_heads), slots[r]
-            if h % (heads // kv_heads) == 0:
-                key, value = (heads + head) * int(size), (heads + kv_heads + head) * int(size)
-                tokens = mixed[starts[r] : starts[r + 1]]
-                _keep(tokens, key, value, held[r], keys[slot, head], values[slot, head])
+            head = h // (heads // kv_heads)
             common = _u64(lines[r] * kv_heads + head) * _u64(places) * size
             mine = _u64(slots[r] * kv_heads + head) * _u64(more) * size
+            if h % (heads // kv_heads) == 0:
+                for n in range(base, base + _u64(count)):
+                    at = _u64(starts[r] + n - held[r]) * stride
+                    key, value = at + _u64(heads + head) * size, at + _u64(heads + kv_heads + head) * size
+                    block, lane = n // _u64(BLOCK), n % _u64(BLOCK)
+                    at_k, at_v = mine + block * _u64(BLOCK) * size + lane, mine + n * size
+                    _kept(q, key, q, value, size, k, at_k, v, at_v)
             soon, then = (r, h + 1) if h + 1 < heads else (r + 1, 0)
             if soon < len(slots):
                 then //= heads // kv_heads

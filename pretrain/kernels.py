@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +54,17 @@ def _onednn() -> bool:
 
 
 ONEDNN = _onednn()
+
+
+def _intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+INTEL = _intel()
+"""Whether the processor is one that MKL is made for; known on Linux alone."""
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
