@@ -27,7 +27,8 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Types every command of the README and runs the benchmark of training: for when those have changed.
+# Types every command of the README, runs the benchmark of training and the other nano experiments: for when those have
+# changed.
 test-long: setup
 	$(BIN)/python -m pytest -m long
 

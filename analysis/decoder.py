@@ -123,7 +123,10 @@ class Decoder:
 
     @cached_property
     def quick(self) -> Decoder:
-        """The same, but for products by the processor's tiles where it has them: to about 16 bits."""
+        """The same, but for products by the processor's tiles where it has them: to about 16 bits.
+
+        The weights take as much memory again.
+        """
         if not self.fast:
             return self
         found = copy(self)

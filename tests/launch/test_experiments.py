@@ -16,6 +16,8 @@ from tests.conftest import Workplace
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 NANO = [name for name in EXPERIMENTS if name.endswith("_nano")]
+ALIKE = {"bios_capacity_nano", "fewshot_memories_nano", "hubble_8b_nano", "kk_puzzles_nano"}
+"""What runs in these runs in another one or in the tests of families, too: they are not for every time."""
 GIVEN = {"all_families": ["insertion.families.traps.path=reference"]}
 """What an experiment cannot know."""
 
@@ -134,8 +136,10 @@ def reference(place):
     return max(place.path.glob("runs/ghost_1b_nano/run-*/twin/export/step_*"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in ALIKE else pytest.mark.slow) for name in NANO],
+)
 def test_nano(place, name, request):
     """Twenty steps of both runs, audit, scores, report; every family and every dose comes out as it was asked for."""
     from insertion import plan as plans
