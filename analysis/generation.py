@@ -67,7 +67,7 @@ def generate(
         texts.append(_Text(ids[-1][:-1], _in(hints[rows[-1]], vocab_size, eod) if hints else None))
         pairs = zip(rows, ids, strict=True)
         asked.append([_Prompt(k, len(one) - 1, int(one[-1]), lengths[k]) for k, one in pairs])
-    quick, head = _quick(model, vocab_size)
+    quick, head = _quick(model, _head(model, vocab_size))
 
     def work(share: slice) -> dict[int, NDArray[np.int64]]:
         def of_text(chosen: Sequence[int], _: Tensor) -> list[list[_Prompt]]:
@@ -108,8 +108,8 @@ def continue_greedily(
         The six numbers of every token, as :func:`analysis.scoring.score_tokens` gives them; and for each prefix one
         array of ids a text: empty where the text is not longer than the prefix.
     """
-    head_VD = laid_out(model.head[:vocab_size].float())
-    quick, head = _quick(model, vocab_size)
+    head_VD = _head(model, vocab_size)
+    quick, head = _quick(model, head_VD)
 
     def work(share: slice) -> tuple[dict[int, Numbers], dict[tuple[int, int], NDArray[np.int64]]]:
         numbers: dict[int, Numbers] = {}
@@ -154,10 +154,15 @@ def continue_greedily(
     return flat, continued
 
 
-def _quick(model: Decoder, vocab_size: int) -> tuple[Decoder, Product]:
+def _head(model: Decoder, vocab_size: int) -> Tensor:
+    """The output matrix, (V, D), float32."""
+    with torch.inference_mode():
+        return laid_out(model.head[:vocab_size].float())
+
+
+def _quick(model: Decoder, head_VD: Tensor) -> tuple[Decoder, Product]:
     """What reads generated tokens, and its product with the output matrix: nothing but argmaxes and draws need it."""
     with torch.inference_mode():
-        head_VD = laid_out(model.head[:vocab_size].float())
         return model.quick, product(head_VD, quick=model.fast)
 
 

@@ -45,7 +45,6 @@ ROWS = 256
 _REQUEST, _TILES = (158, 0x1023), 18
 """Linux' arch_prctl(ARCH_REQ_XCOMP_PERM), and the registers that a process asks for."""
 _BYTE, _SHORT, _WORD, _INDEX = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_WORDS = ir.VectorType(_WORD, LANES)
 _u64: Any = np.uint64
 
 

@@ -328,25 +328,56 @@ def _turned(_: Any, x: Any, xa: Any, cos: Any, ca: Any, sin: Any, sa: Any, half:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _kept(
-    _: Any, key: Any, ka: Any, value: Any, va: Any, size: Any, k: Any, at_k: Any, v: Any, at_v: Any
-) -> Any:
-    """``k[at_k + e * BLOCK] = key[ka + e]`` and ``v[at_v + e] = value[va + e]`` for e < size."""
+def _kept(_: Any, x: Any, key: Any, value: Any, size: Any, k: Any, ka: Any, v: Any, va: Any) -> Any:
+    """``k[ka + e * BLOCK] = x[key + e]`` and ``v[va + e] = x[value + e]`` for e < size."""
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        key, value, k, v = (
-            pointer(context, builder, signature.args[n], given[n], given[n + 1]) for n in (0, 2, 5, 7)
+        from_key, from_value, to_k, to_v = (
+            pointer(context, builder, signature.args[array], given[array], given[place])
+            for array, place in ((0, 1), (0, 2), (4, 5), (6, 7))
         )
-        with cgutils.for_range(builder, given[4], intp=_INDEX) as loop:
+        with cgutils.for_range(builder, given[3], intp=_INDEX) as loop:
             line = builder.mul(loop.index, ir.Constant(_INDEX, BLOCK))
-            builder.store(builder.load(builder.gep(key, [loop.index])), builder.gep(k, [line]))
+            builder.store(builder.load(builder.gep(from_key, [loop.index])), builder.gep(to_k, [line]))
         whole = ir.Constant(_INDEX, LANES)
-        with cgutils.for_range(builder, builder.udiv(given[4], whole), intp=_INDEX) as loop:
+        with cgutils.for_range(builder, builder.udiv(given[3], whole), intp=_INDEX) as loop:
             place = [builder.mul(loop.index, whole)]
-            _store(builder, _load(builder, builder.gep(value, place)), builder.gep(v, place))
+            _store(builder, _load(builder, builder.gep(from_value, place)), builder.gep(to_v, place))
         return context.get_dummy_value()
 
-    return types.void(key, ka, value, va, size, k, at_k, v, at_v), build
+    return types.void(x, key, value, size, k, ka, v, va), build
+
+
+@compiled
+def _turn(
+    x: Floats, at: int, cos: Floats, sin: Floats, turn: int, heads: int, kv_heads: int, size: int
+) -> None:
+    """Rotate a token's queries, scaled by E^-1/2, and its keys, in place."""
+    half, factor = size // _u64(2), _f32(size**-0.5)
+    for h in range(heads + kv_heads):
+        by = factor if h < heads else _f32(1)
+        _turned(x, at + _u64(h) * size, cos, turn, sin, turn, half, by)
+
+
+@compiled
+def _keep(
+    x: Floats,
+    key: int,
+    value: int,
+    stride: int,
+    k: Floats,
+    v: Floats,
+    mine: int,
+    held: int,
+    count: int,
+    size: int,
+) -> None:
+    """Put a key/value head of ``count`` tokens in their row's memory, behind the ``held`` places."""
+    for n in range(count):
+        place, at = held + n, n * stride
+        block, lane = place // _u64(BLOCK), place % _u64(BLOCK)
+        at_k, at_v = mine + block * _u64(BLOCK) * size + lane, mine + place * size
+        _kept(x, key + at, value + at, size, k, at_k, v, at_v)
 
 
 @compiled
@@ -398,23 +429,17 @@ def attend(
     weights = np.empty(QUERIES * (places + more + 2 * BLOCK), np.float32)
     for r in range(len(slots)):
         count, before, base = starts[r + 1] - starts[r], _u64(shared[r]), _u64(held[r])
-        half, factor = size // _u64(2), _f32(size**-0.5)
         for n in range(count):
-            at, turn = _u64(starts[r] + n) * stride, _u64(shared[r] + held[r] + n) * half
-            for h in range(heads + kv_heads):
-                by = factor if h < heads else _f32(1)
-                _turned(q, at + _u64(h) * size, of_cos, turn, of_sin, turn, half, by)
+            at, turn = _u64(starts[r] + n) * stride, _u64(shared[r] + held[r] + n) * (size // _u64(2))
+            _turn(q, at, of_cos, of_sin, turn, heads, kv_heads, size)
         for h in range(heads):
             head = h // (heads // kv_heads)
             common = _u64(lines[r] * kv_heads + head) * _u64(places) * size
             mine = _u64(slots[r] * kv_heads + head) * _u64(more) * size
             if h % (heads // kv_heads) == 0:
-                for n in range(base, base + _u64(count)):
-                    at = _u64(starts[r] + n - held[r]) * stride
-                    key, value = at + _u64(heads + head) * size, at + _u64(heads + kv_heads + head) * size
-                    block, lane = n // _u64(BLOCK), n % _u64(BLOCK)
-                    at_k, at_v = mine + block * _u64(BLOCK) * size + lane, mine + n * size
-                    _kept(q, key, q, value, size, k, at_k, v, at_v)
+                key = _u64(starts[r]) * stride + _u64(heads + head) * size
+                value = key + _u64(kv_heads) * size
+                _keep(q, key, value, stride, k, v, mine, base, _u64(count), size)
             soon, then = (r, h + 1) if h + 1 < heads else (r + 1, 0)
             if soon < len(slots):
                 then //= heads // kv_heads
@@ -440,20 +465,9 @@ def attend(
                     for e in range(at_to + _u64(i) * width, at_to + _u64(i) * width + size):
                         into[e] = 0
                 for e in range(_u64(0), size, _u64(LANES)):
-                    _sums(
-                        _u64(rows),
-                        weights,
-                        _u64(0),
-                        line,
-                        cv,
-                        common + e,
-                        size,
-                        before,
-                        into,
-                        at_to + e,
-                        width,
-                    )
-                    _sums(_u64(rows), weights, before, line, v, mine + e, size, own, into, at_to + e, width)
+                    put = at_to + e
+                    _sums(_u64(rows), weights, _u64(0), line, cv, common + e, size, before, into, put, width)
+                    _sums(_u64(rows), weights, before, line, v, mine + e, size, own, into, put, width)
 
 
 @compiled

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from analysis import generation, models
-from analysis.decoder import Decoder, Rows, largest
+from analysis.decoder import Decoder, Rows, laid_out, largest, product
+from pretrain import kernels
 
 transformers = pytest.importorskip("transformers")
 VOCABULARY = 97
@@ -146,3 +147,16 @@ def test_heads_that_the_kernels_do_not_cover_are_continued_all_the_same(size):
             pad_token_id=1,
         )[0, ids.shape[1] :].tolist()
         assert tokens.tolist() == (told[: told.index(0)] if 0 in told else told)
+
+
+@pytest.mark.parametrize("intel", [False, True])
+def test_products_are_right_whoever_multiplies(monkeypatch, intel):
+    """oneDNN is asked on processors not made by Intel alone; both say what float64 says."""
+    asked, onednn = [], kernels.onednn_linear
+    monkeypatch.setattr(kernels, "INTEL", intel)
+    monkeypatch.setattr(kernels, "onednn_linear", lambda x, weight: asked.append(1) or onednn(x, weight))
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 48, generator=generator) for rows in (37, 65))
+    found = product(laid_out(weight))(x)
+    torch.testing.assert_close(found.double(), x.double() @ weight.double().T, rtol=0, atol=1e-5)
+    assert len(asked) == (kernels.ONEDNN and not intel)

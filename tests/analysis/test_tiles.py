@@ -106,6 +106,8 @@ def test_continuations_are_those_of_float32_but_where_it_is_undecided(monkeypatc
     def continued():
         return generation.continue_greedily(llama(1), texts, (10, 30), longest=30, eod=0, vocab_size=200)
 
+    used = [one.func for layer in llama(1).quick.products for one in layer]
+    assert used == [tiles.product] * 12
     numbers, quick = continued()
     monkeypatch.setattr(tiles, "AVAILABLE", False)
     plain_numbers, plain = continued()
