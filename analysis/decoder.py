@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -22,9 +21,6 @@ from torch.nn import functional
 
 from analysis import tiles, vectors
 from pretrain import kernels
-
-Product = Callable[[Tensor], Tensor]
-"""With a matrix: (N, D) -> (N, F)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +108,11 @@ class Decoder:
             and vectors.covers(shape.heads, shape.kv_heads, self.size)
         )
         """Whether :mod:`analysis.vectors` is for this device, precision and shape."""
-        self.products = [[product(getattr(one, f.name)) for f in fields(one)] for one in self.layers]
-        """With the matrices of each layer."""
+        self.tiles, self.parts = None, tiles.EXACT
+        """Where the processor has them, and of each float32 the parts that they multiply."""
+        if self.fast and tiles.AVAILABLE:
+            matrices = [(one.qkv, one.out, one.gate_up, one.down) for one in self.layers]
+            self.tiles = tiles.Layers(matrices, shape.epsilon) if tiles.Layers.cover(matrices) else None
         self._turns = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
 
     @property
@@ -121,18 +120,11 @@ class Decoder:
         """Where the weights are."""
         return self.head.device
 
-    @cached_property
+    @property
     def quick(self) -> Decoder:
-        """The same, but for products by the processor's tiles where it has them: to about 16 bits.
-
-        The weights take as much memory again.
-        """
-        if not self.fast:
-            return self
+        """The same, but to about 16 bits of each factor where the processor has tiles: faster."""
         found = copy(self)
-        found.products = [
-            [product(getattr(one, f.name), quick=True) for f in fields(one)] for one in self.layers
-        ]
+        found.parts = tiles.QUICK
         return found
 
     def hidden(
@@ -227,6 +219,8 @@ class Decoder:
             )
             return torch.from_numpy(to)
 
+        if self.tiles is not None:
+            return self.tiles.read(self.embedding_VD[ids_N], attend, self.parts)
         return self._read(ids_N, attend)
 
     def _plainly(
@@ -284,13 +278,13 @@ class Decoder:
         tokens = len(ids_N)
         x_ND = self.embedding_VD[functional.pad(ids_N, (0, _padded(tokens) - tokens))]
         x_ND, normed_ND = self._add_and_norm(x_ND, None)
-        for number, (qkv, out, gate_up, down) in enumerate(self.products):
-            attended_ND = attend(number, qkv(normed_ND)[:tokens])
+        for number, layer in enumerate(self.layers):
+            attended_ND = attend(number, linear(normed_ND, layer.qkv)[:tokens])
             if more := len(x_ND) - len(attended_ND):
                 attended_ND = functional.pad(attended_ND, (0, 0, 0, more))
-            x_ND, normed_ND = self._add_and_norm(x_ND, out(attended_ND))
-            inner_NF = self._swiglu(gate_up(normed_ND))
-            x_ND, normed_ND = self._add_and_norm(x_ND, down(inner_NF))
+            x_ND, normed_ND = self._add_and_norm(x_ND, linear(attended_ND, layer.out))
+            inner_NF = self._swiglu(linear(normed_ND, layer.gate_up))
+            x_ND, normed_ND = self._add_and_norm(x_ND, linear(inner_NF, layer.down))
         return normed_ND[:tokens]
 
     def _add_and_norm(self, x_ND: Tensor, more_ND: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -351,16 +345,30 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return kernels.onednn_linear(x, weight)
 
 
-def product(weight_FD: Tensor, *, quick: bool = False) -> Product:
-    """What multiplies with a matrix.
+class Output:
+    """The output matrix, (V, D), by tiles where the processor has them.
 
     Args:
-        weight_FD: as :func:`laid_out`.
-        quick: to about 16 bits, by :mod:`analysis.tiles` where the processor has them.
+        weight_VD: float32.
     """
-    if quick and tiles.AVAILABLE and tiles.covers(weight_FD):
-        return partial(tiles.product, weight=tiles.packed(weight_FD))
-    return partial(linear, weight=weight_FD)
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        self.size = len(weight_VD)
+        """V."""
+        self.packed = tiles.packed(weight_VD) if tiles.AVAILABLE and tiles.covers(weight_VD) else None
+        self.weight_VD = laid_out(weight_VD)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """(N, V), float32."""
+        if self.packed is not None:
+            return tiles.product(hidden_ND, self.packed)
+        return linear(hidden_ND, self.weight_VD)
+
+    def largest(self, hidden_ND: Tensor) -> Tensor:
+        """The first place of the largest logit of each row, (N,) int64; by tiles, to about 16 bits."""
+        if self.packed is not None:
+            return tiles.largest(hidden_ND, self.packed)
+        return largest(linear(hidden_ND, self.weight_VD))
 
 
 def largest(logits_NV: Tensor) -> Tensor:

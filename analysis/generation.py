@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis import scoring, threads
-from analysis.decoder import Decoder, Product, Rows, laid_out, largest, product
+from analysis.decoder import Decoder, Output, Rows
 from analysis.guesses import CONTEXT, Guesses
 from analysis.metrics.extraction import sampling_logprobs
 from analysis.scoring import Sampling
@@ -67,7 +67,9 @@ def generate(
         texts.append(_Text(ids[-1][:-1], _in(hints[rows[-1]], vocab_size, eod) if hints else None))
         pairs = zip(rows, ids, strict=True)
         asked.append([_Prompt(k, len(one) - 1, int(one[-1]), lengths[k]) for k, one in pairs])
-    quick, head = _quick(model, _head(model, vocab_size))
+    quick = model.quick
+    with torch.inference_mode():
+        head = Output(model.head[:vocab_size].float())
 
     def work(share: slice) -> dict[int, NDArray[np.int64]]:
         def of_text(chosen: Sequence[int], _: Tensor) -> list[list[_Prompt]]:
@@ -108,8 +110,9 @@ def continue_greedily(
         The six numbers of every token, as :func:`analysis.scoring.score_tokens` gives them; and for each prefix one
         array of ids a text: empty where the text is not longer than the prefix.
     """
-    head_VD = _head(model, vocab_size)
-    quick, head = _quick(model, head_VD)
+    quick = model.quick
+    with torch.inference_mode():
+        head = Output(model.head[:vocab_size].float())
 
     def work(share: slice) -> tuple[dict[int, Numbers], dict[tuple[int, int], NDArray[np.int64]]]:
         numbers: dict[int, Numbers] = {}
@@ -117,7 +120,7 @@ def continue_greedily(
         def of_text(chosen: Sequence[int], hidden_ND: Tensor) -> list[list[_Prompt]]:
             own = [share.start + k for k in chosen]
             ids = torch.from_numpy(np.concatenate([texts[k] for k in own]).astype(np.int64))
-            said = scoring.numbers(head_VD, scoring.statistics, hidden_ND.float(), ids.to(model.device))
+            said = scoring.numbers(head, scoring.statistics, hidden_ND.float(), ids.to(model.device))
             ends = np.cumsum([len(texts[k]) for k in own])[:-1]
             split = zip(*(np.split(values, ends) for values in said.values()), strict=True)
             numbers.update(
@@ -152,18 +155,6 @@ def continue_greedily(
         return scoring.score_tokens(model, texts, eod=eod, vocab_size=vocab_size), continued
     flat = {name: np.concatenate([numbers[k][name] for k in range(len(texts))]) for name in scoring.NUMBERS}
     return flat, continued
-
-
-def _head(model: Decoder, vocab_size: int) -> Tensor:
-    """The output matrix, (V, D), float32."""
-    with torch.inference_mode():
-        return laid_out(model.head[:vocab_size].float())
-
-
-def _quick(model: Decoder, head_VD: Tensor) -> tuple[Decoder, Product]:
-    """What reads generated tokens, and its product with the output matrix: nothing but argmaxes and draws need it."""
-    with torch.inference_mode():
-        return model.quick, product(head_VD, quick=model.fast)
 
 
 def _in(hint: NDArray[np.integer], vocab_size: int, eod: int) -> NDArray[np.int64]:
@@ -247,7 +238,7 @@ class _Continuing:
     Args:
         model: as for :func:`generate`.
         quick: the same, for what is generated.
-        head: product with the output matrix.
+        head: output matrix.
         texts: what is to be read, and then continued.
         of_text: the prompts of some of the texts, given their places and what the output matrix is applied to.
         prompts: most that a text has.
@@ -260,7 +251,7 @@ class _Continuing:
         self,
         model: Decoder,
         quick: Decoder,
-        head: Product,
+        head: Output,
         texts: Sequence[_Text],
         of_text: Callable[[Sequence[int], Tensor], list[list[_Prompt]]],
         prompts: int,
@@ -360,7 +351,7 @@ class _Continuing:
             Rows(count + 1, self.memory, slots, self.size[slots], self.common, self.line[slots], shared),
         )
         said = np.full(tried.shape, -1)
-        said[read] = self._choose(self.head(hidden_ND.float()), prompts)
+        said[read] = self._choose(hidden_ND, prompts)
         # As far as guesses are right, and not beyond the end of the document.
         right = ((said[:, :-1] == guess) & read[:, 1:] & (said[:, :-1] != self.eod)).cumprod(1).sum(1)
         row, step = np.nonzero(line <= right[:, None])
@@ -371,13 +362,13 @@ class _Continuing:
         ended: NDArray[np.bool_] = said[np.arange(len(slots)), right] == self.eod
         return ended | (self.size[slots] >= limit)
 
-    def _choose(self, logits_NV: Tensor, prompts: Sequence[_Prompt]) -> NDArray[np.int64]:
+    def _choose(self, hidden_ND: Tensor, prompts: Sequence[_Prompt]) -> NDArray[np.int64]:
         """The next token after each of N tokens; drawn, one for each prompt."""
         if self.sampling is None:
-            best: NDArray[np.int64] = largest(logits_NV).cpu().numpy()
+            best: NDArray[np.int64] = self.head.largest(hidden_ND.float()).cpu().numpy()
             return best
         logprob = sampling_logprobs(
-            logits_NV.cpu().numpy(),
+            self.head.logits(hidden_ND.float()).cpu().numpy(),
             temperature=self.sampling.temperature,
             top_k=self.sampling.top_k,
             top_p=self.sampling.top_p,

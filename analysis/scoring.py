@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis import packing, threads, vectors
-from analysis.decoder import laid_out, linear
+from analysis.decoder import Output
 from analysis.models import Model
 from data.errors import UserError
 
@@ -233,10 +233,10 @@ def each_token(
     batches = list(packing.batches(rows, TOKENS_A_BATCH[model.device.type]))
     total = sum(len(text) for text in texts)
     with torch.inference_mode():
-        head_VD = laid_out(model.head[:vocab_size].float())
+        head = Output(model.head[:vocab_size].float())
         names = of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     made = {name: np.zeros(total, _DTYPES.get(name, np.float32)) for name in names}
-    work = partial(_read, model, head_VD, of)
+    work = partial(_read, model, head, of)
     for batch, found in zip(batches, threads.each(work, batches, model.device), strict=True):
         places = np.concatenate([row.places for row in batch])
         for name, values in found.items():
@@ -249,7 +249,7 @@ def each_token(
 
 def _read(
     model: Model,
-    head_VD: Tensor,
+    head: Output,
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
     batch: Sequence[packing.Row],
 ) -> dict[str, NDArray[np.generic]]:
@@ -279,11 +279,11 @@ def _read(
     nodes_P = torch.from_numpy(np.concatenate(nodes)).to(device)
     hidden_PD = hidden_BRD.flatten(0, 1)[nodes_P].float()
     targets_P = torch.from_numpy(np.concatenate([row.targets for row in batch])).to(device)
-    return numbers(head_VD, of, hidden_PD, targets_P)
+    return numbers(head, of, hidden_PD, targets_P)
 
 
 def numbers(
-    head_VD: Tensor,
+    head: Output,
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
     hidden_PD: Tensor,
     targets_P: Tensor,
@@ -291,14 +291,14 @@ def numbers(
     """Numbers of P predictions, whose logits exist a few at a time.
 
     Args:
-        head_VD: output matrix, float32.
+        head: output matrix.
         of: as for :func:`each_token`.
         hidden_PD: what the output matrix is applied to, float32.
         targets_P: tokens that are predicted, int64.
     """
-    chunk = max(16, BYTES_A_CHUNK[head_VD.device.type] // (4 * len(head_VD)))
+    chunk = max(16, BYTES_A_CHUNK[hidden_PD.device.type] // (4 * head.size))
     parts = [
-        of(linear(hidden, head_VD), targets)
+        of(head.logits(hidden), targets)
         for hidden, targets in zip(hidden_PD.split(chunk), targets_P.split(chunk), strict=True)
     ]
     return {

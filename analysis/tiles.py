@@ -1,10 +1,13 @@
-"""Products of matrices by the tile registers (AMX) of newer Intel processors: bfloat16, many times as fast as float32.
+"""A decoder's products by the tile registers (AMX) of newer Intel processors: bfloat16, many times as fast as float32.
 
-A float32 is the sum of two bfloat16 but for 2^-17 of it, so three products of bfloat16, added up in float32, are a
-product to about 16 bits of each factor (the fourth, of the two small parts, is below what is left out anyway). That is
-ten times float32's error and far less than what decides an argmax: it is for continuations. Scores are float32's.
+A float32 is the sum of three bfloat16. Six products of such parts, added up in float32, are as exact as a product in
+float32 and faster (``EXACT``: for scores); three products of two parts are so to about 16 bits of each factor, ten
+times float32's error and far less than what decides most argmaxes (``QUICK``: for what is generated).
 
-Shapes: N tokens, D in, F out. A tile is 16 lines of 64 bytes.
+What a product is for is done while it is still in cache: activations, sums, norms, the largest logit. Only four of the
+eight tiles are used: where another tenant of the core uses tiles as well, the fewer are in use the faster they load.
+
+Shapes: N tokens, D in, F out, P parts. A tile is 16 lines of 64 bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,26 +30,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from analysis.vectors import LANES, Floats, compiled, pointer
+from analysis.vectors import LANES, Floats, Ints, by_number, compiled, exp, pointer
 
 Halves = NDArray[np.uint16]
 """Bit patterns of bfloat16."""
 
-SIDE = 32
-"""Tokens, inputs and outputs of a block: two tiles of each matrix side by side."""
-PARTS = 2
-"""Of a float32, the larger first."""
-TILE = 512
-"""bfloat16 of a tile."""
-BLOCK = PARTS * 2 * TILE
-"""Of ``SIDE`` tokens or outputs and as many inputs: the larger parts of the first and last 16, then the smaller."""
+SIDE = 16
+"""Lines of a tile: tokens, or outputs."""
+STEP = 32
+"""bfloat16 of a line: inputs that are multiplied at once."""
+TILE = SIDE * STEP
+PARTS = EXACT = 3
+"""Of a float32, the largest first."""
+QUICK = 2
+"""So many of them are used where 16 bits do."""
 ROWS = 256
 """Tokens at once: their parts stay in cache while the weights pass by."""
+FEW = 32
+"""Tokens at once where whole lines of a result are written: they are still in cache when the next part of each is."""
 
+_STORE, _ADD, _GATE, _BEST = range(4)
+"""What is done with a product."""
 _REQUEST, _TILES = (158, 0x1023), 18
 """Linux' arch_prctl(ARCH_REQ_XCOMP_PERM), and the registers that a process asks for."""
 _BYTE, _SHORT, _WORD, _INDEX = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_f32: Any = np.float32
 _u64: Any = np.uint64
+_i32: Any = np.int32
 
 
 def _available() -> bool:
@@ -68,7 +79,8 @@ class Packed:
     """A weight matrix, (F, D), as tiles."""
 
     blocks: Halves
-    """(F / 32, D / 32, part, half, 16, 16, 2): pairs of inputs of 16 outputs are a line; F filled up with zeros."""
+    """(F / 32 * D / 32 * P * 1024,): by 32 outputs, 32 inputs, part and half of the outputs, a tile whose lines are
+    pairs of inputs of 16 outputs; F filled up with zeros."""
     outputs: int
     """F."""
 
@@ -76,29 +88,112 @@ class Packed:
 def covers(weight: Tensor) -> bool:
     """Whether :func:`packed` takes this matrix."""
     kind = weight.dtype, weight.device.type
-    return kind == (torch.float32, "cpu") and not weight.shape[1] % SIDE
+    return kind == (torch.float32, "cpu") and not weight.shape[1] % STEP
 
 
 def packed(weight_FD: Tensor) -> Packed:
     """A matrix as :func:`product` takes it."""
     outputs, inputs = weight_FD.shape
-    rest = functional.pad(weight_FD, (0, 0, 0, -outputs % SIDE))
+    rest = functional.pad(weight_FD, (0, 0, 0, -outputs % (2 * SIDE)))
     parts = []
     for _ in range(PARTS):
         parts.append(rest.bfloat16())
         rest = rest - parts[-1].float()
-    blocks = torch.stack(parts).view(PARTS, -1, 2, 16, inputs // SIDE, 16, 2).permute(1, 4, 0, 2, 5, 3, 6)
-    return Packed(blocks.contiguous().view(torch.int16).numpy().view(np.uint16), outputs)
+    tiles = torch.stack(parts).view(PARTS, -1, 2, SIDE, inputs // STEP, STEP // 2, 2)
+    blocks = tiles.permute(1, 4, 0, 2, 5, 3, 6).flatten()
+    return Packed(blocks.view(torch.int16).numpy().view(np.uint16), outputs)
 
 
-def product(x_ND: Tensor, weight: Packed) -> Tensor:
-    """``x @ weight.T``, float32, to about 2^-16 of the product of their lengths."""
+def product(x_ND: Tensor, weight: Packed, parts: int = EXACT) -> Tensor:
+    """``x @ weight.T``, float32.
+
+    Args:
+        x_ND: float32.
+        weight: the matrix.
+        parts: ``EXACT``, as exact as float32; ``QUICK``, to about 2^-16 of the product of the two lengths.
+    """
     tokens, inputs = x_ND.shape
-    # PyTorch begins tensors where lines of the cache begin, as tiles should.
-    room = torch.empty(ROWS // SIDE * inputs // SIDE * BLOCK, dtype=torch.int16).numpy().view(np.uint16)
-    to = torch.empty(-(-tokens // SIDE) * SIDE, len(weight.blocks) * SIDE)
-    _product(x_ND.contiguous().numpy(), weight.blocks, room, to.numpy())
+    x = _filled(x_ND)
+    to = torch.empty(len(x), len(weight.blocks) // (PARTS * inputs))
+    _product(x.numpy(), weight.blocks, _room(inputs), _scratch(), parts, to.numpy())
     return to[:tokens, : weight.outputs].contiguous()
+
+
+def largest(x_ND: Tensor, weight: Packed) -> Tensor:
+    """The first place of the largest of ``x @ weight.T``, (N,) int64, by ``QUICK`` products."""
+    x = _filled(x_ND)
+    to = np.empty(len(x), np.int64)
+    lanes = ROWS * 2 * SIDE
+    best, where = np.empty(lanes, np.float32), np.empty(lanes, np.int32)
+    _largest(x.numpy(), weight.blocks, weight.outputs, _room(x.shape[1]), _scratch(), best, where, to)
+    return torch.from_numpy(to[: len(x_ND)])
+
+
+class Layers:
+    """The layers of a decoder.
+
+    Args:
+        layers: of each the matrices ``qkv``, ``out``, ``gate_up`` and ``down`` of :class:`analysis.decoder.Layer`.
+        epsilon: of the RMSNorms, whose weights are in the matrices.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], epsilon: float) -> None:
+        self.epsilon, self.inner, self.wide = epsilon, int(layers[0][3].shape[1]), int(layers[0][0].shape[0])
+        """Width of the activations, and of queries, keys and values."""
+        self.packed = [
+            [packed(one).blocks for one in (qkv, out, _paired(both), down)] for qkv, out, both, down in layers
+        ]
+
+    @staticmethod
+    def cover(layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> bool:
+        """Whether these are matrices for tiles."""
+        return all(covers(one) and not one.shape[0] % (2 * SIDE) for layer in layers for one in layer)
+
+    def read(self, x_ND: Tensor, attend: Callable[[int, Tensor], Tensor], parts: int) -> Tensor:
+        """What the output matrix is applied to, (N, D).
+
+        Args:
+            x_ND: embeddings, float32.
+            attend: number of the layer, queries, keys and values (N, (H + 2K) * E) -> (N, H * E).
+            parts: as for :func:`product`.
+        """
+        tokens, width = x_ND.shape
+        x = _filled(x_ND, copy=True)
+        mixed, hidden = torch.empty(len(x), self.wide), torch.empty(len(x), width)
+        rooms = _room(max(width, self.packed[0][1].size // (PARTS * width))), _room(self.inner), _scratch()
+        _begin_layers(x.numpy(), self.epsilon, self.packed[0][0], *rooms, parts, mixed.numpy())
+        for number, (_, out, gate_up, down) in enumerate(self.packed):
+            attended = _filled(attend(number, mixed[:tokens])).numpy()
+            last = number + 1 == len(self.packed)
+            after, to = (out[:0], hidden) if last else (self.packed[number + 1][0], mixed)
+            weights = out, gate_up, down, after
+            _between_layers(attended, x.numpy(), self.epsilon, *weights, *rooms, parts, to.numpy())
+        return hidden[:tokens]
+
+
+def _paired(gate_up: Tensor) -> Tensor:
+    """(2F, D), gates before what they are multiplied with, as 16 of these, 16 of those, and so on."""
+    return gate_up.unflatten(0, (2, -1, SIDE)).transpose(0, 1).flatten(0, 2)
+
+
+def _filled(x_ND: Tensor, *, copy: bool = False) -> Tensor:
+    """Contiguous, filled up with lines of zeros to whole tiles."""
+    more = -len(x_ND) % SIDE
+    if more:
+        return functional.pad(x_ND, (0, 0, 0, more))
+    return x_ND.clone(memory_format=torch.contiguous_format) if copy else x_ND.contiguous()
+
+
+def _room(inputs: int) -> Halves:
+    """For the parts of ``ROWS`` tokens. PyTorch begins tensors where lines of the cache begin, as tiles should."""
+    found: Halves = torch.empty(ROWS * inputs * PARTS, dtype=torch.int16).numpy().view(np.uint16)
+    return found
+
+
+def _scratch() -> Floats:
+    """For a token's tile of 16 and of 16 more outputs."""
+    found: Floats = torch.empty(2 * SIDE * SIDE).numpy()
+    return found
 
 
 def _call(builder: Any, name: str, *arguments: Any) -> None:
@@ -131,94 +226,307 @@ def _end(_: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _split(_: Any, x: Any, xa: Any, to: Any, ta: Any) -> Any:
-    """Of ``SIDE`` numbers from ``x[xa]`` on, the parts: ``to[ta]`` and on, a pair of tiles apart."""
+def _split(_: Any, x: Any, xa: Any, factor: Any, to: Any, ta: Any, parts: Any) -> Any:
+    """Of ``LANES`` numbers from ``x[xa]`` on, times ``factor``, the parts: ``to[ta]`` and on, a tile apart."""
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        source, into = (pointer(context, builder, signature.args[n], given[n], given[n + 1]) for n in (0, 2))
+        source, into = (pointer(context, builder, signature.args[n], given[n], given[n + 1]) for n in (0, 3))
         floats, words, shorts = (ir.VectorType(one, LANES) for one in (ir.FloatType(), _WORD, _SHORT))
 
         def all_of(number: int) -> Any:
             return ir.Constant(words, [number] * LANES)
 
-        for start in range(0, SIDE, LANES):
-            at = builder.gep(source, [ir.Constant(_INDEX, start)])
-            rest = builder.load(builder.bitcast(at, floats.as_pointer()))
-            rest.align = 4
-            for part in range(PARTS):
+        def of(count: int) -> None:
+            one = builder.insert_element(ir.Constant(floats, ir.Undefined), given[2], ir.Constant(_WORD, 0))
+            by = builder.shuffle_vector(one, ir.Constant(floats, ir.Undefined), all_of(0))
+            line = builder.load(builder.bitcast(source, floats.as_pointer()))
+            line.align = 4
+            rest = builder.fmul(line, by)
+            for part in range(count):
                 bits = builder.bitcast(rest, words)
                 odd = builder.and_(builder.lshr(bits, all_of(16)), all_of(1))  # to the nearest, ties to even
                 high = builder.lshr(builder.add(builder.add(bits, all_of(0x7FFF)), odd), all_of(16))
-                at = builder.gep(into, [ir.Constant(_INDEX, part * 2 * TILE + start)])
-                line = builder.bitcast(at, shorts.as_pointer())
-                builder.store(builder.trunc(high, shorts), line).align = 2
-                rest = builder.fsub(rest, builder.bitcast(builder.shl(high, all_of(16)), floats))
+                at = builder.bitcast(
+                    builder.gep(into, [ir.Constant(_INDEX, part * TILE)]), shorts.as_pointer()
+                )
+                builder.store(builder.trunc(high, shorts), at).align = 2
+                if part + 1 < count:
+                    rest = builder.fsub(rest, builder.bitcast(builder.shl(high, all_of(16)), floats))
+
+        by_number(builder, given[5], (QUICK, EXACT), of)
         return context.get_dummy_value()
 
-    return types.void(x, xa, to, ta), build
+    return types.void(x, xa, factor, to, ta, parts), build
+
+
+def _order(parts: int) -> Iterator[tuple[int, int, int]]:
+    """Part of x, part of the weight and half of the outputs of each product.
+
+    The small ones come first; of the factors of two neighbours one is the same, and stays.
+    """
+    half = 0
+    for of_x in reversed(range(parts)):
+        for of_w in range(parts - of_x):
+            yield of_x, of_w, half
+        half = 1 - half
+        for of_w in reversed(range(parts - of_x)):
+            yield of_x, of_w, half
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _block(_: Any, x: Any, xa: Any, w: Any, wa: Any, count: Any, to: Any, ta: Any, ts: Any) -> Any:
-    """``SIDE`` tokens times ``SIDE`` outputs, of ``count`` blocks of each: ``to[ta + n * ts + f]``."""
+def _block(
+    _: Any, x: Any, xa: Any, w: Any, wa: Any, count: Any, parts: Any, to: Any, ta: Any, ts: Any, other: Any
+) -> Any:
+    """16 tokens times twice 16 outputs, summed over ``count`` times 32 inputs.
+
+    To ``to[ta + n * ts + f]``, and those of the other 16 outputs ``other`` further on.
+    """
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         from_x, from_w, into = (
             builder.bitcast(
                 pointer(context, builder, signature.args[n], given[n], given[n + 1]), _BYTE.as_pointer()
             )
-            for n in (0, 2, 5)
+            for n in (0, 2, 6)
         )
-        line = ir.Constant(_INDEX, 64)
+        line, of_tile = ir.Constant(_INDEX, 64), 2 * TILE
+        *totals, tile_x, tile_w = (ir.Constant(_BYTE, n) for n in range(4))
 
-        def number(tile: int) -> Any:
-            return ir.Constant(_BYTE, tile)
+        def of(count: int) -> None:
+            for total in totals:
+                _call(builder, "tilezero", total)
+            with cgutils.for_range(builder, given[4], intp=_INDEX) as loop:
 
-        for tile in range(4):
-            _call(builder, "tilezero", number(tile))
-        with cgutils.for_range(builder, given[4], intp=_INDEX) as loop:
-            past = builder.mul(loop.index, ir.Constant(_INDEX, 2 * BLOCK))
+                def load(tile: Any, start: Any, tiles: int, place: int) -> None:
+                    past = builder.mul(loop.index, ir.Constant(_INDEX, tiles * of_tile))
+                    at = builder.gep(start, [builder.add(past, ir.Constant(_INDEX, place * of_tile))])
+                    _call(builder, "tileloadd64", tile, at, line)
 
-            def load(tile: int, start: Any, place: int, past: Any = past) -> None:
-                at = builder.gep(start, [builder.add(past, ir.Constant(_INDEX, 2 * TILE * place))])
-                _call(builder, "tileloadd64", number(tile), at, line)
+                loaded_x, loaded_w = -1, (-1, -1)
+                for of_x, of_w, half in _order(count):
+                    if loaded_x != of_x:
+                        load(tile_x, from_x, PARTS, of_x)
+                    if loaded_w != (of_w, half):
+                        load(tile_w, from_w, 2 * PARTS, 2 * of_w + half)
+                    loaded_x, loaded_w = of_x, (of_w, half)
+                    _call(builder, "tdpbf16ps", totals[half], tile_x, tile_w)
 
-            for of_x in reversed(range(PARTS)):  # what is small first
-                load(4, from_x, 2 * of_x)
-                load(5, from_x, 2 * of_x + 1)
-                for of_w in reversed(range(PARTS - of_x)):
-                    for half in range(2):
-                        load(6 + half, from_w, 2 * of_w + half)
-                        for rows in range(2):
-                            tiles = 2 * rows + half, 4 + rows, 6 + half
-                            _call(builder, "tdpbf16ps", *map(number, tiles))
-        stride = builder.mul(given[7], ir.Constant(_INDEX, 4))
-        for tile in range(4):
-            rows, half = divmod(tile, 2)
-            past = builder.add(
-                builder.mul(stride, ir.Constant(_INDEX, 16 * rows)), ir.Constant(_INDEX, 64 * half)
-            )
-            _call(builder, "tilestored64", number(tile), builder.gep(into, [past]), stride)
+        by_number(builder, given[5], (QUICK, EXACT), of)
+        stride = builder.mul(given[8], ir.Constant(_INDEX, 4))
+        further = builder.gep(into, [builder.mul(given[9], ir.Constant(_INDEX, 4))])
+        for total, start in zip(totals, (into, further), strict=True):
+            _call(builder, "tilestored64", total, start, stride)
         return context.get_dummy_value()
 
-    return types.void(x, xa, w, wa, count, to, ta, ts), build
+    return types.void(x, xa, w, wa, count, parts, to, ta, ts, other), build
 
 
 @compiled
-def _product(x: Floats, blocks: Halves, room: Halves, to: Floats) -> None:
-    """(N, D), packed (F, D), room for the parts of ``ROWS`` tokens -> (N, F), both filled up to ``SIDE``."""
-    inputs, outputs, wide = _u64(x.shape[1]), _u64(to.shape[1]), _u64(x.shape[1] // SIDE)
-    from_x, weights, into = x.reshape(-1), blocks.reshape(-1), to.reshape(-1)
-    length = wide * _u64(BLOCK)
-    for first in range(0, len(x), ROWS):
-        count = min(ROWS, len(x) - first)
-        for n in range(_u64(0), _u64(count)):
-            line = n // _u64(SIDE) * length + n % _u64(SIDE) * _u64(SIDE)
-            for k in range(_u64(0), wide):
-                _split(from_x, (_u64(first) + n) * inputs + k * _u64(SIDE), room, line + k * _u64(BLOCK))
-        _begin()
-        for f in range(_u64(0), _u64(len(blocks))):
-            for n in range(_u64(0), _u64((count + SIDE - 1) // SIDE)):
-                place = (_u64(first) + n * _u64(SIDE)) * outputs + f * _u64(SIDE)
-                _block(room, n * length, weights, f * length, wide, into, place, outputs)
-        _end()
+def _put(x: Floats, first: int, rows: int, width: int, epsilon: float, room: Halves, parts: int) -> None:
+    """The parts of rows of ``x``; over the root of their mean square + epsilon, unless that is negative."""
+    for n in range(_u64(0), rows):
+        at, factor = (first + n) * width, _f32(1)
+        if epsilon >= 0:
+            factor = _scale(x, at, width, epsilon)
+        to = n // _u64(SIDE) * _u64(SIDE) * width * _u64(PARTS) + n % _u64(SIDE) * _u64(STEP)
+        for d in range(_u64(0), width, _u64(LANES)):
+            step = d // _u64(STEP) * _u64(PARTS * TILE) + d % _u64(STEP)
+            _split(x, at + d, factor, room, to + step, parts)
+
+
+@compiled
+def _scale(x: Floats, at: int, width: int, epsilon: float) -> float:
+    """1 over the root of the mean square + epsilon."""
+    line, total = x[at : at + width], _f32(0)
+    for d in range(len(line)):
+        total += line[d] * line[d]
+    found: float = _f32(1 / np.sqrt(total / len(line) + epsilon))
+    return found
+
+
+@compiled
+def _gate(x: Floats, to: Floats) -> None:
+    """SiLU of one tile of outputs times the next tile."""
+    for j in range(SIDE * SIDE):
+        e = exp(-abs(x[j]))
+        to[j] = x[j] * x[SIDE * SIDE + j] * (_f32(1) if x[j] > 0 else e) / (_f32(1) + e)
+
+
+@compiled
+def _multiply(
+    task: int,
+    room: Halves,
+    rows: int,
+    width: int,
+    blocks: Halves,
+    parts: int,
+    scratch: Floats,
+    into: Floats,
+    first: int,
+    inner: Halves,
+    best: Floats,
+    where: NDArray[np.int32],
+) -> None:
+    """Multiply what :func:`_put` has put into ``room``, and go on with it.
+
+    Args:
+        task: ``_STORE``: to rows of ``into`` from ``first`` on; ``_ADD``: add it there; ``_GATE``: SiLU of 16 outputs
+            times the next 16, the parts of that into ``inner``; ``_BEST``: of each 32nd output the largest to
+            ``best``, (rows / 16, 2, 16, 16), and the block of outputs it is in to ``where``.
+        room: parts of ``rows`` times ``width`` inputs.
+        rows: whole tiles of tokens.
+        width: inputs.
+        blocks: the weights, :attr:`Packed.blocks`.
+        parts: that are used.
+        scratch: for 16 times 32 outputs.
+        into: flat.
+        first: row of ``into``.
+        inner: for the parts of ``rows`` times half as many outputs.
+        best: flat.
+        where: flat.
+    """
+    wide, length = width // _u64(STEP), width * _u64(PARTS * SIDE)
+    count = _u64(len(blocks)) // (_u64(2) * length)
+    outputs, side, both = count * _u64(2 * SIDE), _u64(SIDE), _u64(2 * SIDE)
+    together = _u64(FEW) if task == _STORE else rows
+    gated = np.empty(SIDE * SIDE, np.float32)
+    _begin()
+    for start in range(_u64(0), rows, together):
+        for f in range(_u64(0), count):
+            for n in range(start, min(start + together, rows), side):
+                from_x, from_w = n // side * length, f * _u64(2) * length
+                if task == _STORE:
+                    place = (first + n) * outputs + f * both
+                    _block(room, from_x, blocks, from_w, wide, parts, into, place, outputs, side)
+                    continue
+                _block(room, from_x, blocks, from_w, wide, parts, scratch, _u64(0), side, side * side)
+                if task == _ADD:
+                    for r in range(_u64(0), side):
+                        place = (first + n + r) * outputs + f * both
+                        for j in range(_u64(0), side):
+                            into[place + j] += scratch[r * side + j]
+                            into[place + side + j] += scratch[(side + r) * side + j]
+                elif task == _GATE:
+                    to = (n // side * (outputs // _u64(2 * STEP)) + f // _u64(2)) * _u64(PARTS * TILE)
+                    _gate(scratch, gated)
+                    for r in range(_u64(0), side):
+                        place = to + r * _u64(STEP) + f % _u64(2) * side
+                        _split(gated, r * side, _f32(1), inner, place, parts)
+                else:
+                    for j in range(_u64(0), side * both):
+                        at, value = n * both + j, scratch[j]
+                        better = value > best[at]
+                        best[at] = value if better else best[at]
+                        where[at] = _i32(f) if better else where[at]
+    _end()
+
+
+@compiled
+def _product(x: Floats, blocks: Halves, room: Halves, scratch: Floats, parts: int, to: Floats) -> None:
+    """(N, D), N filled up to whole tiles, and weights of F outputs, filled up -> (N, F)."""
+    width, from_x, into = _u64(x.shape[1]), x.reshape(-1), to.reshape(-1)
+    none = np.empty(0, np.int32)
+    for first in range(_u64(0), _u64(len(x)), _u64(ROWS)):
+        rows = min(_u64(ROWS), _u64(len(x)) - first)
+        _put(from_x, first, rows, width, -1.0, room, parts)
+        _multiply(_STORE, room, rows, width, blocks, parts, scratch, into, first, room, scratch, none)
+
+
+@compiled
+def _largest(
+    x: Floats,
+    blocks: Halves,
+    outputs: int,
+    room: Halves,
+    scratch: Floats,
+    best: Floats,
+    where: NDArray[np.int32],
+    to: Ints,
+) -> None:
+    """(N, D), N filled up to whole tiles -> (N,)."""
+    width, from_x, lanes = _u64(x.shape[1]), x.reshape(-1), 2 * SIDE
+    for first in range(_u64(0), _u64(len(x)), _u64(ROWS)):
+        rows = min(_u64(ROWS), _u64(len(x)) - first)
+        _put(from_x, first, rows, width, -1.0, room, QUICK)
+        best[:] = -np.inf
+        where[:] = 0
+        _multiply(_BEST, room, rows, width, blocks, QUICK, scratch, scratch, first, room, best, where)
+        for n in range(rows):
+            found, most = outputs, _f32(-np.inf)
+            for lane in range(lanes):
+                at = ((n // _u64(SIDE) * 2 + lane // SIDE) * SIDE + n % _u64(SIDE)) * SIDE + lane % SIDE
+                output, value = where[at] * lanes + lane, best[at]
+                if output < outputs and (value > most or (value == most and output < found)):
+                    found, most = output, value
+            to[first + n] = found if found < outputs else 0
+
+
+@compiled
+def _begin_layers(
+    x: Floats,
+    epsilon: float,
+    qkv: Halves,
+    room: Halves,
+    inner: Halves,
+    scratch: Floats,
+    parts: int,
+    mixed: Floats,
+) -> None:
+    """Queries, keys and values of the first layer: (N, D) -> (N, (H + 2K) * E)."""
+    width, from_x, into = _u64(x.shape[1]), x.reshape(-1), mixed.reshape(-1)
+    none = np.empty(0, np.int32)
+    for first in range(_u64(0), _u64(len(x)), _u64(ROWS)):
+        rows = min(_u64(ROWS), _u64(len(x)) - first)
+        _put(from_x, first, rows, width, epsilon, room, parts)
+        _multiply(_STORE, room, rows, width, qkv, parts, scratch, into, first, inner, scratch, none)
+
+
+@compiled
+def _between_layers(
+    attended: Floats,
+    x: Floats,
+    epsilon: float,
+    out: Halves,
+    gate_up: Halves,
+    down: Halves,
+    qkv: Halves,
+    room: Halves,
+    inner: Halves,
+    scratch: Floats,
+    parts: int,
+    to: Floats,
+) -> None:
+    """From one layer's attention to what the next one's needs, or, without its ``qkv``, to the last norm.
+
+    Args:
+        attended: (N, H * E).
+        x: (N, D), the sum of all layers' outputs, which grows.
+        epsilon: of the norms.
+        out: weights, as the next three.
+        gate_up: see :func:`_paired`.
+        down: (D, F).
+        qkv: of the next layer; empty after the last.
+        room: for parts of ``ROWS`` tokens.
+        inner: likewise, of F inputs.
+        scratch: for 16 times 32 outputs.
+        parts: of each float32 that are used.
+        to: (N, (H + 2K) * E) or, after the last, (N, D).
+    """
+    width, read, wide = _u64(x.shape[1]), _u64(attended.shape[1]), _u64(len(down)) // _u64(PARTS * x.shape[1])
+    of_x, of_attended, into = x.reshape(-1), attended.reshape(-1), to.reshape(-1)
+    none = np.empty(0, np.int32)
+    for first in range(_u64(0), _u64(len(x)), _u64(ROWS)):
+        rows = min(_u64(ROWS), _u64(len(x)) - first)
+        _put(of_attended, first, rows, read, -1.0, room, parts)
+        _multiply(_ADD, room, rows, read, out, parts, scratch, of_x, first, inner, scratch, none)
+        _put(of_x, first, rows, width, epsilon, room, parts)
+        _multiply(_GATE, room, rows, width, gate_up, parts, scratch, of_x, first, inner, scratch, none)
+        _multiply(_ADD, inner, rows, wide, down, parts, scratch, of_x, first, inner, scratch, none)
+        if len(qkv):
+            _put(of_x, first, rows, width, epsilon, room, parts)
+            _multiply(_STORE, room, rows, width, qkv, parts, scratch, into, first, inner, scratch, none)
+        else:
+            for n in range(first, first + rows):
+                factor = _scale(of_x, n * width, width, epsilon)
+                for d in range(n * width, n * width + width):
+                    into[d] = of_x[d] * factor

@@ -9,7 +9,7 @@ a memory, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, TypeVar, cast
 
@@ -96,13 +96,13 @@ def _add_product(builder: Any, total: Any, pointer: Any, vector: Any) -> None:
     builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
 
 
-def _by_count(builder: Any, count: Any, of: Callable[[int], None]) -> None:
-    """``of`` what is counted, at most ``QUERIES``, each number in instructions of its own."""
-    cases = {n: builder.append_basic_block(f"of_{n}") for n in range(1, QUERIES + 1)}
+def by_number(builder: Any, number: Any, known: Iterable[int], of: Callable[[int], None]) -> None:
+    """``of`` a number among the known ones, each in instructions of its own."""
+    cases = {n: builder.append_basic_block(f"of_{n}") for n in known}
     end = builder.append_basic_block("end")
-    choice = builder.switch(count, end)
+    choice = builder.switch(number, end)
     for n, case in cases.items():
-        choice.add_case(ir.Constant(_INDEX, n), case)
+        choice.add_case(ir.Constant(number.type, n), case)
         builder.position_at_end(case)
         of(n)
         builder.branch(end)
@@ -137,7 +137,7 @@ def _scores(
                     place = builder.gep(line, [ir.Constant(_INDEX, n * LANES)])
                     _store(builder, builder.load(total), place)
 
-        _by_count(builder, given[0], of)
+        by_number(builder, given[0], range(1, QUERIES + 1), of)
         return context.get_dummy_value()
 
     return types.void(rows, q, qa, qs, k, ka, size, to, ta, ts), build
@@ -189,7 +189,7 @@ def _sums(
                 both = builder.fadd(*(builder.load(total) for total in totals[i]))
                 _store(builder, both, _step(builder, into, i, given[10]))
 
-        _by_count(builder, given[0], of)
+        by_number(builder, given[0], range(1, QUERIES + 1), of)
         return context.get_dummy_value()
 
     return types.void(rows, p, pa, ps, v, va, vs, count, to, ta, ts), build
@@ -249,7 +249,7 @@ def _as_float(_: Any, bits: Any) -> Any:
     return types.float32(types.int32), build
 
 
-def _exp_plain(x: float) -> float:
+def _exponential(x: float) -> float:
     """e^x for x <= 0, to 1e-7 of it; nearly 0 below ``LEAST``."""
     x = max(x, _f32(LEAST))
     whole = np.floor(x * _f32(LOG2_E) + _f32(0.5))
@@ -265,7 +265,7 @@ def _exp_plain(x: float) -> float:
     return found
 
 
-_exp = compiled(_exp_plain, frozenset({"contract"}))
+exp = compiled(_exponential, frozenset({"contract"}))
 
 
 @compiled
@@ -284,7 +284,7 @@ def _softmax(x: Floats, start: int, count: int) -> None:
     """In place, of ``x[start : start + count]``."""
     line, largest, total = x[start : start + count], _top(x, start, count), _f32(0)
     for v in range(len(line)):
-        line[v] = _exp(line[v] - largest)
+        line[v] = exp(line[v] - largest)
         total += line[v]
     factor = _f32(1) / total
     for v in range(len(line)):
@@ -492,7 +492,7 @@ def swiglu(x: Floats, to: Floats) -> None:
     for n in range(len(x)):
         gate, up, into = x[n, : to.shape[1]], x[n, to.shape[1] :], to[n]
         for f in range(len(into)):
-            e = _exp(-abs(gate[f]))  # 1 / (1 + exp(-x)), or the same by exp(x) where x < 0
+            e = exp(-abs(gate[f]))  # 1 / (1 + exp(-x)), or the same by exp(x) where x < 0
             into[f] = gate[f] * up[f] * (_f32(1) if gate[f] > 0 else e) / (_f32(1) + e)
 
 
@@ -522,7 +522,7 @@ def _moments(line: Floats, largest: float) -> tuple[float, float, float]:
     total, first, second = _f32(0), _f32(0), _f32(0)
     for v in range(len(line)):
         z = line[v] - largest
-        e = _exp(z)
+        e = exp(z)
         total += e
         first += e * z
         second += e * z * z

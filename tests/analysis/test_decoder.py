@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from analysis import generation, models
-from analysis.decoder import Decoder, Rows, laid_out, largest, product
+from analysis.decoder import Decoder, Rows, laid_out, largest, linear
 from pretrain import kernels
 
 transformers = pytest.importorskip("transformers")
@@ -157,6 +157,6 @@ def test_products_are_right_whoever_multiplies(monkeypatch, intel):
     monkeypatch.setattr(kernels, "onednn_linear", lambda x, weight: asked.append(1) or onednn(x, weight))
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, 48, generator=generator) for rows in (37, 65))
-    found = product(laid_out(weight))(x)
+    found = linear(x, laid_out(weight))
     torch.testing.assert_close(found.double(), x.double() @ weight.double().T, rtol=0, atol=1e-5)
     assert len(asked) == (kernels.ONEDNN and not intel)
