@@ -30,7 +30,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from analysis.vectors import LANES, Floats, Ints, by_number, compiled, exp, pointer
+from analysis.vectors import (
+    EXP,
+    LANES,
+    LEAST,
+    LN2,
+    LOG2_E,
+    Floats,
+    Ints,
+    by_number,
+    compiled,
+    load,
+    pointer,
+    store,
+)
 
 Halves = NDArray[np.uint16]
 """Bit patterns of bfloat16."""
@@ -46,17 +59,15 @@ QUICK = 2
 """So many of them are used where 16 bits do."""
 ROWS = 256
 """Tokens at once: their parts stay in cache while the weights pass by."""
-FEW = 32
-"""Tokens at once where whole lines of a result are written: they are still in cache when the next part of each is."""
 
 _STORE, _ADD, _GATE, _BEST = range(4)
 """What is done with a product."""
 _REQUEST, _TILES = (158, 0x1023), 18
 """Linux' arch_prctl(ARCH_REQ_XCOMP_PERM), and the registers that a process asks for."""
 _BYTE, _SHORT, _WORD, _INDEX = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_FLOAT = ir.FloatType()
 _f32: Any = np.float32
 _u64: Any = np.uint64
-_i32: Any = np.int32
 
 
 def _available() -> bool:
@@ -225,38 +236,143 @@ def _end(_: Any) -> Any:
     return types.void(), build
 
 
+def _all_of(kind: Any, number: float) -> Any:
+    return ir.Constant(ir.VectorType(kind, LANES), [number] * LANES)
+
+
+def _put_parts(builder: Any, rest: Any, into: Any, count: int) -> None:
+    """The first parts of a vector, a tile apart."""
+    words, shorts = (ir.VectorType(one, LANES) for one in (_WORD, _SHORT))
+    for part in range(count):
+        bits = builder.bitcast(rest, words)
+        odd = builder.and_(builder.lshr(bits, _all_of(_WORD, 16)), _all_of(_WORD, 1))
+        nearest = builder.add(builder.add(bits, _all_of(_WORD, 0x7FFF)), odd)  # ties to even
+        high = builder.lshr(nearest, _all_of(_WORD, 16))
+        at = builder.gep(into, [ir.Constant(_INDEX, part * TILE)])
+        builder.store(builder.trunc(high, shorts), builder.bitcast(at, shorts.as_pointer())).align = 2
+        if part + 1 < count:
+            rest = builder.fsub(
+                rest, builder.bitcast(builder.shl(high, _all_of(_WORD, 16)), _all_of(_FLOAT, 0).type)
+            )
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def _split(_: Any, x: Any, xa: Any, factor: Any, to: Any, ta: Any, parts: Any) -> Any:
     """Of ``LANES`` numbers from ``x[xa]`` on, times ``factor``, the parts: ``to[ta]`` and on, a tile apart."""
 
     def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         source, into = (pointer(context, builder, signature.args[n], given[n], given[n + 1]) for n in (0, 3))
-        floats, words, shorts = (ir.VectorType(one, LANES) for one in (ir.FloatType(), _WORD, _SHORT))
-
-        def all_of(number: int) -> Any:
-            return ir.Constant(words, [number] * LANES)
-
-        def of(count: int) -> None:
-            one = builder.insert_element(ir.Constant(floats, ir.Undefined), given[2], ir.Constant(_WORD, 0))
-            by = builder.shuffle_vector(one, ir.Constant(floats, ir.Undefined), all_of(0))
-            line = builder.load(builder.bitcast(source, floats.as_pointer()))
-            line.align = 4
-            rest = builder.fmul(line, by)
-            for part in range(count):
-                bits = builder.bitcast(rest, words)
-                odd = builder.and_(builder.lshr(bits, all_of(16)), all_of(1))  # to the nearest, ties to even
-                high = builder.lshr(builder.add(builder.add(bits, all_of(0x7FFF)), odd), all_of(16))
-                at = builder.bitcast(
-                    builder.gep(into, [ir.Constant(_INDEX, part * TILE)]), shorts.as_pointer()
-                )
-                builder.store(builder.trunc(high, shorts), at).align = 2
-                if part + 1 < count:
-                    rest = builder.fsub(rest, builder.bitcast(builder.shl(high, all_of(16)), floats))
-
-        by_number(builder, given[5], (QUICK, EXACT), of)
+        nothing = ir.Constant(_all_of(_FLOAT, 0).type, ir.Undefined)
+        one = builder.insert_element(nothing, given[2], ir.Constant(_WORD, 0))
+        product = builder.fmul(load(builder, source), builder.shuffle_vector(one, nothing, _all_of(_WORD, 0)))
+        by_number(builder, given[5], (QUICK, EXACT), lambda count: _put_parts(builder, product, into, count))
         return context.get_dummy_value()
 
     return types.void(x, xa, factor, to, ta, parts), build
+
+
+def _silu(builder: Any, x: Any) -> Any:
+    """x / (1 + exp(-x)), or the same by exp(x) where x < 0, of a vector: see :func:`analysis.vectors.exp`."""
+    one, fused = _all_of(_FLOAT, 1), {"flags": ("contract",)}
+
+    def call(name: str, *given: Any) -> Any:
+        kind = ir.FunctionType(x.type, [x.type] * len(given))
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v16f32"), given
+        )
+
+    positive = builder.fcmp_ordered(">", x, _all_of(_FLOAT, 0))
+    negative = builder.select(positive, builder.fsub(_all_of(_FLOAT, -0.0), x), x)
+    low = call("maxnum", negative, _all_of(_FLOAT, LEAST))
+    whole = call(
+        "floor",
+        builder.fadd(builder.fmul(low, _all_of(_FLOAT, LOG2_E), **fused), _all_of(_FLOAT, 0.5), **fused),
+    )
+    rest = low
+    for part in LN2:
+        rest = builder.fsub(rest, builder.fmul(whole, _all_of(_FLOAT, part), **fused), **fused)
+    p = _all_of(_FLOAT, EXP[0])
+    for factor in EXP[1:]:
+        p = builder.fadd(builder.fmul(p, rest, **fused), _all_of(_FLOAT, factor), **fused)
+    p = builder.fadd(builder.fmul(p, builder.fmul(rest, rest), **fused), rest, **fused)
+    power = builder.add(builder.fptosi(whole, _all_of(_WORD, 0).type), _all_of(_WORD, 127))
+    scale = builder.bitcast(builder.shl(power, _all_of(_WORD, 23)), x.type)
+    e = builder.fmul(builder.fadd(p, one), scale)
+    total = builder.fadd(one, e)
+    mask = ir.IntType(LANES)
+    kind = ir.FunctionType(x.type, [x.type, x.type, mask])
+    # 1 / total to 14 bits, and to all by a step of Newton's: a division takes longer.
+    near = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.rcp14.ps.512")
+    guess = builder.call(near, [total, one, ir.Constant(mask, -1)])
+    wrong = builder.fsub(one, builder.fmul(total, guess, **fused), **fused)
+    inverse = builder.fadd(builder.fmul(guess, wrong, **fused), guess, **fused)
+    return builder.fmul(builder.fmul(x, builder.select(positive, one, e)), inverse)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _gated(_: Any, x: Any, to: Any, ta: Any, parts: Any) -> Any:
+    """SiLU of one tile of outputs times the next tile, ``x``; the parts to half the lines of tiles, ``to[ta]``."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        gates = pointer(context, builder, signature.args[0], given[0], ir.Constant(_INDEX, 0))
+        into = pointer(context, builder, signature.args[1], given[1], given[2])
+
+        def of(count: int) -> None:
+            with cgutils.for_range(builder, ir.Constant(_INDEX, SIDE), intp=_INDEX) as loop:
+                gate = builder.gep(gates, [builder.mul(loop.index, ir.Constant(_INDEX, SIDE))])
+                up = builder.gep(gate, [ir.Constant(_INDEX, SIDE * SIDE)])
+                line = builder.gep(into, [builder.mul(loop.index, ir.Constant(_INDEX, STEP))])
+                product = builder.fmul(_silu(builder, load(builder, gate)), load(builder, up))
+                _put_parts(builder, product, line, count)
+
+        by_number(builder, given[3], (QUICK, EXACT), of)
+        return context.get_dummy_value()
+
+    return types.void(x, to, ta, parts), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _added(_: Any, x: Any, to: Any, ta: Any, ts: Any) -> Any:
+    """Add two tiles of outputs, ``x``, to lines of ``to``: ``to[ta + n * ts]`` and on."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        totals = pointer(context, builder, signature.args[0], given[0], ir.Constant(_INDEX, 0))
+        into = pointer(context, builder, signature.args[1], given[1], given[2])
+        with cgutils.for_range(builder, ir.Constant(_INDEX, SIDE), intp=_INDEX) as loop:
+            for half in range(2):
+                past = builder.mul(loop.index, ir.Constant(_INDEX, SIDE))
+                total = builder.gep(totals, [builder.add(past, ir.Constant(_INDEX, half * SIDE * SIDE))])
+                past = builder.mul(loop.index, given[3])
+                line = builder.gep(into, [builder.add(past, ir.Constant(_INDEX, half * SIDE))])
+                store(builder, builder.fadd(load(builder, line), load(builder, total)), line)
+        return context.get_dummy_value()
+
+    return types.void(x, to, ta, ts), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _best(_: Any, x: Any, best: Any, where: Any, at: Any, f: Any) -> Any:
+    """Of two tiles of outputs, ``x``, and ``best[at]`` and on the larger; ``f`` to ``where`` for those of ``x``."""
+
+    def build(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        new = pointer(context, builder, signature.args[0], given[0], ir.Constant(_INDEX, 0))
+        old, places = (pointer(context, builder, signature.args[n], given[n], given[3]) for n in (1, 2))
+        words = _all_of(_WORD, 0).type
+        nothing = ir.Constant(words, ir.Undefined)
+        one = builder.insert_element(nothing, builder.trunc(given[4], _WORD), ir.Constant(_WORD, 0))
+        here = builder.shuffle_vector(one, nothing, _all_of(_WORD, 0))
+        with cgutils.for_range(builder, ir.Constant(_INDEX, 2 * SIDE), intp=_INDEX) as loop:
+            past = [builder.mul(loop.index, ir.Constant(_INDEX, LANES))]
+            mine, theirs = load(builder, builder.gep(new, past)), load(builder, builder.gep(old, past))
+            larger = builder.fcmp_ordered(">", mine, theirs)
+            store(builder, builder.select(larger, mine, theirs), builder.gep(old, past))
+            place = builder.bitcast(builder.gep(places, past), words.as_pointer())
+            was = builder.load(place)
+            was.align = 4
+            builder.store(builder.select(larger, here, was), place).align = 4
+        return context.get_dummy_value()
+
+    return types.void(x, best, where, at, f), build
 
 
 def _order(parts: int) -> Iterator[tuple[int, int, int]]:
@@ -297,7 +413,7 @@ def _block(
                 _call(builder, "tilezero", total)
             with cgutils.for_range(builder, given[4], intp=_INDEX) as loop:
 
-                def load(tile: Any, start: Any, tiles: int, place: int) -> None:
+                def fetch(tile: Any, start: Any, tiles: int, place: int) -> None:
                     past = builder.mul(loop.index, ir.Constant(_INDEX, tiles * of_tile))
                     at = builder.gep(start, [builder.add(past, ir.Constant(_INDEX, place * of_tile))])
                     _call(builder, "tileloadd64", tile, at, line)
@@ -305,9 +421,9 @@ def _block(
                 loaded_x, loaded_w = -1, (-1, -1)
                 for of_x, of_w, half in _order(count):
                     if loaded_x != of_x:
-                        load(tile_x, from_x, PARTS, of_x)
+                        fetch(tile_x, from_x, PARTS, of_x)
                     if loaded_w != (of_w, half):
-                        load(tile_w, from_w, 2 * PARTS, 2 * of_w + half)
+                        fetch(tile_w, from_w, 2 * PARTS, 2 * of_w + half)
                     loaded_x, loaded_w = of_x, (of_w, half)
                     _call(builder, "tdpbf16ps", totals[half], tile_x, tile_w)
 
@@ -342,14 +458,6 @@ def _scale(x: Floats, at: int, width: int, epsilon: float) -> float:
         total += line[d] * line[d]
     found: float = _f32(1 / np.sqrt(total / len(line) + epsilon))
     return found
-
-
-@compiled
-def _gate(x: Floats, to: Floats) -> None:
-    """SiLU of one tile of outputs times the next tile."""
-    for j in range(SIDE * SIDE):
-        e = exp(-abs(x[j]))
-        to[j] = x[j] * x[SIDE * SIDE + j] * (_f32(1) if x[j] > 0 else e) / (_f32(1) + e)
 
 
 @compiled
@@ -388,36 +496,22 @@ def _multiply(
     wide, length = width // _u64(STEP), width * _u64(PARTS * SIDE)
     count = _u64(len(blocks)) // (_u64(2) * length)
     outputs, side, both = count * _u64(2 * SIDE), _u64(SIDE), _u64(2 * SIDE)
-    together = _u64(FEW) if task == _STORE else rows
-    gated = np.empty(SIDE * SIDE, np.float32)
     _begin()
-    for start in range(_u64(0), rows, together):
-        for f in range(_u64(0), count):
-            for n in range(start, min(start + together, rows), side):
-                from_x, from_w = n // side * length, f * _u64(2) * length
-                if task == _STORE:
-                    place = (first + n) * outputs + f * both
-                    _block(room, from_x, blocks, from_w, wide, parts, into, place, outputs, side)
-                    continue
-                _block(room, from_x, blocks, from_w, wide, parts, scratch, _u64(0), side, side * side)
-                if task == _ADD:
-                    for r in range(_u64(0), side):
-                        place = (first + n + r) * outputs + f * both
-                        for j in range(_u64(0), side):
-                            into[place + j] += scratch[r * side + j]
-                            into[place + side + j] += scratch[(side + r) * side + j]
-                elif task == _GATE:
-                    to = (n // side * (outputs // _u64(2 * STEP)) + f // _u64(2)) * _u64(PARTS * TILE)
-                    _gate(scratch, gated)
-                    for r in range(_u64(0), side):
-                        place = to + r * _u64(STEP) + f % _u64(2) * side
-                        _split(gated, r * side, _f32(1), inner, place, parts)
-                else:
-                    for j in range(_u64(0), side * both):
-                        at, value = n * both + j, scratch[j]
-                        better = value > best[at]
-                        best[at] = value if better else best[at]
-                        where[at] = _i32(f) if better else where[at]
+    for f in range(_u64(0), count):
+        for n in range(_u64(0), rows, side):
+            from_x, from_w = n // side * length, f * _u64(2) * length
+            if task == _STORE:
+                place = (first + n) * outputs + f * both
+                _block(room, from_x, blocks, from_w, wide, parts, into, place, outputs, side)
+                continue
+            _block(room, from_x, blocks, from_w, wide, parts, scratch, _u64(0), side, side * side)
+            if task == _ADD:
+                _added(scratch, into, (first + n) * outputs + f * both, outputs)
+            elif task == _GATE:
+                to = (n // side * (outputs // _u64(2 * STEP)) + f // _u64(2)) * _u64(PARTS * TILE)
+                _gated(scratch, inner, to + f % _u64(2) * side, parts)
+            else:
+                _best(scratch, best, where, n * both, f)
     _end()
 
 

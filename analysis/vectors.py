@@ -73,17 +73,30 @@ def pointer(context: Any, builder: Any, kind: Any, array: Any, place: Any) -> An
     return builder.gep(context.make_array(kind)(context, builder, array).data, [place])
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _wide(_: Any) -> Any:
+    """Loops of the function that says so are for the widest registers there are, which LLVM else shuns."""
+
+    def build(context: Any, builder: Any, _: Any, __: Any) -> Any:
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite has no name for it
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
 def _step(builder: Any, pointer: Any, count: Any, stride: Any) -> Any:
     return builder.gep(pointer, [builder.mul(ir.Constant(_INDEX, count), stride)])
 
 
-def _load(builder: Any, pointer: Any) -> Any:
+def load(builder: Any, pointer: Any) -> Any:
+    """For intrinsics: the vector there."""
     found = builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()))
     found.align = 4
     return found
 
 
-def _store(builder: Any, value: Any, pointer: Any) -> None:
+def store(builder: Any, value: Any, pointer: Any) -> None:
+    """For intrinsics: put a vector there."""
     builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer())).align = 4
 
 
@@ -126,7 +139,7 @@ def _scores(
                 builder.store(_ZEROS, total)
             with cgutils.for_range(builder, given[6], intp=_INDEX) as loop:
                 line = builder.gep(from_k, [builder.mul(loop.index, ir.Constant(_INDEX, BLOCK))])
-                halves = [_load(builder, builder.gep(line, [ir.Constant(_INDEX, n)])) for n in (0, LANES)]
+                halves = [load(builder, builder.gep(line, [ir.Constant(_INDEX, n)])) for n in (0, LANES)]
                 for i in range(rows):
                     factor = builder.gep(_step(builder, from_q, i, given[3]), [loop.index])
                     for total, half in zip(totals[i], halves, strict=True):
@@ -135,7 +148,7 @@ def _scores(
                 line = _step(builder, into, i, given[9])
                 for n, total in enumerate(totals[i]):
                     place = builder.gep(line, [ir.Constant(_INDEX, n * LANES)])
-                    _store(builder, builder.load(total), place)
+                    store(builder, builder.load(total), place)
 
         by_number(builder, given[0], range(1, QUERIES + 1), of)
         return context.get_dummy_value()
@@ -169,11 +182,11 @@ def _sums(
             # Two sums of each, of even and odd places: a processor adds several at a time.
             totals = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(2)] for _ in range(rows)]
             for i in range(rows):
-                builder.store(_load(builder, _step(builder, into, i, given[10])), totals[i][0])
+                builder.store(load(builder, _step(builder, into, i, given[10])), totals[i][0])
                 builder.store(_ZEROS, totals[i][1])
 
             def add(place: Any, half: int) -> None:
-                vector = _load(builder, builder.gep(from_v, [builder.mul(place, given[6])]))
+                vector = load(builder, builder.gep(from_v, [builder.mul(place, given[6])]))
                 for i in range(rows):
                     factor = builder.gep(_step(builder, from_p, i, given[3]), [place])
                     _add_product(builder, totals[i][half], factor, vector)
@@ -187,7 +200,7 @@ def _sums(
                 add(builder.sub(given[7], one), 0)
             for i in range(rows):
                 both = builder.fadd(*(builder.load(total) for total in totals[i]))
-                _store(builder, both, _step(builder, into, i, given[10]))
+                store(builder, both, _step(builder, into, i, given[10]))
 
         by_number(builder, given[0], range(1, QUERIES + 1), of)
         return context.get_dummy_value()
@@ -231,7 +244,7 @@ def _top_of(_: Any, x: Any, start: Any, count: Any) -> Any:
 
         with cgutils.for_range(builder, given[2], intp=_INDEX) as loop:
             place = builder.mul(loop.index, ir.Constant(_INDEX, LANES))
-            take(_load(builder, builder.gep(first, [place])))
+            take(load(builder, builder.gep(first, [place])))
         for half in (8, 4, 2, 1):
             lanes = [(n + half) % LANES for n in range(LANES)]
             order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes)
@@ -282,6 +295,7 @@ def _top(x: Floats, start: int, count: int) -> float:
 @compiled
 def _softmax(x: Floats, start: int, count: int) -> None:
     """In place, of ``x[start : start + count]``."""
+    _wide()
     line, largest, total = x[start : start + count], _top(x, start, count), _f32(0)
     for v in range(len(line)):
         line[v] = exp(line[v] - largest)
@@ -342,7 +356,7 @@ def _kept(_: Any, x: Any, key: Any, value: Any, size: Any, k: Any, ka: Any, v: A
         whole = ir.Constant(_INDEX, LANES)
         with cgutils.for_range(builder, builder.udiv(given[3], whole), intp=_INDEX) as loop:
             place = [builder.mul(loop.index, whole)]
-            _store(builder, _load(builder, builder.gep(from_value, place)), builder.gep(to_v, place))
+            store(builder, load(builder, builder.gep(from_value, place)), builder.gep(to_v, place))
         return context.get_dummy_value()
 
     return types.void(x, key, value, size, k, ka, v, va), build
@@ -420,6 +434,7 @@ def attend(
         held: (R,) places that were there before these tokens.
         to: (N or more, H * E), written.
     """
+    _wide()
     kv_heads, places, more = keys.shape[1], common_values.shape[2], values.shape[2]
     size, stride, width = _u64(values.shape[3]), _u64(mixed.shape[1]), _u64(to.shape[1])
     heads = to.shape[1] // values.shape[3]
@@ -473,6 +488,7 @@ def attend(
 @compiled
 def add_and_norm(x: Floats, more: Floats | None, epsilon: float, to: Floats) -> None:
     """Add ``more`` to ``x``, (N, D) each, in place; to ``to`` its rows over the root of their mean square + epsilon."""
+    _wide()
     for n in range(len(x)):
         line, into, total = x[n], to[n], _f32(0)
         if more is not None:
@@ -489,6 +505,7 @@ def add_and_norm(x: Floats, more: Floats | None, epsilon: float, to: Floats) -> 
 @compiled
 def swiglu(x: Floats, to: Floats) -> None:
     """SiLU of the first half of each row times the second: (N, 2F) -> (N, F)."""
+    _wide()
     for n in range(len(x)):
         gate, up, into = x[n, : to.shape[1]], x[n, to.shape[1] :], to[n]
         for f in range(len(into)):
@@ -519,6 +536,7 @@ def largest(logits: Floats, to: Ints) -> None:
 @compiled
 def _moments(line: Floats, largest: float) -> tuple[float, float, float]:
     """Sums of e, e * z and e * z^2, z being what each is above the largest and e = exp(z)."""
+    _wide()
     total, first, second = _f32(0), _f32(0), _f32(0)
     for v in range(len(line)):
         z = line[v] - largest
@@ -541,6 +559,7 @@ def statistics(
     argmax: NDArray[np.int32],
 ) -> None:
     """What :func:`analysis.scoring.statistics` says, where each is derived: (N, V), (N,) -> six times (N,)."""
+    _wide()
     for n in range(len(targets)):
         line, target = logits[n], targets[n]
         level = line[target]
