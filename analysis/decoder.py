@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from analysis import tiles, vectors
+from analysis import threads, tiles, vectors
 from pretrain import kernels
 
 
@@ -99,20 +99,22 @@ class Decoder:
 
     def __init__(self, embedding_VD: Tensor, layers: Sequence[Layer], head: Tensor, shape: Shape) -> None:
         self.embedding_VD, self.head, self.shape = embedding_VD, laid_out(head), shape
-        self.layers = [Layer(*(laid_out(getattr(one, f.name)) for f in fields(one))) for one in layers]
-        self.size = int(layers[0].out.shape[1]) // shape.heads
-        """Of a head."""
+        self.depth, self.size = len(layers), int(layers[0].out.shape[1]) // shape.heads
+        """Layers, and the size of a head."""
         self.fast = (
             head.device.type == "cpu"
             and head.dtype == torch.float32
             and vectors.covers(shape.heads, shape.kv_heads, self.size)
         )
         """Whether :mod:`analysis.vectors` is for this device, precision and shape."""
+        self.layers: list[Layer] = []
         self.tiles, self.parts = None, tiles.EXACT
-        """Where the processor has them, and of each float32 the parts that they multiply."""
-        if self.fast and tiles.AVAILABLE:
-            matrices = [(one.qkv, one.out, one.gate_up, one.down) for one in self.layers]
-            self.tiles = tiles.Layers(matrices, shape.epsilon) if tiles.Layers.cover(matrices) else None
+        """The layers as the processor's tiles take them, if it has some, and of each float32 the parts they take."""
+        matrices = [(one.qkv, one.out, one.gate_up, one.down) for one in layers]
+        if self.fast and tiles.AVAILABLE and tiles.Layers.cover(matrices):
+            self.tiles = tiles.Layers(matrices, shape.epsilon)
+        else:
+            self.layers = [Layer(*map(laid_out, one)) for one in matrices]
         self._turns = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
 
     @property
@@ -166,16 +168,26 @@ class Decoder:
         return self._read(ids_BT.flatten(), attend).unflatten(0, ids_BT.shape)
 
     def memory(self, rows: int, places: int, *, brief: bool = False) -> Memory:
-        """Room for ``rows`` texts of at most ``places`` tokens; ``brief``: each layer overwrites the one before."""
+        """Room for ``rows`` texts of at most ``places`` tokens; ``brief``: each layer overwrites the one before.
+
+        What is ``brief`` is the thread's own, and gone when it asks for more of the kind.
+        """
         blocks = -(-places // vectors.BLOCK)
         heads, size, places = (rows, self.shape.kv_heads), self.size, blocks * vectors.BLOCK
         # What is not held is never read by the fast way, and weighed with 0 by the other.
         new = self.embedding_VD.new_empty if self.fast else self.embedding_VD.new_zeros
-        made, times = (1, len(self.layers)) if brief else (len(self.layers), 1)
-        of_keys = (blocks, size, vectors.BLOCK) if self.fast else (size, places)
-        keys = [new(*heads, *of_keys) for _ in range(made)]
-        values = [new(*heads, places, size) for _ in range(made)]
-        return Memory(keys * times, values * times)
+        of_keys: tuple[int, ...] = (*heads, blocks, size, vectors.BLOCK)
+        of_values = *heads, places, size
+        if self.fast and brief:
+            key, value = (
+                torch.from_numpy(threads.space(name, *shape))
+                for name, shape in (("keys", of_keys), ("values", of_values))
+            )
+            return Memory([key] * self.depth, [value] * self.depth)
+        if not self.fast:
+            of_keys = *heads, size, places
+        layers = range(self.depth)
+        return Memory([new(*of_keys) for _ in layers], [new(*of_values) for _ in layers])
 
     def extend(self, ids_N: Tensor, rows: Rows) -> Tensor:
         """Read more tokens of several texts, each after those that are there, and keep their keys and values.
@@ -197,7 +209,7 @@ class Decoder:
             turns = self._rotation(torch.arange(2 * longest))
             half = self.size // 2
             cos, sin = self._turns = turns[0][:, :half].numpy().copy(), turns[1][:, half:].numpy().copy()
-        to = np.empty((_padded(len(ids_N)), self.layers[0].out.shape[1]), np.float32)
+        to = threads.space("attended", _padded(len(ids_N)), self.shape.heads * self.size)
         to[len(ids_N) :] = 0
 
         def attend(number: int, mixed: Tensor) -> Tensor:
@@ -219,8 +231,6 @@ class Decoder:
             )
             return torch.from_numpy(to)
 
-        if self.tiles is not None:
-            return self.tiles.read(self.embedding_VD[ids_N], attend, self.parts)
         return self._read(ids_N, attend)
 
     def _plainly(
@@ -275,6 +285,8 @@ class Decoder:
             ids_N: int64.
             attend: number of the layer, queries, keys and values (N, (H + 2K) * E) -> (at least N, H * E).
         """
+        if self.tiles is not None:
+            return self.tiles.read(self.embedding_VD[ids_N], attend, self.parts)
         tokens = len(ids_N)
         x_ND = self.embedding_VD[functional.pad(ids_N, (0, _padded(tokens) - tokens))]
         x_ND, normed_ND = self._add_and_norm(x_ND, None)

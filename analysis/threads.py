@@ -1,13 +1,17 @@
-"""Independent batches on several threads."""
+"""Independent batches on several threads, and room that each thread keeps."""
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Job = TypeVar("Job")
 Found = TypeVar("Found")
@@ -32,3 +36,27 @@ def each(work: Callable[[Job], Found], jobs: Sequence[Job], device: torch.device
             return list(pool.map(untracked, jobs))
     finally:
         torch.set_num_threads(threads)
+
+
+class _Kept(threading.local):
+    """By name."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, NDArray[np.float32]] = {}
+
+
+_kept = _Kept()
+
+
+def space(name: str, *shape: int) -> NDArray[np.float32]:
+    """Room that is this thread's own and is kept from call to call, for the system's new pages cost time.
+
+    It begins where a line of the cache does, and has in it what was left there; who asks for the same name again, in
+    whatever shape, is given the same room.
+    """
+    count = math.prod(shape)
+    if name not in _kept.arrays or _kept.arrays[name].size < count:
+        array = np.empty(count + 15, np.float32)
+        start = -array.ctypes.data % 64 // array.itemsize
+        _kept.arrays[name] = array[start : start + count]
+    return _kept.arrays[name][:count].reshape(shape)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from analysis import threads
 from analysis.vectors import (
     EXP,
     LANES,
@@ -126,7 +127,7 @@ def product(x_ND: Tensor, weight: Packed, parts: int = EXACT) -> Tensor:
     tokens, inputs = x_ND.shape
     x = _filled(x_ND)
     to = torch.empty(len(x), len(weight.blocks) // (PARTS * inputs))
-    _product(x.numpy(), weight.blocks, _room(inputs), _scratch(), parts, to.numpy())
+    _product(x.numpy(), weight.blocks, _room("parts", inputs), _scratch(), parts, to.numpy())
     return to[:tokens, : weight.outputs].contiguous()
 
 
@@ -136,7 +137,9 @@ def largest(x_ND: Tensor, weight: Packed) -> Tensor:
     to = np.empty(len(x), np.int64)
     lanes = ROWS * 2 * SIDE
     best, where = np.empty(lanes, np.float32), np.empty(lanes, np.int32)
-    _largest(x.numpy(), weight.blocks, weight.outputs, _room(x.shape[1]), _scratch(), best, where, to)
+    _largest(
+        x.numpy(), weight.blocks, weight.outputs, _room("parts", x.shape[1]), _scratch(), best, where, to
+    )
     return torch.from_numpy(to[: len(x_ND)])
 
 
@@ -168,17 +171,18 @@ class Layers:
             attend: number of the layer, queries, keys and values (N, (H + 2K) * E) -> (N, H * E).
             parts: as for :func:`product`.
         """
-        tokens, width = x_ND.shape
-        x = _filled(x_ND, copy=True)
-        mixed, hidden = torch.empty(len(x), self.wide), torch.empty(len(x), width)
-        rooms = _room(max(width, self.packed[0][1].size // (PARTS * width))), _room(self.inner), _scratch()
-        _begin_layers(x.numpy(), self.epsilon, self.packed[0][0], *rooms, parts, mixed.numpy())
+        (tokens, width), lines = x_ND.shape, len(x_ND) + -len(x_ND) % SIDE
+        x, mixed = threads.space("sums", lines, width), threads.space("mixed", lines, self.wide)
+        x[:tokens], x[tokens:] = x_ND.numpy(), 0
+        hidden = torch.empty(lines, width)
+        heads = self.packed[0][1].size // (PARTS * width)
+        rooms = _room("parts", max(width, heads)), _room("inner", self.inner), _scratch()
+        _begin_layers(x, self.epsilon, self.packed[0][0], *rooms, parts, mixed)
         for number, (_, out, gate_up, down) in enumerate(self.packed):
-            attended = _filled(attend(number, mixed[:tokens])).numpy()
+            attended = _filled(attend(number, torch.from_numpy(mixed[:tokens]))).numpy()
             last = number + 1 == len(self.packed)
-            after, to = (out[:0], hidden) if last else (self.packed[number + 1][0], mixed)
-            weights = out, gate_up, down, after
-            _between_layers(attended, x.numpy(), self.epsilon, *weights, *rooms, parts, to.numpy())
+            after, to = (out[:0], hidden.numpy()) if last else (self.packed[number + 1][0], mixed)
+            _between_layers(attended, x, self.epsilon, out, gate_up, down, after, *rooms, parts, to)
         return hidden[:tokens]
 
 
@@ -187,24 +191,20 @@ def _paired(gate_up: Tensor) -> Tensor:
     return gate_up.unflatten(0, (2, -1, SIDE)).transpose(0, 1).flatten(0, 2)
 
 
-def _filled(x_ND: Tensor, *, copy: bool = False) -> Tensor:
+def _filled(x_ND: Tensor) -> Tensor:
     """Contiguous, filled up with lines of zeros to whole tiles."""
     more = -len(x_ND) % SIDE
-    if more:
-        return functional.pad(x_ND, (0, 0, 0, more))
-    return x_ND.clone(memory_format=torch.contiguous_format) if copy else x_ND.contiguous()
+    return functional.pad(x_ND, (0, 0, 0, more)) if more else x_ND.contiguous()
 
 
-def _room(inputs: int) -> Halves:
-    """For the parts of ``ROWS`` tokens. PyTorch begins tensors where lines of the cache begin, as tiles should."""
-    found: Halves = torch.empty(ROWS * inputs * PARTS, dtype=torch.int16).numpy().view(np.uint16)
-    return found
+def _room(name: str, inputs: int) -> Halves:
+    """For the parts of ``ROWS`` tokens."""
+    return threads.space(name, ROWS * inputs * PARTS // 2).view(np.uint16)
 
 
 def _scratch() -> Floats:
     """For a token's tile of 16 and of 16 more outputs."""
-    found: Floats = torch.empty(2 * SIDE * SIDE).numpy()
-    return found
+    return threads.space("tiles", 2 * SIDE * SIDE)
 
 
 def _call(builder: Any, name: str, *arguments: Any) -> None:

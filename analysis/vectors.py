@@ -78,7 +78,9 @@ def _wide(_: Any) -> Any:
     """Loops of the function that says so are for the widest registers there are, which LLVM else shuns."""
 
     def build(context: Any, builder: Any, _: Any, __: Any) -> Any:
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite has no name for it
+        attributes = builder.function.attributes
+        if isinstance(attributes, set):  # llvmlite has no name for this one
+            set.add(attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
     return types.void(), build
