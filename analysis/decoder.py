@@ -367,20 +367,20 @@ class Output:
     def __init__(self, weight_VD: Tensor) -> None:
         self.size = len(weight_VD)
         """V."""
-        self.packed = tiles.packed(weight_VD) if tiles.AVAILABLE and tiles.covers(weight_VD) else None
-        self.weight_VD = laid_out(weight_VD)
+        by_tiles = tiles.AVAILABLE and tiles.covers(weight_VD)
+        self.weight = tiles.packed(weight_VD) if by_tiles else laid_out(weight_VD)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """(N, V), float32."""
-        if self.packed is not None:
-            return tiles.product(hidden_ND, self.packed)
-        return linear(hidden_ND, self.weight_VD)
+        if isinstance(self.weight, tiles.Packed):
+            return tiles.product(hidden_ND, self.weight)
+        return linear(hidden_ND, self.weight)
 
     def largest(self, hidden_ND: Tensor) -> Tensor:
         """The first place of the largest logit of each row, (N,) int64; by tiles, to about 16 bits."""
-        if self.packed is not None:
-            return tiles.largest(hidden_ND, self.packed)
-        return largest(linear(hidden_ND, self.weight_VD))
+        if isinstance(self.weight, tiles.Packed):
+            return tiles.largest(hidden_ND, self.weight)
+        return largest(linear(hidden_ND, self.weight))
 
 
 def largest(logits_NV: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analysis import decoder, models, packing, scoring, threads, vectors
+from analysis import decoder, models, packing, scoring, threads, tiles, vectors
 from analysis.models import Model
 from analysis.scores import FILE, KIND, VERSION
 from data import artifact
@@ -44,7 +44,7 @@ ROUNDED = ("entropy", "variance", "margin")
 def scorer_digest() -> str:
     """Digest of the code that scores."""
     digest = hashlib.sha256()
-    for module in (decoder, models, packing, scoring, threads, vectors):
+    for module in (decoder, models, packing, scoring, threads, tiles, vectors):
         assert module.__file__ is not None
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()[:16]

@@ -77,6 +77,8 @@ def _available() -> bool:
         return False
     if numba.config.CPU_NAME or numba.config.CPU_FEATURES or numba.config.DISABLE_JIT:
         return False
+    if not numba.config.ENABLE_AVX:
+        return False
     features = binding.get_host_cpu_features()
     if not (features.get("amx-tile") and features.get("amx-bf16") and features.get("avx512f")):
         return False
@@ -92,7 +94,7 @@ class Packed:
 
     blocks: Halves
     """(F / 32 * D / 32 * P * 1024,): by 32 outputs, 32 inputs, part and half of the outputs, a tile whose lines are
-    pairs of inputs of 16 outputs; F filled up with zeros."""
+    pairs of inputs of 16 outputs; F filled up with the last output again, which never is the only largest."""
     outputs: int
     """F."""
 
@@ -106,7 +108,7 @@ def covers(weight: Tensor) -> bool:
 def packed(weight_FD: Tensor) -> Packed:
     """A matrix as :func:`product` takes it."""
     outputs, inputs = weight_FD.shape
-    rest = functional.pad(weight_FD, (0, 0, 0, -outputs % (2 * SIDE)))
+    rest = torch.cat([weight_FD, weight_FD[-1:].expand(-outputs % (2 * SIDE), -1)])
     parts = []
     for _ in range(PARTS):
         parts.append(rest.bfloat16())
@@ -168,7 +170,7 @@ class Layers:
 
         Args:
             x_ND: embeddings, float32.
-            attend: number of the layer, queries, keys and values (N, (H + 2K) * E) -> (N, H * E).
+            attend: number of the layer, queries, keys and values (N, (H + 2K) * E) -> (at least N, H * E).
             parts: as for :func:`product`.
         """
         (tokens, width), lines = x_ND.shape, len(x_ND) + -len(x_ND) % SIDE
@@ -243,6 +245,8 @@ def _all_of(kind: Any, number: float) -> Any:
 def _put_parts(builder: Any, rest: Any, into: Any, count: int) -> None:
     """The first parts of a vector, a tile apart."""
     words, shorts = (ir.VectorType(one, LANES) for one in (_WORD, _SHORT))
+    # Of what is not a number, the one that rounding leaves so.
+    rest = builder.select(builder.fcmp_unordered("uno", rest, rest), _all_of(_FLOAT, float("nan")), rest)
     for part in range(count):
         bits = builder.bitcast(rest, words)
         odd = builder.and_(builder.lshr(bits, _all_of(_WORD, 16)), _all_of(_WORD, 1))

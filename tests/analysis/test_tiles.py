@@ -68,8 +68,27 @@ def test_of_tied_products_the_first_is_the_largest():
     weight[[17, 40, 81, 99]] = 1.0
     assert tiles.largest(torch.ones(3, 32), tiles.packed(weight)).tolist() == [17] * 3
     assert tiles.largest(-torch.ones(3, 32), tiles.packed(weight)).tolist() == [0] * 3
-    # All are below the zeros that the matrix is filled up with.
     assert tiles.largest(-torch.ones(1, 32), tiles.packed(weight[[99, 40]])).tolist() == [0]
+
+
+@there
+@pytest.mark.parametrize("outputs", [2, 33, 100, 128])
+def test_what_a_matrix_is_filled_up_with_is_never_the_largest(outputs):
+    """All products are below 0, each is the largest once."""
+    weight = -torch.ones(outputs, 32)
+    x = torch.ones(1, 32)
+    for best in range(outputs):
+        weight[best] = -0.5
+        assert tiles.largest(x, tiles.packed(weight)).tolist() == [best]
+        weight[best] = -1.0
+
+
+@there
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1])
+def test_what_is_not_a_number_stays_so(bits):
+    x = torch.full((1, 32), bits, dtype=torch.int32).view(torch.float32)
+    assert tiles.product(x, tiles.packed(torch.ones(32, 32))).isnan().all()
+    assert tiles.product(torch.ones(1, 32), tiles.packed(x)).isnan().all()
 
 
 @there
