@@ -108,6 +108,7 @@ class Decoder:
         )
         """Whether :mod:`analysis.vectors` is for this device, precision and shape."""
         self.layers: list[Layer] = []
+        """The layers, unless tiles have them."""
         self.tiles, self.parts = None, tiles.EXACT
         """The layers as the processor's tiles take them, if it has some, and of each float32 the parts they take."""
         matrices = [(one.qkv, one.out, one.gate_up, one.down) for one in layers]

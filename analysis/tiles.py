@@ -43,6 +43,7 @@ from analysis.vectors import (
     compiled,
     load,
     pointer,
+    scale,
     store,
 )
 
@@ -447,21 +448,11 @@ def _put(x: Floats, first: int, rows: int, width: int, epsilon: float, room: Hal
     for n in range(_u64(0), rows):
         at, factor = (first + n) * width, _f32(1)
         if epsilon >= 0:
-            factor = _scale(x, at, width, epsilon)
+            factor = scale(x[at : at + width], epsilon)
         to = n // _u64(SIDE) * _u64(SIDE) * width * _u64(PARTS) + n % _u64(SIDE) * _u64(STEP)
         for d in range(_u64(0), width, _u64(LANES)):
             step = d // _u64(STEP) * _u64(PARTS * TILE) + d % _u64(STEP)
             _split(x, at + d, factor, room, to + step, parts)
-
-
-@compiled
-def _scale(x: Floats, at: int, width: int, epsilon: float) -> float:
-    """1 over the root of the mean square + epsilon."""
-    line, total = x[at : at + width], _f32(0)
-    for d in range(len(line)):
-        total += line[d] * line[d]
-    found: float = _f32(1 / np.sqrt(total / len(line) + epsilon))
-    return found
 
 
 @compiled
@@ -625,6 +616,6 @@ def _between_layers(
             _multiply(_STORE, room, rows, width, qkv, parts, scratch, into, first, inner, scratch, none)
         else:
             for n in range(first, first + rows):
-                factor = _scale(of_x, n * width, width, epsilon)
+                factor = scale(of_x[n * width : (n + _u64(1)) * width], epsilon)
                 for d in range(n * width, n * width + width):
                     into[d] = of_x[d] * factor

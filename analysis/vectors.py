@@ -488,18 +488,27 @@ def attend(
 
 
 @compiled
+def scale(line: Floats, epsilon: float) -> float:
+    """1 over the root of the mean square + epsilon, what RMSNorm multiplies with."""
+    _wide()
+    total = _f32(0)
+    for d in range(len(line)):
+        total += line[d] * line[d]
+    found: float = _f32(1 / np.sqrt(total / len(line) + epsilon))
+    return found
+
+
+@compiled
 def add_and_norm(x: Floats, more: Floats | None, epsilon: float, to: Floats) -> None:
     """Add ``more`` to ``x``, (N, D) each, in place; to ``to`` its rows over the root of their mean square + epsilon."""
     _wide()
     for n in range(len(x)):
-        line, into, total = x[n], to[n], _f32(0)
+        line, into = x[n], to[n]
         if more is not None:
             added = more[n]
             for d in range(len(line)):
                 line[d] += added[d]
-        for d in range(len(line)):
-            total += line[d] * line[d]
-        factor = _f32(1 / np.sqrt(total / len(line) + epsilon))
+        factor = scale(line, epsilon)
         for d in range(len(line)):
             into[d] = line[d] * factor
 

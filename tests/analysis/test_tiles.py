@@ -168,6 +168,8 @@ def test_layers_read_as_without_tiles(monkeypatch, tokens):
     torch.testing.assert_close(found, told, rtol=0, atol=2e-5)
     torch.testing.assert_close(quick, told, rtol=0, atol=1e-3)
     assert (quick - told).abs().max() > 5 * (found - told).abs().max()
+    seen, places = torch.ones(2, tokens, tokens).tril().bool(), torch.arange(tokens).expand(2, -1)
+    torch.testing.assert_close(model.hidden(texts, places, seen), told, rtol=0, atol=2e-5)
 
 
 @there
