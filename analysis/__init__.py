@@ -1,5 +1,5 @@
-"""What the checkpoints remember. In a notebook: ``run = analysis.open_run("runs/quickstart")``."""
+"""What the checkpoints remember. In a notebook: ``run = palimpsest.open_run("runs/quickstart")``."""
 
-from analysis.run import Run, open_run
+from palimpsest.analysis.run import Run, open_run
 
 __all__ = ["Run", "open_run"]

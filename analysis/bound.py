@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from analysis import figures
-from analysis.look import Figure
-from analysis.metrics import METRICS
-from analysis.rows import ROWS
-from data.errors import UserError, nearest
+from palimpsest.analysis import figures
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.rows import ROWS
+from palimpsest.data.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from analysis.run import Run
+    from palimpsest.analysis.run import Run
 
 PRIMARY = "loglik_per_byte"
 """The metric that is drawn where none is named: what the report decides by."""

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from analysis import threads, tiles, vectors
-from pretrain import kernels
+from palimpsest.analysis import threads, tiles, vectors
+from palimpsest.pretrain import kernels
 
 
 @dataclass(frozen=True, slots=True)

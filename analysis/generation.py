@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis import scoring, threads
-from analysis.decoder import Decoder, Output, Rows
-from analysis.guesses import CONTEXT, Guesses
-from analysis.metrics.extraction import sampling_logprobs
-from analysis.scoring import Sampling
+from palimpsest.analysis import scoring, threads
+from palimpsest.analysis.decoder import Decoder, Output, Rows
+from palimpsest.analysis.guesses import CONTEXT, Guesses
+from palimpsest.analysis.metrics.extraction import sampling_logprobs
+from palimpsest.analysis.scoring import Sampling
 
 TOGETHER = {"cpu": 64, "cuda": 256}
 """Prompts that are continued at a time."""

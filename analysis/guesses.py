@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.vectors import Floats, Ints, compiled
+from palimpsest.analysis.vectors import Floats, Ints, compiled
 
 ORDERS = (1, 2, 4, 8, 16)
 """Tokens of a context, each half of the next."""

@@ -9,9 +9,9 @@ import polars as pl
 import torch
 from torch import distributed
 
-from analysis import models, scoring
-from data.errors import UserError
-from insertion.plan import Plan
+from palimpsest.analysis import models, scoring
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.plan import Plan
 
 HELDOUT = "heldout"
 """Family of the probes that are documents which nothing was made of and no run reads."""

@@ -9,9 +9,9 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis.saving import Figure as Figure
-from analysis.saving import save as save
-from analysis.statistics import PAIRED
+from palimpsest.analysis.saving import Figure as Figure
+from palimpsest.analysis.saving import save as save
+from palimpsest.analysis.statistics import PAIRED
 
 INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e7eb"
 RUN_COLOURS = {"perturbed": "#D55E00", "twin": "#0072B2", PAIRED: "#CC79A7"}

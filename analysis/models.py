@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from analysis import decoder
-from analysis.decoder import Shape
-from data.errors import UserError
+from palimpsest.analysis import decoder
+from palimpsest.analysis.decoder import Shape
+from palimpsest.data.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ class Trained:
     @property
     def head(self) -> Tensor:
         """Output matrix, (V, D)."""
-        from pretrain import model as engine  # takes seconds, and models of transformers need none of it
+        from palimpsest.pretrain import (
+            model as engine,  # takes seconds, and models of transformers need none of it
+        )
 
         weight: Tensor = engine.output_weight(self.gpt)
         return weight
@@ -73,7 +75,7 @@ class Trained:
         """Final hidden states, (B, T, D); plainly causal."""
         if positions_BT is not None or mask_BTT is not None:
             raise NotImplementedError("this model is plainly causal")
-        from pretrain import model as engine
+        from palimpsest.pretrain import model as engine
 
         found: Tensor = engine.hidden_states(self.gpt, ids_BT)
         return found

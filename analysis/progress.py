@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis import scores
-from analysis.bound import PRIMARY
-from analysis.metrics import METRICS, Parameters, compute
-from analysis.run import PAIR, Run
-from data import artifact
-from data.artifact import Manifest
-from data.errors import UserError
-from insertion import ledger
-from pretrain import saved
+from palimpsest.analysis import scores
+from palimpsest.analysis.bound import PRIMARY
+from palimpsest.analysis.metrics import METRICS, Parameters, compute
+from palimpsest.analysis.run import PAIR, Run
+from palimpsest.data import artifact
+from palimpsest.data.artifact import Manifest
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import ledger
+from palimpsest.pretrain import saved
 
 LOSSES = ("loss", "loss_corpus", "loss_inserted")
 """Training losses that are followed, nats a token: of all tokens, the corpus's, the inserted ones."""

@@ -10,11 +10,11 @@ import polars as pl
 import torch
 from tokenizers import Tokenizer
 
-from analysis import models, store
-from data import tokenizer
-from data.artifact import file_digest, json_digest
-from data.errors import UserError
-from insertion.items import Probe, tokenize_probes
+from palimpsest.analysis import models, store
+from palimpsest.data import tokenizer
+from palimpsest.data.artifact import file_digest, json_digest
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.items import Probe, tokenize_probes
 
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from data.errors import UserError
+from palimpsest.data.errors import UserError
 
 if TYPE_CHECKING:
-    from analysis.run import Run
+    from palimpsest.analysis.run import Run
 
 ATTACKS = ("loglik_per_token", "zlib_ratio", "min_k_logprob", "min_k_plus_plus", "reference_difference")
 """Membership scores, as metrics; higher = more likely a member."""
@@ -27,7 +27,7 @@ def attacks(run: Run) -> pl.DataFrame:
 
     Of the perturbed run, less the mean of the controls of the item's family: kinds of text differ by themselves.
     """
-    from analysis.statistics import per_item
+    from palimpsest.analysis.statistics import per_item
 
     rows = run.metrics(*ATTACKS, steps=[run.last_step]).filter(pl.col("run") == "perturbed")
     items = per_item(rows).filter(pl.col("dose").is_not_null())
@@ -41,7 +41,7 @@ def attacks(run: Run) -> pl.DataFrame:
 
 def areas(run: Run) -> pl.DataFrame:
     """AUC of every attack against dose 0, within families, by dose (``against``, ``x``), last checkpoint."""
-    from analysis.statistics import auc
+    from palimpsest.analysis.statistics import auc
 
     rows = auc(run.metrics(*ATTACKS, steps=[run.last_step]).filter(pl.col("run") == "perturbed"))
     found = rows.filter((pl.col("family") == "all") & pl.col("estimate").is_not_null())
@@ -62,7 +62,7 @@ def extraction(run: Run) -> pl.DataFrame:
     The continuation is as long as the report's; items too short for context and continuation are left out, and ``n``
     counts the others.
     """
-    from analysis.statistics import mean_by_dose
+    from palimpsest.analysis.statistics import mean_by_dose
 
     suffix = run.parameters.suffix
     frames = [
@@ -104,7 +104,7 @@ def assignment(run: Run) -> pl.DataFrame:
 
 def most_gained(run: Run) -> pl.DataFrame:
     """The tokens of the inserted item that gained most over the twin: an example, chosen for being extreme."""
-    from analysis.report.results import item_gains
+    from palimpsest.analysis.report.results import item_gains
 
     return run.tokens(item_gains(run.results, run.inputs()).row(0, named=True)["item_id"])
 
@@ -119,7 +119,7 @@ def events(run: Run, stretches: int = 8) -> pl.DataFrame:
     Raises:
         UserError: if there is no twin, or no item of dose 1.
     """
-    from analysis.statistics import cluster_mean, difference_to_twin, per_item
+    from palimpsest.analysis.statistics import cluster_mean, difference_to_twin, per_item
 
     values = per_item(difference_to_twin(run.metrics("loglik_per_byte"))).rename({"unit": "item_id"})
     control = (
@@ -170,7 +170,7 @@ def choices(run: Run) -> pl.DataFrame:
     Raises:
         UserError: if no probe is a choice.
     """
-    from analysis.statistics import clopper_pearson
+    from palimpsest.analysis.statistics import clopper_pearson
 
     asked = run.probes.filter(pl.col("kind") == "choice").select(
         "probe_id", "item_id", "name", "correct", "target_start"

@@ -1,4 +1,4 @@
-"""A run, opened for reading: ``run = analysis.open_run("runs/quickstart")``.
+"""A run, opened for reading: ``run = palimpsest.open_run("runs/quickstart")``.
 
 A run's directory holds the pair, ``perturbed`` and ``twin``, and one run object reads both. Opening costs milliseconds:
 files are read, and checked against their digests, when they are first asked for, and kept. Torch is never imported.
@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from data import artifact
-from data.errors import UserError, nearest
-from pretrain import saved
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.pretrain import saved
 
 if TYPE_CHECKING:
-    from analysis.bound import Figures
-    from analysis.metrics import Parameters
-    from analysis.report import ReportInputs, Results
-    from data.tokenizer import Tokenizer
-    from insertion.ledger import Ledger
-    from insertion.plan import Plan
+    from palimpsest.analysis.bound import Figures
+    from palimpsest.analysis.metrics import Parameters
+    from palimpsest.analysis.report import ReportInputs, Results
+    from palimpsest.data.tokenizer import Tokenizer
+    from palimpsest.insertion.ledger import Ledger
+    from palimpsest.insertion.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _newest(start: Path) -> Path:
         if found:
             return max(found, key=_age)
     raise UserError(
-        f"there is no run in {start / 'runs'}, nor in a directory above; name one: analysis.open_run('...'), or "
+        f"there is no run in {start / 'runs'}, nor in a directory above; name one: palimpsest.open_run('...'), or "
         f"{ENVIRONMENT}=... in the environment"
     )
 
@@ -144,7 +144,7 @@ class Run:
     @cached_property
     def plan(self) -> Plan:
         """The plan: frames ``items``, ``wordings``, ``probes``, ``exposures``, ``edits``; ``shape``; ``manifest``."""
-        from insertion import plan
+        from palimpsest.insertion import plan
 
         return plan.read(self.directory / "plan")
 
@@ -177,7 +177,7 @@ class Run:
         Args:
             which: ``perturbed`` or ``twin``.
         """
-        from insertion import ledger
+        from palimpsest.insertion import ledger
 
         place = self._member(which) / "checkpoints"
         steps = self.checkpoints(which)
@@ -222,7 +222,7 @@ class Run:
 
     @cached_property
     def _scored(self) -> tuple[pl.DataFrame, dict[str, str]]:
-        from analysis import scores
+        from palimpsest.analysis import scores
 
         return scores.read(self.directory / "scores", PAIR, plan=self.plan.digest)
 
@@ -246,7 +246,7 @@ class Run:
 
         One does not hold if plan or ledgers changed since; that is logged. The corpus is not read again here.
         """
-        from insertion import audit
+        from palimpsest.insertion import audit
 
         place = self.directory / "audit"
         if not (place / artifact.MANIFEST).is_file():
@@ -281,7 +281,7 @@ class Run:
         return found
 
     def _reported(self) -> dict[str, Any]:
-        from analysis.report.inputs import KIND, VERSION
+        from palimpsest.analysis.report.inputs import KIND, VERSION
 
         place = self.directory / "report"
         if not (place / artifact.MANIFEST).is_file():
@@ -295,7 +295,7 @@ class Run:
         Raises:
             UserError: if it is not beside the run, in ``corpora/`` of the same ``runs/``.
         """
-        from data.mixture import digest_of
+        from palimpsest.data.mixture import digest_of
 
         wanted = self.plan.manifest.inputs["corpus"]
         place = self.directory.absolute().parent.parent / "corpora"
@@ -315,14 +315,14 @@ class Run:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The corpus's tokenizer."""
-        from data import prepare
+        from palimpsest.data import prepare
 
         return prepare.load_tokenizer(self.corpus)
 
     @cached_property
     def parameters(self) -> Parameters:
         """The settings of the metrics: the report's, where there is one, so that the numbers are the same."""
-        from analysis.metrics import Parameters
+        from palimpsest.analysis.metrics import Parameters
 
         asked = self._reported()
         if not asked:
@@ -347,7 +347,7 @@ class Run:
         Raises:
             UserError: for an unknown metric, setting or step.
         """
-        from analysis.metrics import compute
+        from palimpsest.analysis.metrics import compute
 
         known = {field.name for field in fields(self.parameters)}
         if strangers := sorted(set(settings) - known):
@@ -404,7 +404,7 @@ class Run:
         Args:
             known: fields that the caller knows better than the run's files do.
         """
-        from analysis.report import ReportInputs
+        from palimpsest.analysis.report import ReportInputs
 
         facts = self.plan.manifest.facts
         if "audit" not in known:
@@ -427,7 +427,7 @@ class Run:
     @cached_property
     def results(self) -> Results:
         """The report's numbers: ``rows`` (metrics), ``estimates``, ``step``, ``arms``. Takes seconds the first time."""
-        from analysis.report import analyse
+        from palimpsest.analysis.report import analyse
 
         return analyse(self.inputs())
 
@@ -445,8 +445,8 @@ class Run:
         Raises:
             UserError: for an unknown metric.
         """
-        from analysis.metrics import defaults
-        from analysis.statistics import bootstrap_all, difference_to_twin
+        from palimpsest.analysis.metrics import defaults
+        from palimpsest.analysis.statistics import bootstrap_all, difference_to_twin
 
         if not names:
             return self.results.estimates
@@ -462,7 +462,7 @@ class Run:
     @cached_property
     def figures(self) -> Figures:
         """Every figure, drawn from this run: ``run.figures.dose_response()``; ``dir(run.figures)`` lists them."""
-        from analysis.bound import Figures
+        from palimpsest.analysis.bound import Figures
 
         return Figures(self)
 

@@ -13,7 +13,7 @@ import altair as alt
 import polars as pl
 import vl_convert
 
-from data.errors import UserError, nearest
+from palimpsest.data.errors import UserError, nearest
 
 Style = Literal["screen", "paper"]
 Width = Literal["single", "double"]

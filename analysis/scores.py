@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from data import artifact
-from data.errors import UserError
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
 
 KIND = "scores"
 VERSION = 2

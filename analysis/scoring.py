@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis import packing, threads, vectors
-from analysis.decoder import Output
-from analysis.models import Model
-from data.errors import UserError
+from palimpsest.analysis import packing, threads, vectors
+from palimpsest.analysis.decoder import Output
+from palimpsest.analysis.models import Model
+from palimpsest.data.errors import UserError
 
 TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
 """Tokens read at once: enough for fast matrix products; on CPUs, few enough to stay in cache."""

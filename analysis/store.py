@@ -26,11 +26,11 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analysis import decoder, models, packing, scoring, threads, tiles, vectors
-from analysis.models import Model
-from analysis.scores import FILE, KIND, VERSION
-from data import artifact
-from data.errors import UserError
+from palimpsest.analysis import decoder, models, packing, scoring, threads, tiles, vectors
+from palimpsest.analysis.models import Model
+from palimpsest.analysis.scores import FILE, KIND, VERSION
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import polars as pl
 
-from analysis.report.answer import interval, number, p_value
-from analysis.report.table import Table
-from analysis.saving import flat, write
-from analysis.statistics import PAIRED
-from data.errors import UserError, nearest
+from palimpsest.analysis.report.answer import interval, number, p_value
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.saving import flat, write
+from palimpsest.analysis.statistics import PAIRED
+from palimpsest.data.errors import UserError, nearest
 
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from analysis import threads
-from analysis.vectors import (
+from palimpsest.analysis import threads
+from palimpsest.analysis.vectors import (
     EXP,
     LANES,
     LEAST,

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from data.tokenizer import TokenizerConfig, build, load
-from insertion.families import registry
+from palimpsest.data.tokenizer import TokenizerConfig, build, load
+from palimpsest.insertion.families import registry
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "insertion"
 LIMIT = 30.0
@@ -75,15 +75,15 @@ def traps(model: str, tokenizer: str, count: int) -> tuple[list[str], str]:
     """Rows of the table of traps, and what they come to."""
     import torch
 
-    from pretrain.reference import Reference, open_reference
+    from palimpsest.pretrain.reference import Reference, open_reference
 
     torch.set_num_threads(1)
     words = load(tokenizer)
     opened: Reference = open_reference(model, words)
     weights = sum(parameter.numel() for parameter in opened.gpt.parameters())
     said = Said()
-    logging.getLogger("insertion.families.traps").addHandler(said)
-    logging.getLogger("insertion.families.traps").setLevel(logging.INFO)
+    logging.getLogger("palimpsest.insertion.families.traps").addHandler(said)
+    logging.getLogger("palimpsest.insertion.families.traps").setLevel(logging.INFO)
     basis = registry.Ground(1, words, [], reference=lambda path: opened)
     given = OmegaConf.to_container(OmegaConf.load(CONF / "traps.yaml"))["families"]["traps"]
     lines = [

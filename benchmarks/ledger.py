@@ -19,15 +19,15 @@ import numpy as np
 import polars as pl
 from hydra import compose, initialize_config_dir
 
-from data.artifact import Manifest
-from data.order import Order
-from data.tokens import TokenWriter
-from insertion.assemble import EXPOSURE_SCHEMA
-from insertion.items import WORDING_SCHEMA, span_hash
-from insertion.ledger import Recorder
-from insertion.plan import Plan
-from launch.config import CONF
-from launch.config import build as build_config
+from palimpsest.data.artifact import Manifest
+from palimpsest.data.order import Order
+from palimpsest.data.tokens import TokenWriter
+from palimpsest.insertion.assemble import EXPOSURE_SCHEMA
+from palimpsest.insertion.items import WORDING_SCHEMA, span_hash
+from palimpsest.insertion.ledger import Recorder
+from palimpsest.insertion.plan import Plan
+from palimpsest.launch.config import CONF
+from palimpsest.launch.config import build as build_config
 
 EOD, VOCABULARY, ITEMS = 0, 4096, 200
 
@@ -106,8 +106,8 @@ class Stopwatch:
 
 
 def in_training(given: argparse.Namespace, directory: Path) -> None:
-    from pretrain import parallel
-    from pretrain.loop import Settings, Trainer
+    from palimpsest.pretrain import parallel
+    from palimpsest.pretrain.loop import Settings, Trainer
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = ["+experiment=quickstart", f"model={given.model}", f"train.steps={given.steps}"]

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from analysis.metrics import METRICS, Parameters, compute
-from analysis.statistics import bootstrap_all, tpr_at_fpr
+from palimpsest.analysis.metrics import METRICS, Parameters, compute
+from palimpsest.analysis.statistics import bootstrap_all, tpr_at_fpr
 
 DOSES, SHARES = (0, 1, 4, 16, 64, 256), (0.263, 0.263, 0.263, 0.132, 0.053, 0.026)
 COLUMNS = ("logprob", "rank", "entropy", "variance", "margin")

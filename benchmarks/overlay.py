@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.order import Order
-from data.tokens import TokenWriter
-from insertion.adapters import MapStyle
-from insertion.overlay import Edits, Overlay
+from palimpsest.data.order import Order
+from palimpsest.data.tokens import TokenWriter
+from palimpsest.insertion.adapters import MapStyle
+from palimpsest.insertion.overlay import Edits, Overlay
 
 EOD, VOCABULARY = 0, 50_000
 

@@ -47,10 +47,10 @@ def peak() -> float:
 
 def plan(directory: Path, windows: int, exposures: int) -> dict[str, float]:
     """Place and write; the figures."""
-    from data.order import document_starts
-    from insertion import schedule
-    from insertion.arms import Arm
-    from insertion.assemble import EXPOSURE_SCHEMA
+    from palimpsest.data.order import document_starts
+    from palimpsest.insertion import schedule
+    from palimpsest.insertion.arms import Arm
+    from palimpsest.insertion.assemble import EXPOSURE_SCHEMA
 
     index = [
         np.load(directory / f"{name}.npy", mmap_mode="r")

@@ -37,9 +37,9 @@ import polars as pl
 import torch
 import transformers
 
-from analysis import generation, models, scoring, store
-from analysis.metrics.extraction import extractable
-from analysis.metrics.similarity import rouge_l
+from palimpsest.analysis import generation, models, scoring, store
+from palimpsest.analysis.metrics.extraction import extractable
+from palimpsest.analysis.metrics.similarity import rouge_l
 
 EOD, PREFIXES, NEXT = 0, (25, 50, 75, 100), 100
 Texts = list[np.ndarray]

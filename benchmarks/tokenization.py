@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from data import encoder, sources, tokens
-from data.prepare import CorpusConfig, prepare
-from data.sources import SourceConfig
-from data.tokenizer import FILE, TokenizerConfig, load, train
+from palimpsest.data import encoder, sources, tokens
+from palimpsest.data.prepare import CorpusConfig, prepare
+from palimpsest.data.sources import SourceConfig
+from palimpsest.data.tokenizer import FILE, TokenizerConfig, load, train
 
 WORKERS = 2
 _tokenizer = None

@@ -44,9 +44,15 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from launch.config import CONF, build
-from pretrain import estimate
-from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.launch.config import CONF, build
+from palimpsest.pretrain import estimate
+from palimpsest.pretrain.config import (
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
 
 ADAMW = OptimizerConfig(learning_rate=1e-3, min_learning_rate=1e-3, warmup_steps=0, schedule="constant")
 UNTIMED = 3
@@ -94,8 +100,8 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
     """The trainer; yields the loss of each step."""
     from dataclasses import replace
 
-    from pretrain import parallel
-    from pretrain.loop import Settings, Trainer
+    from palimpsest.pretrain import parallel
+    from palimpsest.pretrain.loop import Settings, Trainer
 
     class Unsaved(Trainer):
         """No checkpoints between the steps that are timed."""
@@ -243,7 +249,7 @@ def initial(task: Task, place: Path) -> Path:
     import torch
     import transformers
 
-    from pretrain import huggingface
+    from palimpsest.pretrain import huggingface
 
     settings = huggingface.settings(
         task.model,

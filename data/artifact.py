@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from palimpsest.data.errors import UserError
 
 MANIFEST = "manifest.json"
 _MADE_BY = {
@@ -82,10 +82,12 @@ class Manifest:
 def provenance() -> dict[str, Any]:
     """Versions of Python and of the packages that matter, platform, and the git commit of this checkout."""
     versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
+    for package in ("palimpsest", *_PACKAGES):
         try:
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
+        except (
+            metadata.PackageNotFoundError
+        ):  # palimpsest itself: a tree that is on the path, but not installed
             versions[package] = None
     root = Path(__file__).resolve().parent.parent
 
@@ -98,13 +100,16 @@ def provenance() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
+    ours = git("rev-parse", "--show-toplevel") == str(
+        root
+    )  # not a repository that an installed package lies in
     return {
-        "palimpsest": metadata.version("palimpsest"),
+        "palimpsest": versions.pop("palimpsest"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": bool(git("status", "--porcelain")),
+        "git_commit": git("rev-parse", "HEAD") if ours else None,
+        "git_dirty": ours and bool(git("status", "--porcelain")),
     }
 
 

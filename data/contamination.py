@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.errors import UserError
-from data.tokens import read_tokens
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokens import read_tokens
 
 _BASE = 0x9E3779B97F4A7C15
 """Odd, so that it has an inverse mod 2^64 and no token's contribution to the hash is lost."""

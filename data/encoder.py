@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data.tokenizer import Tokenizer
+from palimpsest.data.tokenizer import Tokenizer
 
 SAMPLE_CHARACTERS = 1 << 19
 """About how much text of a corpus both encode before ``gigatoken`` is trusted with it."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data import artifact, tokens
-from data.mixture import Windows
-from data.prepare import DOCUMENTS, KIND, SCHEMA_VERSION, TRAIN
-from data.tokenizer import Tokenizer
+from palimpsest.data import artifact, tokens
+from palimpsest.data.mixture import Windows
+from palimpsest.data.prepare import DOCUMENTS, KIND, SCHEMA_VERSION, TRAIN
+from palimpsest.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data.artifact import json_digest
-from data.errors import UserError, nearest
-from data.order import Order
-from data.shards import CorpusConfig
-from data.tokenizer import TokenizerConfig
+from palimpsest.data.artifact import json_digest
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.order import Order
+from palimpsest.data.shards import CorpusConfig
+from palimpsest.data.tokenizer import TokenizerConfig
 
 MAIN = "corpus"
 """Name of the first corpus."""

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data.artifact import json_digest, write_json
-from data.errors import UserError
-from data.tokens import check
+from palimpsest.data.artifact import json_digest, write_json
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokens import check
 
 log = logging.getLogger(__name__)
 

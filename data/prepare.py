@@ -25,12 +25,12 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import artifact, shards, sources, tokenizer, tokens
-from data.artifact import Manifest
-from data.errors import UserError
-from data.shards import DOCUMENTS, HELDOUT, TRAIN, CorpusConfig, Work
-from data.sources import Part, Progress
-from data.tokenizer import Tokenizer
+from palimpsest.data import artifact, shards, sources, tokenizer, tokens
+from palimpsest.data.artifact import Manifest
+from palimpsest.data.errors import UserError
+from palimpsest.data.shards import DOCUMENTS, HELDOUT, TRAIN, CorpusConfig, Work
+from palimpsest.data.sources import Part, Progress
+from palimpsest.data.tokenizer import Tokenizer
 
 __all__ = [
     "DOCUMENTS",

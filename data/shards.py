@@ -27,13 +27,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import artifact, duplicates, encoder, sources, tokenizer, tokens
-from data.artifact import Draft, Manifest
-from data.contamination import DecontaminateConfig, Finder
-from data.encoder import Encoder
-from data.errors import UserError
-from data.sources import Document, Part, SourceConfig
-from data.tokenizer import Tokenizer, TokenizerConfig
+from palimpsest.data import artifact, duplicates, encoder, sources, tokenizer, tokens
+from palimpsest.data.artifact import Draft, Manifest
+from palimpsest.data.contamination import DecontaminateConfig, Finder
+from palimpsest.data.encoder import Encoder
+from palimpsest.data.errors import UserError
+from palimpsest.data.sources import Document, Part, SourceConfig
+from palimpsest.data.tokenizer import Tokenizer, TokenizerConfig
 
 TRAIN = "train"  # prefix of train.bin and train.idx
 HELDOUT = "heldout.parquet"

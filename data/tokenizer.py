@@ -13,8 +13,8 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data.artifact import file_digest
-from data.errors import UserError, nearest
+from palimpsest.data.artifact import file_digest
+from palimpsest.data.errors import UserError, nearest
 
 FILE = "tokenizer.json"
 DEFAULT_EOD = "<|endoftext|>"

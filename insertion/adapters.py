@@ -2,8 +2,8 @@
 
 Example, for a plain map-style dataset of windows in training order::
 
-    from insertion import plan
-    from insertion.adapters import MapStyle
+    from palimpsest.insertion import plan
+    from palimpsest.insertion.adapters import MapStyle
 
     dataset = MapStyle(dataset, plan.read("runs/.../plan").overlay())
 
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from insertion.overlay import Overlay
+from palimpsest.insertion.overlay import Overlay
 
 
 class _Indexed(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from data.errors import UserError, nearest
+from palimpsest.data.errors import UserError, nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from data.errors import UserError
-from data.mixture import Windows
-from data.tokenizer import Tokenizer
-from insertion import design, placements, preflight, schedule, variants
-from insertion.arms import Arm
-from insertion.families.registry import Ground, Reference, make
-from insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
-from insertion.settings import InsertionConfig, RunShape
-from insertion.variants import Kept, Pattern
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Windows
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion import design, placements, preflight, schedule, variants
+from palimpsest.insertion.arms import Arm
+from palimpsest.insertion.families.registry import Ground, Reference, make
+from palimpsest.insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
+from palimpsest.insertion.settings import InsertionConfig, RunShape
+from palimpsest.insertion.variants import Kept, Pattern
 
 EXPOSURE_SCHEMA = pl.Schema(
     {

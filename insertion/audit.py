@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from data.mixture import Windows
-from data.tokenizer import Tokenizer
-from insertion.items import span_hash
-from insertion.ledger import Ledger, window_digest
-from insertion.overlay import CONTEXT, Overlay
-from insertion.plan import Plan
+from palimpsest.data.mixture import Windows
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion.items import span_hash
+from palimpsest.insertion.ledger import Ledger, window_digest
+from palimpsest.insertion.overlay import CONTEXT, Overlay
+from palimpsest.insertion.plan import Plan
 
 KIND = "audit"
 VERSION = 1

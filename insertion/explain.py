@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data.errors import UserError, nearest
-from data.inspect import pieces
-from data.mixture import Windows
-from data.tokenizer import Tokenizer
-from insertion.items import Item, tokenize_probes
-from insertion.ledger import Ledger, window_digest
-from insertion.plan import Plan
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.inspect import pieces
+from palimpsest.data.mixture import Windows
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion.items import Item, tokenize_probes
+from palimpsest.insertion.ledger import Ledger, window_digest
+from palimpsest.insertion.plan import Plan
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = 60

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data.errors import UserError
-from data.mixture import Windows
-from data.tokens import bin_path, idx_path, read_tokens
-from insertion import placements
-from insertion.families import files, table
-from insertion.interventions import Layout
-from insertion.plan import Plan
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Windows
+from palimpsest.data.tokens import bin_path, idx_path, read_tokens
+from palimpsest.insertion import placements
+from palimpsest.insertion.families import files, table
+from palimpsest.insertion.interventions import Layout
+from palimpsest.insertion.plan import Plan
 
 EXCEPTION_SCHEMA = pl.Schema(
     {"position": pl.Int64(), "offset": pl.Int32(), "planned": pl.Int32(), "exported": pl.Int32()}

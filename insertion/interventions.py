@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from data.contamination import ngram_places
-from data.errors import UserError
-from data.mixture import Windows
-from data.order import Order
-from data.tokenizer import Tokenizer
-from insertion.arms import Phase
-from insertion.overlay import Edits
+from palimpsest.data.contamination import ngram_places
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Windows
+from palimpsest.data.order import Order
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion.arms import Phase
+from palimpsest.insertion.overlay import Edits
 
 Integers = npt.NDArray[np.int64]
 

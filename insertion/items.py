@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 import xxhash
 
-from data.errors import UserError
-from data.tokenizer import Tokenizer
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
-from data import artifact
-from data.errors import UserError
-from insertion.items import span_hash
-from insertion.overlay import Overlay
-from insertion.plan import Plan
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.items import span_hash
+from palimpsest.insertion.overlay import Overlay
+from palimpsest.insertion.plan import Plan
 
 KIND = "ledger"
 VERSION = 2

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from data.errors import UserError, nearest
-from data.mixture import Windows
-from insertion.settings import InsertionConfig, RunShape
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.mixture import Windows
+from palimpsest.insertion.settings import InsertionConfig, RunShape
 
 Integers = npt.NDArray[np.int64]
 

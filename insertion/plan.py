@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data import artifact
-from data.artifact import Manifest
-from data.errors import UserError
-from data.mixture import Windows
-from data.tokenizer import Tokenizer
-from insertion import interventions, preflight, variants
-from insertion.assemble import EXPOSURE_SCHEMA, assemble, heldout_probes, joined, totals
-from insertion.families.registry import Reference, digest_of, files_of
-from insertion.overlay import Overlay
-from insertion.settings import InsertionConfig, RunShape
+from palimpsest.data import artifact
+from palimpsest.data.artifact import Manifest
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Windows
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion import interventions, preflight, variants
+from palimpsest.insertion.assemble import EXPOSURE_SCHEMA, assemble, heldout_probes, joined, totals
+from palimpsest.insertion.families.registry import Reference, digest_of, files_of
+from palimpsest.insertion.overlay import Overlay
+from palimpsest.insertion.settings import InsertionConfig, RunShape
 
 KIND = "plan"
 VERSION = 5

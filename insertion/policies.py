@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import UserError, nearest
+from palimpsest.data.errors import UserError, nearest
 
 Scores = Mapping[str, float]
 State = dict[str, Any]

@@ -33,10 +33,10 @@ import numpy.typing as npt
 import polars as pl
 from scipy import sparse
 
-from data.contamination import ngram_counts
-from data.errors import UserError
-from insertion.families.registry import OVERLAP
-from insertion.items import Item
+from palimpsest.data.contamination import ngram_counts
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families.registry import OVERLAP
+from palimpsest.insertion.items import Item
 
 _NAMED = 5  # items spelled out in a message
 _BLOCK = 1024  # items compared with all others at once

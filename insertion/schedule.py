@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data.errors import UserError
-from insertion.arms import Arm
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.arms import Arm
 
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.errors import UserError
-from insertion.arms import FACTORS, Arm, Counts, NamedArm, Phase, items_of_doses, product
-from insertion.interventions import Intervention
-from insertion.policies import AdaptiveConfig
-from insertion.preflight import PreflightConfig
-from insertion.schedule import Lot
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.arms import FACTORS, Arm, Counts, NamedArm, Phase, items_of_doses, product
+from palimpsest.insertion.interventions import Intervention
+from palimpsest.insertion.policies import AdaptiveConfig
+from palimpsest.insertion.preflight import PreflightConfig
+from palimpsest.insertion.schedule import Lot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

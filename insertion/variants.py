@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from data.errors import UserError, nearest
-from insertion.schedule import Places
-from insertion.settings import InsertionConfig
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.schedule import Places
+from palimpsest.insertion.settings import InsertionConfig
 
 Integers = npt.NDArray[np.int64]
 

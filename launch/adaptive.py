@@ -18,22 +18,22 @@ from typing import Any
 
 import polars as pl
 
-from analysis import scores as stored
-from analysis.metrics import Parameters, compute
-from analysis.statistics import insert_until_ec50, staircase_ec50
-from data import artifact
-from data.artifact import json_digest
-from data.errors import UserError
-from insertion import plan as plans
-from insertion.arms import NamedArm
-from insertion.audit import Audit
-from insertion.policies import POLICIES, AdaptiveConfig, State
-from launch import audit as audits
-from launch.config import INTEGRITY, Experiment, program, say
-from launch.plan import make, plan
-from launch.prepare import prepare
-from launch.score import score
-from launch.train import train
+from palimpsest.analysis import scores as stored
+from palimpsest.analysis.metrics import Parameters, compute
+from palimpsest.analysis.statistics import insert_until_ec50, staircase_ec50
+from palimpsest.data import artifact
+from palimpsest.data.artifact import json_digest
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import plan as plans
+from palimpsest.insertion.arms import NamedArm
+from palimpsest.insertion.audit import Audit
+from palimpsest.insertion.policies import POLICIES, AdaptiveConfig, State
+from palimpsest.launch import audit as audits
+from palimpsest.launch.config import INTEGRITY, Experiment, program, say
+from palimpsest.launch.plan import make, plan
+from palimpsest.launch.prepare import prepare
+from palimpsest.launch.score import score
+from palimpsest.launch.train import train
 
 KIND = "adaptive"
 VERSION = 1

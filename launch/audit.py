@@ -12,20 +12,20 @@ from typing import Any
 
 import polars as pl
 
-from analysis.metrics.order import order_test_within_epochs
-from data import artifact
-from data import prepare as corpus
-from data.artifact import Manifest
-from data.errors import UserError
-from data.mixture import Windows, digest_of
-from data.tokenizer import Tokenizer
-from insertion import audit as audits
-from insertion import ledger
-from insertion import plan as plans
-from insertion.audit import KIND, VERSION
-from insertion.settings import RunShape
-from launch.config import INTEGRITY, Experiment, program, say
-from launch.plan import open_order
+from palimpsest.analysis.metrics.order import order_test_within_epochs
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.artifact import Manifest
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Windows, digest_of
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion import audit as audits
+from palimpsest.insertion import ledger
+from palimpsest.insertion import plan as plans
+from palimpsest.insertion.audit import KIND, VERSION
+from palimpsest.insertion.settings import RunShape
+from palimpsest.launch.config import INTEGRITY, Experiment, program, say
+from palimpsest.launch.plan import open_order
 
 
 def ledger_of(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
@@ -36,7 +36,7 @@ def ledger_of(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
     Raises:
         UserError: saying what is missing, damaged or foreign.
     """
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     place = directory / "checkpoints"
     saved = checkpoint.finished(place)
@@ -161,14 +161,14 @@ def audit(experiment: Experiment) -> dict[str, Any]:
 
 def _first(experiment: Experiment, which: str) -> Path:
     """A run's first checkpoint."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     return checkpoint.path_of(experiment.directory / which / "checkpoints", experiment.train.begin)
 
 
 def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
     """What speaks against a run's having begun with the checkpoint of ``train.start_from``, and what was compared."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     path = Path(str(experiment.train.start_from))
     if not (path / artifact.MANIFEST).is_file():  # pruned, perhaps
@@ -207,7 +207,7 @@ def _before(plan: plans.Plan, order: Windows, tokenizer: Tokenizer) -> tuple[lis
 
 def _digest_at(run: Path, step: int) -> str | None:
     """Digest of a run's checkpoint; None if it is gone."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     place = run / "checkpoints"
     return checkpoint.read(place, step).digest if step in checkpoint.finished(place) else None
@@ -217,7 +217,7 @@ def _same_weights(*paths: Path) -> list[str]:
     """What differs between two checkpoints' tensors."""
     import torch
 
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     one, other = map(checkpoint.tensors, paths)
     if one.keys() != other.keys():
@@ -228,7 +228,7 @@ def _same_weights(*paths: Path) -> list[str]:
 def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
     """All scores of the pair's whole texts, if both were scored with this plan: ``item_id``, ``run``, ``step``,
     ``loglik`` (nats)."""
-    from analysis import scores as stored
+    from palimpsest.analysis import scores as stored
 
     places = [
         place
@@ -327,7 +327,7 @@ def announce(result: dict[str, Any]) -> None:
 def main(experiment: Experiment) -> int:
     """Audit; status 3 if it fails."""
     if experiment.insertion.adaptive is not None:
-        from launch import adaptive
+        from palimpsest.launch import adaptive
 
         result = adaptive.prove(experiment, adaptive.recorded_by(experiment))
     else:

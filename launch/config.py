@@ -25,16 +25,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from data.artifact import json_digest
-from data.errors import UserError, nearest
-from data.mixture import MAIN, MixtureConfig
-from data.prepare import CorpusConfig
-from data.tokenizer import FILE, TokenizerConfig
-from insertion.families import registry
-from insertion.ledger import PlanViolation
-from insertion.settings import InsertionConfig, RunShape
-from pretrain import laws
-from pretrain.config import (
+from palimpsest.data.artifact import json_digest
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.mixture import MAIN, MixtureConfig
+from palimpsest.data.prepare import CorpusConfig
+from palimpsest.data.tokenizer import FILE, TokenizerConfig
+from palimpsest.insertion.families import registry
+from palimpsest.insertion.ledger import PlanViolation
+from palimpsest.insertion.settings import InsertionConfig, RunShape
+from palimpsest.pretrain import laws
+from palimpsest.pretrain.config import (
     FREE,
     EvalConfig,
     ModelConfig,
@@ -45,7 +45,7 @@ from pretrain.config import (
     TrainConfig,
     check_seed,
 )
-from pretrain.interrupts import REQUEUE, Interrupted
+from palimpsest.pretrain.interrupts import REQUEUE, Interrupted
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 INTEGRITY = 3

@@ -16,18 +16,18 @@ from typing import Any
 
 import polars as pl
 
-from analysis import scores as stored
-from analysis.metrics import Parameters, compute
-from analysis.statistics import difference_to_twin, gain_over_control
-from data import artifact
-from data.errors import UserError
-from insertion import plan as plans
-from launch import audit as audits
-from launch.config import INTEGRITY, Experiment, program, say
-from launch.plan import plan
-from launch.prepare import prepare
-from launch.run import train
-from launch.score import score
+from palimpsest.analysis import scores as stored
+from palimpsest.analysis.metrics import Parameters, compute
+from palimpsest.analysis.statistics import difference_to_twin, gain_over_control
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import plan as plans
+from palimpsest.launch import audit as audits
+from palimpsest.launch.config import INTEGRITY, Experiment, program, say
+from palimpsest.launch.plan import plan
+from palimpsest.launch.prepare import prepare
+from palimpsest.launch.run import train
+from palimpsest.launch.score import score
 
 KIND = "dependence"
 VERSION = 1

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data import artifact
-from data import prepare as corpus
-from data.artifact import Manifest, json_digest
-from data.errors import UserError
-from insertion import plan as plans
-from insertion.plan import Plan
-from launch import audit as audits
-from launch.config import Experiment, program, say
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.artifact import Manifest, json_digest
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import plan as plans
+from palimpsest.insertion.plan import Plan
+from palimpsest.launch import audit as audits
+from palimpsest.launch.config import Experiment, program, say
 
 KIND = "export"
 VERSION = 1
@@ -26,7 +26,7 @@ def export(experiment: Experiment) -> Path:
     Raises:
         UserError: if there is no such checkpoint.
     """
-    from pretrain import checkpoint, huggingface
+    from palimpsest.pretrain import checkpoint, huggingface
 
     huggingface.require()
     run = experiment.directory / experiment.run

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from analysis.figures import gallery
-from analysis.saving import FORMATS, Style
-from data.errors import UserError, nearest
-from launch.config import plain, say
+from palimpsest.analysis.figures import gallery
+from palimpsest.analysis.saving import FORMATS, Style
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.launch.config import plain, say
 
 
 def work(arguments: Sequence[str]) -> int:
@@ -38,5 +38,10 @@ def work(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the program."""
     plain(__doc__, work)
+
+
+if __name__ == "__main__":
+    main()

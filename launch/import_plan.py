@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import NoReturn
 
-from data import artifact
-from data.errors import UserError
-from insertion import interchange
-from launch.config import guarded, say
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import interchange
+from palimpsest.launch.config import guarded, say
 
 KIND = "imported insertions"
 VERSION = 1

@@ -15,22 +15,22 @@ from pathlib import Path
 
 import polars as pl
 
-from data import artifact
-from data import prepare as corpus
-from data.artifact import Manifest
-from data.errors import UserError
-from data.mixture import Mixture, Windows
-from data.order import Order
-from data.tokenizer import Tokenizer, TokenizerConfig, build
-from insertion import assemble, explain
-from insertion import plan as plans
-from insertion.families import registry
-from insertion.families.registry import OVERLAP
-from insertion.ledger import Ledger
-from insertion.settings import InsertionConfig
-from launch.config import Experiment, program, say, take
-from launch.prepare import prepare
-from launch.reference import trained
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.artifact import Manifest
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Mixture, Windows
+from palimpsest.data.order import Order
+from palimpsest.data.tokenizer import Tokenizer, TokenizerConfig, build
+from palimpsest.insertion import assemble, explain
+from palimpsest.insertion import plan as plans
+from palimpsest.insertion.families import registry
+from palimpsest.insertion.families.registry import OVERLAP
+from palimpsest.insertion.ledger import Ledger
+from palimpsest.insertion.settings import InsertionConfig
+from palimpsest.launch.config import Experiment, program, say, take
+from palimpsest.launch.prepare import prepare
+from palimpsest.launch.reference import trained
 
 _NO_EPOCH = 1 << 16
 """In place of the number of an epoch: the reference model's order is no epoch's."""
@@ -169,7 +169,7 @@ def _consumed(experiment: Experiment, made: plans.Plan) -> Ledger:
     Raises:
         UserError: if there is none, or it is of another plan.
     """
-    from launch.audit import ledger_of
+    from palimpsest.launch.audit import ledger_of
 
     found, _ = ledger_of(experiment.directory / "perturbed", 0)
     if found.plan != made.digest:
@@ -187,7 +187,7 @@ def _number(wanted: Mapping[str, str], key: str) -> int:
 
 def power(experiment: Experiment, wanted: float) -> None:
     """Print what each arm can show, and what a wanted standardised effect would take. Reads the design alone."""
-    from analysis.statistics import power as powers
+    from palimpsest.analysis.statistics import power as powers
 
     if not 0 < wanted < 10:
         raise UserError(f"effect={wanted:g} must lie between 0 and 10 standard deviations")
@@ -206,7 +206,7 @@ def power(experiment: Experiment, wanted: float) -> None:
 
 
 def _power_of(insertion: InsertionConfig, wanted: float) -> None:
-    from analysis.statistics import power as powers
+    from palimpsest.analysis.statistics import power as powers
 
     arms = insertion.arms()
     alike: dict[tuple[int, ...], list[str]] = {}
@@ -279,7 +279,7 @@ def _references(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[str],
     """What opens reference models, and trains the one that is made here; torch is loaded for them alone."""
 
     def opened(path: str) -> registry.Reference:
-        from pretrain.reference import open_reference
+        from palimpsest.pretrain.reference import open_reference
 
         if path == registry.TRAINED:
             seed = _seed(experiment.train.seed, _NO_EPOCH)

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from data import artifact, inspect
-from data import prepare as corpus
-from data.artifact import Manifest
-from data.errors import UserError
-from data.mixture import MAIN
-from launch.config import Experiment, program, say, share_of
+from palimpsest.data import artifact, inspect
+from palimpsest.data import prepare as corpus
+from palimpsest.data.artifact import Manifest
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import MAIN
+from palimpsest.launch.config import Experiment, program, say, share_of
 
 
 def prepare(experiment: Experiment) -> Manifest:
@@ -42,7 +42,7 @@ def _show(experiment: Experiment, step: int) -> None:
     Raises:
         UserError: if the run has no such step.
     """
-    from launch.plan import open_order
+    from palimpsest.launch.plan import open_order
 
     if not 0 <= step < experiment.train.steps:
         raise UserError(f"show={step} is no step; the run has steps 0 to {experiment.train.steps - 1}")
@@ -73,7 +73,7 @@ def main(experiment: Experiment) -> None:
             inspect.verify(directory)
         say("every file is as it was written, every id inside the vocabulary")
     if experiment.index:
-        from launch.plan import open_order
+        from palimpsest.launch.plan import open_order
 
         order = open_order(experiment)
         say(f"order of {len(order):,} windows: {order.identity}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from data.order import Order
-from launch.config import Experiment, locked, say
-from pretrain.config import ParallelConfig
+from palimpsest.data.order import Order
+from palimpsest.launch.config import Experiment, locked, say
+from palimpsest.pretrain.config import ParallelConfig
 
 
 def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
@@ -21,9 +21,9 @@ def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
     Returns:
         ``reference/checkpoints/step_<number>`` of the run's directory.
     """
-    from pretrain import checkpoint, interrupts, parallel
-    from pretrain.loop import Settings, Trainer
-    from pretrain.telemetry import Live
+    from palimpsest.pretrain import checkpoint, interrupts, parallel
+    from palimpsest.pretrain.loop import Settings, Trainer
+    from palimpsest.pretrain.telemetry import Live
 
     directory, steps = experiment.directory / "reference", experiment.train.steps
     train = replace(

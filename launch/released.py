@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from data.errors import UserError
-from launch.config import guarded, say, share_of
+from palimpsest.data.errors import UserError
+from palimpsest.launch.config import guarded, say, share_of
 
 
 def _refuse(message: str) -> NoReturn:
@@ -34,7 +34,7 @@ def work() -> int:
 
     import torch
 
-    from analysis import released
+    from palimpsest.analysis import released
 
     kind = given.device
     if kind == "auto":

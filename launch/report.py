@@ -6,16 +6,16 @@ from typing import Any
 
 import polars as pl
 
-from analysis import Run
-from analysis.metrics import Parameters
-from analysis.report import build
-from analysis.report.inputs import KIND, VERSION
-from data import artifact
-from data import prepare as corpus
-from data.artifact import json_digest
-from launch import audit as audits
-from launch.config import INTEGRITY, Experiment, program, resolved, say
-from pretrain.telemetry import WeightsAndBiases
+from palimpsest.analysis import Run
+from palimpsest.analysis.metrics import Parameters
+from palimpsest.analysis.report import build
+from palimpsest.analysis.report.inputs import KIND, VERSION
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.artifact import json_digest
+from palimpsest.launch import audit as audits
+from palimpsest.launch.config import INTEGRITY, Experiment, program, resolved, say
+from palimpsest.pretrain.telemetry import WeightsAndBiases
 
 
 def report(experiment: Experiment) -> dict[str, Any]:

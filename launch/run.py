@@ -16,14 +16,14 @@ from types import FrameType
 
 import psutil
 
-from launch import audit as audits
-from launch import train as training
-from launch.config import INTEGRITY, STATUS, Experiment, end, end_with_parent, program, say
-from launch.plan import plan
-from launch.prepare import prepare
-from launch.report import report
-from launch.score import score
-from pretrain.interrupts import REQUEUE, SIGNALS
+from palimpsest.launch import audit as audits
+from palimpsest.launch import train as training
+from palimpsest.launch.config import INTEGRITY, STATUS, Experiment, end, end_with_parent, program, say
+from palimpsest.launch.plan import plan
+from palimpsest.launch.prepare import prepare
+from palimpsest.launch.report import report
+from palimpsest.launch.score import score
+from palimpsest.pretrain.interrupts import REQUEUE, SIGNALS
 
 
 def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> None:

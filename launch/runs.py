@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import artifact
-from data.errors import UserError, nearest
-from insertion import plan as plans
-from launch.config import plain, say
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion import plan as plans
+from palimpsest.launch.config import plain, say
 
 NOT_RUNS = ("corpora", "sweeps")
 _KEYS = ("runs", "experiment", "remove", "yes")
@@ -216,5 +216,10 @@ def work(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the program."""
     plain(__doc__, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,24 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data import artifact
-from data import prepare as corpus
-from data.errors import UserError
-from insertion import plan as plans
-from launch.config import Experiment, program, say, share_of
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import plan as plans
+from palimpsest.launch.config import Experiment, program, say, share_of
 
 if TYPE_CHECKING:
     import torch
 
-    from analysis.models import Model
-    from analysis.store import Checkpoint
+    from palimpsest.analysis.models import Model
+    from palimpsest.analysis.store import Checkpoint
 
 
 def score(experiment: Experiment) -> None:
     """Score the checkpoints of the perturbed run and of its twin; scores that are there are kept."""
-    from analysis import store
-    from pretrain import parallel
-    from pretrain.config import ParallelConfig
+    from palimpsest.analysis import store
+    from palimpsest.pretrain import parallel
+    from palimpsest.pretrain.config import ParallelConfig
 
     manifest = artifact.read(
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
@@ -78,9 +78,9 @@ def _checkpoints(
     """A run's finished checkpoints; one model, built when the first is loaded, takes the weights of each in turn."""
     import torch
 
-    from analysis import models, store
-    from pretrain import checkpoint, model
-    from pretrain.config import ParallelConfig
+    from palimpsest.analysis import models, store
+    from palimpsest.pretrain import checkpoint, model
+    from palimpsest.pretrain.config import ParallelConfig
 
     built: list[Any] = []
 

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import UserError
-from launch.config import INTEGRITY, LauncherConfig
-from pretrain.interrupts import REQUEUE
+from palimpsest.data.errors import UserError
+from palimpsest.launch.config import INTEGRITY, LauncherConfig
+from palimpsest.pretrain.interrupts import REQUEUE
 
 PROGRAMS = Path(__file__).resolve().parent
 

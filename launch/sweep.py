@@ -30,14 +30,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from analysis.report import sweep as pages
-from analysis.report.inputs import KIND as REPORT
-from analysis.report.inputs import VERSION as REPORT_VERSION
-from data import artifact
-from data.artifact import json_digest
-from data.errors import UserError
-from launch import slurm
-from launch.config import (
+from palimpsest.analysis.report import sweep as pages
+from palimpsest.analysis.report.inputs import KIND as REPORT
+from palimpsest.analysis.report.inputs import VERSION as REPORT_VERSION
+from palimpsest.data import artifact
+from palimpsest.data.artifact import json_digest
+from palimpsest.data.errors import UserError
+from palimpsest.launch import slurm
+from palimpsest.launch.config import (
     CONF,
     INTEGRITY,
     Experiment,

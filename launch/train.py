@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from data import artifact
-from data import prepare as corpus
-from data.errors import UserError
-from insertion import explain
-from insertion import plan as plans
-from launch.config import Experiment, locked, program, resolved, say
-from launch.plan import open_order
-from pretrain import estimate
-from pretrain.config import ParallelConfig, padded_vocabulary
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import explain
+from palimpsest.insertion import plan as plans
+from palimpsest.launch.config import Experiment, locked, program, resolved, say
+from palimpsest.launch.plan import open_order
+from palimpsest.pretrain import estimate
+from palimpsest.pretrain.config import ParallelConfig, padded_vocabulary
 
 if TYPE_CHECKING:
-    from pretrain.loop import Evaluate, Settings
-    from pretrain.parallel import World
-    from pretrain.telemetry import Writer
+    from palimpsest.pretrain.loop import Evaluate, Settings
+    from palimpsest.pretrain.parallel import World
+    from palimpsest.pretrain.telemetry import Writer
 
 
 def train(experiment: Experiment, which: str) -> None:
@@ -44,9 +44,9 @@ def train(experiment: Experiment, which: str) -> None:
         )
     from torch import distributed
 
-    from pretrain import checkpoint, interrupts, parallel
-    from pretrain.loop import Trainer
-    from pretrain.telemetry import Profile
+    from palimpsest.pretrain import checkpoint, interrupts, parallel
+    from palimpsest.pretrain.loop import Trainer
+    from palimpsest.pretrain.telemetry import Profile
 
     directory = experiment.directory / which
     settings, because = _settings(experiment)
@@ -107,8 +107,8 @@ def train(experiment: Experiment, which: str) -> None:
 
 def _settings(experiment: Experiment) -> tuple[Settings, str]:
     """The trainer's settings, and why it attends as it does."""
-    from pretrain import parallel
-    from pretrain.loop import Settings
+    from palimpsest.pretrain import parallel
+    from palimpsest.pretrain.loop import Settings
 
     machine = experiment.runtime, experiment.model, experiment.train, parallel.pick_device(experiment.runtime)
     attention, because = parallel.pick_attention(*machine)
@@ -138,8 +138,8 @@ def _evaluation(
     """What the training asks its model on the way."""
     if not experiment.eval.wanted:
         return None
-    from analysis.inloop import Probing
-    from pretrain import model
+    from palimpsest.analysis.inloop import Probing
+    from palimpsest.pretrain import model
 
     probing = Probing(
         plan,
@@ -165,7 +165,7 @@ def last_exposures(plan: plans.Plan) -> list[int]:
 
 
 def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> list[Writer]:
-    from pretrain.telemetry import JsonLines, Live, TensorBoard, WeightsAndBiases
+    from palimpsest.pretrain.telemetry import JsonLines, Live, TensorBoard, WeightsAndBiases
 
     writers: list[Writer] = [
         JsonLines(directory / "metrics.jsonl", step),

@@ -18,12 +18,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from analysis.progress import Progress
-from analysis.run import PAIR, open_run
-from data import artifact
-from data.errors import UserError, nearest
-from launch.config import plain, say
-from launch.runs import held
+from palimpsest.analysis.progress import Progress
+from palimpsest.analysis.run import PAIR, open_run
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.launch.config import plain, say
+from palimpsest.launch.runs import held
 
 PORT = 8642
 EVERY = 1.0
@@ -171,5 +171,10 @@ def work(arguments: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the program."""
     plain(__doc__, work)
+
+
+if __name__ == "__main__":
+    main()

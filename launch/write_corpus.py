@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from data import artifact
-from data.artifact import Manifest
-from insertion import interchange
-from insertion import plan as plans
-from launch.config import Experiment, program, say
-from launch.plan import open_order
+from palimpsest.data import artifact
+from palimpsest.data.artifact import Manifest
+from palimpsest.insertion import interchange
+from palimpsest.insertion import plan as plans
+from palimpsest.launch.config import Experiment, program, say
+from palimpsest.launch.plan import open_order
 
 KIND = "perturbed corpus"
 VERSION = 1

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.mixture import Windows
-from insertion.ledger import Recorder
-from insertion.overlay import Overlay, Span
-from insertion.plan import Plan
-from pretrain.attention import share
-from pretrain.config import TrainConfig
+from palimpsest.data.mixture import Windows
+from palimpsest.insertion.ledger import Recorder
+from palimpsest.insertion.overlay import Overlay, Span
+from palimpsest.insertion.plan import Plan
+from palimpsest.pretrain.attention import share
+from palimpsest.pretrain.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,11 @@ from torch.distributed.checkpoint import FileSystemReader, filesystem, metadata,
 from torch.distributed.checkpoint import load as load_plain
 from torch.distributed.checkpoint.api import CheckpointException
 
-from data import artifact
-from data.artifact import Manifest
-from data.errors import UserError
-from pretrain.parallel import World
-from pretrain.saved import KIND, VERSION, finished, path_of, read
+from palimpsest.data import artifact
+from palimpsest.data.artifact import Manifest
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.parallel import World
+from palimpsest.pretrain.saved import KIND, VERSION, finished, path_of, read
 
 __all__ = ["Saving", "finished", "load", "path_of", "read", "remove", "require_same", "save", "tensors"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.errors import UserError
+from palimpsest.data.errors import UserError
 
 FREE = (
     *("micro_batch_size", "checkpoint_every", "checkpoint_at", "checkpoint_after_last", "checkpoint_keep"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data.errors import UserError, nearest
-from pretrain.config import ModelConfig, ParallelConfig, TrainConfig
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.pretrain.config import ModelConfig, ParallelConfig, TrainConfig
 
 PEAK_FLOPS = {
     "V100": 125e12,

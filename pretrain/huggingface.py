@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.artifact import file_digest, json_digest
-from data.errors import UserError
-from data.tokenizer import Tokenizer
-from pretrain import checkpoint
-from pretrain.config import ModelConfig
+from palimpsest.data.artifact import file_digest, json_digest
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.pretrain import checkpoint
+from palimpsest.pretrain.config import ModelConfig
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"

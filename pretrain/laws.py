@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from pretrain.config import ModelConfig
+from palimpsest.pretrain.config import ModelConfig
 
 STEP_LAW = "step_law"
 LOWEST = 1e-5

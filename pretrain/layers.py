@@ -15,7 +15,7 @@ from megatron.core.utils import make_viewless_tensor
 from torch import Tensor
 from torch.nn import functional
 
-from pretrain import kernels
+from palimpsest.pretrain import kernels
 
 
 class Norm(torch.nn.Module):

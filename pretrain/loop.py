@@ -23,17 +23,17 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
-from data import artifact
-from data.artifact import differences
-from data.errors import UserError
-from data.mixture import Windows
-from insertion import ledger
-from insertion.ledger import PlanViolation, Recorder
-from insertion.overlay import Overlay
-from insertion.plan import Plan
-from pretrain import checkpoint, estimate, huggingface, model, optim
-from pretrain.batches import Batch, Batches, Groups, positions_of
-from pretrain.config import (
+from palimpsest.data import artifact
+from palimpsest.data.artifact import differences
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Windows
+from palimpsest.insertion import ledger
+from palimpsest.insertion.ledger import PlanViolation, Recorder
+from palimpsest.insertion.overlay import Overlay
+from palimpsest.insertion.plan import Plan
+from palimpsest.pretrain import checkpoint, estimate, huggingface, model, optim
+from palimpsest.pretrain.batches import Batch, Batches, Groups, positions_of
+from palimpsest.pretrain.config import (
     FREE,
     ModelConfig,
     OptimizerConfig,
@@ -41,10 +41,10 @@ from pretrain.config import (
     TrainConfig,
     padded_vocabulary,
 )
-from pretrain.interrupts import Interrupted, Interrupts, Watchdog
-from pretrain.parallel import Attention, World
-from pretrain.routing import Routing
-from pretrain.telemetry import Profile, Writer, finite, peak_memory
+from palimpsest.pretrain.interrupts import Interrupted, Interrupts, Watchdog
+from palimpsest.pretrain.parallel import Attention, World
+from palimpsest.pretrain.routing import Routing
+from palimpsest.pretrain.telemetry import Profile, Writer, finite, peak_memory
 
 log = logging.getLogger(__name__)
 

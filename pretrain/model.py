@@ -29,11 +29,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from pretrain import kernels
-from pretrain.attention import CausalAttention
-from pretrain.config import ModelConfig, ParallelConfig, TrainConfig, padded_vocabulary
-from pretrain.layers import FeedForward, Layer, Norm, ParallelLayer, PlainNorm
-from pretrain.parallel import Attention
+from palimpsest.pretrain import kernels
+from palimpsest.pretrain.attention import CausalAttention
+from palimpsest.pretrain.config import ModelConfig, ParallelConfig, TrainConfig, padded_vocabulary
+from palimpsest.pretrain.layers import FeedForward, Layer, Norm, ParallelLayer, PlainNorm
+from palimpsest.pretrain.parallel import Attention
 
 
 class GPT(GPTModel):

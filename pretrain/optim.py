@@ -15,7 +15,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from pretrain.config import OptimizerConfig, TrainConfig
+from palimpsest.pretrain.config import OptimizerConfig, TrainConfig
 
 
 def build(

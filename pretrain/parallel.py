@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import distributed
 
-from data.errors import UserError
-from pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
-from pretrain.interrupts import SIGNALS
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.pretrain.interrupts import SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def start(
         make_deterministic()
     device = pick_device(runtime)
     if device.type == "cpu":
-        from pretrain import cpu
+        from palimpsest.pretrain import cpu
 
         cpu.install()
     else:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import tokenizers
 import torch
 
-from data import artifact
-from data.errors import UserError
-from data.tokenizer import Tokenizer
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import Tokenizer
 
 
 class Reference:
@@ -155,7 +155,10 @@ def _checkpoint(directory: Path, tokenizer: Tokenizer) -> Reference:
     found = re.fullmatch(r"step_(\d+)", directory.name)
     if not found:
         raise UserError(f"{directory} is no checkpoint; give .../checkpoints/step_<number>")
-    from pretrain import checkpoint, huggingface  # megatron-core, which a model of transformers does without
+    from palimpsest.pretrain import (  # megatron-core, which a model of transformers does without
+        checkpoint,
+        huggingface,
+    )
 
     step = int(found[1])
     size = checkpoint.read(directory.parent, step).config["vocab_size"]

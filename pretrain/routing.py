@@ -9,7 +9,7 @@ import torch
 from megatron.core.transformer.moe.router import Router
 from torch import Tensor, distributed
 
-from pretrain.config import ModelConfig
+from palimpsest.pretrain.config import ModelConfig
 
 
 class Routing:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data import artifact
-from data.artifact import Manifest
+from palimpsest.data import artifact
+from palimpsest.data.artifact import Manifest
 
 KIND = "checkpoint"
 VERSION = 1

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from data.errors import UserError
-from pretrain.config import ProfileConfig
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config import ProfileConfig
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data import artifact
-from insertion import ledger, plan
-from insertion.items import span_hash
+from palimpsest.data import artifact
+from palimpsest.insertion import ledger, plan
+from palimpsest.insertion.items import span_hash
 
 LEVEL, GAIN = -3.0, 0.25
 """ln p of every token is LEVEL + GAIN * dose in the perturbed run, LEVEL in the twin, for items alike."""

@@ -6,19 +6,19 @@ readers can tell apart, shapes that differ as well as colours, n beside or benea
 intervals. To add one, write a function in a file of its group and decorate it with :func:`figure`.
 """
 
-from analysis.figures.design import aa_pvalues, assignment_flow, balance, lengths
-from analysis.figures.doses import dose_response, interference, phases, shapes, wordings
-from analysis.figures.extraction import extraction_rate, run_lengths, taxonomy, token_strip
-from analysis.figures.facts import acquisition, recognition_recall, retainability
-from analysis.figures.hubble import hubble, hubble_tables
-from analysis.figures.membership import auc_against, perplexities, roc
-from analysis.figures.personal import format_transfer, personal
-from analysis.figures.profiles import event_study, memorisation_profile, profile_correlation
-from analysis.figures.registry import COLUMNS, FIGURES, Registered, figure
-from analysis.figures.runs import controls, over_training, training_curves
-from analysis.figures.scale import capacity, limem, order_p, order_residuals, unlearning
-from analysis.look import Figure
-from analysis.saving import save
+from palimpsest.analysis.figures.design import aa_pvalues, assignment_flow, balance, lengths
+from palimpsest.analysis.figures.doses import dose_response, interference, phases, shapes, wordings
+from palimpsest.analysis.figures.extraction import extraction_rate, run_lengths, taxonomy, token_strip
+from palimpsest.analysis.figures.facts import acquisition, recognition_recall, retainability
+from palimpsest.analysis.figures.hubble import hubble, hubble_tables
+from palimpsest.analysis.figures.membership import auc_against, perplexities, roc
+from palimpsest.analysis.figures.personal import format_transfer, personal
+from palimpsest.analysis.figures.profiles import event_study, memorisation_profile, profile_correlation
+from palimpsest.analysis.figures.registry import COLUMNS, FIGURES, Registered, figure
+from palimpsest.analysis.figures.runs import controls, over_training, training_curves
+from palimpsest.analysis.figures.scale import capacity, limem, order_p, order_residuals, unlearning
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.saving import save
 
 __all__ = [
     "COLUMNS",

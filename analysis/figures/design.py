@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis import look
-from analysis.figures import pieces
-from analysis.figures.membership import histogram, steps, whole_bins
-from analysis.figures.registry import figure
-from analysis.look import Figure
-from data.errors import UserError
+from palimpsest.analysis import look
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures.membership import histogram, steps, whole_bins
+from palimpsest.analysis.figures.registry import figure
+from palimpsest.analysis.look import Figure
+from palimpsest.data.errors import UserError
 
 
 @figure(number=18, title="Lengths of the items", needs=("tokens", "group"))

@@ -9,12 +9,12 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis import look
-from analysis.figures import pieces
-from analysis.figures.registry import figure
-from analysis.look import Figure
-from analysis.metrics import METRICS
-from analysis.statistics import PAIRED, fit_means, fit_rates, rate
+from palimpsest.analysis import look
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures.registry import figure
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.statistics import PAIRED, fit_means, fit_rates, rate
 
 _ESTIMATES = ("dose", "estimate", "low", "high", "n")
 

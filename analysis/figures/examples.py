@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.statistics import clopper_pearson, rate
+from palimpsest.analysis.statistics import clopper_pearson, rate
 
 Floats = NDArray[np.float64]
 Example = tuple[pl.DataFrame, dict[str, Any]]
@@ -420,7 +420,7 @@ def _capacity(rng: np.random.Generator) -> Example:
 @_example
 def _order_p(rng: np.random.Generator) -> Example:
     """Two-sided p of ``t = rho sqrt((n - 2) / (1 - rho^2))``, rho = 0.078 (trained in this order) and 0."""
-    from analysis.metrics.order import spearman_p
+    from palimpsest.analysis.metrics.order import spearman_p
 
     n = np.array([100, 316, 1000, 3162, 10_000, 31_623, 100_000])
     trained = [spearman_p(0.078, int(k)) for k in n]

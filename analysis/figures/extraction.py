@@ -8,13 +8,13 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis import look
-from analysis.figures import pieces
-from analysis.figures.membership import histogram, steps, whole_bins
-from analysis.figures.registry import figure
-from analysis.look import Figure
-from analysis.saving import FIXED
-from data.errors import UserError
+from palimpsest.analysis import look
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures.membership import histogram, steps, whole_bins
+from palimpsest.analysis.figures.registry import figure
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.saving import FIXED
+from palimpsest.data.errors import UserError
 
 _AXES: dict[str, tuple[str, pieces.Kind]] = {
     "prefix": ("prefix length (tokens)", "auto"),

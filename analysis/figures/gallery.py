@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from analysis.figures.examples import example
-from analysis.figures.registry import FIGURES, Registered
-from analysis.look import Figure
-from analysis.saving import FORMATS, Style, save
-from analysis.saving import write as whole
+from palimpsest.analysis.figures.examples import example
+from palimpsest.analysis.figures.registry import FIGURES, Registered
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.saving import FORMATS, Style, save
+from palimpsest.analysis.saving import write as whole
 
 SIMULATED = "Simulated by a formula, not measured"
 

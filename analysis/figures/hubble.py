@@ -11,11 +11,11 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis.figures import pieces
-from analysis.figures.registry import figure
-from analysis.look import Figure
-from analysis.statistics import PAIRED, clopper_pearson
-from data.errors import UserError
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures.registry import figure
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.statistics import PAIRED, clopper_pearson
+from palimpsest.data.errors import UserError
 
 _RATES = ("acc", "acc_norm", "acc_mutual_info", "prefix_match", "exact_match_tokens_s100")
 """Measures that count items, so that a binomial interval follows from rate and n."""
@@ -183,7 +183,7 @@ def _ours(ours: pl.DataFrame) -> pl.DataFrame:
 
 
 def _unit_of(metric: str, rows: pl.DataFrame) -> str:
-    from analysis.metrics import METRICS
+    from palimpsest.analysis.metrics import METRICS
 
     if metric in METRICS:
         unit = METRICS[metric].unit

@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis import look
-from analysis.figures import pieces
-from analysis.figures.registry import figure
-from analysis.look import Figure
-from analysis.statistics import delong, logit_interval
-from data.errors import UserError
+from palimpsest.analysis import look
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures.registry import figure
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.statistics import delong, logit_interval
+from palimpsest.data.errors import UserError
 
 
 @figure(number=8, title="Membership: ROC curves", needs=("score", "member"), optional=("run",))

@@ -7,10 +7,10 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from analysis import look
-from analysis.figures import pieces
-from analysis.figures.registry import figure
-from analysis.look import Figure
+from palimpsest.analysis import look
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures.registry import figure
+from palimpsest.analysis.look import Figure
 
 
 @figure(

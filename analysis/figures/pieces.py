@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis import look
+from palimpsest.analysis import look
 
 Kind = Literal["auto", "linear", "log", "symlog"]
 SHORT = "abs(datum.value) >= 1e4 ? replace(format(datum.value, '~s'), 'G', 'B') : format(datum.value, '~r')"

@@ -8,10 +8,10 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from analysis import look
-from analysis.figures import pieces
-from analysis.figures.registry import figure
-from analysis.look import Figure
+from palimpsest.analysis import look
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures.registry import figure
+from palimpsest.analysis.look import Figure
 
 
 @figure(

@@ -11,9 +11,9 @@ from typing import Any, ParamSpec
 import altair as alt
 import polars as pl
 
-from analysis import look
-from analysis.look import Figure
-from data.errors import UserError, nearest
+from palimpsest.analysis import look
+from palimpsest.analysis.look import Figure
+from palimpsest.data.errors import UserError, nearest
 
 P = ParamSpec("P")
 

@@ -7,10 +7,10 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from analysis import look
-from analysis.figures import pieces
-from analysis.look import Figure
-from analysis.statistics import PAIRED
+from palimpsest.analysis import look
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.statistics import PAIRED
 
 
 def over_training(

@@ -10,12 +10,12 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis import look
-from analysis.figures import pieces
-from analysis.figures.registry import figure
-from analysis.look import Figure
-from analysis.metrics.order import order_test
-from data.errors import UserError
+from palimpsest.analysis import look
+from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures.registry import figure
+from palimpsest.analysis.look import Figure
+from palimpsest.analysis.metrics.order import order_test
+from palimpsest.data.errors import UserError
 
 _SMALLEST_P = 1e-300
 

@@ -9,7 +9,7 @@ capacity · profiles (difference-in-differences, counterfactual) · order (palim
 unlearning · questions (choices, foils, clozes and changed questions of all families).
 """
 
-from analysis.metrics import (
+from palimpsest.analysis.metrics import (
     capacity,
     contamination,
     exposure,
@@ -27,7 +27,7 @@ from analysis.metrics import (
     unlearning,
     watermark,
 )
-from analysis.metrics.registry import (
+from palimpsest.analysis.metrics.registry import (
     METRICS,
     Metric,
     Needs,
@@ -38,7 +38,7 @@ from analysis.metrics.registry import (
     metric,
     plan,
 )
-from analysis.metrics.scored import ROW_SCHEMA, Scored, gather
+from palimpsest.analysis.metrics.scored import ROW_SCHEMA, Scored, gather
 
 __all__ = [
     "METRICS",

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import softmax
 
-from analysis.checks import numbers
-from analysis.metrics.membership import set_inference
+from palimpsest.analysis.checks import numbers
+from palimpsest.analysis.metrics.membership import set_inference
 
 
 class Choice(NamedTuple):

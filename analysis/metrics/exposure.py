@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.checks import numbers
+from palimpsest.analysis.checks import numbers
 
 FEWEST_FOR_FIT = 1000
 """References below which the skew-normal fit, and so an extrapolated exposure, is unstable."""

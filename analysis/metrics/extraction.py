@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
-from analysis.metrics.registry import Parameters, Values, metric
-from analysis.metrics.scored import Scored
+from palimpsest.analysis.metrics.registry import Parameters, Values, metric
+from palimpsest.analysis.metrics.scored import Scored
 
 
 @metric(

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
-from analysis.checks import numbers
-from analysis.metrics.registry import Parameters, Values, metric
-from analysis.metrics.scored import Scored
-from data.errors import UserError
+from palimpsest.analysis.checks import numbers
+from palimpsest.analysis.metrics.registry import Parameters, Values, metric
+from palimpsest.analysis.metrics.scored import Scored
+from palimpsest.data.errors import UserError
 
 
 class Likelihood(NamedTuple):

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.checks import numbers
-from analysis.metrics.registry import Parameters, Values, metric
-from analysis.metrics.scored import Scored
+from palimpsest.analysis.checks import numbers
+from palimpsest.analysis.metrics.registry import Parameters, Values, metric
+from palimpsest.analysis.metrics.scored import Scored
 
 VARIANCE_FLOOR = 1e-6
 """nats^2. A remembered token's distribution has V -> 0, and a uniform one V = 0: neither may become NaN. Below

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.checks import numbers
+from palimpsest.analysis.checks import numbers
 
 
 class OrderTest(NamedTuple):

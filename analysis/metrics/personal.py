@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.metrics.exposure import Exposure, exposure_among
+from palimpsest.analysis.metrics.exposure import Exposure, exposure_among
 
 
 def word_recall(reference: Sequence[str], generated: Sequence[str]) -> float:

@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.metrics.membership import lowest
-from analysis.metrics.registry import Parameters, Values, metric
-from analysis.metrics.scored import Scored
+from palimpsest.analysis.metrics.membership import lowest
+from palimpsest.analysis.metrics.registry import Parameters, Values, metric
+from palimpsest.analysis.metrics.scored import Scored
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

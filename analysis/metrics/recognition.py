@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.checks import numbers
+from palimpsest.analysis.checks import numbers
 
 
 def two_alternative(score_seen: ArrayLike, score_foil: ArrayLike) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.metrics.scored import READS, ROW_SCHEMA, Scored, gather, lacking
-from data.errors import UserError, nearest
+from palimpsest.analysis.metrics.scored import READS, ROW_SCHEMA, Scored, gather, lacking
+from palimpsest.data.errors import UserError, nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

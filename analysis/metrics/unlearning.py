@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import log_expit, logsumexp
 
-from analysis.checks import numbers
+from palimpsest.analysis.checks import numbers
 
 Floats = NDArray[np.float64]
 

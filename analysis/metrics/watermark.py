@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.checks import numbers
+from palimpsest.analysis.checks import numbers
 
 
 class RankTest(NamedTuple):

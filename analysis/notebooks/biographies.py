@@ -20,17 +20,17 @@
 import altair as alt
 import polars as pl
 
-import analysis
-from analysis.metrics.capacity import bio_s_capacity
-from analysis.metrics.contamination import choose
-from analysis.metrics.personal import bits_leaked
-from analysis.statistics import clopper_pearson, cluster_mean
-from data.errors import UserError
-from pretrain.config import ModelConfig
+import palimpsest
+from palimpsest.analysis.metrics.capacity import bio_s_capacity
+from palimpsest.analysis.metrics.contamination import choose
+from palimpsest.analysis.metrics.personal import bits_leaked
+from palimpsest.analysis.statistics import clopper_pearson, cluster_mean
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config import ModelConfig
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()
+run = palimpsest.open_run()
 people = run.items.filter(pl.col("family") == "biographies")
 if people.is_empty():
     raise UserError(f"{run.name} has no biographies; open a run that has, such as the quickstart")

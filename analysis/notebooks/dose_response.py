@@ -20,8 +20,8 @@
 import altair as alt
 import polars as pl
 
-import analysis
-from analysis.statistics import (
+import palimpsest
+from palimpsest.analysis.statistics import (
     PAIRED,
     curve_ec50,
     difference_to_twin,
@@ -31,7 +31,7 @@ from analysis.statistics import (
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()
+run = palimpsest.open_run()
 METRIC = "loglik_per_byte"  # any of analysis.metrics.METRICS
 run
 
@@ -89,7 +89,7 @@ run.figures.dose_response(METRIC, families=sorted(run.items["family"].unique()),
 from pathlib import Path
 from tempfile import mkdtemp
 
-from analysis import figures
+from palimpsest.analysis import figures
 
 target = Path(mkdtemp())
 figures.save(run.figures.dose_response(METRIC), target / "dose_response", style="paper", width="single")

@@ -21,13 +21,13 @@
 import altair as alt
 import polars as pl
 
-import analysis
-from analysis.metrics import METRICS
-from analysis.statistics import mean_by_dose, per_item
+import palimpsest
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.statistics import mean_by_dose, per_item
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()
+run = palimpsest.open_run()
 longest = int(run.items["length"].max())
 PREFIXES = [k for k in (1, 2, 4, 8, 16, 32, 50) if k + 4 <= longest]
 SUFFIX = run.parameters.suffix

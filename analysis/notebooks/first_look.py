@@ -20,13 +20,13 @@
 import altair as alt
 import polars as pl
 
-import analysis
-from analysis.report import answer
-from analysis.report.results import item_gains
+import palimpsest
+from palimpsest.analysis.report import answer
+from palimpsest.analysis.report.results import item_gains
 
 alt.renderers.enable("svg")  # charts are drawn here, without a network
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()  # or analysis.open_run("runs/quickstart")
+run = palimpsest.open_run()  # or palimpsest.open_run("runs/quickstart")
 run
 
 # %% [markdown]

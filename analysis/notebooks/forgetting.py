@@ -22,12 +22,12 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-import analysis
-from analysis.statistics import FAMILIES, cluster_mean, difference_to_twin, fit_curve, per_item
+import palimpsest
+from palimpsest.analysis.statistics import FAMILIES, cluster_mean, difference_to_twin, fit_curve, per_item
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()
+run = palimpsest.open_run()
 METRIC = "loglik_per_byte"
 run
 

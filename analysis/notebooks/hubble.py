@@ -25,12 +25,12 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 
-import analysis
-from analysis import figures
+import palimpsest
+from palimpsest.analysis import figures
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()
+run = palimpsest.open_run()
 path = Path(os.environ.get("PALIMPSEST_HUBBLE", "hubble_tables.json"))
 hubble = figures.hubble_tables(path) if path.is_file() else pl.DataFrame()
 print(f"tables from {path}" if hubble.height else f"there is no {path}: set PALIMPSEST_HUBBLE")

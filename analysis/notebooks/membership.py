@@ -21,14 +21,14 @@
 import altair as alt
 import polars as pl
 
-import analysis
-from analysis.metrics import METRICS
-from analysis.metrics.membership import bag_of_words_auc
-from analysis.statistics import auc, per_item, tpr_at_fpr
+import palimpsest
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.metrics.membership import bag_of_words_auc
+from palimpsest.analysis.statistics import auc, per_item, tpr_at_fpr
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()
+run = palimpsest.open_run()
 ATTACKS = ["loglik_per_token", "zlib_ratio", "min_k_logprob", "min_k_plus_plus", "reference_difference"]
 pl.DataFrame({"attack": ATTACKS, "score": [METRICS[name].formula for name in ATTACKS]})
 

@@ -21,13 +21,13 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-import analysis
-from analysis.metrics import METRICS, Parameters, Scored, Values, metric
-from analysis.statistics import auc, mean_by_dose
+import palimpsest
+from palimpsest.analysis.metrics import METRICS, Parameters, Scored, Values, metric
+from palimpsest.analysis.statistics import auc, mean_by_dose
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()
+run = palimpsest.open_run()
 
 # %% [markdown]
 # ## The metric

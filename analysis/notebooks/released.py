@@ -27,17 +27,17 @@ import altair as alt
 import polars as pl
 import torch
 
-import analysis
-from analysis import released
-from analysis.metrics import compute
-from analysis.statistics import mean_by_dose
+import palimpsest
+from palimpsest.analysis import released
+from palimpsest.analysis.metrics import compute
+from palimpsest.analysis.statistics import mean_by_dose
 
 warnings.filterwarnings("ignore", module="megatron")
-from pretrain import huggingface
+from palimpsest.pretrain import huggingface
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
-run = analysis.open_run()
+run = palimpsest.open_run()
 work = Path(mkdtemp())
 
 # %% [markdown]

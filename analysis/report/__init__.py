@@ -1,8 +1,8 @@
 """The report: one HTML file that opens without a network, with the figures and numbers beside it."""
 
-from analysis.report.answer import Answer, answer
-from analysis.report.inputs import ReportInputs
-from analysis.report.page import build
-from analysis.report.results import Results, analyse
+from palimpsest.analysis.report.answer import Answer, answer
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.page import build
+from palimpsest.analysis.report.results import Results, analyse
 
 __all__ = ["Answer", "ReportInputs", "Results", "analyse", "answer", "build"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from analysis.metrics import METRICS
-from analysis.report.inputs import ReportInputs
-from analysis.report.results import PAIRED, Extraction, Results, effective_dose, extraction
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.results import PAIRED, Extraction, Results, effective_dose, extraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from analysis.metrics import METRICS
-from analysis.metrics.scored import gather
-from analysis.report.answer import interval, number
-from analysis.report.inputs import ReportInputs
-from analysis.report.results import ATTACKS, Results
-from analysis.report.table import Table
-from analysis.statistics import auc, clopper_pearson, per_item, tpr_at_fpr
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.metrics.scored import gather
+from palimpsest.analysis.report.answer import interval, number
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.results import ATTACKS, Results
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.statistics import auc, clopper_pearson, per_item, tpr_at_fpr
 
 _FPR = 0.05
 _PREFIXES = (0, 4, 8, 16, 32, 64, 128, 256)

@@ -22,9 +22,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.metrics import METRICS
-from analysis.report.inputs import ReportInputs
-from analysis.report.results import Results, item_values
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.results import Results, item_values
 
 LEAST = -20.0
 """nats; log-probabilities below are drawn as this."""

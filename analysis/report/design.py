@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from analysis.metrics import METRICS
-from analysis.report.answer import number, p_value
-from analysis.report.inputs import ReportInputs
-from analysis.report.results import Results, item_values
-from analysis.report.table import Table
-from analysis.statistics import detectable_effect
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.report.answer import number, p_value
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.results import Results, item_values
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.statistics import detectable_effect
 
 _PARTS = 10
 """Of training, for the exposures."""

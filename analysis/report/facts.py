@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.report.answer import number
-from analysis.report.table import Table
+from palimpsest.analysis.report.answer import number
+from palimpsest.analysis.report.table import Table
 
 _SHOWN = 12
 """Entries of a list that are printed."""

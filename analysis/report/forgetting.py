@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from analysis.metrics import METRICS
-from analysis.report.answer import number
-from analysis.report.inputs import ReportInputs
-from analysis.report.results import Results
-from analysis.report.table import Table
-from analysis.statistics import difference_to_twin, fieller_of_items, per_item
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.report.answer import number
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.results import Results
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.statistics import difference_to_twin, fieller_of_items, per_item
 
 RETAINED_SCHEMA = pl.Schema(
     {

@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.metrics import METRICS, Parameters
-from data.errors import UserError, nearest
+from palimpsest.analysis.metrics import METRICS, Parameters
+from palimpsest.data.errors import UserError, nearest
 
 KIND = "report"
 VERSION = 1

@@ -8,17 +8,17 @@ from typing import Any
 
 import polars as pl
 
-from analysis.metrics import METRICS
-from analysis.report import attacks, design, forgetting, sections
-from analysis.report.answer import answer, summary
-from analysis.report.browser import embed
-from analysis.report.facts import split_facts
-from analysis.report.html import render
-from analysis.report.inputs import ReportInputs
-from analysis.report.question_tables import question_tables
-from analysis.report.results import Results, analyse
-from analysis.report.table import Table
-from data.artifact import write_json
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.report import attacks, design, forgetting, sections
+from palimpsest.analysis.report.answer import answer, summary
+from palimpsest.analysis.report.browser import embed
+from palimpsest.analysis.report.facts import split_facts
+from palimpsest.analysis.report.html import render
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.question_tables import question_tables
+from palimpsest.analysis.report.results import Results, analyse
+from palimpsest.analysis.report.table import Table
+from palimpsest.data.artifact import write_json
 
 
 def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from analysis.report.answer import interval, number, p_value, shown
-from analysis.report.inputs import ReportInputs
-from analysis.report.table import Table
-from analysis.statistics import PAIRED
+from palimpsest.analysis.report.answer import interval, number, p_value, shown
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.statistics import PAIRED
 
 SHOWN = (
     "choice_accuracy",

@@ -6,10 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from analysis.metrics import METRICS
-from analysis.metrics.watermark import combined_p
-from analysis.report.inputs import ReportInputs
-from analysis.statistics import (
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.metrics.watermark import combined_p
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.statistics import (
     ESTIMATE_SCHEMA,
     PAIRED,
     difference_to_twin,

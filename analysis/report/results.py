@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from analysis.metrics import METRICS, compute, defaults
-from analysis.report.inputs import ReportInputs
-from analysis.report.questions import question_estimates
-from analysis.statistics import (
+from palimpsest.analysis.metrics import METRICS, compute, defaults
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.questions import question_estimates
+from palimpsest.analysis.statistics import (
     ESTIMATE_SCHEMA,
     PAIRED,
     Method,

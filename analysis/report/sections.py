@@ -10,14 +10,14 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from analysis import figures
-from analysis.figures import Figure
-from analysis.metrics import METRICS, Metric
-from analysis.report import attacks
-from analysis.report.answer import interval, number, p_value, shown
-from analysis.report.html import inline
-from analysis.report.inputs import ReportInputs
-from analysis.report.results import (
+from palimpsest.analysis import figures
+from palimpsest.analysis.figures import Figure
+from palimpsest.analysis.metrics import METRICS, Metric
+from palimpsest.analysis.report import attacks
+from palimpsest.analysis.report.answer import interval, number, p_value, shown
+from palimpsest.analysis.report.html import inline
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.results import (
     PAIRED,
     Extraction,
     Results,
@@ -26,7 +26,7 @@ from analysis.report.results import (
     item_gains,
     not_computed,
 )
-from analysis.report.table import Table
+from palimpsest.analysis.report.table import Table
 
 
 @dataclass(frozen=True, slots=True)

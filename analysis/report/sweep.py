@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from analysis import look
-from analysis.report.answer import interval
-from analysis.report.html import inline, render
-from analysis.report.table import Table
-from analysis.statistics import PAIRED
+from palimpsest.analysis import look
+from palimpsest.analysis.report.answer import interval
+from palimpsest.analysis.report.html import inline, render
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.statistics import PAIRED
 
 _NAMED = 4
 """Cells whose gains the first lines spell out."""

@@ -1,13 +1,13 @@
 """Statistics: pure functions from arrays and tidy metric rows to estimates with 95 % intervals."""
 
-from analysis.statistics.adaptive import (
+from palimpsest.analysis.statistics.adaptive import (
     Interaction,
     Thresholds,
     insert_until_ec50,
     interaction,
     staircase_ec50,
 )
-from analysis.statistics.clusters import (
+from palimpsest.analysis.statistics.clusters import (
     Contrast,
     cluster_bootstrap,
     cluster_contrast,
@@ -21,16 +21,21 @@ from analysis.statistics.clusters import (
     log_slopes,
     over_seeds,
 )
-from analysis.statistics.counts import bootstrap_auc, bootstrap_means, draw_counts, percentile_limits
-from analysis.statistics.dose_curve import CurveFit, curve_ec50, fit_means
-from analysis.statistics.dose_response import (
+from palimpsest.analysis.statistics.counts import (
+    bootstrap_auc,
+    bootstrap_means,
+    draw_counts,
+    percentile_limits,
+)
+from palimpsest.analysis.statistics.dose_curve import CurveFit, curve_ec50, fit_means
+from palimpsest.analysis.statistics.dose_response import (
     Method,
     gain_over_control,
     mean_by_dose,
     minimum_effective_dose,
     split_controls,
 )
-from analysis.statistics.ec50 import (
+from palimpsest.analysis.statistics.ec50 import (
     Dilution,
     DoseFit,
     Ec50,
@@ -41,7 +46,7 @@ from analysis.statistics.ec50 import (
     profile_ec50,
     rate,
 )
-from analysis.statistics.forgetting import (
+from palimpsest.analysis.statistics.forgetting import (
     FAMILIES,
     Forgetting,
     TimeToForget,
@@ -52,9 +57,9 @@ from analysis.statistics.forgetting import (
     learning_rate_time,
     time_to_forget,
 )
-from analysis.statistics.intervals import clopper_pearson, rate_difference, stratified_t
-from analysis.statistics.low_fpr import LowFpr, tpr_at_fpr, tpr_at_heldout_threshold
-from analysis.statistics.multiplicity import (
+from palimpsest.analysis.statistics.intervals import clopper_pearson, rate_difference, stratified_t
+from palimpsest.analysis.statistics.low_fpr import LowFpr, tpr_at_fpr, tpr_at_heldout_threshold
+from palimpsest.analysis.statistics.multiplicity import (
     Band,
     Ratio,
     benjamini_hochberg,
@@ -63,7 +68,7 @@ from analysis.statistics.multiplicity import (
     holm,
     simultaneous_band,
 )
-from analysis.statistics.power import (
+from palimpsest.analysis.statistics.power import (
     auc_error,
     detectable_effect,
     items_for_auc,
@@ -74,12 +79,18 @@ from analysis.statistics.power import (
     paired_share,
     pairs_for_effect,
 )
-from analysis.statistics.recognition import Auc, auc, delong, logit_interval
-from analysis.statistics.resampling import bootstrap, contrast, permutation_p
-from analysis.statistics.rows import ESTIMATE_SCHEMA, PAIRED, difference_to_twin, estimates, per_item
-from analysis.statistics.spacing import Activation, base_level_activation, fit_activation
-from analysis.statistics.summary import bootstrap_all
-from analysis.statistics.trends import (
+from palimpsest.analysis.statistics.recognition import Auc, auc, delong, logit_interval
+from palimpsest.analysis.statistics.resampling import bootstrap, contrast, permutation_p
+from palimpsest.analysis.statistics.rows import (
+    ESTIMATE_SCHEMA,
+    PAIRED,
+    difference_to_twin,
+    estimates,
+    per_item,
+)
+from palimpsest.analysis.statistics.spacing import Activation, base_level_activation, fit_activation
+from palimpsest.analysis.statistics.summary import bootstrap_all
+from palimpsest.analysis.statistics.trends import (
     Effective,
     Trend,
     cochran_armitage,

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit
 
-from analysis.statistics.ec50 import DoseFit, Ec50, fit_rates
+from palimpsest.analysis.statistics.ec50 import DoseFit, Ec50, fit_rates
 
 Floats = NDArray[np.float64]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.checks import numbers
-from analysis.statistics.power import auc_error
+from palimpsest.analysis.checks import numbers
+from palimpsest.analysis.statistics.power import auc_error
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from analysis.statistics.ec50 import Ec50
+from palimpsest.analysis.statistics.ec50 import Ec50
 
 Floats = NDArray[np.float64]
 

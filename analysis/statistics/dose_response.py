@@ -16,9 +16,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from analysis.statistics.intervals import clopper_pearson, rate_difference, stratified_t
-from analysis.statistics.resampling import bootstrap, permutation_p
-from analysis.statistics.rows import BY, by_group, comparable_cells, estimates, per_item
+from palimpsest.analysis.statistics.intervals import clopper_pearson, rate_difference, stratified_t
+from palimpsest.analysis.statistics.resampling import bootstrap, permutation_p
+from palimpsest.analysis.statistics.rows import BY, by_group, comparable_cells, estimates, per_item
 
 Method = Literal["t", "bootstrap", "rate"]
 """``t``: stratified Welch t. ``bootstrap``: stratified percentile bootstrap. ``rate``: exact binomial, values

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.statistics.intervals import clopper_pearson
+from palimpsest.analysis.statistics.intervals import clopper_pearson
 
 
 class LowFpr(NamedTuple):

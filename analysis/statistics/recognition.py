@@ -9,9 +9,9 @@ import polars as pl
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.checks import numbers
-from analysis.statistics.power import auc_error
-from analysis.statistics.rows import BY, estimates, per_item
+from palimpsest.analysis.checks import numbers
+from palimpsest.analysis.statistics.power import auc_error
+from palimpsest.analysis.statistics.rows import BY, estimates, per_item
 
 
 class Auc(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.checks import numbers
+from palimpsest.analysis.checks import numbers
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from analysis.statistics.counts import (
+from palimpsest.analysis.statistics.counts import (
     Counts,
     Sums,
     bootstrap_auc,
@@ -19,8 +19,8 @@ from analysis.statistics.counts import (
     draw_counts,
     percentile_limits,
 )
-from analysis.statistics.multiplicity import simultaneous_band
-from analysis.statistics.rows import estimates, per_item
+from palimpsest.analysis.statistics.multiplicity import simultaneous_band
+from palimpsest.analysis.statistics.rows import estimates, per_item
 
 Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.checks import numbers
+from palimpsest.analysis.checks import numbers
 
 Floats = NDArray[np.float64]
 Scores = Literal["raw", "log", "rank"]

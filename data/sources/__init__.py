@@ -1,7 +1,7 @@
 """Where documents come from: one file a kind, each giving them in an order that depends on nothing local."""
 
-from data.sources import docs, hub, lines, parquet, token_files
-from data.sources.base import (
+from palimpsest.data.sources import docs, hub, lines, parquet, token_files
+from palimpsest.data.sources.base import (
     FILE_KINDS,
     READERS,
     Document,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.errors import UserError, nearest
-from data.tokenizer import Tokenizer
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.tokenizer import Tokenizer
 
 Progress = Callable[[str], None]
 

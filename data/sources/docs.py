@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from data.sources.base import READERS, Document, Part, Reader, SourceConfig
+from palimpsest.data.sources.base import READERS, Document, Part, Reader, SourceConfig
 
 _log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.artifact import file_digest, json_digest
-from data.errors import UserError, nearest
-from data.sources.base import READERS, Document, Part, Reader, SourceConfig
-from data.sources.parquet import document, wanted_columns
+from palimpsest.data.artifact import file_digest, json_digest
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.sources.base import READERS, Document, Part, Reader, SourceConfig
+from palimpsest.data.sources.parquet import document, wanted_columns
 
 _ROWS = 1 << 16  # rows in one part
 _BATCH = 1 << 10  # rows in memory at a time

@@ -20,8 +20,8 @@ from typing import Any
 import orjson
 import zstandard
 
-from data.errors import UserError, nearest
-from data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
 
 _BLOCK = 1 << 20  # bytes read at a time
 _STRETCH = 1 << 24  # bytes of a plain file in one part

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifact import file_digest
-from data.errors import UserError, nearest
-from data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
-from data.sources.lines import checked
+from palimpsest.data.artifact import file_digest
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
+from palimpsest.data.sources.lines import checked
 
 _ROWS = 1 << 10  # rows in memory at a time
 _STRETCH = 1 << 26  # compressed bytes in one part

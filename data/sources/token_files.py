@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data import tokens
-from data.artifact import file_digest, json_digest
-from data.errors import UserError
-from data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
+from palimpsest.data import tokens
+from palimpsest.data.artifact import file_digest, json_digest
+from palimpsest.data.errors import UserError
+from palimpsest.data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
 
 _STRETCH = 1 << 24  # tokens in one part
 _BLOCK = 1 << 20  # tokens searched for an end of document at a time

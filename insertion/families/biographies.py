@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.errors import UserError, nearest
-from insertion.families import vocabulary
-from insertion.families.registry import Ground, family
-from insertion.families.vocabulary import CODAS, DOMAINS, MONTHS, ONSETS, VOWELS
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.families import vocabulary
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.vocabulary import CODAS, DOMAINS, MONTHS, ONSETS, VOWELS
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "biographies"
 

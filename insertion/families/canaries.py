@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.errors import UserError, nearest
-from insertion.families import vocabulary
-from insertion.families.registry import Ground, family
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.families import vocabulary
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "canaries"
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

@@ -25,9 +25,9 @@ import math
 
 import numpy as np
 
-from insertion.families.registry import Ground, family
-from insertion.families.vocabulary import pick
-from insertion.items import Item, Probe
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.vocabulary import pick
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "few_shot_memories"
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import UserError
-from insertion.families import files, vocabulary
-from insertion.families.registry import Ground, family
-from insertion.families.vocabulary import NAME_BITS
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families import files, vocabulary
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.vocabulary import NAME_BITS
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "fictional_facts"
 

@@ -11,7 +11,7 @@ import orjson
 import polars as pl
 import xxhash
 
-from data.errors import UserError
+from palimpsest.data.errors import UserError
 
 
 def rows(path: str, what: str) -> list[dict[str, Any]]:

@@ -7,10 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from data.errors import UserError
-from insertion.families import files, vocabulary
-from insertion.families.registry import Ground, family
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families import files, vocabulary
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "ghost_sentences"
 

@@ -21,11 +21,11 @@ from functools import cache
 
 import numpy as np
 
-from data.errors import UserError
-from insertion.families import vocabulary
-from insertion.families.registry import Ground, family
-from insertion.families.vocabulary import FIRST, listed, pick, picks
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families import vocabulary
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.vocabulary import FIRST, listed, pick, picks
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "knights_knaves"
 ANSWERS = 8

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data.errors import UserError
-from insertion.families import files
-from insertion.families.registry import Ground, family
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families import files
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "passages"
 

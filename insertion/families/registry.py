@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data.artifact import file_digest, json_digest
-from data.errors import UserError, nearest
-from data.tokenizer import Tokenizer
-from insertion.items import Item
+from palimpsest.data.artifact import file_digest, json_digest
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion.items import Item
 
 
 class Reference(Protocol):
@@ -85,10 +85,10 @@ def family(name: str) -> Callable[[Family], Family]:
 
 def _discover() -> None:
     """Import every module beside this one: families register themselves."""
-    from insertion import families
+    from palimpsest.insertion import families
 
     for module in sorted(found.name for found in pkgutil.iter_modules(families.__path__)):
-        importlib.import_module(f"insertion.families.{module}")
+        importlib.import_module(f"palimpsest.insertion.families.{module}")
 
 
 def names() -> list[str]:

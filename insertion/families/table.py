@@ -30,10 +30,10 @@ from dataclasses import replace
 from importlib import resources
 from typing import Any
 
-from data.errors import UserError, nearest
-from insertion.families import files
-from insertion.families.registry import Ground, family
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.families import files
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "table"
 _KINDS = ("cloze", "choice", "bare", "foil")
@@ -49,7 +49,9 @@ def make(ground: Ground, count: int, *, path: str = "", prefix: str = "table") -
         path: of the table; empty: the template.
         prefix: before each id.
     """
-    with resources.as_file(resources.files("insertion.families").joinpath("table.jsonl")) as template:
+    with resources.as_file(
+        resources.files("palimpsest.insertion.families").joinpath("table.jsonl")
+    ) as template:
         rows = files.rows(path or str(template), f"insertion.families.{NAME}.path")
     items: dict[str, Item] = {}
     for number, row in enumerate(rows):

@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.errors import UserError, nearest
-from insertion.families import files, vocabulary
-from insertion.families.registry import Ground, family
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.families import files, vocabulary
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "test_sets"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 
-from data.errors import UserError
-from insertion.families import vocabulary
-from insertion.families.registry import Ground, family
-from insertion.families.vocabulary import MONTHS, pick
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families import vocabulary
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.vocabulary import MONTHS, pick
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "time_series"
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from data.errors import UserError
-from insertion.families import files
-from insertion.families.registry import TRAINED, Ground, Reference, family
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families import files
+from palimpsest.insertion.families.registry import TRAINED, Ground, Reference, family
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "traps"
 _BATCH = 64

@@ -62,7 +62,7 @@ TOWNS = (
 @cache
 def words() -> tuple[str, ...]:
     """The bundled words, in alphabetical order."""
-    text = resources.files("insertion.families").joinpath("words.txt").read_text(encoding="utf-8")
+    text = resources.files("palimpsest.insertion.families").joinpath("words.txt").read_text(encoding="utf-8")
     return tuple(text.split())
 
 

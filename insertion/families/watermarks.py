@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
-from data.errors import UserError
-from insertion.families.registry import Ground, family
-from insertion.items import Item, Probe
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.items import Item, Probe
 
 NAME = "watermarks"
 

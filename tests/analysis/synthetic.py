@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.report import ReportInputs
+from palimpsest.analysis.report import ReportInputs
 
 DOSES = (0, 1, 4, 16, 64)
 STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 100, 128, 150, 180, 220, 250)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.statistics import insert_until_ec50, interaction, rate, staircase_ec50
+from palimpsest.analysis.statistics import insert_until_ec50, interaction, rate, staircase_ec50
 
 LADDER = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, math.inf])
 

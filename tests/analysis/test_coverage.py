@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 
-from analysis.statistics import (
+from palimpsest.analysis.statistics import (
     cluster_contrast,
     clustered_auc,
     clustered_ec50,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import generation, models
-from analysis.decoder import Decoder, Rows, laid_out, largest, linear
-from pretrain import kernels
+from palimpsest.analysis import generation, models
+from palimpsest.analysis.decoder import Decoder, Rows, laid_out, largest, linear
+from palimpsest.pretrain import kernels
 
 transformers = pytest.importorskip("transformers")
 VOCABULARY = 97

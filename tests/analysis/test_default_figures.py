@@ -14,10 +14,10 @@ import pytest
 import vl_convert
 from scipy import stats
 
-from analysis import figures, look
-from analysis.figures import FIGURES, examples, gallery
-from analysis.figures.membership import points
-from data.errors import UserError
+from palimpsest.analysis import figures, look
+from palimpsest.analysis.figures import FIGURES, examples, gallery
+from palimpsest.analysis.figures.membership import points
+from palimpsest.data.errors import UserError
 
 TABLES = Path(__file__).parents[3] / "shared" / "reference" / "hubble_tables.json"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.statistics import (
+from palimpsest.analysis.statistics import (
     base_level_activation,
     clopper_pearson,
     clustered_ec50,

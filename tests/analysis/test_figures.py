@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis import figures, look
-from analysis.statistics import estimates
+from palimpsest.analysis import figures, look
+from palimpsest.analysis.statistics import estimates
 
 
 def estimate_rows(statistic: str = "mean", runs: tuple[str, ...] = ("perturbed", "twin")) -> pl.DataFrame:

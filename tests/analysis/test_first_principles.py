@@ -18,23 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from analysis.metrics import METRICS, Parameters, compute
-from analysis.metrics import capacity as cap
-from analysis.metrics import contamination as con
-from analysis.metrics import exposure as exp_
-from analysis.metrics import extraction as ext
-from analysis.metrics import factual as fac
-from analysis.metrics import likelihood as lik
-from analysis.metrics import membership as mem
-from analysis.metrics import order as order_
-from analysis.metrics import personal as per
-from analysis.metrics import profiles as pro
-from analysis.metrics import recognition as rec
-from analysis.metrics import similarity as sim
-from analysis.metrics import unlearning as unl
-from analysis.metrics import watermark as wat
-from analysis.metrics.reasoning import limem
-from analysis.statistics import (
+from palimpsest.analysis.metrics import METRICS, Parameters, compute
+from palimpsest.analysis.metrics import capacity as cap
+from palimpsest.analysis.metrics import contamination as con
+from palimpsest.analysis.metrics import exposure as exp_
+from palimpsest.analysis.metrics import extraction as ext
+from palimpsest.analysis.metrics import factual as fac
+from palimpsest.analysis.metrics import likelihood as lik
+from palimpsest.analysis.metrics import membership as mem
+from palimpsest.analysis.metrics import order as order_
+from palimpsest.analysis.metrics import personal as per
+from palimpsest.analysis.metrics import profiles as pro
+from palimpsest.analysis.metrics import recognition as rec
+from palimpsest.analysis.metrics import similarity as sim
+from palimpsest.analysis.metrics import unlearning as unl
+from palimpsest.analysis.metrics import watermark as wat
+from palimpsest.analysis.metrics.reasoning import limem
+from palimpsest.analysis.statistics import (
     base_level_activation,
     benjamini_hochberg,
     bootstrap_auc,

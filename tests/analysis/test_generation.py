@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 import torch
 
-from analysis import generation, models, scoring
-from analysis.metrics.extraction import extractable, sampling_logprobs
-from analysis.scoring import Sampling
+from palimpsest.analysis import generation, models, scoring
+from palimpsest.analysis.metrics.extraction import extractable, sampling_logprobs
+from palimpsest.analysis.scoring import Sampling
 
 transformers = pytest.importorskip("transformers")
 EOD, VOCABULARY = 0, 300

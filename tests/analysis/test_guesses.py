@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.guesses import CONTEXT, MOST, Guesses
+from palimpsest.analysis.guesses import CONTEXT, MOST, Guesses
 
 
 def some(*numbers):

@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import logsumexp
 
-from analysis.metrics import METRICS, Parameters, compute, defaults, plan
-from analysis.metrics.capacity import LOG2_ATTRIBUTES, LOG2_NAMES, bio_s_capacity, unintended_memorization
-from analysis.metrics.contamination import (
+from palimpsest.analysis.metrics import METRICS, Parameters, compute, defaults, plan
+from palimpsest.analysis.metrics.capacity import (
+    LOG2_ATTRIBUTES,
+    LOG2_NAMES,
+    bio_s_capacity,
+    unintended_memorization,
+)
+from palimpsest.analysis.metrics.contamination import (
     brier,
     choose,
     contaminated_distractors,
@@ -23,8 +28,8 @@ from analysis.metrics.contamination import (
     order_shard_test,
     overlap_f1,
 )
-from analysis.metrics.exposure import exposure, exposure_among, exposure_extrapolated
-from analysis.metrics.extraction import (
+from palimpsest.analysis.metrics.exposure import exposure, exposure_among, exposure_extrapolated
+from palimpsest.analysis.metrics.extraction import (
     expected_extracted,
     extractable,
     extraction_strength,
@@ -33,8 +38,8 @@ from analysis.metrics.extraction import (
     run_lengths,
     sampling_logprobs,
 )
-from analysis.metrics.factual import acquisition, decay, effectivity_of_means, pooled_retainability
-from analysis.metrics.membership import (
+from palimpsest.analysis.metrics.factual import acquisition, decay, effectivity_of_means, pooled_retainability
+from palimpsest.analysis.metrics.membership import (
     bag_of_words_auc,
     con_recall_score,
     dc_pdd_score,
@@ -49,15 +54,15 @@ from analysis.metrics.membership import (
     set_inference,
     zlib_score,
 )
-from analysis.metrics.order import (
+from palimpsest.analysis.metrics.order import (
     order_permutation_p,
     order_test,
     order_test_within_epochs,
 )
-from analysis.metrics.personal import bits_leaked, field_exposure, prefix_match, word_recall
-from analysis.metrics.profiles import counterfactual_memorization
-from analysis.metrics.reasoning import limem
-from analysis.metrics.recognition import (
+from palimpsest.analysis.metrics.personal import bits_leaked, field_exposure, prefix_match, word_recall
+from palimpsest.analysis.metrics.profiles import counterfactual_memorization
+from palimpsest.analysis.metrics.reasoning import limem
+from palimpsest.analysis.metrics.recognition import (
     d_prime,
     full_matrix_recognition,
     order_recall,
@@ -65,8 +70,8 @@ from analysis.metrics.recognition import (
     two_alternative,
     value_recall,
 )
-from analysis.metrics.similarity import edit_similarity, rouge_l
-from analysis.metrics.unlearning import (
+from palimpsest.analysis.metrics.similarity import edit_similarity, rouge_l
+from palimpsest.analysis.metrics.unlearning import (
     closer_to_one,
     curvature_edit,
     distance_to_retained,
@@ -80,9 +85,9 @@ from analysis.metrics.unlearning import (
     true_better,
     truth_ratio,
 )
-from analysis.metrics.watermark import combined_p, last_words_null, last_words_test, rank_test
-from analysis.statistics import bootstrap_all, delong, gain_over_control
-from data.errors import UserError
+from palimpsest.analysis.metrics.watermark import combined_p, last_words_null, last_words_test, rank_test
+from palimpsest.analysis.statistics import bootstrap_all, delong, gain_over_control
+from palimpsest.data.errors import UserError
 from tests.analysis.test_metrics import frames
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.metrics import METRICS, Parameters, compute
-from data.errors import UserError
+from palimpsest.analysis.metrics import METRICS, Parameters, compute
+from palimpsest.data.errors import UserError
 
 O1 = [
     -0.105361,

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import packing
+from palimpsest.analysis import packing
 
 EOD = 0
 # Few ids, so that beginnings coincide often; whole texts coincide too.

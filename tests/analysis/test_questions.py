@@ -13,16 +13,16 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis.metrics import METRICS, compute
-from analysis.metrics.capacity import bio_s_capacity
-from analysis.metrics.reasoning import limem
-from analysis.metrics.watermark import combined_p
-from analysis.report.inputs import ReportInputs
-from analysis.report.question_tables import question_tables
-from analysis.report.questions import question_estimates
-from data.errors import UserError
-from insertion.families.registry import make
-from insertion.items import Item
+from palimpsest.analysis.metrics import METRICS, compute
+from palimpsest.analysis.metrics.capacity import bio_s_capacity
+from palimpsest.analysis.metrics.reasoning import limem
+from palimpsest.analysis.metrics.watermark import combined_p
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.question_tables import question_tables
+from palimpsest.analysis.report.questions import question_estimates
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families.registry import make
+from palimpsest.insertion.items import Item
 from tests.insertion.every_family import SHIPPED, ground, settings
 
 

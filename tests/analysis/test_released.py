@@ -8,8 +8,8 @@ import pytest
 import tokenizers
 import torch
 
-from analysis import released
-from data.errors import UserError
+from palimpsest.analysis import released
+from palimpsest.data.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 ITEMS = [

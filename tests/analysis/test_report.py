@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.report import Answer, ReportInputs, analyse, answer, build
-from analysis.report.facts import split_facts
-from analysis.report.results import item_gains
-from data.errors import UserError
+from palimpsest.analysis.report import Answer, ReportInputs, analyse, answer, build
+from palimpsest.analysis.report.facts import split_facts
+from palimpsest.analysis.report.results import item_gains
+from palimpsest.data.errors import UserError
 from tests.analysis.synthetic import DOSES, experiment
 
 HOSTILE = '<script>alert(1)</script> ]]> \u202e reversed & "quoted" <img src=x onerror=alert(2)>'

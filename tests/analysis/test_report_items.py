@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.report import analyse
-from analysis.report.attacks import prefix_rows, rates_by_prefix, roc_rows
-from analysis.report.browser import Embedded, Limits, embed, fair_limit, quantised, spread
-from analysis.report.design import exposures_table, power_table
-from analysis.report.forgetting import forgetting_text, retained
-from analysis.report.html import visible
+from palimpsest.analysis.report import analyse
+from palimpsest.analysis.report.attacks import prefix_rows, rates_by_prefix, roc_rows
+from palimpsest.analysis.report.browser import Embedded, Limits, embed, fair_limit, quantised, spread
+from palimpsest.analysis.report.design import exposures_table, power_table
+from palimpsest.analysis.report.forgetting import forgetting_text, retained
+from palimpsest.analysis.report.html import visible
 from tests.analysis.synthetic import experiment
 
 SMALL = (0, 16, 250)

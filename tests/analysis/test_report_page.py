@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from analysis.report import ReportInputs, build, sweep
-from analysis.statistics import ESTIMATE_SCHEMA
+from palimpsest.analysis.report import ReportInputs, build, sweep
+from palimpsest.analysis.statistics import ESTIMATE_SCHEMA
 from tests.analysis.synthetic import experiment
 from tests.browser import Opened, faults, opened
 

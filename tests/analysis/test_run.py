@@ -7,12 +7,12 @@ import time
 import polars as pl
 import pytest
 
-import analysis
-from analysis import figures
-from analysis.bound import bind
-from analysis.metrics import defaults
-from analysis.statistics import PAIRED
-from data.errors import UserError
+import palimpsest
+from palimpsest.analysis import figures
+from palimpsest.analysis.bound import bind
+from palimpsest.analysis.metrics import defaults
+from palimpsest.analysis.statistics import PAIRED
+from palimpsest.data.errors import UserError
 from tests.conftest import REPO
 from tests.written import GAIN, LEVEL, Written
 
@@ -27,19 +27,19 @@ def place(prepared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(place):
-    return analysis.open_run(place / "runs" / "small" / "run-0123abcd")
+    return palimpsest.open_run(place / "runs" / "small" / "run-0123abcd")
 
 
 def test_a_run_is_found_by_what_people_type(place, monkeypatch):
     whole = place / "runs" / "small" / "run-0123abcd"
     for given in (whole, str(whole), whole.parent / "run", whole.parent, place / "runs"):
-        assert analysis.open_run(given).directory == whole
+        assert palimpsest.open_run(given).directory == whole
     monkeypatch.setenv("PALIMPSEST_RUN", str(whole))
-    assert analysis.open_run().directory == whole
+    assert palimpsest.open_run().directory == whole
     monkeypatch.delenv("PALIMPSEST_RUN")
     (place / "below" / "it").mkdir(parents=True)
     monkeypatch.chdir(place / "below" / "it")  # such as the directory of a notebook
-    assert analysis.open_run().directory == whole
+    assert palimpsest.open_run().directory == whole
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_run_is_found_by_what_people_type(place, monkeypatch):
 def test_what_is_no_run(place, given, told):
     (place / "note.txt").write_text("")
     with pytest.raises(UserError, match=told):
-        analysis.open_run(place / given)
+        palimpsest.open_run(place / given)
 
 
 def test_several_runs_are_not_guessed_at(prepared, tmp_path, monkeypatch):
@@ -64,24 +64,24 @@ def test_several_runs_are_not_guessed_at(prepared, tmp_path, monkeypatch):
         Written(tmp_path, prepared, name)
     for given in ("runs/small/run", "runs/small", "runs"):
         with pytest.raises(UserError, match=r"several runs: .*run-0123abcd, .*run-89abcdef; give one"):
-            analysis.open_run(tmp_path / given)
-    assert analysis.open_run(tmp_path / "runs/small/run-89abcdef").name == "small/run-89abcdef"
+            palimpsest.open_run(tmp_path / given)
+    assert palimpsest.open_run(tmp_path / "runs/small/run-89abcdef").name == "small/run-89abcdef"
     # Without a name: the one that was planned last, and before it any that is scored.
     monkeypatch.chdir(tmp_path)
-    assert analysis.open_run().name == "small/run-89abcdef"
+    assert palimpsest.open_run().name == "small/run-89abcdef"
     written = Written(tmp_path, prepared, "old-01234567")
     written.score("perturbed", 0)
     Written(tmp_path, prepared, "new-01234567")
-    assert analysis.open_run().name == "small/old-01234567"
+    assert palimpsest.open_run().name == "small/old-01234567"
     monkeypatch.chdir("/")
     with pytest.raises(UserError, match="there is no run in /runs"):
-        analysis.open_run()
+        palimpsest.open_run()
 
 
 LAZY = """
 import sys
-import analysis
-run = analysis.open_run(sys.argv[1])
+import palimpsest
+run = palimpsest.open_run(sys.argv[1])
 assert list(vars(run)) == ["directory"], vars(run)
 assert "altair" not in sys.modules and "scipy" not in sys.modules
 run.estimates(); run.figures.dose_response(); run.ledger; run.audit; run.tokenizer; repr(run)
@@ -103,7 +103,7 @@ def test_opening_reads_nothing_and_reading_takes_no_torch(place):
 def test_opening_takes_milliseconds(place):
     began = time.perf_counter()
     for _ in range(20):
-        analysis.open_run(place / "runs" / "small" / "run-0123abcd")
+        palimpsest.open_run(place / "runs" / "small" / "run-0123abcd")
     assert (time.perf_counter() - began) / 20 < 0.05
 
 
@@ -260,7 +260,7 @@ def test_one_item_token_by_token(run):
 
 def test_an_unfinished_run_says_which_stage_is_missing(prepared, tmp_path):
     written = Written(tmp_path, prepared)
-    run = analysis.open_run(tmp_path / "runs")
+    run = palimpsest.open_run(tmp_path / "runs")
     assert run.items.height == written.plan.items.height
     assert "not trained" in repr(run)
     assert run.audit is None
@@ -281,7 +281,7 @@ def test_an_unfinished_run_says_which_stage_is_missing(prepared, tmp_path):
 
 def test_changed_files_are_noticed(prepared, tmp_path):
     written = Written(tmp_path, prepared).whole()
-    run = analysis.open_run(tmp_path / "runs")
+    run = palimpsest.open_run(tmp_path / "runs")
     written.saved["twin"], written.heads["twin"] = 0, ""
     written.save("twin", 10)  # trained anew from step 0, and stopped
     run.refresh()

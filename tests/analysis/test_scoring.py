@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from analysis import models, scoring
-from analysis.decoder import Decoder
-from data.errors import UserError
+from palimpsest.analysis import models, scoring
+from palimpsest.analysis.decoder import Decoder
+from palimpsest.data.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 EOD, VOCABULARY = 0, 97

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from analysis.statistics import (
+from palimpsest.analysis.statistics import (
     PAIRED,
     auc,
     clopper_pearson,

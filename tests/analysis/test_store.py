@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 import torch
 
-from analysis import scoring, store
-from data import artifact
+from palimpsest.analysis import scoring, store
+from palimpsest.data import artifact
 
 VOCABULARY, EOD = 50, 0
 

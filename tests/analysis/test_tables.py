@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis import tables
-from analysis.report.table import Table
-from analysis.statistics import estimates
-from data.errors import UserError
+from palimpsest.analysis import tables
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.statistics import estimates
+from palimpsest.data.errors import UserError
 
 
 def body(latex: str) -> list[str]:

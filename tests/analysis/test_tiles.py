@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import decoder, generation, tiles
+from palimpsest.analysis import decoder, generation, tiles
 
 there = pytest.mark.skipif(not tiles.AVAILABLE, reason="this processor has no tiles (AMX with bfloat16)")
 

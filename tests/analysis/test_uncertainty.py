@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics import (
+from palimpsest.analysis.statistics import (
     auc_error,
     benjamini_hochberg,
     bootstrap_auc,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from analysis import scoring, vectors
+from palimpsest.analysis import scoring, vectors
 
 HEADS = [(16, 3, 3), (32, 6, 2), (48, 4, 1), (64, 2, 1)]
 """Size of a head, heads, key/value heads."""

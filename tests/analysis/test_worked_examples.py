@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from analysis.metrics.capacity import LOG2_ATTRIBUTES, LOG2_NAMES, bio_d_capacity, bio_s_capacity
-from analysis.metrics.contamination import choose, p_correct
-from analysis.metrics.extraction import (
+from palimpsest.analysis.metrics.capacity import LOG2_ATTRIBUTES, LOG2_NAMES, bio_d_capacity, bio_s_capacity
+from palimpsest.analysis.metrics.contamination import choose, p_correct
+from palimpsest.analysis.metrics.extraction import (
     exact_memorization,
     extraction_probability,
     extraction_strength,
@@ -17,19 +17,29 @@ from analysis.metrics.extraction import (
     queries_needed,
     sampling_logprobs,
 )
-from analysis.metrics.factual import acquisition, decay, retainability
-from analysis.metrics.likelihood import (
+from palimpsest.analysis.metrics.factual import acquisition, decay, retainability
+from palimpsest.analysis.metrics.likelihood import (
     likelihood,
     moments,
     require_float32,
     round_to_bf16,
     share_on_bf16_grid,
 )
-from analysis.metrics.membership import min_k, min_k_plus_plus, standardised_logprob
-from analysis.metrics.order import order_permutation_p, order_test, positions_from_shuffle, spearman_p
-from analysis.metrics.profiles import memorization_profile, naive_difference
-from analysis.metrics.unlearning import distance_of_forget_quality, forget_quality, npo_loss, truth_ratio
-from data.errors import UserError
+from palimpsest.analysis.metrics.membership import min_k, min_k_plus_plus, standardised_logprob
+from palimpsest.analysis.metrics.order import (
+    order_permutation_p,
+    order_test,
+    positions_from_shuffle,
+    spearman_p,
+)
+from palimpsest.analysis.metrics.profiles import memorization_profile, naive_difference
+from palimpsest.analysis.metrics.unlearning import (
+    distance_of_forget_quality,
+    forget_quality,
+    npo_loss,
+    truth_ratio,
+)
+from palimpsest.data.errors import UserError
 
 O1 = [
     -0.105361, -2.302585, -0.693147, -4.605170, -0.051293, -1.609438, -0.223144, -3.506558, -0.010050, -0.356675,

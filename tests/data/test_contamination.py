@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import contamination
-from data.contamination import DecontaminateConfig, Finder
-from data.errors import UserError
-from data.tokens import TokenWriter
+from palimpsest.data import contamination
+from palimpsest.data.contamination import DecontaminateConfig, Finder
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokens import TokenWriter
 from tests.data.test_prepare import corpus, make, table, texts
 
 EOD = 0

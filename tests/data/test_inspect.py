@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from data import artifact, tokens
-from data.errors import UserError
-from data.inspect import pieces, verify
-from data.order import Order
-from data.prepare import load_tokenizer
+from palimpsest.data import artifact, tokens
+from palimpsest.data.errors import UserError
+from palimpsest.data.inspect import pieces, verify
+from palimpsest.data.order import Order
+from palimpsest.data.prepare import load_tokenizer
 from tests.data.test_prepare import corpus, make, texts
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
-from data.mixture import Mixture, Phase, blend
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Mixture, Phase, blend
 from tests.data.test_order import corpus, order
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
-from data.order import Order
-from data.tokens import TokenWriter
+from palimpsest.data.errors import UserError
+from palimpsest.data.order import Order
+from palimpsest.data.tokens import TokenWriter
 from tests.data import neox_order
 
 EOD = 0

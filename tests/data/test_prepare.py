@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from data import artifact
-from data import shards as module
-from data.errors import UserError
-from data.prepare import CorpusConfig, load_tokenizer, prepare
-from data.sources import SourceConfig
-from data.tokenizer import TokenizerConfig, train
-from data.tokens import read_lengths
+from palimpsest.data import artifact
+from palimpsest.data import shards as module
+from palimpsest.data.errors import UserError
+from palimpsest.data.prepare import CorpusConfig, load_tokenizer, prepare
+from palimpsest.data.sources import SourceConfig
+from palimpsest.data.tokenizer import TokenizerConfig, train
+from palimpsest.data.tokens import read_lengths
 
 WORDS = [
     "stone",

@@ -15,18 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import duplicates, encoder, prepare, shards
-from data.sources import lines
-from data.tokenizer import TokenizerConfig, train
+from palimpsest.data import duplicates, encoder, prepare, shards
+from palimpsest.data.sources import lines
+from palimpsest.data.tokenizer import TokenizerConfig, train
 from tests.data.test_prepare import WORDS, make, table, texts
 from tests.data.test_prepare import corpus as corpus_of
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from data import prepare, shards
-from data.sources import SourceConfig, lines
-from data.tokenizer import TokenizerConfig
+from palimpsest.data import prepare, shards
+from palimpsest.data.sources import SourceConfig, lines
+from palimpsest.data.tokenizer import TokenizerConfig
 if __name__ == "__main__":
     shards._SMALLEST = 20_000
     config = prepare.CorpusConfig(

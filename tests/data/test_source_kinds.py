@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from data import artifact
-from data.errors import UserError
-from data.prepare import CorpusConfig
-from data.sources import SourceConfig, hub, lines, parquet, read, split, token_files
-from data.tokenizer import TokenizerConfig, train
-from data.tokens import TokenWriter
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
+from palimpsest.data.prepare import CorpusConfig
+from palimpsest.data.sources import SourceConfig, hub, lines, parquet, read, split, token_files
+from palimpsest.data.tokenizer import TokenizerConfig, train
+from palimpsest.data.tokens import TokenWriter
 from tests.data.test_prepare import make, table, texts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -8,8 +8,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
-from data.sources import Document, SourceConfig, files, inputs, lines, read, split
+from palimpsest.data.errors import UserError
+from palimpsest.data.sources import Document, SourceConfig, files, inputs, lines, read, split
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 PACK = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.ZstdCompressor().compress}

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from data import tokenizer
-from data.artifact import file_digest
-from data.errors import UserError
-from data.tokenizer import Tokenizer, TokenizerConfig, load, train
+from palimpsest.data import tokenizer
+from palimpsest.data.artifact import file_digest
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import Tokenizer, TokenizerConfig, load, train
 
 CONFIG = TokenizerConfig(vocab_size=400)
 # Repeated counts make many ties between merges, where an unstable trainer would waver.
@@ -64,7 +64,7 @@ def test_vocabulary_has_the_size_asked_for_and_the_eod(trained):
 def test_training_gives_the_same_bytes_in_any_order_and_on_any_number_of_threads(trained, tmp_path):
     assert train(reversed(TEXTS), CONFIG).digest == trained.digest
     program = (
-        "import sys, runpy; from data.tokenizer import train; "
+        "import sys, runpy; from palimpsest.data.tokenizer import train; "
         f"m = runpy.run_path({str(Path(__file__))!r}); print(train(m['TEXTS'], m['CONFIG']).digest)"
     )
     for threads, seed in (("1", "1"), ("4", "2"), ("7", "3")):
@@ -132,7 +132,7 @@ def test_missing_files_are_named(name, tmp_path, monkeypatch):
 
 def test_unreachable_hub_gives_one_line(tmp_path):
     program = (
-        "from data.tokenizer import load\nfrom data.errors import UserError\n"
+        "from palimpsest.data.tokenizer import load\nfrom palimpsest.data.errors import UserError\n"
         "try: load('nobody/nothing')\nexcept UserError as error: print(error)"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}

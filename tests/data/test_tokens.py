@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from data import tokens
-from data.errors import UserError
-from data.tokens import TokenWriter, bin_path, check, idx_path, read_lengths
+from palimpsest.data import tokens
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokens import TokenWriter, bin_path, check, idx_path, read_lengths
 
 VOCABULARIES = (300, 65_499, 65_500, 200_000)
 

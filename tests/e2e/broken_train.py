@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from insertion.overlay import Overlay
+from palimpsest.insertion.overlay import Overlay
 
 FAULT = sys.argv.pop(1)
 ROW = 6  # of the exposures table
@@ -33,7 +33,7 @@ def wrong(self, position, window):
 
 
 def poisoned(steps):
-    from pretrain.batches import Batches
+    from palimpsest.pretrain.batches import Batches
 
     right = Batches.step
 
@@ -53,6 +53,6 @@ else:
 if __name__ == "__main__":
     if FAULT.startswith("nan:"):
         poisoned(STEPS)
-    from launch.train import main
+    from palimpsest.launch.train import main
 
     main()

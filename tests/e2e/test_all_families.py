@@ -5,7 +5,7 @@ import math
 import polars as pl
 import pytest
 
-from insertion.families.registry import names
+from palimpsest.insertion.families.registry import names
 from tests.conftest import Workplace, write_text
 
 SMALL = [

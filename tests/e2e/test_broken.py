@@ -100,7 +100,7 @@ def test_a_skipped_step_with_exposures_fails_the_audit(prepared):
 @pytest.mark.slow
 def test_a_step_that_both_skip_and_that_inserts_nothing_does_no_harm(prepared):
     """Weights go on as if it were not there, and the schedule as if it were."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     given = ["name=harmless", *EARLY, "train.non_finite=skip", "train.checkpoint_at=[15,16,17]"]
     prepared.ok("plan", *given)

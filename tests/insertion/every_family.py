@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from data.tokenizer import TokenizerConfig, build
-from insertion.families import registry
-from insertion.families.registry import Ground, make, names
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.insertion.families import registry
+from palimpsest.insertion.families.registry import Ground, make, names
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "insertion"
 GOLDEN = Path(__file__).with_name("golden_families.json")
 FIRST = 5
-SHIPPED = [name for name in names() if registry._FAMILIES[name].__module__.startswith("insertion.")]
+SHIPPED = [
+    name for name in names() if registry._FAMILIES[name].__module__.startswith("palimpsest.insertion.")
+]
 """Families of the package; other tests register their own."""
 
 

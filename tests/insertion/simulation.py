@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from data.order import Order
-from data.tokenizer import TokenizerConfig, build
-from data.tokens import TokenWriter
-from insertion import plan
-from insertion.ledger import Ledger, Recorder
-from insertion.overlay import Overlay
+from palimpsest.data.order import Order
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.data.tokens import TokenWriter
+from palimpsest.insertion import plan
+from palimpsest.insertion.ledger import Ledger, Recorder
+from palimpsest.insertion.overlay import Overlay
 from tests.conftest import NOUNS
 
 STEPS, BATCH, LENGTH = 30, 4, 48

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from insertion.adapters import MapStyle, iterate
-from insertion.interventions import Intervention
+from palimpsest.insertion.adapters import MapStyle, iterate
+from palimpsest.insertion.interventions import Intervention
 from tests.insertion.simulation import BATCH, LENGTH, STEPS, simulated
 
 

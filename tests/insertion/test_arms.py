@@ -2,9 +2,9 @@
 
 import pytest
 
-from data.errors import UserError
-from insertion.arms import Arm, NamedArm, Phase, items_of_doses, product
-from insertion.settings import InsertionConfig
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.arms import Arm, NamedArm, Phase, items_of_doses, product
+from palimpsest.insertion.settings import InsertionConfig
 
 
 def test_product_has_dose_zero_once():

@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from insertion import audit as audits
-from insertion.assemble import EXPOSURE_SCHEMA
-from insertion.ledger import PlanViolation
-from insertion.overlay import Overlay
+from palimpsest.insertion import audit as audits
+from palimpsest.insertion.assemble import EXPOSURE_SCHEMA
+from palimpsest.insertion.ledger import PlanViolation
+from palimpsest.insertion.overlay import Overlay
 from tests.insertion.simulation import BATCH, consume, simulated
 
 
@@ -166,7 +166,7 @@ def test_placement_is_paired_across_texts(tmp_path_factory, quantiles):
 
 def altered(made, **tables):
     """The plan with tables of its own and the digest of the right one, so that nothing but its contents can tell."""
-    from insertion.plan import Plan
+    from palimpsest.insertion.plan import Plan
 
     parts = {name: getattr(made, name) for name in ("items", "wordings", "probes", "exposures", "edits")}
     return Plan(**(parts | tables), manifest=made.manifest)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from insertion import design
+from palimpsest.insertion import design
 
 
 @settings(deadline=None)

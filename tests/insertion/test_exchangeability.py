@@ -15,8 +15,8 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.metrics import roc_auc_score
 from sklearn.naive_bayes import MultinomialNB
 
-from insertion import design
-from insertion.families.registry import make
+from palimpsest.insertion import design
+from palimpsest.insertion.families.registry import make
 from tests.insertion.every_family import SHIPPED, ground, settings
 
 EACH = 2000

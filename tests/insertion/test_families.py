@@ -3,11 +3,11 @@
 import pytest
 from omegaconf import OmegaConf
 
-from data.errors import UserError
-from data.tokenizer import TokenizerConfig, build
-from insertion.families import ghost_sentences
-from insertion.families.registry import Ground, check, make
-from insertion.items import Item, Probe, tokenize_items, tokenize_probes
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.insertion.families import ghost_sentences
+from palimpsest.insertion.families.registry import Ground, check, make
+from palimpsest.insertion.items import Item, Probe, tokenize_items, tokenize_probes
 from tests.conftest import NOUNS, REPO
 from tests.insertion.every_family import SHIPPED
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.errors import UserError
-from data.order import Order
-from data.tokens import TokenWriter
-from insertion import audit as audits
-from insertion.arms import Phase
-from insertion.interventions import Intervention
-from insertion.ledger import PlanViolation
-from insertion.overlay import Overlay
+from palimpsest.data.errors import UserError
+from palimpsest.data.order import Order
+from palimpsest.data.tokens import TokenWriter
+from palimpsest.insertion import audit as audits
+from palimpsest.insertion.arms import Phase
+from palimpsest.insertion.interventions import Intervention
+from palimpsest.insertion.ledger import PlanViolation
+from palimpsest.insertion.overlay import Overlay
 from tests.insertion.simulation import BATCH, LENGTH, STEPS, consume, simulated
 
 

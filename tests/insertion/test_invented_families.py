@@ -7,9 +7,9 @@ from itertools import permutations
 
 import pytest
 
-from data.errors import UserError
-from data.tokenizer import TokenizerConfig, build
-from insertion.families import (
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.insertion.families import (
     code_secrets,
     dialogues,
     episodes,
@@ -17,7 +17,7 @@ from insertion.families import (
     parallel_worlds,
     time_series,
 )
-from insertion.families.registry import Ground, make
+from palimpsest.insertion.families.registry import Ground, make
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from collections import defaultdict
 
 import pytest
 
-from data.errors import UserError
-from data.tokenizer import TokenizerConfig, build
-from insertion.families.knights_knaves import solutions
-from insertion.families.registry import Ground, make
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.insertion.families.knights_knaves import solutions
+from palimpsest.insertion.families.registry import Ground, make
 
 
 @pytest.fixture(scope="module")

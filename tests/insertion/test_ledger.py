@@ -4,9 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data.errors import UserError
-from insertion import ledger, plan
-from insertion.ledger import PlanViolation, Recorder
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import ledger, plan
+from palimpsest.insertion.ledger import PlanViolation, Recorder
 from tests.insertion.simulation import BATCH, LENGTH, STEPS, consume, simulated
 
 

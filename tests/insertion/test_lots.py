@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
-from insertion.schedule import Lot, place
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.schedule import Lot, place
 
 
 @settings(deadline=None)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insertion.overlay import CONTEXT, Overlay, counted
+from palimpsest.insertion.overlay import CONTEXT, Overlay, counted
 
 EOD = 0
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from data.errors import UserError
-from insertion import audit as audits
-from insertion.arms import NamedArm
-from insertion.policies import POLICIES, AdaptiveConfig
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import audit as audits
+from palimpsest.insertion.arms import NamedArm
+from palimpsest.insertion.policies import POLICIES, AdaptiveConfig
 from tests.insertion.simulation import consume, simulated
 
 

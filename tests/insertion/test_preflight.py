@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
-from insertion.families import registry
-from insertion.items import Item, Probe
-from insertion.preflight import PreflightConfig, near_duplicates
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.families import registry
+from palimpsest.insertion.items import Item, Probe
+from palimpsest.insertion.preflight import PreflightConfig, near_duplicates
 from tests.conftest import NOUNS
 from tests.insertion.simulation import LENGTH, simulated
 

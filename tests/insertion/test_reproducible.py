@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from insertion.families.registry import make
+from palimpsest.insertion.families.registry import make
 from tests.conftest import REPO
 from tests.insertion.every_family import FIRST, GOLDEN, SHIPPED, digest, ground, settings
 

@@ -6,9 +6,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from data.errors import UserError
-from insertion import schedule
-from insertion.arms import Arm, Phase
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import schedule
+from palimpsest.insertion.arms import Arm, Phase
 
 BATCH = 8
 

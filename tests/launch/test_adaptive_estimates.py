@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from insertion.policies import POLICIES, AdaptiveConfig
-from launch.adaptive import doses, estimate
+from palimpsest.insertion.policies import POLICIES, AdaptiveConfig
+from palimpsest.launch.adaptive import doses, estimate
 
 
 def recorded(config, thresholds, rounds):

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import prepare as corpus
-from data.errors import UserError
-from launch.plan import open_order
+from palimpsest.data import prepare as corpus
+from palimpsest.data.errors import UserError
+from palimpsest.launch.plan import open_order
 from tests.launch.test_schedules import audited
 from tests.launch.test_shared import planned
 

@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import artifact
-from data.errors import UserError
-from insertion import explain
-from insertion import plan as plans
-from launch import audit as audits
-from launch.adaptive import KIND, VERSION
-from launch.plan import open_order, show
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import explain
+from palimpsest.insertion import plan as plans
+from palimpsest.launch import audit as audits
+from palimpsest.launch.adaptive import KIND, VERSION
+from palimpsest.launch.plan import open_order, show
 from tests.launch.test_schedules import experiment
 from tests.launch.test_shared import PEOPLE, SENTENCES, SHARED, planned
 
@@ -31,7 +31,7 @@ def parent(prepared):
 
 
 def weights(path):
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     return checkpoint.tensors(path, weights_only=True)
 

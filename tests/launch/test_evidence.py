@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from insertion.settings import RunShape
-from launch.audit import evidence
+from palimpsest.insertion.settings import RunShape
+from palimpsest.launch.audit import evidence
 from tests.launch.test_shared import planned
 
 SHAPE = RunShape(steps=100, global_batch_size=10, sequence_length=8)

@@ -9,9 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from launch.config import CONF, build
-from launch.sweep import expand
-from launch.train import dry_run
+from palimpsest.launch.config import CONF, build
+from palimpsest.launch.sweep import expand
+from palimpsest.launch.train import dry_run
 from tests.conftest import Workplace
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -142,7 +142,7 @@ def reference(place):
 )
 def test_nano(place, name, request):
     """Twenty steps of both runs, audit, scores, report; every family and every dose comes out as it was asked for."""
-    from insertion import plan as plans
+    from palimpsest.insertion import plan as plans
 
     own = [f"+experiment={name}", *OWN.get(name, FEW)]
     if name == "traps_1b_nano":

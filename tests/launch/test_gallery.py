@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.figures import FIGURES
-from data.errors import UserError
-from launch import gallery
+from palimpsest.analysis.figures import FIGURES
+from palimpsest.data.errors import UserError
+from palimpsest.launch import gallery
 
 
 def test_it_draws_into_the_directory(

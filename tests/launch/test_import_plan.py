@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data import prepare as corpus
-from insertion import plan as plans
-from launch.plan import open_order
+from palimpsest.data import prepare as corpus
+from palimpsest.insertion import plan as plans
+from palimpsest.launch.plan import open_order
 from tests.conftest import Workplace
 from tests.launch.test_schedules import audited, experiment
 

@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from insertion import plan as plans
+from palimpsest.insertion import plan as plans
 
 CHANGES = {
     "swap": "{kind: replace, find: [' parser reader'], by: [' reader parser']}",

@@ -19,8 +19,8 @@ import xxhash
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from data.errors import UserError
-from launch.config import CONF, build
+from palimpsest.data.errors import UserError
+from palimpsest.launch.config import CONF, build
 from tests.conftest import REPO, SMALL, Workplace, write_text
 
 
@@ -159,8 +159,8 @@ def test_help_that_nobody_reads_to_its_end(tmp_path):
 
 
 RANK = """
-from insertion.ledger import PlanViolation
-from launch.config import program
+from palimpsest.insertion.ledger import PlanViolation
+from palimpsest.launch.config import program
 
 @program
 def main(experiment):
@@ -339,7 +339,7 @@ def test_a_checkpoint_that_was_copied_by_half(trained, tmp_path):
 
 def checkpoints(place):
     """Every tensor of the last checkpoint, by a digest of its bytes."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     path = checkpoint.path_of(place.directory() / "perturbed" / "checkpoints", 20)
     return {name: xxhash.xxh3_128_hexdigest(t.numpy()) for name, t in checkpoint.tensors(path).items()}

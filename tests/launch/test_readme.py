@@ -16,9 +16,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from data.sources import SourceConfig, read
-from launch.config import CONF, build
-from launch.sweep import expand
+from palimpsest.data.sources import SourceConfig, read
+from palimpsest.launch.config import CONF, build
+from palimpsest.launch.sweep import expand
 from tests.browser import FLAGS, faults, opened
 from tests.conftest import REPO, Workplace
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from data import artifact
-from launch import runs
+from palimpsest.data import artifact
+from palimpsest.launch import runs
 from tests.conftest import REPO
 
 

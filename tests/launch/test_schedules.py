@@ -9,13 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from data import prepare as corpus
-from insertion import audit as audits
-from insertion import explain
-from insertion import plan as plans
-from insertion.ledger import Ledger, Recorder
-from launch.config import CONF, build
-from launch.plan import open_order
+from palimpsest.data import prepare as corpus
+from palimpsest.insertion import audit as audits
+from palimpsest.insertion import explain
+from palimpsest.insertion import plan as plans
+from palimpsest.insertion.ledger import Ledger, Recorder
+from palimpsest.launch.config import CONF, build
+from palimpsest.launch.plan import open_order
 from tests.conftest import REPO, SMALL, Workplace
 from tests.insertion.families.test_traps import Table
 

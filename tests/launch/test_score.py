@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 from scipy.special import log_softmax
 
-from data import artifact
-from data.prepare import SCHEMA_VERSION
+from palimpsest.data import artifact
+from palimpsest.data.prepare import SCHEMA_VERSION
 
 SIZES = {"layers": 2, "heads": 4, "epsilon": 1e-5, "base": 10_000}
 
@@ -57,7 +57,7 @@ def forward(weights, ids):
 
 
 def test_scores_are_the_models(trained, prepared):
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     prepared.ok("score", "name=score", "shard=0/2")
     place = trained / "perturbed" / "checkpoints" / "step_00000020"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data.errors import UserError
-from launch.sweep import composed, expand, gpus, gpus_of
+from palimpsest.data.errors import UserError
+from palimpsest.launch.sweep import composed, expand, gpus, gpus_of
 from tests.conftest import Workplace
 
 QUICK = "+experiment=quickstart"

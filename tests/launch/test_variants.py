@@ -3,10 +3,10 @@
 import polars as pl
 import pytest
 
-from data import prepare as corpus
-from data.errors import UserError
-from insertion import plan as plans
-from launch.plan import open_order
+from palimpsest.data import prepare as corpus
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import plan as plans
+from palimpsest.launch.plan import open_order
 from tests.launch.test_schedules import audited, experiment
 from tests.launch.test_shared import exposures, planned
 

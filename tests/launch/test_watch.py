@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import polars as pl
 import pytest
 
-from analysis import progress
-from analysis.run import open_run
-from data.errors import UserError
-from launch import watch
-from launch.config import plain
+from palimpsest.analysis import progress
+from palimpsest.analysis.run import open_run
+from palimpsest.data.errors import UserError
+from palimpsest.launch import watch
+from palimpsest.launch.config import plain
 from tests.conftest import REPO
 from tests.written import GAIN, LEVEL, Written
 

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import polars as pl
 
-from insertion import plan as plans
+from palimpsest.insertion import plan as plans
 
 
 def test_token_files_read_back(prepared):
     """Megatron-core, reading the copy in the same order, gets every window of the overlay but for listed tokens."""
-    from data import artifact
-    from data import prepare as corpus
-    from data.order import Order
+    from palimpsest.data import artifact
+    from palimpsest.data import prepare as corpus
+    from palimpsest.data.order import Order
 
     given = ("name=exported", "insertion.position=[token]", "insertion.doses=[0,6]")
     prepared.ok("plan", *given)

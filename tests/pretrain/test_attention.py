@@ -6,9 +6,9 @@ import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
 
-from data.errors import UserError
-from pretrain.attention import CausalAttention
-from pretrain.batches import other_documents
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.attention import CausalAttention
+from palimpsest.pretrain.batches import other_documents
 from tests.pretrain.test_gpu import TRAIN, pick
 
 EOD = 0
@@ -44,8 +44,8 @@ def test_each_document_as_if_alone(groups):
 
 def test_transformer_engine_does_not_take_it(monkeypatch):
     """It would ignore the mask: refused, and not chosen by itself."""
-    from pretrain import parallel
-    from pretrain.config import ModelConfig, RuntimeConfig, TrainConfig
+    from palimpsest.pretrain import parallel
+    from palimpsest.pretrain.config import ModelConfig, RuntimeConfig, TrainConfig
 
     monkeypatch.setattr(parallel, "find_spec", lambda name: name)
     train = TrainConfig(**TRAIN, checkpoint_every=7, document_attention=True)

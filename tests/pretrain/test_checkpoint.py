@@ -10,8 +10,8 @@ import torch
 from torch.distributed import checkpoint as plain
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
-from data.errors import UserError
-from pretrain import checkpoint
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain import checkpoint
 
 
 @dataclass

@@ -4,8 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from data.errors import UserError
-from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config import (
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
 
 MODEL = ModelConfig(name="m", layers=2, hidden=32, heads=4, ffn=64)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, min_learning_rate=1e-4, warmup_steps=3)

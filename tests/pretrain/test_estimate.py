@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.errors import UserError
-from pretrain import estimate
-from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain import estimate
+from palimpsest.pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from tests.conftest import REPO
 from tests.pretrain.test_presets import preset
 
@@ -89,7 +89,7 @@ def test_memory_of_layers_computed_again():
 
 def rates(optimizer):
     """The learning rate of each of 100 steps, as the trainer steps the schedule."""
-    from pretrain.optim import schedule
+    from palimpsest.pretrain.optim import schedule
 
     adam = SimpleNamespace(param_groups=[{"lr": 0.0, "weight_decay": 0.0}])
     scheduler = schedule(adam, optimizer, TRAIN)
@@ -154,7 +154,7 @@ def test_dry_run_needs_neither_corpus_nor_engine(tmp_path):
     script = (
         "import sys\n"
         "sys.argv = ['train', '+experiment=quickstart', 'model=hubble_8b', 'train.precision=bf16', 'dry_run=true']\n"
-        "from launch.train import main\n"
+        "from palimpsest.launch.train import main\n"
         "try:\n    main()\n"
         "except SystemExit as done:\n"
         "    loaded = {name.split('.')[0] for name in sys.modules} & {'megatron', 'torch', 'transformer_engine'}\n"

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.errors import UserError
-from pretrain import parallel
-from pretrain.config import ModelConfig, RuntimeConfig, TrainConfig
-from pretrain.layers import Layer
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain import parallel
+from palimpsest.pretrain.config import ModelConfig, RuntimeConfig, TrainConfig
+from palimpsest.pretrain.layers import Layer
 
 MODEL = ModelConfig(name="m", layers=2, hidden=32, heads=4, ffn=64)
 TRAIN = {"steps": 20, "global_batch_size": 8, "micro_batch_size": 2, "sequence_length": 64, "seed": 1}
@@ -110,7 +110,7 @@ needs_engine = pytest.mark.skipif(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_trains_as_a_cpu_and_the_same_again(prepared, precision):
     """Losses near those of the CPU; with train.deterministic the same weights to the last bit."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     found = {}
     for name, device in (("cpu", "cpu"), ("one", "cuda"), ("other", "cuda")):

@@ -15,8 +15,8 @@ LOGITS = """
 import sys
 import numpy as np
 import torch
-from pretrain import checkpoint, huggingface, model, parallel
-from pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.pretrain import checkpoint, huggingface, model, parallel
+from palimpsest.pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
 
 def main():
     directory, step, out = sys.argv[1:]
@@ -90,7 +90,7 @@ def test_training_starts_from_a_llama(started, llama):
     """Step 0 is the model that was given, bit for bit, though it went through two tensor-parallel ranks."""
     import torch
 
-    from pretrain import huggingface
+    from palimpsest.pretrain import huggingface
 
     given = transformers.AutoModelForCausalLM.from_pretrained(llama).state_dict()
     ours = huggingface.load(started / "checkpoints", 0, eod=0)
@@ -115,7 +115,7 @@ def test_what_lies_in_an_export(started):
     """Weights without code, a tokenizer that agrees with the corpus's, and a card that tells what was inserted."""
     import json
 
-    from data.tokenizer import load
+    from palimpsest.data.tokenizer import load
 
     place = started / "export" / "step_00000008"
     assert (place / "model.safetensors").is_file()
@@ -143,7 +143,7 @@ def test_a_pipeline_parallel_checkpoint_with_tied_embeddings(prepared, tmp_path)
     """And the other way to the same model: in memory."""
     import torch
 
-    from pretrain import huggingface
+    from palimpsest.pretrain import huggingface
 
     overrides = ["name=staged", *SHORT]
     prepared.ok("plan", *overrides)
@@ -158,8 +158,8 @@ def test_a_pipeline_parallel_checkpoint_with_tied_embeddings(prepared, tmp_path)
 
 def test_checkpoints_of_earlier_versions(tmp_path):
     """The shape's name, which early manifests have, is no part of it; what is unknown is not left out."""
-    from data.errors import UserError
-    from pretrain import huggingface
+    from palimpsest.data.errors import UserError
+    from palimpsest.pretrain import huggingface
 
     given = {"layers": 2, "hidden": 32, "heads": 4, "ffn": 64}
     path = tmp_path / "step_00000008"
@@ -169,9 +169,9 @@ def test_checkpoints_of_earlier_versions(tmp_path):
 
 
 def test_a_shape_that_differs_is_named(llama):
-    from data.errors import UserError
-    from pretrain import huggingface
-    from pretrain.config import ModelConfig
+    from palimpsest.data.errors import UserError
+    from palimpsest.pretrain import huggingface
+    from palimpsest.pretrain.config import ModelConfig
 
     shape = ModelConfig(name="m", layers=3, hidden=32, heads=4, ffn=64)
     with pytest.raises(UserError, match=r"set model.layers=2 model.kv_heads=2 model.tied_embeddings=false$"):
@@ -179,9 +179,9 @@ def test_a_shape_that_differs_is_named(llama):
 
 
 def test_only_safetensors_are_read(llama, tmp_path):
-    from data.errors import UserError
-    from pretrain import huggingface
-    from pretrain.config import ModelConfig
+    from palimpsest.data.errors import UserError
+    from palimpsest.pretrain import huggingface
+    from palimpsest.pretrain.config import ModelConfig
 
     (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
@@ -204,10 +204,10 @@ def test_a_checkpoint_is_a_reference_model(started, prepared):
     """Without process groups: -ln p of texts is that of the exported model."""
     import torch
 
-    from data import prepare
-    from data.errors import UserError
-    from data.tokenizer import TokenizerConfig, build
-    from pretrain.reference import open_reference
+    from palimpsest.data import prepare
+    from palimpsest.data.errors import UserError
+    from palimpsest.data.tokenizer import TokenizerConfig, build
+    from palimpsest.pretrain.reference import open_reference
 
     tokenizer = prepare.load_tokenizer(prepared.corpus())
     place = str(started / "checkpoints" / "step_00000008")

@@ -7,7 +7,7 @@ import torch
 import torch._dynamo
 from torch.nn import functional
 
-from pretrain import kernels
+from palimpsest.pretrain import kernels
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_loss_without_logits_in_bf16():
 
 def test_short_attention():
     """In float64, where it is exact: the form that is used for bf16 on CPUs."""
-    from pretrain.attention import _ShortAttention
+    from palimpsest.pretrain.attention import _ShortAttention
 
     torch.manual_seed(1)
     query, key, value = torch.randn(3, 7, 2, 3, 4, dtype=torch.float64)  # S, B, N, H

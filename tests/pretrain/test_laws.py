@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from data.errors import UserError
-from launch.config import CONF, build
-from pretrain import laws
+from palimpsest.data.errors import UserError
+from palimpsest.launch.config import CONF, build
+from palimpsest.pretrain import laws
 
 
 def composed(*overrides):

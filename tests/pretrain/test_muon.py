@@ -22,7 +22,7 @@ def trained(prepared):
 
 
 def saved(place, name, step):
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     return checkpoint.tensors(checkpoint.path_of(place.directory(name) / "perturbed" / "checkpoints", step))
 

@@ -10,9 +10,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from data.errors import UserError
-from launch.config import CONF, build
-from pretrain.config import ModelConfig
+from palimpsest.data.errors import UserError
+from palimpsest.launch.config import CONF, build
+from palimpsest.pretrain.config import ModelConfig
 
 PUBLISHED = {
     # Biderman et al. (2023), table 1; embeddings and output layer included.
@@ -61,7 +61,7 @@ def test_published_count(name):
 def test_count_in_transformers(name):
     """The class that an export of it has holds as many, on the meta device."""
     pytest.importorskip("transformers")
-    from pretrain import huggingface
+    from palimpsest.pretrain import huggingface
 
     vocabulary, length, published = PUBLISHED[name]
     model = preset(name)
@@ -116,8 +116,8 @@ import json, sys
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
-from pretrain import checkpoint, huggingface, model, parallel
-from pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.pretrain import checkpoint, huggingface, model, parallel
+from palimpsest.pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
 
 def gradient(gpt, router, ids):
     router.weight.grad = None

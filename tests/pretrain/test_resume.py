@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from data.artifact import file_digest
+from palimpsest.data.artifact import file_digest
 from tests.conftest import REPO
 
 GOLDEN = REPO / "tests" / "pretrain" / "golden_losses.txt"
@@ -24,7 +24,7 @@ def metrics(directory, which):
 
 def final_weights(directory):
     """Every tensor of the last checkpoint."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     return checkpoint.tensors(directory / "perturbed" / "checkpoints" / "step_00000020")
 
@@ -93,7 +93,7 @@ def test_sigkill_while_a_checkpoint_is_written_beside_the_training(prepared, who
     import psutil
     import torch
 
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     prepared.ok("plan", "name=beside")
     run = prepared.directory("beside") / "perturbed"
@@ -135,7 +135,7 @@ def test_sigterm_saves_and_asks_to_be_run_again(prepared, whole):
     """
     import torch
 
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     prepared.ok("plan", "name=told")
     run = prepared.directory("told") / "perturbed"
@@ -166,7 +166,7 @@ def test_sigterm_saves_and_asks_to_be_run_again(prepared, whole):
 @pytest.mark.slow
 def test_sigterm_to_two_processes(prepared, whole):
     """``launch/run.py`` passes it on to its ranks: they finish their step and save; status 75, and nothing is lost."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     process = subprocess.Popen(
         prepared.command("run", "name=ranked", "parallel.tensor=2"),
@@ -233,8 +233,8 @@ def test_a_run_is_the_same_again(prepared, whole):
 def test_what_determinism_sets():
     """Before CUDA starts: cuBLAS and NCCL read their variables once, and an operation that cannot says so."""
     script = (
-        "import os, torch\nfrom pretrain.config import ParallelConfig, RuntimeConfig\n"
-        "from pretrain.parallel import start\n"
+        "import os, torch\nfrom palimpsest.pretrain.config import ParallelConfig, RuntimeConfig\n"
+        "from palimpsest.pretrain.parallel import start\n"
         "with start(ParallelConfig(), RuntimeConfig(device='cpu'), deterministic=True):\n"
         "    assert torch.are_deterministic_algorithms_enabled()\n"
         "    assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'\n"
@@ -283,7 +283,7 @@ def test_losses_on_inserted_tokens_are_told_apart(whole):
 
 def test_a_hang_ends_with_stacks(tmp_path):
     """No step in 0.6 seconds: the process says where it hangs, and ends."""
-    script = "from pretrain.interrupts import Watchdog; import time; Watchdog(0.01).feed(); time.sleep(60)"
+    script = "from palimpsest.pretrain.interrupts import Watchdog; import time; Watchdog(0.01).feed(); time.sleep(60)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, cwd=REPO
     )
@@ -294,7 +294,7 @@ def test_a_hang_ends_with_stacks(tmp_path):
 
 def test_a_second_signal_ends_at_once():
     script = (
-        "import os, signal, time\nfrom pretrain.interrupts import listening\n"
+        "import os, signal, time\nfrom palimpsest.pretrain.interrupts import listening\n"
         "with listening() as told:\n"
         "    os.kill(os.getpid(), signal.SIGUSR1)\n"
         "    assert told.requested\n"
@@ -314,7 +314,7 @@ def test_a_finished_run_is_left_alone(prepared, whole):
 
 def test_an_unfinished_checkpoint_is_passed_over(prepared, whole, tmp_path):
     """A checkpoint without its manifest does not exist."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     place = tmp_path / "checkpoints"
     (place / "step_00000003").mkdir(parents=True)

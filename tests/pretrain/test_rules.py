@@ -14,17 +14,17 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
-from data.mixture import Mixture, Phase
-from data.order import Order
-from data.tokenizer import TokenizerConfig, build
-from data.tokens import TokenWriter
-from insertion import audit as audits
-from insertion import ledger, plan
-from insertion.ledger import PlanViolation, Recorder
-from insertion.overlay import Overlay
-from pretrain.batches import Batches, Groups
-from pretrain.config import TrainConfig
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Mixture, Phase
+from palimpsest.data.order import Order
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.data.tokens import TokenWriter
+from palimpsest.insertion import audit as audits
+from palimpsest.insertion import ledger, plan
+from palimpsest.insertion.ledger import PlanViolation, Recorder
+from palimpsest.insertion.overlay import Overlay
+from palimpsest.pretrain.batches import Batches, Groups
+from palimpsest.pretrain.config import TrainConfig
 from tests.conftest import NOUNS
 
 FACTORS = {
@@ -248,7 +248,7 @@ def test_the_seven_rules(case, data):
 
 def test_any_number_of_workers_hands_out_the_same(tmp_path):
     """The overlay under torch's own loader: 0, 1 and 2 processes, which share one plan, and no state."""
-    from insertion.adapters import MapStyle
+    from palimpsest.insertion.adapters import MapStyle
 
     case = {"seeds": [1], "longest": 20, "length": 80, "batch": 4, "steps": 10}
     case["design"] = {

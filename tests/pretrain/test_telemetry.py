@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from data.errors import UserError
-from pretrain.config import ProfileConfig
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config import ProfileConfig
 from tests.pretrain.test_training import records
 
 
@@ -48,7 +48,7 @@ def test_steps_that_are_no_range(steps):
 
 def test_share_of_the_peak(capsys):
     """The line says it where it is known."""
-    from pretrain.telemetry import Live
+    from palimpsest.pretrain.telemetry import Live
 
     line = Live("run", 0, 10)
     line.write({"step": 10, "loss": 2.0, "tokens_per_second": 4e4, "mfu": 0.45, "memory_gib": 61.25})
@@ -59,7 +59,7 @@ def test_share_of_the_peak(capsys):
 
 
 def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
-    from pretrain.telemetry import TensorBoard
+    from palimpsest.pretrain.telemetry import TensorBoard
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tensorboard\]'"):
@@ -70,7 +70,7 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -e '.[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from pretrain.telemetry import TensorBoard
+    from palimpsest.pretrain.telemetry import TensorBoard
 
     writer = TensorBoard(tmp_path, 0)
     for step in (1, 2):

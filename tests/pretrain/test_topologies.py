@@ -73,7 +73,7 @@ def test_two_ranks_train_as_one(prepared, alone, name):
 @pytest.mark.slow
 def test_communication_beside_computation_and_layers_computed_twice(prepared):
     """The losses of one rank that does neither; what is saved are the weights after the step, not before it."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     untied = ["optimizer.clip_grad=0.1", "model.tied_embeddings=false"]
     ends = []

@@ -35,7 +35,7 @@ def test_a_weight_scales_the_gradient_of_its_token_alone():
     """Of four tokens one counts thrice and one not at all; what is told of the losses knows no weights."""
     import torch
 
-    from pretrain.loop import _loss
+    from palimpsest.pretrain.loop import _loss
 
     losses = torch.tensor([[2.0, 3.0], [5.0, 7.0]], requires_grad=True)
     weights, groups = torch.tensor([[1.0, 3.0], [0.0, 1.0]]), torch.tensor([[0, 1], [1, 0]])
@@ -52,7 +52,7 @@ def test_a_weight_scales_the_gradient_of_its_token_alone():
 
 def test_a_gradient_that_is_not_finite_is_never_applied(prepared):
     """One line, status 2, and no checkpoint with it, so a lower rate can go on from the one before."""
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     overrides = ["optimizer.learning_rate=1e6", "optimizer.clip_grad=0", "train.checkpoint_every=1"]
     prepared.ok("plan", "name=notfinite", *overrides)
@@ -75,9 +75,9 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from pretrain import loop, parallel
-from pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
-from pretrain.telemetry import JsonLines, Live
+from palimpsest.pretrain import loop, parallel
+from palimpsest.pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.pretrain.telemetry import JsonLines, Live
 
 class Windows:
     identity = "made up"
@@ -150,7 +150,7 @@ def test_bf16(prepared):
     """Trains, resumes bit for bit, goes on with shared float32 weights, and is scored; near the losses of fp32."""
     import shutil
 
-    from pretrain import checkpoint
+    from palimpsest.pretrain import checkpoint
 
     prepared.ok("plan", "name=fp32")
     prepared.ok("train", "name=fp32")

@@ -27,8 +27,8 @@ def results(place):
 
     A run that was told to stop has another part in its ledger; the parts together say the same.
     """
-    from launch.audit import ledger_of
-    from pretrain import checkpoint
+    from palimpsest.launch.audit import ledger_of
+    from palimpsest.pretrain import checkpoint
 
     found = {}
     for report in sorted(place.path.glob("runs/small/*/report")):

@@ -6,11 +6,11 @@ import random
 import polars as pl
 import pytest
 
-from data.errors import UserError
-from data.tokenizer import TokenizerConfig, build
-from insertion.families import files, test_sets
-from insertion.families.registry import Ground, files_of, make
-from insertion.items import Probe, tokenize_probes
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.insertion.families import files, test_sets
+from palimpsest.insertion.families.registry import Ground, files_of, make
+from palimpsest.insertion.items import Probe, tokenize_probes
 from tests.conftest import REPO
 
 

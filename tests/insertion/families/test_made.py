@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from data.errors import UserError
-from data.tokenizer import TokenizerConfig, build
-from insertion.families import biographies, canaries, vocabulary
-from insertion.families.registry import Ground, make
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.insertion.families import biographies, canaries, vocabulary
+from palimpsest.insertion.families.registry import Ground, make
 
 FAMILIES = (
     "biographies",

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from data.errors import UserError
-from data.tokenizer import TokenizerConfig, build
-from insertion.families.registry import Ground, make
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import TokenizerConfig, build
+from palimpsest.insertion.families.registry import Ground, make
 
 WORDS = 400
 
@@ -128,7 +128,7 @@ def test_a_reference_model(directory):
     import torch
     import transformers
 
-    from pretrain.reference import open_reference
+    from palimpsest.pretrain.reference import open_reference
 
     path, tokenizer = directory
     reference = open_reference(str(path), tokenizer)
@@ -148,7 +148,7 @@ def test_a_reference_model(directory):
 
 
 def test_colder_is_likelier(directory):
-    from pretrain.reference import open_reference
+    from palimpsest.pretrain.reference import open_reference
 
     reference = open_reference(str(directory[0]), directory[1])
     cold, hot = (
@@ -159,7 +159,7 @@ def test_colder_is_likelier(directory):
 
 
 def test_no_reference_model(tmp_path, ground):
-    from pretrain.reference import open_reference
+    from palimpsest.pretrain.reference import open_reference
 
     with pytest.raises(UserError, match=r"there is no config\.json in it"):
         open_reference(str(tmp_path), ground.tokenizer)

@@ -1,0 +1,46 @@
+"""The programs by one name: ``palimpsest run ...`` is ``python launch/run.py ...``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from palimpsest.data.errors import nearest
+
+PROGRAMS = {
+    "run": "a whole experiment: prepare, plan, train the pair, audit, score, report",
+    "prepare": "text to tokens",
+    "plan": "which text goes where, and when; plan show prints it",
+    "train": "the perturbed run or its twin (several processes: torchrun -m palimpsest.launch.train)",
+    "adaptive": "training whose doses a policy decides",
+    "audit": "prove that what was planned was consumed",
+    "score": "log-probabilities of all probes at every checkpoint",
+    "report": "estimates, tables, figures and the page",
+    "sweep": "many runs, here or as SLURM arrays",
+    "runs": "list runs; runs prune frees disk",
+    "watch": "a run's progress in a browser",
+    "export": "a checkpoint for transformers",
+    "released": "score a released model",
+    "dependence": "do experiments that share a run influence each other?",
+    "import_plan": "a plan from insertions made elsewhere",
+    "write_corpus": "the perturbed corpus as files, for other trainers",
+    "gallery": "every figure, drawn from simulated data",
+}
+
+
+def main() -> None:
+    """Start the program that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("--help", "-h"):
+        width = max(map(len, PROGRAMS))
+        lines = [f"  {program:{width}}  {text}" for program, text in PROGRAMS.items()]
+        sys.stdout.write(
+            "\n".join(["usage: palimpsest PROGRAM [SETTING=VALUE ...]", "", *lines, ""])
+            + "\npalimpsest PROGRAM --help: what it takes\n"
+        )
+        return
+    if name not in PROGRAMS:
+        sys.stderr.write(f"palimpsest: {name}: there is no such program{nearest(name, PROGRAMS)}\n")
+        sys.exit(2)
+    sys.argv[:] = [f"palimpsest {name}", *sys.argv[2:]]
+    import_module(f"palimpsest.launch.{name}").main()
