@@ -35,7 +35,6 @@ from palimpsest.insertion.ledger import PlanViolation
 from palimpsest.insertion.settings import InsertionConfig, RunShape
 from palimpsest.pretrain import laws
 from palimpsest.pretrain.config import (
-    FREE,
     EvalConfig,
     ModelConfig,
     OptimizerConfig,
@@ -45,6 +44,7 @@ from palimpsest.pretrain.config import (
     TrainConfig,
     check_seed,
 )
+from palimpsest.pretrain.identity import result_settings
 from palimpsest.pretrain.interrupts import REQUEUE, Interrupted
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -191,10 +191,15 @@ class Experiment:
     @property
     def directory(self) -> Path:
         """Where this run lies. The digest covers what changes the result, and nothing else."""
-        model, train, optimizer = _plain(self.model), _plain(self.train), _plain(self.optimizer)
-        for settings, free in ((model, "name"), (optimizer, "law"), *((train, name) for name in FREE)):
-            del settings[free]
-        parts = [_plain(self.corpus), model, _plain(self.insertion), optimizer, train]
+        settings = result_settings(self.model, self.optimizer, self.train)
+        insertion = _plain(self.insertion)
+        parts = [
+            _plain(self.corpus),
+            settings["model"],
+            insertion,
+            settings["optimizer"],
+            settings["train"],
+        ]
         if not self.mixture.plain:
             parts.append(_plain(self.mixture))
         return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"

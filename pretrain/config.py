@@ -11,13 +11,6 @@ from typing import Literal
 
 from palimpsest.data.errors import UserError
 
-FREE = (
-    *("micro_batch_size", "checkpoint_every", "checkpoint_at", "checkpoint_after_last", "checkpoint_keep"),
-    "deterministic",
-    *("checkpoint_async", "recompute"),
-    "non_finite",  # where it mattered, the ledger says so
-)
-"""Settings of ``TrainConfig`` that do not change the weights: no part of a run's identity."""
 SEEDS = 2**32
 """Seeds lie below this."""
 

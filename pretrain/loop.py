@@ -34,13 +34,13 @@ from palimpsest.insertion.plan import Plan
 from palimpsest.pretrain import checkpoint, estimate, huggingface, model, optim
 from palimpsest.pretrain.batches import Batch, Batches, Groups, positions_of
 from palimpsest.pretrain.config import (
-    FREE,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
     TrainConfig,
     padded_vocabulary,
 )
+from palimpsest.pretrain.identity import result_settings
 from palimpsest.pretrain.interrupts import Interrupted, Interrupts, Watchdog
 from palimpsest.pretrain.parallel import Attention, World
 from palimpsest.pretrain.routing import Routing
@@ -63,21 +63,12 @@ class Settings:
 
     def identity(self, vocab_size: int) -> dict[str, Any]:
         """The settings that determine the result, as JSON values: not the topology, not when it is saved."""
-        train = asdict(self.train)
-        for free in (*FREE, "start_from", "stop_at"):  # what it starts from is named by its digest
-            del train[free]
-        model = asdict(self.model)
-        del model["name"]
+        settings = result_settings(self.model, self.optimizer, self.train)
+        for key in ("start_from", "stop_at"):  # the checkpoint it starts from is named by its digest
+            del settings["train"][key]
         if self.model.weights:  # what they are, not where they lie
-            model["weights"] = huggingface.digest(Path(self.model.weights))
-        optimizer = asdict(self.optimizer)
-        del optimizer["law"]  # what came of it counts
-        return {
-            "model": model,
-            "optimizer": optimizer,
-            "train": train,
-            "vocab_size": vocab_size,
-        }
+            settings["model"]["weights"] = huggingface.digest(Path(self.model.weights))
+        return {**settings, "vocab_size": vocab_size}
 
 
 _MAY_DIFFER = {
