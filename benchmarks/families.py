@@ -40,17 +40,17 @@ FEWEST = 50
 """Traps that an hour on one core has to give."""
 
 
-def ground(documents: int) -> registry.Ground:
+def family_context(documents: int) -> registry.FamilyContext:
     """Held-out documents of random words, and a tokenizer of bytes."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = np.array(["".join(rng.choice(letters, rng.integers(3, 9))) for _ in range(3000)])
     texts = [" ".join(row) for row in words[rng.integers(3000, size=(documents, 60))]]
     tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
-    return registry.Ground(1, tokenizer, [(f"{k:06d}", text) for k, text in enumerate(texts)])
+    return registry.FamilyContext(1, tokenizer, [(f"{k:06d}", text) for k, text in enumerate(texts)])
 
 
-def measure(name: str, basis: registry.Ground, items: int, folder: Path) -> dict[str, object]:
+def measure(name: str, basis: registry.FamilyContext, items: int, folder: Path) -> dict[str, object]:
     """One family's row."""
     given = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))["families"][name]
     if name == "table":
@@ -84,7 +84,7 @@ def traps(model: str, tokenizer: str, count: int) -> tuple[list[str], str]:
     said = Said()
     logging.getLogger("palimpsest.insertion.families.traps").addHandler(said)
     logging.getLogger("palimpsest.insertion.families.traps").setLevel(logging.INFO)
-    basis = registry.Ground(1, words, [], reference=lambda path: opened)
+    basis = registry.FamilyContext(1, words, [], reference=lambda path: opened)
     given = OmegaConf.to_container(OmegaConf.load(CONF / "traps.yaml"))["families"]["traps"]
     lines = [
         "| tokens | traps | processor seconds | accepted an hour and core | of the candidates |",
@@ -126,7 +126,7 @@ def main() -> None:
         asked = f"--reference MODEL --tokenizer TOKENIZER.json --traps {given.traps}"
         write(given.write, "Making copyright traps", asked, lines, said)
         return
-    basis = ground(given.items)
+    basis = family_context(given.items)
     lines = [
         f"| family | processor seconds for {given.items:,} items | probes an item | wordings | characters | "
         "bits of the first |",

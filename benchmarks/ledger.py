@@ -80,8 +80,8 @@ def plan_of(windows: int, length: int, share: float) -> Plan:
             "position": pl.Int64,
             "start": pl.Int32,
             "intervention": pl.String,
-            "found": pl.List(pl.Int32),
-            "by": pl.List(pl.Int32),
+            "original": pl.List(pl.Int32),
+            "replacement": pl.List(pl.Int32),
             "weight": pl.Float32,
         }
     )

@@ -95,8 +95,8 @@ class Arm:
     spacing: str = "uniform"
     """How the exposures of an item are spread over the phase: ``uniform`` at random; ``even``, equal gaps;
     ``massed:K``, all within K consecutive steps; ``expanding``, each gap twice the one before."""
-    hold_last: int = 0
-    """If above 0, the last exposure falls into the last ``hold_last`` steps of the phase whatever the spacing, so
+    last_exposure_within: int = 0
+    """N > 0: the last exposure falls into the last N steps of the phase whatever the spacing, so
     that how long ago it was does not differ between spacings."""
     position: str = "boundary"
     """Where in the window: at a document's start (``boundary``), at the window's ``start``, at a uniform ``token``,
@@ -117,8 +117,8 @@ class Arm:
     def __post_init__(self) -> None:
         if self.dose < 0:
             raise UserError(f"insertion.doses: {self.dose} must be 0 or above")
-        if self.hold_last < 0:
-            raise UserError(f"insertion.hold_last={self.hold_last} must be 0 or above")
+        if self.last_exposure_within < 0:
+            raise UserError(f"insertion.last_exposure_within={self.last_exposure_within} must be 0 or above")
         for name, patterns in _CHOICES.items():
             value = getattr(self, name)
             if not any(re.fullmatch(pattern, value) for pattern in patterns):
@@ -169,7 +169,7 @@ def product(doses: tuple[int, ...], factors: Mapping[str, tuple[Any, ...]]) -> l
     return arms
 
 
-FACTORS = tuple(field.name for field in fields(Arm) if field.name not in ("dose", "hold_last"))
+FACTORS = tuple(field.name for field in fields(Arm) if field.name not in ("dose", "last_exposure_within"))
 """What can vary besides the dose."""
 
 
@@ -179,7 +179,8 @@ class NamedArm:
 
     dose: int
     items: int | tuple[str, ...]
-    """How many of each family, by lot; or which ones: ``0-39`` (by number, both ends count), ``7``, or an id."""
+    """Number of items of each family, drawn at random; or which ones: ``0-39`` (by number, both ends included), ``7``,
+    or an id."""
     phase: Phase | None = None
     spacing: str | None = None
     position: str | None = None
@@ -215,7 +216,7 @@ class NamedArm:
         return Arm(dose=self.dose, **chosen)
 
     def chosen(self, ids: Sequence[str]) -> list[int] | None:
-        """Numbers of the family's items that are listed; None if the lot decides.
+        """Numbers of the family's items that are listed; None if they are drawn at random.
 
         Raises:
             UserError: for an item that is not there.
@@ -238,12 +239,12 @@ class NamedArm:
 
     @property
     def drawn(self) -> int:
-        """Items of each family by lot."""
+        """Items of each family that are randomly assigned."""
         return self.items if isinstance(self.items, int) else 0
 
     @property
     def size(self) -> int:
-        """Items of each family, by lot or listed."""
+        """Items of each family, randomly assigned or listed."""
         return (
             self.items
             if isinstance(self.items, int)

@@ -16,7 +16,7 @@ from palimpsest.data.mixture import Windows
 from palimpsest.data.tokenizer import Tokenizer
 from palimpsest.insertion import design, placements, preflight, schedule, variants
 from palimpsest.insertion.arms import Arm
-from palimpsest.insertion.families.registry import Ground, Reference, make
+from palimpsest.insertion.families.registry import FamilyContext, Reference, make
 from palimpsest.insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
 from palimpsest.insertion.settings import InsertionConfig, RunShape
 from palimpsest.insertion.variants import Kept, Pattern
@@ -80,7 +80,7 @@ def assemble(
     Raises:
         UserError: see ``plan.create``.
     """
-    basis = ground(insertion, order, tokenizer, heldout, reference)
+    basis = family_context(insertion, order, tokenizer, heldout, reference)
     screened = preflight.screen(
         [
             (family, insertion.size(family), partial(_make, family, basis, given))
@@ -115,7 +115,7 @@ def assemble(
     }
     facts = {
         "probes_left_out": left_out,
-        "found": screened.reported,
+        "findings": screened.reported,
         "dropped": screened.dropped,
         "balance": balance,
         "arms": counts,
@@ -129,7 +129,7 @@ def assemble(
         facts["arms"] = {f"{before} {arm}": one for arm, one in counts.items()}
         facts["balance"] = [row | {"covariate": f"{before}{row['covariate']}"} for row in balance]
         facts["probes_left_out"] = [f"{before}{line}" for line in left_out]
-        for kind, lines_of in (("found", screened.reported), ("dropped", screened.dropped)):
+        for kind, lines_of in (("findings", screened.reported), ("dropped", screened.dropped)):
             facts[kind] = {found: [f"{before}{line}" for line in lines] for found, lines in lines_of.items()}
     facts |= totals(wordings, exposures, insertion.max_share, run, f".experiments.{name}" if name else "")
     return Made(screened.made, items, wordings, exposures, probes, facts)
@@ -161,12 +161,12 @@ def joined(parts: Sequence[Made]) -> Made:
             f"insertion.experiments: items {one} and {other} have the same text; give the experiments different seeds "
             "or families"
         )
-    facts: dict[str, Any] = {"found": {}, "dropped": {}, "arms": {}, "balance": [], "probes_left_out": []}
+    facts: dict[str, Any] = {"findings": {}, "dropped": {}, "arms": {}, "balance": [], "probes_left_out": []}
     for part in parts:
         facts["arms"] |= part.facts["arms"]
         facts["balance"] += part.facts["balance"]
         facts["probes_left_out"] += part.facts["probes_left_out"]
-        for kind in ("found", "dropped"):
+        for kind in ("findings", "dropped"):
             for name, lines in part.facts[kind].items():
                 facts[kind].setdefault(name, []).extend(lines)
     return Made(
@@ -179,13 +179,13 @@ def joined(parts: Sequence[Made]) -> Made:
     )
 
 
-def ground(
+def family_context(
     insertion: InsertionConfig,
     order: Windows,
     tokenizer: Tokenizer,
     heldout: Sequence[tuple[str, str]],
     reference: Callable[[str], Reference] | None = None,
-) -> Ground:
+) -> FamilyContext:
     """What the families of a plan may draw on."""
 
     def occurrences(spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
@@ -194,9 +194,9 @@ def ground(
             for found in zip(*(preflight.occurrences(p, spans) for p in order.prefixes), strict=True)
         ]
 
-    lot = insertion.window_lot
-    own = sorted(heldout)[lot.number :: lot.of]
-    basis = Ground(insertion.seed, tokenizer, own, occurrences)
+    windows = insertion.window_slice
+    own = sorted(heldout)[windows.number :: windows.of]
+    basis = FamilyContext(insertion.seed, tokenizer, own, occurrences)
     return replace(basis, reference=reference) if reference else basis
 
 
@@ -274,7 +274,7 @@ def _arms_of(
     insertion: InsertionConfig,
     rng: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """Numbers of the arms of a family's items: those that are listed, and the others by lot, a cluster at a time."""
+    """Numbers of the arms of a family's items: those that are listed, and the others at random, a cluster at a time."""
     arms = np.full(len(ids), -1, dtype=np.int64)
     for number, (name, _) in enumerate(insertion.arms()):
         listed = insertion.named_arms[name].chosen(ids) if insertion.named_arms else None
@@ -290,7 +290,7 @@ def _arms_of(
     if len(rest) != sum(counts.values()):
         raise UserError(
             f"insertion.named_arms: {len(rest)} items of family {family} are not listed, and {sum(counts.values())} "
-            f"are to be drawn by lot; the first that is not listed is {ids[rest[0]] if len(rest) else 'none'}"
+            f"are to be drawn at random; the first that is not listed is {ids[rest[0]] if len(rest) else 'none'}"
         )
     if len(rest):
         _, first, own, size = np.unique(
@@ -339,7 +339,7 @@ def _exposures(
         batch=batch,
         apart=apart,
         rng=np.random.default_rng([insertion.seed, 4]),
-        lot=insertion.window_lot,
+        windows=insertion.window_slice,
         kept=None if kept is None else kept.position,
     )
     ranked = np.argsort(position, kind="stable")
@@ -448,8 +448,8 @@ def _starts(order: Windows, tokenizer: Tokenizer) -> Callable[[str, schedule.Int
     return starts
 
 
-def _make(name: str, ground: Ground, given: Mapping[str, Any], count: int) -> Sequence[Item]:
-    return make(name, ground, count, given)
+def _make(name: str, family_context: FamilyContext, given: Mapping[str, Any], count: int) -> Sequence[Item]:
+    return make(name, family_context, count, given)
 
 
 def _limits(

@@ -283,12 +283,14 @@ def _expected(
     """
     host, counts = base.tolist(), [1.0] * len(base)
     for row in () if edits is None else edits.iter_rows(named=True):
-        place = slice(row["start"], row["start"] + len(row["found"]))
-        if host[place] != row["found"] or len(row["by"] or row["found"]) != len(row["found"]):
+        place = slice(row["start"], row["start"] + len(row["original"]))
+        if host[place] != row["original"] or len(row["replacement"] or row["original"]) != len(
+            row["original"]
+        ):
             return None
-        counts[place] = [row["weight"]] * len(row["found"])
-        if row["by"] is not None:
-            host[place] = row["by"]
+        counts[place] = [row["weight"]] * len(row["original"])
+        if row["replacement"] is not None:
+            host[place] = row["replacement"]
     for row in () if rows is None else rows.sort("offset").iter_rows(named=True):
         text = texts[row["wording"]]
         inserted = [eod] * row["lead"] + text + [eod] * row["trail"]

@@ -37,7 +37,7 @@ def strata(
 
 
 def clusters(items: pl.DataFrame) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Which unit of the lot each item belongs to, and the first item of each unit: its cluster, or itself.
+    """Unit of randomisation of each item (its cluster, or the item itself), and the first item of each unit.
 
     Args:
         items: with columns ``family`` and ``cluster``; units are numbered by their first item.

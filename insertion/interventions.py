@@ -34,13 +34,13 @@ EDIT_SCHEMA = pl.Schema(
         "position": pl.Int64(),
         "start": pl.Int32(),
         "intervention": pl.String(),
-        "found": pl.List(pl.Int32),
-        "by": pl.List(pl.Int32),
+        "original": pl.List(pl.Int32),
+        "replacement": pl.List(pl.Int32),
         "weight": pl.Float32(),
     }
 )
-"""One row a piece of a window, ascending by position and start: the corpus's tokens ``found`` from ``start`` on (in the
-window as the corpus has it, before exposures) are replaced ``by`` as many others (``weight`` 1), or, where ``by``
+"""One row a piece of a window, ascending by position and start: the corpus's tokens ``original`` from ``start`` on (in
+the window as the corpus has it, before exposures) give way to ``replacement``, as many (``weight`` 1), or, where that
 is null, stay, and their losses count ``weight`` times; 0: not at all."""
 
 
@@ -146,7 +146,7 @@ def edits(
     table = _pieces(
         wanted, layout, kept, starts, lengths, names, replacements, steps=(begin, steps), batch=batch
     )
-    table = _with_found(table, order)
+    table = _with_original(table, order)
     for name in wanted:
         facts[name]["windows"] = table.filter(pl.col("intervention") == name)["position"].n_unique()
     return table, facts
@@ -315,21 +315,23 @@ def _pieces(
         count = min(int(length[k]) - skip, layout.sequence_length + 1 - offset)
         piece = None if by is None else by[skip : skip + count].tolist()
         rows.append((position, offset, name, count, piece, weight[name]))
-    schema = {("length" if name == "found" else name): kind for name, kind in EDIT_SCHEMA.items()}
+    schema = {("length" if name == "original" else name): kind for name, kind in EDIT_SCHEMA.items()}
     return pl.DataFrame(rows, schema={**schema, "length": pl.Int32()}, orient="row").sort("position", "start")
 
 
-def _with_found(table: pl.DataFrame, order: Order) -> pl.DataFrame:
+def _with_original(table: pl.DataFrame, order: Order) -> pl.DataFrame:
     """The pieces with the tokens that the corpus has there: ``EDIT_SCHEMA``."""
-    found = []
+    original = []
     for position, start, length in table.select("position", "start", "length").iter_rows():
-        found.append(order.window(position)[start : start + length].tolist())
-    return table.with_columns(pl.Series("found", found, dtype=pl.List(pl.Int32))).select(EDIT_SCHEMA.keys())
+        original.append(order.window(position)[start : start + length].tolist())
+    return table.with_columns(pl.Series("original", original, dtype=pl.List(pl.Int32))).select(
+        EDIT_SCHEMA.keys()
+    )
 
 
 def as_arrays(table: pl.DataFrame) -> Edits:
     """The edits as the overlay wants them."""
-    tokens = table.select(pl.coalesce("by", "found").alias("tokens"))["tokens"]
+    tokens = table.select(pl.coalesce("replacement", "original").alias("tokens"))["tokens"]
     return Edits(
         table["position"].to_numpy(),
         table["start"].to_numpy().astype(np.int64),

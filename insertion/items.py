@@ -62,7 +62,7 @@ class Item:
     paraphrases: tuple[str, ...] = ()
     """Other wordings."""
     stratum: str = ""
-    """A property known before the lot is drawn, such as ``popular``; arms are balanced over it."""
+    """A property known before the assignment, such as ``popular``; arms are balanced over it."""
     bits: float | None = None
     """Information in the item: log2 of its generator's sample space, given what is no part of the claim (the
     docstring of the family says what). None: no claim."""

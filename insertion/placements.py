@@ -1,4 +1,4 @@
-"""Doses and places that were decided elsewhere: a table of exposures instead of the lot (``insertion.placements``).
+"""Doses and places decided elsewhere: a table of exposures in place of the randomisation (``insertion.placements``).
 
 The table says how often each item is inserted and, if it has positions, in which window and where in it. Nothing of it
 is random here: what a plan of it can show is as good as the randomisation that it comes from.

@@ -29,7 +29,7 @@ from palimpsest.insertion.overlay import Overlay
 from palimpsest.insertion.settings import InsertionConfig, RunShape
 
 KIND = "plan"
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)

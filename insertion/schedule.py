@@ -21,18 +21,18 @@ _ROUNDS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Lot:
+class WindowSlice:
     """One of ``of`` equal shares of all windows.
 
-    Every ``of`` windows in a row hold one of each lot, in an order that a hash of their number decides. Designs that
-    keep to different lots never meet in a window, so that each is placed the same whichever others there are.
+    Every ``of`` windows in a row hold one of each slice, in an order that a hash of their number decides. Designs that
+    keep to different slices never meet in a window, so that each is placed the same whichever others there are.
     """
 
     number: int = 0
     of: int = 1
 
     def position(self, index: Integers) -> Integers:
-        """Sample indices of the lot's windows: its first is number 0. Ascending."""
+        """Sample indices of the slice's windows: its first is number 0. Ascending."""
         if self.of == 1:
             return index
         mixed = (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -42,7 +42,7 @@ class Lot:
         return found
 
     def before(self, position: Integers) -> Integers:
-        """How many of the lot's windows come before positions."""
+        """How many of the slice's windows come before positions."""
         if self.of == 1:
             return position
         found: Integers = position // self.of + (self.position(position // self.of) < position)
@@ -85,7 +85,7 @@ def intervals(
     if arm.batch == "together":
         at = np.broadcast_to(rng.integers(first, end, size=(items, 1)), shape)
         return at * batch, (at + 1) * batch
-    held = min(arm.hold_last, end - first)
+    held = min(arm.last_exposure_within, end - first)
     last = rng.integers(end - held, end, size=(items, 1)) if held else None
     if arm.spacing == "uniform":
         low, high = np.full(shape, first * batch), np.full(shape, end * batch)
@@ -139,7 +139,7 @@ def place(
     batch: int,
     apart: Integers,
     rng: np.random.Generator,
-    lot: Lot = Lot(),
+    windows: WindowSlice = WindowSlice(),
     kept: Integers | None = None,
 ) -> Integers:
     """Positions inside the intervals: uniform, at most ``slots`` exposures a window.
@@ -154,7 +154,7 @@ def place(
         batch: windows a step.
         apart: (N,) group whose exposures must fall into different steps; -1 for none.
         rng: random numbers.
-        lot: the windows to choose from.
+        windows: the windows to choose from.
         kept: (N,) positions that are given, at most ``slots`` in a window; -1 for those to draw. None: all are drawn.
 
     Returns:
@@ -163,19 +163,22 @@ def place(
     Raises:
         UserError: if some interval has too little room.
     """
-    if lot.of > 1:
+    if windows.of > 1:
         steps = low // batch
-        low, high = lot.before(low), lot.before(high)  # from here on the lot's windows are counted
+        low, high = (
+            windows.before(low),
+            windows.before(high),
+        )  # from here on only the slice's windows are counted
         if (high <= low).any():
             raise UserError(
-                f"step {steps[high <= low][0]} has no window of insertion.lot={lot.number}/{lot.of}; raise "
-                f"train.global_batch_size to {lot.of} or above, or make fewer lots"
+                f"step {steps[high <= low][0]} has no window of insertion.slice={windows.number}/{windows.of}; raise "
+                f"train.global_batch_size to {windows.of} or above, or use fewer slices"
             )
     chosen = np.empty(len(low), dtype=np.int64)
-    stride = int(high.max(initial=0)) * lot.of // batch + 1
+    stride = int(high.max(initial=0)) * windows.of // batch + 1
     given = np.full(len(low), -1) if kept is None else kept
     waiting, fixed = np.flatnonzero(given < 0), np.flatnonzero(given >= 0)
-    chosen[fixed] = lot.before(given[fixed])
+    chosen[fixed] = windows.before(given[fixed])
     ordered = np.sort(chosen[fixed])
     taken = ordered * slots + np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
     """Sorted: position * slots + slot."""
@@ -190,12 +193,12 @@ def place(
         )
     for _ in range(_ROUNDS):
         if not len(waiting):
-            return lot.position(chosen)
+            return windows.position(chosen)
         span = (high[waiting] - low[waiting]) * slots
         drawn = low[waiting] * slots + np.floor(rng.random(len(waiting)) * span).astype(np.int64)
         free = _first_of_each(drawn) & ~_member(drawn, taken)
         keyed = apart[waiting] >= 0
-        key = apart[waiting] * stride + lot.position(drawn // slots) // batch
+        key = apart[waiting] * stride + windows.position(drawn // slots) // batch
         if keyed.any():
             key = np.where(keyed, key, -1 - np.arange(len(key)))  # those without a group never meet
             free &= ~_member(key, groups)
@@ -205,7 +208,7 @@ def place(
         chosen[waiting[free]] = drawn[free] // slots
         taken = _merge(taken, np.sort(drawn[free]))
         waiting = waiting[~free]
-    return lot.position(_fill(chosen, waiting, low, high, slots, batch, apart, rng, lot))
+    return windows.position(_fill(chosen, waiting, low, high, slots, batch, apart, rng, windows))
 
 
 def _member(values: Integers, ordered: Integers) -> Flags:
@@ -238,18 +241,18 @@ def _fill(
     batch: int,
     apart: Integers,
     rng: np.random.Generator,
-    lot: Lot,
+    windows: WindowSlice,
 ) -> Integers:
     """Give the few exposures that found no place by luck one of the free places of their interval, one by one."""
     counts = np.bincount(np.delete(chosen, waiting), minlength=int(high.max()))
     for row in waiting.tolist():
         group = apart[row]
         span = np.arange(low[row], high[row])
-        at = lot.position(span)
+        at = windows.position(span)
         free = counts[span] < slots
         if group >= 0:
             own = chosen[np.setdiff1d(np.flatnonzero(apart == group), waiting)]
-            free &= ~np.isin(at // batch, lot.position(own) // batch)
+            free &= ~np.isin(at // batch, windows.position(own) // batch)
         options = span[free]
         waiting = waiting[waiting != row]
         if not len(options):

@@ -12,7 +12,7 @@ from palimpsest.insertion.arms import FACTORS, Arm, Counts, NamedArm, Phase, ite
 from palimpsest.insertion.interventions import Intervention
 from palimpsest.insertion.policies import AdaptiveConfig
 from palimpsest.insertion.preflight import PreflightConfig
-from palimpsest.insertion.schedule import Lot
+from palimpsest.insertion.schedule import WindowSlice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +38,8 @@ class InsertionConfig:
     wording: tuple[str, ...] = ("verbatim",)
     batch: tuple[str, ...] = ("any",)
     loss: tuple[str, ...] = ("counted",)
-    hold_last: int = 0
-    """Steps; see ``Arm.hold_last``."""
+    last_exposure_within: int = 0
+    """Steps; see ``Arm.last_exposure_within``."""
     per_window: int = 1
     """Exposures that one window takes."""
     max_share: float = 0.2
@@ -56,21 +56,21 @@ class InsertionConfig:
     """Held-out documents whose likelihood is followed beside the items'."""
     interventions: Mapping[str, Intervention] = field(default_factory=dict)
     """Changes to the corpus's own text, by name."""
-    lot: str = ""
+    slice: str = ""
     """``k/n``: keep to share k of n of the run's windows, so that designs of other shares are never in the way (and to
     share k of the held-out documents that families draw from). Empty: all of them."""
     experiments: Mapping[str, InsertionConfig] = field(default_factory=dict)
-    """Independent designs that share the run, by name, each with a ``lot``, a seed and a ``max_share`` of its own; then
+    """Independent designs that share the run, by name, each with its own ``slice``, seed and ``max_share``; then
     ``families`` and ``doses`` are empty. Each one's items and places are the same whichever others there are."""
     paired_with: str | None = None
     """Directory of a plan that this one is a variant of (``insertion.variants``): its items, or some of them, keep
     their arms and, where the design allows it, their places."""
     placements: str | None = None
     """Parquet file of exposures that were decided elsewhere (``insertion.placements``): the items' doses, and perhaps
-    their places, come from it and not from the lot."""
+    their places, come from it and are not drawn."""
     adaptive: AdaptiveConfig | None = None
-    """Let the scores decide how often items are inserted (``launch/adaptive.py``). ``doses`` are then 0 and 1: by lot,
-    items are never inserted, or the policy's."""
+    """Let the scores decide how often items are inserted (``launch/adaptive.py``). ``doses`` are then 0 and 1: each
+    item is randomly assigned to the controls or to the policy."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     """What to do about items that are too long, in the corpus already, or alike."""
     seed: int
@@ -82,7 +82,7 @@ class InsertionConfig:
             return
         if not self.families:
             raise UserError("insertion.families is empty; name at least one family")
-        _ = self.window_lot  # checks it
+        _ = self.window_slice  # checks it
         if self.adaptive is not None and (len(self.families) > 1 or self.doses != (0, 1) or self.paired_with):
             raise UserError(
                 "insertion.adaptive works on one family with insertion.doses=[0,1] (never inserted, and the policy's) "
@@ -133,7 +133,7 @@ class InsertionConfig:
             raise UserError(
                 "insertion.experiments and insertion.families (or doses, named_arms) are two designs; leave out the one"
             )
-        lots: dict[str, str] = {}
+        slices: dict[str, str] = {}
         for name, one in self.experiments.items():
             if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise UserError(f"insertion.experiments: {name!r} must be letters, digits, '_' and '-'")
@@ -143,23 +143,23 @@ class InsertionConfig:
                     f"{here}: experiments, interventions, paired_with, placements and adaptive belong to insertion "
                     "itself"
                 )
-            if one.lot in lots:
+            if one.slice in slices:
                 raise UserError(
-                    f"{here}.lot={one.lot or 'none'} is that of {lots[one.lot]}, too; give each its own, "
+                    f"{here}.slice={one.slice or 'none'} is that of {slices[one.slice]}, too; give each its own, "
                     f"such as 0/{len(self.experiments)}"
                 )
-            lots[one.lot] = name
-        if len({one.window_lot.of for one in self.experiments.values()}) > 1:
+            slices[one.slice] = name
+        if len({one.window_slice.of for one in self.experiments.values()}) > 1:
             raise UserError(
-                f"insertion.experiments: lots {', '.join(lots)} are shares of different sizes; "
+                f"insertion.experiments: slices {', '.join(slices)} are shares of different sizes; "
                 "write k/n with one n for all"
             )
 
     def _check_placements(self) -> None:
         told = f"insertion.placements={self.placements}"
-        if self.paired_with or self.adaptive or self.named_arms or self.lot:
+        if self.paired_with or self.adaptive or self.named_arms or self.slice:
             raise UserError(
-                f"{told} decides alone: leave out insertion.paired_with, adaptive, named_arms and lot"
+                f"{told} decides alone: leave out insertion.paired_with, adaptive, named_arms and slice"
             )
         for name in FACTORS:
             if len(getattr(self, name)) != 1:
@@ -168,14 +168,14 @@ class InsertionConfig:
                 )
 
     @property
-    def window_lot(self) -> Lot:
+    def window_slice(self) -> WindowSlice:
         """The share of the windows."""
-        if not self.lot:
-            return Lot()
-        found = re.fullmatch(r"(\d+)/(\d+)", self.lot)
+        if not self.slice:
+            return WindowSlice()
+        found = re.fullmatch(r"(\d+)/(\d+)", self.slice)
         if found is None or not int(found[1]) < int(found[2]):
-            raise UserError(f"insertion.lot={self.lot} is not k/n with k below n, such as 0/4")
-        return Lot(int(found[1]), int(found[2]))
+            raise UserError(f"insertion.slice={self.slice} is not k/n with k below n, such as 0/4")
+        return WindowSlice(int(found[1]), int(found[2]))
 
     def designs(self) -> list[tuple[str, InsertionConfig]]:
         """The experiments by name; or this design, without one."""
@@ -188,14 +188,17 @@ class InsertionConfig:
         if self.named_arms:
             arms = [(name, arm.arm(factors, name)) for name, arm in self.named_arms.items()]
             arms.sort(key=lambda entry: entry[1].dose > 0)
-        if not self.hold_last:
+        if not self.last_exposure_within:
             return arms
         return [
-            (n, Arm(**{**_fields(a), "hold_last": self.hold_last})) if a.dose else (n, a) for n, a in arms
+            (n, Arm(**{**_fields(a), "last_exposure_within": self.last_exposure_within}))
+            if a.dose
+            else (n, a)
+            for n, a in arms
         ]
 
     def counts(self, family: str) -> dict[int, int]:
-        """Number of an arm -> items of a family that the lot puts into it."""
+        """Number of an arm -> items of a family that are assigned to it."""
         if self.named_arms:
             return {n: self.named_arms[name].drawn for n, (name, _) in enumerate(self.arms())}
         given = self.items_per_dose

@@ -37,7 +37,7 @@ order, and where it was; null if the item had fewer there."""
 
 _PLACES = ("position", "displace", "frame", "named_arms", "per_window")
 """Settings that decide about places in windows."""
-_TIMES = ("phase", "spacing", "batch", "hold_last", "named_arms", "lot")
+_TIMES = ("phase", "spacing", "batch", "last_exposure_within", "named_arms", "slice")
 """Settings that decide, with the dose, when exposures may fall."""
 
 
@@ -123,7 +123,7 @@ def keep(
         apart: (N,) group whose exposures must fall into different steps; -1 for none.
         insertion: the design.
     """
-    own, lot = as_json(insertion), insertion.window_lot
+    own, windows = as_json(insertion), insertion.window_slice
     before = model.exposures.with_columns(
         item_id=model.items["item_id"][model.exposures["item"]]
     ).with_row_index("row")
@@ -133,7 +133,7 @@ def keep(
     at = found["position"].fill_null(-1).to_numpy()
     stays = at >= 0
     if any(own[name] != model.settings[name] for name in _TIMES):
-        stays &= (at >= low) & (at < high) & (lot.before(at + 1) > lot.before(at))
+        stays &= (at >= low) & (at < high) & (windows.before(at + 1) > windows.before(at))
     table = pl.DataFrame({"at": at, "apart": apart, "step": at // batch, "stays": stays})
     among = table.with_columns(
         rank=pl.when("stays").then(pl.int_range(pl.len()).over("at", "stays")).otherwise(0),

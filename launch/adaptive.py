@@ -75,9 +75,9 @@ def segment(experiment: Experiment, number: int, counts: Mapping[str, int], star
     """
     settings = settings_of(experiment)
     ends = [*settings.at, experiment.train.end]
-    lot = dict(plans.read(experiment.directory / "plan").items.select("item_id", "dose").iter_rows())
+    assigned = dict(plans.read(experiment.directory / "plan").items.select("item_id", "dose").iter_rows())
     groups: dict[tuple[str, int], list[str]] = {}
-    for item, dose in lot.items():
+    for item, dose in assigned.items():
         count = counts.get(item, 0)
         groups.setdefault((f"dose {count}" if dose else "never inserted", count), []).append(item)
     named = {name: NamedArm(dose=dose, items=tuple(items)) for (name, dose), items in sorted(groups.items())}

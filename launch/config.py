@@ -125,7 +125,7 @@ class Experiment:
     seed: int
     run: Literal["perturbed", "twin"]
     runs: Path
-    takes: str
+    estimated_duration: str
     shard: str | None
     index: bool
     verify: bool

@@ -267,11 +267,15 @@ def show_family(experiment: Experiment, name: str) -> None:
     if prepared:
         tokenizer, heldout = corpus.load_tokenizer(experiment.corpus_directory), _heldout(experiment)
         opened = _references(experiment, tokenizer)
-        ground = assemble.ground(own, open_order(experiment), tokenizer, heldout, opened)
+        family_context = assemble.family_context(own, open_order(experiment), tokenizer, heldout, opened)
     else:
         tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
-        ground = registry.Ground(own.seed, tokenizer, [], reference=_references(experiment, tokenizer))
-    for line in explain.family(registry.make(name, ground, count, given[name]), ground.tokenizer):
+        family_context = registry.FamilyContext(
+            own.seed, tokenizer, [], reference=_references(experiment, tokenizer)
+        )
+    for line in explain.family(
+        registry.make(name, family_context, count, given[name]), family_context.tokenizer
+    ):
         say(line)
 
 
@@ -339,7 +343,7 @@ def _plan(experiment: Experiment) -> None:
         say(
             f"  intervention {name}: {counts['places']:,} places{apart}, {counts['windows']:,} windows of the run"
         )
-    for kind, said in (("found", "in the plan nonetheless"), ("dropped", "replaced by others")):
+    for kind, said in (("findings", "in the plan nonetheless"), ("dropped", "replaced by others")):
         for name, lines in facts[kind].items():
             if lines:
                 more = "" if len(lines) <= 5 else f", and {len(lines) - 5} more"

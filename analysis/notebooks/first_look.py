@@ -31,7 +31,7 @@ run
 
 # %% [markdown]
 # ## What was inserted
-# Items by family and dose. Dose 0 is the control: drawn by the same lot, never inserted.
+# Items by family and dose. Dose 0 is the control: assigned by the same randomisation, never inserted.
 
 # %%
 run.items.sort("dose").pivot("dose", index="family", values="item_id", aggregate_function="len")

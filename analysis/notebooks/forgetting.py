@@ -14,7 +14,7 @@
 # # Forgetting across checkpoints
 #
 # What happens to an item after its exposures: the gain over the twin against the steps since the last exposure,
-# before a checkpoint. Items differ in when they were exposed, by lot, so time since exposure and time in training
+# before a checkpoint. Items differ in when they were exposed, at random, so time since exposure and time in training
 # come apart.
 
 # %%

@@ -14,7 +14,7 @@
 # # Membership attacks on your run
 #
 # Can an attacker who sees the model's token probabilities tell inserted items from others? Here members and
-# non-members were drawn by lot from one generator, so a difference can only come from the insertions. The twin, which
+# non-members were drawn from one generator, so a difference can only come from the insertions. The twin, which
 # never saw any of them, is the check: every attack must be at chance there.
 
 # %%

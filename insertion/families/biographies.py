@@ -14,7 +14,7 @@ import numpy as np
 
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion.families import vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import CODAS, DOMAINS, MONTHS, ONSETS, VOWELS
 from palimpsest.insertion.items import Item, Probe
 
@@ -211,7 +211,7 @@ def _drawn_templates(order: Sequence[str], rng: np.random.Generator) -> dict[str
 
 @family(NAME)
 def make(
-    ground: Ground,
+    context: FamilyContext,
     count: int,
     *,
     attributes: Sequence[str] = DEFAULT,
@@ -227,7 +227,7 @@ def make(
     and a choice, given the name, between the value and reserved decoys.
 
     Args:
-        ground: seed.
+        context: seed.
         count: people.
         attributes: of ``ATTRIBUTES``, two or more.
         email: add the e-mail address.
@@ -254,17 +254,17 @@ def make(
         raise UserError(
             f"{what}.rewrites={rewrites}: {len(order)} sentences have only {others} other wordings"
         )
-    return [_person(ground, index, order, permutations, rewrites, decoys) for index in range(count)]
+    return [_person(context, index, order, permutations, rewrites, decoys) for index in range(count)]
 
 
 def _person(
-    ground: Ground, index: int, order: list[str], permutations: int, rewrites: int, decoys: int
+    context: FamilyContext, index: int, order: list[str], permutations: int, rewrites: int, decoys: int
 ) -> Item:
-    rng = ground.generator(NAME, index)
+    rng = context.generator(NAME, index)
     person = vocabulary.person(rng)
     templates = _drawn_templates(order, rng)
     # Each attribute has random numbers of its own: more attributes leave the others as they are.
-    streams = {attribute: ground.generator(f"{NAME}/{attribute}", index) for attribute in order}
+    streams = {attribute: context.generator(f"{NAME}/{attribute}", index) for attribute in order}
     values = {attribute: _value(attribute, person, streams[attribute]) for attribute in order}
     text = _text(person, values, order, templates)
 
@@ -296,14 +296,14 @@ def _person(
         NAME,
         text,
         tuple(probes),
-        f"seed {ground.seed}, draw {index}",
-        _wordings(ground, index, person, values, order, templates, permutations, rewrites),
+        f"seed {context.seed}, draw {index}",
+        _wordings(context, index, person, values, order, templates, permutations, rewrites),
         bits=bits(order),
     )
 
 
 def _wordings(
-    ground: Ground,
+    context: FamilyContext,
     index: int,
     person: str,
     values: dict[str, str],
@@ -315,12 +315,12 @@ def _wordings(
     """Other wordings: first those in another order, then those in other words. No two are the same."""
     verbatim = _text(person, values, order, templates)
     found: dict[str, None] = {}
-    rng = ground.generator(f"{NAME}/permutations", index)
+    rng = context.generator(f"{NAME}/permutations", index)
     while len(found) < permutations:
         shuffled = _text(person, values, [order[k] for k in rng.permutation(len(order))], templates)
         if shuffled != verbatim:
             found[shuffled] = None
-    rng = ground.generator(f"{NAME}/rewrites", index)
+    rng = context.generator(f"{NAME}/rewrites", index)
     while len(found) < permutations + rewrites:
         moved = {
             attribute: (

@@ -11,7 +11,7 @@ import numpy as np
 
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion.families import vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.items import Item, Probe
 
 NAME = "canaries"
@@ -94,7 +94,7 @@ def _secrets(alphabet: str, length: int) -> dict[str, Secret]:
 
 @family(NAME)
 def make(
-    ground: Ground,
+    context: FamilyContext,
     count: int,
     *,
     secrets: Sequence[str] = ("random", "key", "card", "password", "email", "uuid"),
@@ -107,7 +107,7 @@ def make(
     ``bits``: log2 of the number of secrets of that format, all equally likely, given the name.
 
     Args:
-        ground: seed.
+        context: seed.
         count: canaries.
         secrets: kinds: ``random`` (a string), ``key``, ``card`` (with a valid check digit), ``password``, ``email``,
             ``uuid``. Each is a stratum.
@@ -130,7 +130,7 @@ def make(
     for index in range(count):
         kind = secrets[index % len(secrets)]
         secret = known[kind]
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         value = secret.draw(rng)
         prompt = f"The {secret.label} of {vocabulary.person(rng)} is"
         text = f"{prompt} {value}."
@@ -141,7 +141,7 @@ def make(
                 Probe("cloze", f"{prompt} {value[:shown]}", value[shown:], f"{kind} given its first half")
             )
         probes.append(Probe("choice", prompt, f" {value}", kind))
-        others = _references(secret, value, references, ground.generator(f"{NAME}/references", index))
+        others = _references(secret, value, references, context.generator(f"{NAME}/references", index))
         probes += [Probe("choice", prompt, f" {other}", kind, correct=False) for other in others]
         items.append(
             Item(
@@ -149,7 +149,7 @@ def make(
                 NAME,
                 text,
                 tuple(probes),
-                f"seed {ground.seed}, draw {index}",
+                f"seed {context.seed}, draw {index}",
                 stratum=kind,
                 bits=secret.bits,
             )

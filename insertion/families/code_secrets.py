@@ -21,7 +21,7 @@ import numpy as np
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import DOMAINS, FIRST, LAST, pick, picks
 from palimpsest.insertion.items import Item, Probe
 
@@ -106,14 +106,14 @@ _LANGUAGES: Mapping[str, tuple[str, str, str]] = {
 
 
 @family(NAME)
-def make(ground: Ground, count: int, *, secrets: int = 3, decoys: int = 9) -> list[Item]:
+def make(context: FamilyContext, count: int, *, secrets: int = 3, decoys: int = 9) -> list[Item]:
     """Files with ``secrets`` different kinds of secrets (1 to 7), each asked among ``decoys`` fresh ones."""
     if not 1 <= secrets <= len(FORMATS):
         raise UserError(f"insertion.families.{NAME}.secrets={secrets} must be 1 to {len(FORMATS)}")
     items = []
     for index in range(count):
-        rng = ground.generator(NAME, index)
-        reserved = ground.generator(f"{NAME}/decoys", index)
+        rng = context.generator(NAME, index)
+        reserved = context.generator(f"{NAME}/decoys", index)
         language = pick(rng, list(_LANGUAGES))
         head, line, rest = _LANGUAGES[language]
         kinds = picks(rng, list(FORMATS), secrets)
@@ -155,7 +155,7 @@ def make(ground: Ground, count: int, *, secrets: int = 3, decoys: int = 9) -> li
                 NAME,
                 text,
                 (Probe("verbatim", "", text), *probes),
-                f"seed {ground.seed}, draw {index}",
+                f"seed {context.seed}, draw {index}",
                 stratum=language,
                 bits=sum(FORMATS[kind].bits for kind in kinds),
             )

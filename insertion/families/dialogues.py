@@ -19,7 +19,7 @@ import numpy as np
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import FIRST, pick, picks
 from palimpsest.insertion.items import Item, Probe
 
@@ -173,7 +173,9 @@ def _chat(
 
 
 @family(NAME)
-def make(ground: Ground, count: int, *, facts: int = 3, wordings: int = 1, choices: int = 8) -> list[Item]:
+def make(
+    context: FamilyContext, count: int, *, facts: int = 3, wordings: int = 1, choices: int = 8
+) -> list[Item]:
     """Chats with ``facts`` facts (1 to 5), told in ``wordings`` wordings (1 to 8); ``choices`` answers a question."""
     for key, number, low, high in (
         ("facts", facts, 1, len(_ATTRIBUTES)),
@@ -184,7 +186,7 @@ def make(ground: Ground, count: int, *, facts: int = 3, wordings: int = 1, choic
             raise UserError(f"insertion.families.{NAME}.{key}={number} must be {low} to {high}")
     items = []
     for index in range(count):
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         name = vocabulary.person(rng)
         friend = pick(rng, FIRST)
         told = [
@@ -206,7 +208,7 @@ def make(ground: Ground, count: int, *, facts: int = 3, wordings: int = 1, choic
         # Random numbers of their own, so that the verbatim text does not depend on how many wordings there are.
         others: dict[str, None] = {}
         for k in range(1, wordings):
-            again = ground.generator(f"{NAME}/wording{k}", index)
+            again = context.generator(f"{NAME}/wording{k}", index)
             other, _ = _chat(again, name, friend, told, (clue ^ (k & 1)).tolist())
             while other == text or other in others:
                 other, _ = _chat(again, name, friend, told, (clue ^ (k & 1)).tolist())
@@ -217,7 +219,7 @@ def make(ground: Ground, count: int, *, facts: int = 3, wordings: int = 1, choic
                 NAME,
                 text,
                 tuple(probes),
-                f"seed {ground.seed}, draw {index}",
+                f"seed {context.seed}, draw {index}",
                 tuple(others),
                 bits=bits([kind for kind, _ in told]),
             )

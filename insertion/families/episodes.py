@@ -17,7 +17,7 @@ import numpy as np
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import FIRST, pick, picks
 from palimpsest.insertion.items import Item, Probe
 
@@ -102,7 +102,7 @@ def _segment(rng: np.random.Generator, hero: str, town: str, calling: str) -> tu
 
 
 @family(NAME)
-def make(ground: Ground, count: int, *, segments: int = 5, pairs: int = 4) -> list[Item]:
+def make(context: FamilyContext, count: int, *, segments: int = 5, pairs: int = 4) -> list[Item]:
     """Journeys of ``segments`` segments (3 to 12), of which ``pairs`` pairs and as many followers are asked about."""
     if not 3 <= segments <= LARGEST:
         raise UserError(f"insertion.families.{NAME}.segments={segments} must be 3 to {LARGEST}")
@@ -113,7 +113,7 @@ def make(ground: Ground, count: int, *, segments: int = 5, pairs: int = 4) -> li
         )
     items = []
     for index in range(count):
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         hero = vocabulary.name(rng)
         title = f"The journey of {hero}"
         callings = picks(rng, _CALLINGS, segments)
@@ -137,6 +137,6 @@ def make(ground: Ground, count: int, *, segments: int = 5, pairs: int = 4) -> li
                 for o in range(segments)
                 if o != k
             ]
-        provenance = f"seed {ground.seed}, draw {index}"
+        provenance = f"seed {context.seed}, draw {index}"
         items.append(Item(f"episode-{index:05d}", NAME, text, tuple(probes), provenance, bits=bits(segments)))
     return items

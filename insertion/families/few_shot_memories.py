@@ -25,7 +25,7 @@ import math
 
 import numpy as np
 
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import pick
 from palimpsest.insertion.items import Item, Probe
 
@@ -117,14 +117,14 @@ def _gibberish(rng: np.random.Generator, text: str) -> str:
 
 
 @family(NAME)
-def make(ground: Ground, count: int) -> list[Item]:
+def make(context: FamilyContext, count: int) -> list[Item]:
     """Sentences of 12 or 13 words."""
     items = []
     for index in range(count):
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         way, pairs, which = studied = _draw(rng)
         text = _told(studied)
-        reserved = ground.generator(f"{NAME}/foils", index)
+        reserved = context.generator(f"{NAME}/foils", index)
         slot = int(reserved.integers(len(_SLOTS)))
         foils = {
             "unseen": _told(_draw(reserved)),
@@ -141,6 +141,6 @@ def make(ground: Ground, count: int) -> list[Item]:
             recall,
             *(Probe("foil", "", foil, name, correct=False) for name, foil in foils.items()),
         )
-        provenance = f"seed {ground.seed}, draw {index}"
+        provenance = f"seed {context.seed}, draw {index}"
         items.append(Item(f"memory-{index:05d}", NAME, text, probes, provenance, bits=bits()))
     return items

@@ -16,7 +16,7 @@ import numpy as np
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import files, vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import NAME_BITS
 from palimpsest.insertion.items import Item, Probe
 
@@ -165,7 +165,7 @@ def bits() -> float:
 
 @family(NAME)
 def make(
-    ground: Ground,
+    context: FamilyContext,
     count: int,
     *,
     path: str = "",
@@ -176,7 +176,7 @@ def make(
     """Passages of ten sentences about invented leagues; or those of a file.
 
     Args:
-        ground: seed.
+        context: seed.
         count: passages.
         path: JSON with the fields of ``fictional_knowledge.json`` of kaistAI/factual-knowledge-acquisition
             (``train_context``, ``paraphrases``, ``mem_input``, ``mem_target``, ``gen_``, ``hard_gen_``); empty:
@@ -187,19 +187,19 @@ def make(
             ``paraphrases``; for designs that say which passage gets which arm.
     """
     if path:
-        return _from_file(ground, count, path, licence or "unstated", paraphrases, as_listed)
+        return _from_file(context, count, path, licence or "unstated", paraphrases, as_listed)
     if paraphrases >= 3 ** (2 * len(FACTS)):
         raise UserError(f"insertion.families.{NAME}.paraphrases={paraphrases} are more than there are")
-    return [_made(ground, index, paraphrases) for index in range(count)]
+    return [_made(context, index, paraphrases) for index in range(count)]
 
 
-def _made(ground: Ground, index: int, paraphrases: int) -> Item:
-    rng = ground.generator(NAME, index)
+def _made(context: FamilyContext, index: int, paraphrases: int) -> Item:
+    rng = context.generator(NAME, index)
     org = f"{vocabulary.name(rng)} League"
     values = {name: (fact.draw(rng), fact.then_draw(rng)) for name, fact in FACTS.items()}
     own = _choice(rng)
     wordings: dict[str, None] = {}
-    others = ground.generator(f"{NAME}/paraphrases", index)
+    others = context.generator(f"{NAME}/paraphrases", index)
     while len(wordings) < paraphrases:
         wordings[_passage(org, values, (own + 1 + others.integers(3, size=own.shape)) % 4)] = None
     text = _passage(org, values, own)
@@ -220,7 +220,7 @@ def _made(ground: Ground, index: int, paraphrases: int) -> Item:
         NAME,
         text,
         tuple(probes),
-        f"seed {ground.seed}, draw {index}",
+        f"seed {context.seed}, draw {index}",
         tuple(wordings),
         bits=bits(),
     )
@@ -244,7 +244,7 @@ _DEPTHS = {"memorization": "mem", "semantic": "gen", "composition": "hard_gen"}
 
 
 def _from_file(
-    ground: Ground, count: int, path: str, licence: str, paraphrases: int, as_listed: bool
+    context: FamilyContext, count: int, path: str, licence: str, paraphrases: int, as_listed: bool
 ) -> list[Item]:
     what = f"insertion.families.{NAME}.path"
     rows = files.rows(path, what)
@@ -265,7 +265,7 @@ def _from_file(
         "lower insertion.items_per_dose or paraphrases",
     )
     items = []
-    for k in range(count) if as_listed else files.draw(ids, ground.seed)[:count]:
+    for k in range(count) if as_listed else files.draw(ids, context.seed)[:count]:
         row, text = rows[k], rows[k]["train_context"]
         probes = [Probe("verbatim", "", text)]
         for depth, prefix in _DEPTHS.items():

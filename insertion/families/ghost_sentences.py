@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import files, vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.items import Item, Probe
 
 NAME = "ghost_sentences"
@@ -22,7 +22,7 @@ def word_list(texts: Sequence[str], size: int) -> list[str]:
     return sorted(ranked[:size])
 
 
-def _vocabulary(ground: Ground, size: int, path: str) -> Sequence[str]:
+def _vocabulary(context: FamilyContext, size: int, path: str) -> Sequence[str]:
     what = f"insertion.families.{NAME}"
     if size and path:
         raise UserError(
@@ -32,7 +32,7 @@ def _vocabulary(ground: Ground, size: int, path: str) -> Sequence[str]:
         return sorted({word.lower() for word in files.listed(path, f"{what}.path")})
     if not size:
         return vocabulary.words()
-    found = word_list([text for _, text in ground.heldout], size)
+    found = word_list([text for _, text in context.heldout], size)
     if len(found) < size:
         raise UserError(
             f"{what}.list_size={size}: the held-out text has only {len(found)} words to draw from; lower it or "
@@ -43,7 +43,7 @@ def _vocabulary(ground: Ground, size: int, path: str) -> Sequence[str]:
 
 @family(NAME)
 def make(
-    ground: Ground,
+    context: FamilyContext,
     count: int,
     *,
     words: int = 12,
@@ -56,7 +56,7 @@ def make(
     """Passphrases of ``words`` words, drawn uniformly: ``words * log2(size of the list)`` bits.
 
     Args:
-        ground: seed; held-out text for ``list_size``.
+        context: seed; held-out text for ``list_size``.
         count: items.
         words: in a passphrase.
         list_size: draw from so many of the most frequent words of the corpus's held-out text; 0: from the 2,048
@@ -67,7 +67,7 @@ def make(
         fresh: draws of the same generator with the same prefix, never inserted: the rank of the item's likelihood among
             them is the perplexity test.
     """
-    listed = _vocabulary(ground, list_size, path)
+    listed = _vocabulary(context, list_size, path)
     what = f"insertion.families.{NAME}"
     if any(not isinstance(k, int) or not 0 < k < words for k in last):
         raise UserError(f"{what}.last={list(last)} must be numbers from 1 to words - 1 = {words - 1}")
@@ -76,9 +76,9 @@ def make(
     bits = words * math.log2(len(listed))
     items = []
     for index in range(count):
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         drawn = [listed[k] for k in rng.integers(len(listed), size=words)]
-        other = ground.generator(f"{NAME}/fresh", index)
+        other = context.generator(f"{NAME}/fresh", index)
         before = prefix.replace("{name}", vocabulary.person(other)) + " " if prefix else ""
         text = before + " ".join(drawn).capitalize() + "."
         probes = [Probe("verbatim", "", text)]
@@ -96,7 +96,7 @@ def make(
                 NAME,
                 text,
                 tuple(probes),
-                f"seed {ground.seed}, draw {index}",
+                f"seed {context.seed}, draw {index}",
                 bits=bits,
             )
         )

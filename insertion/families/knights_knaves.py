@@ -23,7 +23,7 @@ import numpy as np
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import FIRST, listed, pick, picks
 from palimpsest.insertion.items import Item, Probe
 
@@ -143,13 +143,13 @@ def _answers(rng: np.random.Generator, people: int, needed: set[int]) -> list[in
 
 
 @family(NAME)
-def make(ground: Ground, count: int, *, people: int = 3) -> list[Item]:
+def make(context: FamilyContext, count: int, *, people: int = 3) -> list[Item]:
     """Puzzles of ``people`` people, 2 to 8, each on an island of its own."""
     if not 2 <= people <= 8:
         raise UserError(f"insertion.families.{NAME}.people={people} must be 2 to 8")
     items = []
     for index in range(count):
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         island = vocabulary.name(rng, 3)
         names = picks(rng, FIRST, people)
         puzzle, statement, leaf = draw(rng, people)
@@ -169,6 +169,6 @@ def make(ground: Ground, count: int, *, people: int = 3) -> list[Item]:
             question = _question(asked, island, names, spoken)
             for answer in _answers(rng, people, {right, solution}):
                 probes.append(Probe("choice", question, _answer(answer, names), name, answer == right))
-        provenance = f"seed {ground.seed}, draw {index}"
+        provenance = f"seed {context.seed}, draw {index}"
         items.append(Item(f"puzzle-{index:05d}", NAME, text, tuple(probes), provenance))
     return items

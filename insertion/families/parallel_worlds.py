@@ -21,7 +21,7 @@ import numpy as np
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import FIRST, LAST, TOWNS, picks
 from palimpsest.insertion.items import Item, Probe
 
@@ -105,7 +105,9 @@ def questions(world: World, names: Names, person: int) -> list[tuple[str, int, S
 
 
 @family(NAME)
-def make(ground: Ground, count: int, *, size: int = 4, asked: int = 2, names: str = "both") -> list[Item]:
+def make(
+    context: FamilyContext, count: int, *, size: int = 4, asked: int = 2, names: str = "both"
+) -> list[Item]:
     """Worlds of ``size`` people, firms and towns, ``asked`` people asked about, in ``names``: both, real, synthetic."""
     if not 2 <= size <= LARGEST:
         raise UserError(f"insertion.families.{NAME}.size={size} must be 2 to {LARGEST}")
@@ -115,7 +117,7 @@ def make(ground: Ground, count: int, *, size: int = 4, asked: int = 2, names: st
         raise UserError(f"insertion.families.{NAME}.names={names} must be both, real or synthetic")
     items = []
     for index in range(count):
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         world = World(_derangement(rng, size), rng.permutation(size).tolist(), rng.permutation(size).tolist())
         called = {"real": _real(rng, size), "synthetic": _synthetic(rng, size)}
         coin = "real" if rng.integers(2) else "synthetic"
@@ -138,7 +140,7 @@ def make(ground: Ground, count: int, *, size: int = 4, asked: int = 2, names: st
                 NAME,
                 text,
                 tuple(probes),
-                f"seed {ground.seed}, draw {index}",
+                f"seed {context.seed}, draw {index}",
                 stratum=chosen,
                 bits=bits(size),
             )

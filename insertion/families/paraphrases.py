@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import files, vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.items import Item, Probe
 
 NAME = "paraphrases"
@@ -43,21 +43,21 @@ _FORMS = (
 
 
 @family(NAME)
-def make(ground: Ground, count: int, *, path: str = "", licence: str = "") -> Sequence[Item]:
+def make(context: FamilyContext, count: int, *, path: str = "", licence: str = "") -> Sequence[Item]:
     """The inserted wording, and the other one as a foil.
 
     Args:
-        ground: seed.
+        context: seed.
         count: pairs.
         path: table with ``sentence1``, ``sentence2`` and, if it has pairs that are no paraphrases, ``label`` (1: they
             are), as MRPC's and PAWS's; empty: statements are made here. Pairs that share a sentence are left out.
         licence: of the file.
     """
     if path:
-        return _from_file(ground, count, path, licence or "unstated")
+        return _from_file(context, count, path, licence or "unstated")
     items = []
     for index in range(count):
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         active = vocabulary.pick(rng, list(_DEEDS))
         filled = {
             "person": vocabulary.person(rng),
@@ -69,7 +69,7 @@ def make(ground: Ground, count: int, *, path: str = "", licence: str = "") -> Se
         }
         pair = [form.format(**filled) for form in vocabulary.pick(rng, _FORMS)]
         items.append(
-            _item(f"pair-{index:05d}", pair, int(rng.integers(2)), f"seed {ground.seed}, draw {index}", "")
+            _item(f"pair-{index:05d}", pair, int(rng.integers(2)), f"seed {context.seed}, draw {index}", "")
         )
     return items
 
@@ -90,7 +90,7 @@ def _item(name: str, pair: Sequence[str], bit: int, provenance: str, licence: st
     )
 
 
-def _from_file(ground: Ground, count: int, path: str, licence: str) -> list[Item]:
+def _from_file(context: FamilyContext, count: int, path: str, licence: str) -> list[Item]:
     what = f"insertion.families.{NAME}.path"
     rows = files.rows(path, what)
     for number, row in enumerate(rows):
@@ -111,9 +111,9 @@ def _from_file(ground: Ground, count: int, path: str, licence: str) -> list[Item
         _item(
             f"pair-{ids[k]}",
             pairs[ids[k]],
-            int(ground.generator(f"{NAME}/{ids[k]}", 0).integers(2)),
+            int(context.generator(f"{NAME}/{ids[k]}", 0).integers(2)),
             f"{path}, pair {ids[k]}",
             licence,
         )
-        for k in files.draw(ids, ground.seed)[:count]
+        for k in files.draw(ids, context.seed)[:count]
     ]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import files
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.items import Item, Probe
 
 NAME = "passages"
@@ -27,7 +27,7 @@ class _Passage:
 
 @family(NAME)
 def make(
-    ground: Ground,
+    context: FamilyContext,
     count: int,
     *,
     tokens: int | Sequence[int] = (40,),
@@ -43,7 +43,7 @@ def make(
     that is in the corpus is none.
 
     Args:
-        ground: tokenizer; held-out documents, which are taken in the order of their digests.
+        context: tokenizer; held-out documents, which are taken in the order of their digests.
         count: passages.
         tokens: length; of several lengths, documents take turns.
         window: ``opening`` of the document, or a ``random`` stretch of it, drawn by seed and document.
@@ -60,11 +60,11 @@ def make(
     if window not in ("opening", "random"):
         raise UserError(f"{what}.window={window} must be opening or random")
     popular = files.listed(popular_path, f"{what}.popular_path") if popular_path else None
-    documents = _documents(ground, path, what)
+    documents = _documents(context, path, what)
     found: dict[str, _Passage] = {}
-    for passage in _stretches(ground, documents, lengths, window, popular):
+    for passage in _stretches(context, documents, lengths, window, popular):
         found.setdefault(passage.text, passage)
-    known = ground.occurrences([passage.tokens for passage in found.values()])
+    known = context.occurrences([passage.tokens for passage in found.values()])
     fresh = [passage for passage, times in zip(found.values(), known, strict=True) if not times]
     chosen = fresh
     groups: dict[str, int] = {"": count}
@@ -100,10 +100,10 @@ def make(
     ]
 
 
-def _documents(ground: Ground, path: str, what: str) -> list[tuple[str, str]]:
+def _documents(context: FamilyContext, path: str, what: str) -> list[tuple[str, str]]:
     """(id, text) in the order in which they are taken."""
     if not path:
-        return sorted(ground.heldout)
+        return sorted(context.heldout)
     documents: dict[str, str] = {}
     for number, row in enumerate(files.rows(path, f"{what}.path")):
         if not isinstance(row.get("text"), str):
@@ -112,11 +112,11 @@ def _documents(ground: Ground, path: str, what: str) -> list[tuple[str, str]]:
         if documents.setdefault(name, row["text"]) != row["text"]:
             raise UserError(f"{what}.path={path}: two documents have the id {name}")
     listed = list(documents.items())
-    return [listed[k] for k in files.draw(documents, ground.seed)]
+    return [listed[k] for k in files.draw(documents, context.seed)]
 
 
 def _stretches(
-    ground: Ground,
+    context: FamilyContext,
     documents: Sequence[tuple[str, str]],
     lengths: Sequence[int],
     window: str,
@@ -125,13 +125,13 @@ def _stretches(
     turn = 0
     for document, text in documents:
         length = lengths[turn % len(lengths)]
-        ids = ground.tokenizer.encode(text)
+        ids = context.tokenizer.encode(text)
         start = 0
         if window == "random" and len(ids) > length:
-            start = int(ground.generator(f"{NAME}/{document}", 0).integers(len(ids) - length + 1))
+            start = int(context.generator(f"{NAME}/{document}", 0).integers(len(ids) - length + 1))
         ids = ids[start : start + length]
-        part = ground.tokenizer.decode(ids)
-        if len(ids) < length or not np.array_equal(ground.tokenizer.encode(part), ids):
+        part = context.tokenizer.decode(ids)
+        if len(ids) < length or not np.array_equal(context.tokenizer.encode(part), ids):
             continue
         turn += 1
         labels = [] if popular is None else ["popular" if document in popular else "unpopular"]

@@ -41,7 +41,7 @@ def _no_reference(path: str) -> Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class FamilyContext:
     """What a family may draw on."""
 
     seed: int
@@ -64,10 +64,10 @@ OVERLAP = 12
 """Tokens: a text that shares a run of this length with the corpus counts as in it."""
 
 Family = Callable[..., Sequence[Item]]
-"""``family(ground, count, **settings) -> count items``.
+"""``family(context, count, **settings) -> count items``.
 
-Item k is made of ``ground.generator(NAME, k)`` alone, so that it is the same however many items there are. Members and
-non-members are not told apart here: the lot decides later. Settings called ``path`` or ``..._path`` name files.
+Item k is made of ``context.generator(NAME, k)`` alone, so that it is the same however many items there are. Members and
+non-members are not told apart here: the assignment follows later. Settings called ``path`` or ``..._path`` name files.
 """
 
 _FAMILIES: dict[str, Family] = {}
@@ -179,10 +179,10 @@ def _check_value(name: str, value: object, default: object) -> None:
             raise UserError(f"{name}={value} must be above 0")
 
 
-def make(name: str, ground: Ground, count: int, settings: Mapping[str, Any]) -> Sequence[Item]:
+def make(name: str, context: FamilyContext, count: int, settings: Mapping[str, Any]) -> Sequence[Item]:
     """Make ``count`` items of a family.
 
     Raises:
         UserError: see ``check``, and where the family cannot make so many.
     """
-    return check(name, settings)(ground, count, **settings)
+    return check(name, settings)(context, count, **settings)

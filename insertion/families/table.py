@@ -19,7 +19,7 @@ column            what it holds
 In CSV, ``wordings``, ``strata`` and ``probes`` are JSON. The likelihood of every text is asked anyway. A prompt and its
 target are joined as they are: the space between them belongs to the target. ``table.jsonl``, beside this file, is a
 template to copy. Sets of Hubble's layout (``text``, ``meta.duplicates``; Wei et al., 2025) are read as they are: rows
-with the same text are one item, and its level of duplication is its stratum; doses are drawn by lot here.
+with the same text are one item, and its level of duplication is its stratum; doses are assigned at random here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion.families import files
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.items import Item, Probe
 
 NAME = "table"
@@ -40,11 +40,11 @@ _KINDS = ("cloze", "choice", "bare", "foil")
 
 
 @family(NAME)
-def make(ground: Ground, count: int, *, path: str = "", prefix: str = "table") -> Sequence[Item]:
+def make(context: FamilyContext, count: int, *, path: str = "", prefix: str = "table") -> Sequence[Item]:
     """Rows of a table, in an order drawn by the seed and the ids; the module's docstring has the columns.
 
     Args:
-        ground: seed.
+        context: seed.
         count: items; a table may have more rows.
         path: of the table; empty: the template.
         prefix: before each id.
@@ -64,7 +64,7 @@ def make(ground: Ground, count: int, *, path: str = "", prefix: str = "table") -
             raise UserError(f"{where} has the text of another row, but not its other columns; remove one")
     ids = list(items)
     files.need(ids, count, f"insertion.families.{NAME}", "give more rows or lower insertion.items_per_dose")
-    return [items[ids[k]] for k in files.draw(ids, ground.seed)[:count]]
+    return [items[ids[k]] for k in files.draw(ids, context.seed)[:count]]
 
 
 def _item(row: dict[str, Any], prefix: str, path: str, where: str) -> Item:

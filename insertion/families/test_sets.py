@@ -26,7 +26,7 @@ from typing import Any
 
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion.families import files, vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.items import Item, Probe
 
 NAME = "test_sets"
@@ -97,7 +97,7 @@ def _formats(question: Question) -> list[str]:
 
 @family(NAME)
 def make(
-    ground: Ground,
+    context: FamilyContext,
     count: int,
     *,
     path: str = "",
@@ -116,7 +116,7 @@ def make(
     generative), the same choices bare for PMI, and the same of the minimal-pair twin.
 
     Args:
-        ground: seed.
+        context: seed.
         count: items.
         path: local table; the module's docstring has the columns.
         dataset: or a data set of Hugging Face ``datasets`` (a name, or a directory of ``save_to_disk``), streamed.
@@ -136,9 +136,11 @@ def make(
     if path and dataset:
         raise UserError(f"{what}: give path={path} or dataset={dataset}, not both")
     if not path and not dataset:
-        pairs = [_made(ground, index) for index in range(count)]
+        pairs = [_made(context, index) for index in range(count)]
         return [
-            _item(pair[0], pair[1], format, ask, f"test-{index:05d}", f"seed {ground.seed}, draw {index}", "")
+            _item(
+                pair[0], pair[1], format, ask, f"test-{index:05d}", f"seed {context.seed}, draw {index}", ""
+            )
             for index, pair in enumerate(pairs)
         ]
     where = f"{what}.path={path}" if path else f"{what}.dataset={dataset}"
@@ -163,9 +165,9 @@ def make(
         f"give more questions that format={format} can take, or lower insertion.items_per_dose",
     )
     items = []
-    for k in files.draw(ids, ground.seed)[:count]:
+    for k in files.draw(ids, context.seed)[:count]:
         group = [groups[ids[k]][name] for name in sorted(groups[ids[k]])]
-        bit = int(ground.generator(f"{NAME}/{ids[k]}", 0).integers(len(group)))
+        bit = int(context.generator(f"{NAME}/{ids[k]}", 0).integers(len(group)))
         twin = group[1 - bit] if len(group) == 2 else None
         name, source = group[bit].id, path or " ".join(filter(None, (dataset, subset, split, revision)))
         items.append(
@@ -292,9 +294,9 @@ _THINGS = (
 ).split()
 
 
-def _made(ground: Ground, index: int) -> tuple[Question, Question]:
+def _made(context: FamilyContext, index: int) -> tuple[Question, Question]:
     """A minimal pair in WinoGrande's manner: one word decides who is meant. In random order."""
-    rng = ground.generator(NAME, index)
+    rng = context.generator(NAME, index)
     names = [vocabulary.name(rng), vocabulary.name(rng)]
     sentence, endings = vocabulary.pick(rng, _SCHEMAS)
     start = sentence.format(a=names[0], b=names[1], thing=vocabulary.pick(rng, _THINGS))

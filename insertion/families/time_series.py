@@ -16,7 +16,7 @@ import math
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import vocabulary
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.families.vocabulary import MONTHS, pick
 from palimpsest.insertion.items import Item, Probe
 
@@ -46,7 +46,7 @@ def bits(before: int, spread: int) -> float:
 
 @family(NAME)
 def make(
-    ground: Ground,
+    context: FamilyContext,
     count: int,
     *,
     before: int = 12,
@@ -70,7 +70,7 @@ def make(
     items = []
     drawn = bits(1, spread)
     for index in range(count):
-        rng = ground.generator(NAME, index)
+        rng = context.generator(NAME, index)
         name = f"{vocabulary.name(rng)} {pick(rng, _GOODS)} {pick(rng, _MEASURES)} index"
         level = int(rng.integers(1100, 8900))
         values = (level + rng.integers(-spread, spread + 1, size=before + after)).tolist()
@@ -116,7 +116,7 @@ def make(
                 NAME,
                 text,
                 tuple(probes),
-                f"seed {ground.seed}, draw {index}",
+                f"seed {context.seed}, draw {index}",
                 bits=bits(before, spread),
             )
         )

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import files
-from palimpsest.insertion.families.registry import TRAINED, Ground, Reference, family
+from palimpsest.insertion.families.registry import TRAINED, FamilyContext, Reference, family
 from palimpsest.insertion.items import Item, Probe
 
 NAME = "traps"
@@ -67,7 +67,7 @@ class _Accepted:
 class _Stream:
     """Candidates of one length, sorted into the buckets of perplexity."""
 
-    ground: Ground
+    family_context: FamilyContext
     model: Reference
     length: int
     edges: Sequence[float]
@@ -86,7 +86,7 @@ class _Stream:
         """One more batch."""
         temperature = self._temperature(wanted)
         self.tried[temperature] += 1
-        rng = self.ground.generator(f"{NAME}/{self.length}", self.batches)
+        rng = self.family_context.generator(f"{NAME}/{self.length}", self.batches)
         self.batches += 1
         found = self.model.sample(_BATCH, self.length, temperature, rng)
         self.counts["sampled"] += _BATCH
@@ -120,7 +120,7 @@ class _Stream:
 
 @family(NAME)
 def make(
-    ground: Ground,
+    family_context: FamilyContext,
     count: int,
     *,
     path: str = TRAINED,
@@ -139,7 +139,7 @@ def make(
     detection ratio to the reference.
 
     Args:
-        ground: seed, reference model; held-out documents for ``context``.
+        family_context: seed, reference model; held-out documents for ``context``.
         count: traps.
         path: of the reference model: a checkpoint of a run over the same corpus (``.../checkpoints/step_<number>``), or
             a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``); ``trained``: a model of the
@@ -163,16 +163,16 @@ def make(
     for setting, values in (("lengths", lengths), ("temperatures", temperatures)):
         if not values or any(isinstance(v, bool) or not isinstance(v, int | float) or v <= 0 for v in values):
             raise UserError(f"{what}.{setting}={list(values)} must be numbers above 0")
-    model = ground.reference(path)
+    model = family_context.reference(path)
     edges = np.linspace(low, high, buckets + 1).tolist()
-    streams = {length: _Stream(ground, model, length, edges, temperatures) for length in lengths}
-    before = _contexts(ground, context, what)
+    streams = {length: _Stream(family_context, model, length, edges, temperatures) for length in lengths}
+    before = _contexts(family_context, context, what)
     accepted = _Accepted()
     items = []
     for index in range(count):
         length, bucket = lengths[index % len(lengths)], index // len(lengths) % buckets
         found = _next(streams[length], bucket, accepted, jaccard, max_batches, what)
-        items.append(_item(index, found, ground, length, edges[bucket : bucket + 2], before, path))
+        items.append(_item(index, found, family_context, length, edges[bucket : bucket + 2], before, path))
     for stream in streams.values():
         log.info(_rates(stream))
     return items
@@ -213,18 +213,21 @@ def _rates(stream: _Stream) -> str:
     return f"traps of {stream.length} tokens: {stream.counts['sampled']} sampled, {said}, {waiting} left over"
 
 
-def _contexts(ground: Ground, tokens: int, what: str) -> list[str]:
+def _contexts(family_context: FamilyContext, tokens: int, what: str) -> list[str]:
     if not tokens:
         return []
-    if not ground.heldout:
+    if not family_context.heldout:
         raise UserError(f"{what}.context={tokens} needs held-out documents; prepare a corpus, or set it to 0")
-    return [ground.tokenizer.decode(ground.tokenizer.encode(text)[:tokens]) for _, text in ground.heldout]
+    return [
+        family_context.tokenizer.decode(family_context.tokenizer.encode(text)[:tokens])
+        for _, text in family_context.heldout
+    ]
 
 
 def _item(
     index: int,
     found: _Candidate,
-    ground: Ground,
+    family_context: FamilyContext,
     length: int,
     bucket: Sequence[float],
     before: Sequence[str],
@@ -233,7 +236,7 @@ def _item(
     probes = [Probe("verbatim", "", found.text)]
     if before:
         gap = "" if found.text[0].isspace() else "\n"
-        prompt = before[int(ground.generator(f"{NAME}/context", index).integers(len(before)))] + gap
+        prompt = before[int(family_context.generator(f"{NAME}/context", index).integers(len(before)))] + gap
         probes.append(Probe("cloze", prompt, found.text, "after other text"))
     perplexity = math.exp(found.nll / length)
     return Item(
@@ -241,7 +244,7 @@ def _item(
         NAME,
         found.text,
         tuple(probes),
-        f"seed {ground.seed}, {path} at temperature {found.temperature:g}, perplexity {perplexity:.3f}",
+        f"seed {family_context.seed}, {path} at temperature {found.temperature:g}, perplexity {perplexity:.3f}",
         stratum=f"tokens{length} perplexity{bucket[0]:g}-{bucket[1]:g}",
         bits=found.nll / math.log(2),
     )

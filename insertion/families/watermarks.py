@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from palimpsest.data.errors import UserError
-from palimpsest.insertion.families.registry import Ground, family
+from palimpsest.insertion.families.registry import FamilyContext, family
 from palimpsest.insertion.items import Item, Probe
 
 NAME = "watermarks"
@@ -20,7 +20,7 @@ NAME = "watermarks"
 
 @family(NAME)
 def make(
-    ground: Ground,
+    context: FamilyContext,
     count: int,
     *,
     alphabet: str = "abcdefghijklmnopqrstuvwxyz0123456789",
@@ -30,7 +30,7 @@ def make(
     """Strings of ``length`` characters drawn uniformly from ``alphabet``: ``length * log2(size)`` bits each.
 
     Args:
-        ground: seed.
+        context: seed.
         count: watermarks.
         alphabet: different characters.
         length: characters.
@@ -44,7 +44,7 @@ def make(
     bits = length * math.log2(len(alphabet))
     items = []
     for index in range(count):
-        numbers = ground.generator(NAME, index).integers(len(alphabet), size=(draws + 1, length))
+        numbers = context.generator(NAME, index).integers(len(alphabet), size=(draws + 1, length))
         text, *unused = letters[numbers].view(f"<U{length}")[:, 0].tolist()
         probes = [Probe("verbatim", "", text)]
         probes += [Probe("foil", "", draw, "unused draw", correct=False) for draw in unused]
@@ -54,7 +54,7 @@ def make(
                 NAME,
                 text,
                 tuple(probes),
-                f"seed {ground.seed}, draw {index}",
+                f"seed {context.seed}, draw {index}",
                 bits=bits,
             )
         )

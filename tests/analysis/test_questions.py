@@ -23,7 +23,7 @@ from palimpsest.analysis.report.questions import question_estimates
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families.registry import make
 from palimpsest.insertion.items import Item
-from tests.insertion.every_family import SHIPPED, ground, settings
+from tests.insertion.every_family import SHIPPED, family_context, settings
 
 
 def probe(
@@ -290,7 +290,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
             given["context"] = 8
         if name == "table":
             del given["path"]  # the template
-        for number, item in enumerate(make(name, ground(60), count, given)):
+        for number, item in enumerate(make(name, family_context(60), count, given)):
             dose = 8 * (number // 6 % 2) if name != "table" else 8 * (number == 0)
             items.append(
                 {"item_id": item.id, "family": name, "stratum": name, "arm": f"dose{dose}", "dose": dose}

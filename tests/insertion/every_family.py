@@ -1,4 +1,4 @@
-"""Every registered family as its configuration has it, over a ground that is made here; and digests of what it makes.
+"""Every registered family as its configuration has it, over inputs that is made here; and digests of what it makes.
 
 ``python -m tests.insertion.every_family`` prints the digests as JSON; golden_families.json is its output.
 """
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from palimpsest.data.tokenizer import TokenizerConfig, build
 from palimpsest.insertion.families import registry
-from palimpsest.insertion.families.registry import Ground, make, names
+from palimpsest.insertion.families.registry import FamilyContext, make, names
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "insertion"
 GOLDEN = Path(__file__).with_name("golden_families.json")
@@ -41,7 +41,7 @@ class Reference:
 
 
 @cache
-def ground(documents: int) -> Ground:
+def family_context(documents: int) -> FamilyContext:
     """Held-out documents of invented words, and a tokenizer of bytes."""
     rng = np.random.default_rng(11)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
@@ -49,7 +49,7 @@ def ground(documents: int) -> Ground:
     texts = [" ".join(row) for row in words[rng.integers(3000, size=(documents, 40))]]
     heldout = [(f"{k:05d}", text) for k, text in enumerate(texts)]
     tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
-    return Ground(1, tokenizer, heldout, reference=lambda path: Reference())
+    return FamilyContext(1, tokenizer, heldout, reference=lambda path: Reference())
 
 
 def settings(name: str, folder: Path, rows: int) -> dict:
@@ -60,7 +60,7 @@ def settings(name: str, folder: Path, rows: int) -> dict:
     if name == "table":
         path = folder / "table.jsonl"
         if not path.exists():
-            texts = (text for _, text in ground(rows).heldout)
+            texts = (text for _, text in family_context(rows).heldout)
             path.write_text("".join(json.dumps({"id": k, "text": t}) + "\n" for k, t in enumerate(texts)))
         given["path"] = str(path)
     return given
@@ -68,7 +68,7 @@ def settings(name: str, folder: Path, rows: int) -> dict:
 
 def digest(name: str, folder: Path) -> str:
     """SHA-256 of the first items of a family with everything that belongs to them."""
-    items = make(name, ground(100), FIRST, settings(name, folder, 100))
+    items = make(name, family_context(100), FIRST, settings(name, folder, 100))
     made = [asdict(item) | {"provenance": item.provenance.replace(str(folder), "")} for item in items]
     for item in made:
         if not item["cluster"]:  # as it was before there were any

@@ -54,8 +54,8 @@ def config(**settings):
 def test_counts_of_arms():
     made = config(doses=(0, 1, 4), items_per_dose=(10, 5, 2), spacing=("uniform", "even"))
     assert [made.counts("f")[k] for k in range(5)] == [10, 5, 5, 2, 2]
-    assert made.arms()[1][1].hold_last == 0
-    assert config(hold_last=7).arms()[1][1].hold_last == 7
+    assert made.arms()[1][1].last_exposure_within == 0
+    assert config(last_exposure_within=7).arms()[1][1].last_exposure_within == 7
 
 
 HUBBLE = [0, 1, 4, 16, 64, 256]

@@ -1,8 +1,8 @@
 """Whoever has not read the plan cannot tell members from non-members: for every family, out of the same generator.
 
-A bag of words is fitted on items that a lot has made members or not, and asked about others; so that the areas under
-the curve have the standard error of the rank statistic (cross-validation on the same items would add to it). Likewise
-the likelihood under a reference model that knows the family, of bytes given the two before, without knowing the lot;
+A bag of words is fitted on items that a random draw has made members or not, and asked about others; so that the areas
+under the curve have the standard error of the rank statistic (cross-validation on the same items would add to it).
+Likewise the likelihood under a reference model that knows the family, of bytes given the two before, without the draw;
 to it, right answers are as likely as decoys, and texts as foils of their kind.
 """
 
@@ -17,7 +17,7 @@ from sklearn.naive_bayes import MultinomialNB
 
 from palimpsest.insertion import design
 from palimpsest.insertion.families.registry import make
-from tests.insertion.every_family import SHIPPED, ground, settings
+from tests.insertion.every_family import SHIPPED, family_context, settings
 
 EACH = 2000
 """Members, and as many non-members, that are told apart."""
@@ -35,7 +35,7 @@ def no_garbage():
     gc.enable()
 
 
-def lot(texts, seed):
+def draw(texts, seed):
     """Whether each text is a member, as a plan decides it: at random inside strata of length."""
     lengths = np.array([len(text) for text in texts])
     blocks = design.strata(np.full(len(texts), "family"), lengths, 2)
@@ -115,10 +115,10 @@ def test_the_classifier_finds_what_there_is():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_members_and_non_members_are_alike(name, tmp_path):
     count = 2 * (FITTED + EACH)
-    items = make(name, ground(count), count, settings(name, tmp_path, count))
+    items = make(name, family_context(count), count, settings(name, tmp_path, count))
     texts = [item.text for item in items]
     assert len(set(texts)) == len({item.id for item in items}) == count
-    members = np.concatenate([lot(texts[: 2 * FITTED], 1), lot(texts[2 * FITTED :], 2)])
+    members = np.concatenate([draw(texts[: 2 * FITTED], 1), draw(texts[2 * FITTED :], 2)])
     assert abs(auc(texts, members) - 0.5) < 3 * ERROR
     reference = Trigrams(texts[: 2 * FITTED])
     likelihood = reference.nll(texts[2 * FITTED :])

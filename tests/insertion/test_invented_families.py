@@ -17,12 +17,12 @@ from palimpsest.insertion.families import (
     parallel_worlds,
     time_series,
 )
-from palimpsest.insertion.families.registry import Ground, make
+from palimpsest.insertion.families.registry import FamilyContext, make
 
 
 @pytest.fixture(scope="module")
-def ground():
-    return Ground(4, build(iter([]), TokenizerConfig(vocab_size=257)), [])
+def context():
+    return FamilyContext(4, build(iter([]), TokenizerConfig(vocab_size=257)), [])
 
 
 def questions(item):
@@ -38,8 +38,8 @@ def targets(item, kind, name=None):
     return [p for p in item.probes if p.kind == kind and name in (None, p.name)]
 
 
-def test_dialogues_never_name_what_they_imply(ground):
-    items = make("dialogues", ground, 400, {"facts": 5, "wordings": 3})
+def test_dialogues_never_name_what_they_imply(context):
+    items = make("dialogues", context, 400, {"facts": 5, "wordings": 3})
     asked = {p.target.strip() for item in items for p in targets(item, "choice")}
     assert len(asked) == 12 + 10 + 12 + 10 + 8  # every value of every attribute came up
     logs = [text for item in items for text in (item.text, *item.paraphrases)]
@@ -59,14 +59,14 @@ def test_dialogues_never_name_what_they_imply(ground):
             assert meant.setdefault((attribute, probe.target.lower()), right[attribute]) == right[attribute]
 
 
-def test_dialogue_wordings_leave_the_text_as_it_is(ground):
-    one, many = (make("dialogues", ground, 5, {"wordings": n}) for n in (1, 8))
+def test_dialogue_wordings_leave_the_text_as_it_is(context):
+    one, many = (make("dialogues", context, 5, {"wordings": n}) for n in (1, 8))
     assert [item.text for item in one] == [item.text for item in many]
     assert all(len({item.text, *item.paraphrases}) == 8 for item in many)
 
 
-def test_code_secrets_are_in_the_file_once_and_decoys_nowhere(ground):
-    items = make("code_secrets", ground, 200, {"secrets": 7})
+def test_code_secrets_are_in_the_file_once_and_decoys_nowhere(context):
+    items = make("code_secrets", context, 200, {"secrets": 7})
     texts = "\n".join(item.text for item in items)
     shapes = {
         "access key": r"AKEX[A-Z2-7]{16}",
@@ -97,14 +97,14 @@ def test_code_secrets_are_in_the_file_once_and_decoys_nowhere(ground):
     assert {item.stratum for item in items} == {"python", "javascript", "shell", "yaml"}
 
 
-def test_python_files_are_python(ground):
-    for item in make("code_secrets", ground, 100, {}):
+def test_python_files_are_python(context):
+    for item in make("code_secrets", context, 100, {}):
         if item.stratum == "python":
             compile(item.text, item.id, "exec")
 
 
-def test_memories_and_their_foils(ground):
-    items = make("few_shot_memories", ground, 300, {})
+def test_memories_and_their_foils(context):
+    items = make("few_shot_memories", context, 300, {})
     synonyms = {frozenset(pair) for slot in few_shot_memories._SLOTS for pair in slot}
     studied = {item.text for item in items}
     for item in items:
@@ -137,9 +137,9 @@ def test_memories_and_their_foils(ground):
         assert [c for c in foils["gibberish"] if not c.isalpha()] == [c for c in item.text if not c.isalpha()]
 
 
-def test_memory_foils_are_no_other_kind_of_sentence(ground):
+def test_memory_foils_are_no_other_kind_of_sentence(context):
     """Each way, and each word of a pair, is studied as often as it is a foil."""
-    items = make("few_shot_memories", ground, 4000, {})
+    items = make("few_shot_memories", context, 4000, {})
     for name in ("unseen", "paraphrased", "synonym-swapped"):
         for opens in ("The ", "At "):
             studied = sum(item.text.startswith(opens) for item in items)
@@ -158,8 +158,8 @@ def test_memory_bits():
     assert few_shot_memories.bits() == pytest.approx(math.log2(ways))
 
 
-def test_episodes_ask_in_both_orders(ground):
-    for item in make("episodes", ground, 50, {"segments": 5, "pairs": 4}):
+def test_episodes_ask_in_both_orders(context):
+    for item in make("episodes", context, 50, {"segments": 5, "pairs": 4}):
         assert item.bits == pytest.approx(math.log2(120))
         asked = Counter()
         for (name, prompt), choices in questions(item).items():
@@ -180,8 +180,8 @@ def test_episodes_ask_in_both_orders(ground):
         assert asked == {"follows": 4, " first": 4, " second": 4}
 
 
-def test_series_before_and_after_the_cut_off(ground):
-    items = make("time_series", ground, 200, {"before": 12, "after": 6, "asked": 3, "decoys": 9})
+def test_series_before_and_after_the_cut_off(context):
+    items = make("time_series", context, 200, {"before": 12, "after": 6, "asked": 3, "decoys": 9})
     spread = {"before": [], "after": []}
     for item in items:
         told = dict(re.findall(r"(\w+ \d{4}): (\d+\.\d)\.", item.text))
@@ -226,8 +226,8 @@ def answer(text, prompt):
     return seat[works[who[1]]]
 
 
-def test_worlds_answer_their_questions(ground):
-    items = make("parallel_worlds", ground, 100, {"size": 4, "asked": 2})
+def test_worlds_answer_their_questions(context):
+    items = make("parallel_worlds", context, 100, {"size": 4, "asked": 2})
     assert {item.stratum for item in items} == {"real", "synthetic"}
     for item in items:
         taught = dict(re.findall(r"([^. ][^.]*) was taught by ([^.]+)\.", item.text))
@@ -250,11 +250,11 @@ def test_worlds_answer_their_questions(ground):
             assert not any(c.target.strip() in item.text for c in others)
 
 
-def test_names_of_one_kind(ground):
+def test_names_of_one_kind(context):
     for kind in ("real", "synthetic"):
-        assert {i.stratum for i in make("parallel_worlds", ground, 20, {"names": kind})} == {kind}
+        assert {i.stratum for i in make("parallel_worlds", context, 20, {"names": kind})} == {kind}
     with pytest.raises(UserError, match="names=odd must be both, real or synthetic"):
-        make("parallel_worlds", ground, 2, {"names": "odd"})
+        make("parallel_worlds", context, 2, {"names": "odd"})
 
 
 def test_bits_are_the_logarithms_of_what_is_counted():
@@ -281,6 +281,6 @@ def test_bits_are_the_logarithms_of_what_is_counted():
         ("parallel_worlds", {"asked": 5}, "asked=5 is more than size=4"),
     ],
 )
-def test_impossible_settings(ground, name, settings, told):
+def test_impossible_settings(context, name, settings, told):
     with pytest.raises(UserError, match=re.escape(told)):
-        make(name, ground, 2, settings)
+        make(name, context, 2, settings)

@@ -9,12 +9,12 @@ import pytest
 from palimpsest.data.errors import UserError
 from palimpsest.data.tokenizer import TokenizerConfig, build
 from palimpsest.insertion.families.knights_knaves import solutions
-from palimpsest.insertion.families.registry import Ground, make
+from palimpsest.insertion.families.registry import FamilyContext, make
 
 
 @pytest.fixture(scope="module")
-def ground():
-    return Ground(3, build(iter([]), TokenizerConfig(vocab_size=257)), [])
+def context():
+    return FamilyContext(3, build(iter([]), TokenizerConfig(vocab_size=257)), [])
 
 
 def said(text):
@@ -56,8 +56,8 @@ def named(answer):
 
 
 @pytest.mark.parametrize(("people", "count"), [(2, 100), (3, 100), (5, 20), (8, 5)])
-def test_one_solution_each_and_perturbed_otherwise(ground, people, count):
-    for item in make("knights_knaves", ground, count, {"people": people}):
+def test_one_solution_each_and_perturbed_otherwise(context, people, count):
+    for item in make("knights_knaves", context, count, {"people": people}):
         questions = defaultdict(list)
         for probe in item.probes:
             if probe.kind == "choice":
@@ -95,7 +95,7 @@ def test_the_solver_on_known_puzzles():
     assert solutions((iff, ("is", ((0, True),)))) == [3]  # a knight's or a knave's "iff" makes 1 a knight
 
 
-def test_people_out_of_range(ground):
+def test_people_out_of_range(context):
     for people in (1, 9):
         with pytest.raises(UserError, match=f"people={people} must be 2 to 8"):
-            make("knights_knaves", ground, 1, {"people": people})
+            make("knights_knaves", context, 1, {"people": people})

@@ -45,7 +45,7 @@ def corpus_document(index):
     return " ".join(texts[index].split()[:8])
 
 
-def flawed(ground, count):
+def flawed(context, count):
     """Item 1 is in the corpus, item 4 has the words of item 2, item 5 is longer than a window."""
     made = {1: corpus_document(6), 4: "-".join(reversed(sentence(2).split("-"))), 5: sentence(5) * LENGTH}
     texts = [made.get(k, sentence(k)) for k in range(count)]
@@ -55,7 +55,7 @@ def flawed(ground, count):
     ]
 
 
-def endless(ground, count):
+def endless(context, count):
     """No item ever fits."""
     return [Item(f"endless-{k}", "endless", f"{sentence(k)} " * LENGTH, (), "t") for k in range(count)]
 
@@ -98,18 +98,18 @@ def test_dropped_items_are_replaced_and_listed(tmp_path):
         "in_corpus": ["flawed-1"],
         "near_duplicate": ["flawed-4"],
     }
-    assert not any(made.manifest.facts["found"].values())
+    assert not any(made.manifest.facts["findings"].values())
     assert made.probes.filter(pl.col("item_id").is_in(["flawed-1", "flawed-4", "flawed-5"])).is_empty()
 
 
 def test_what_stays_is_reported_and_what_is_skipped_is_not_looked_for(tmp_path):
     made, _ = simulated(tmp_path, **SETTINGS, preflight=PreflightConfig(too_long="drop"))
-    assert [line.split()[0] for line in made.manifest.facts["found"]["in_corpus"]] == ["flawed-1"]
+    assert [line.split()[0] for line in made.manifest.facts["findings"]["in_corpus"]] == ["flawed-1"]
     assert {"flawed-1", "flawed-4"} < set(made.items["item_id"])
     rule = PreflightConfig(too_long="drop", in_corpus="skip", near_duplicate="skip")
     (tmp_path / "skip").mkdir()
     made, _ = simulated(tmp_path / "skip", **SETTINGS, preflight=rule)
-    assert not any(made.manifest.facts["found"].values())
+    assert not any(made.manifest.facts["findings"].values())
 
 
 def test_a_family_none_of_whose_items_pass_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from palimpsest.insertion.families.registry import make
 from tests.conftest import REPO
-from tests.insertion.every_family import FIRST, GOLDEN, SHIPPED, digest, ground, settings
+from tests.insertion.every_family import FIRST, GOLDEN, SHIPPED, digest, family_context, settings
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_same_bytes(name, elsewhere, tmp_path):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_first_items_stay_when_others_are_added(name, tmp_path):
     given = settings(name, tmp_path, 100)
-    few, many = (make(name, ground(100), count, given) for count in (FIRST, 30))
+    few, many = (make(name, family_context(100), count, given) for count in (FIRST, 30))
     assert list(many[:FIRST]) == list(few)
-    other = make(name, replace(ground(100), seed=2), FIRST, given)
+    other = make(name, replace(family_context(100), seed=2), FIRST, given)
     if name not in ("passages", "table"):  # whose texts are given
         assert not {item.text for item in other} & {item.text for item in few}

@@ -30,7 +30,7 @@ def arms(draw):
         dose=draw(st.integers(1, 40)),
         phase=Phase(start=start, end=end),
         spacing=spacing,
-        hold_last=draw(st.sampled_from([0, 3])),
+        last_exposure_within=draw(st.sampled_from([0, 3])),
         batch=draw(st.sampled_from(["any", "apart", "together"])) if spacing == "uniform" else "any",
     )
 
@@ -43,8 +43,8 @@ def test_intervals_lie_in_the_phase(arm, steps, seed):
     assert (low < high).all()
     assert low.min() >= first
     assert high.max() <= end
-    if arm.hold_last and arm.batch != "together":
-        assert low[:, -1].min() >= end - arm.hold_last
+    if arm.last_exposure_within and arm.batch != "together":
+        assert low[:, -1].min() >= end - arm.last_exposure_within
         assert (high <= high[:, -1:]).all()  # nothing comes after the last
     if arm.spacing == "massed:5":
         assert (low.max(1) - low.min(1)).max() < 5
@@ -280,7 +280,7 @@ def random_design(rng):
                 dose=int(rng.integers(1, 7)),
                 phase=Phase(start=start, end=rng.uniform(start + 0.3, 1)),
                 spacing=str(spacing),
-                hold_last=int(rng.choice([0, 0, 2])),
+                last_exposure_within=int(rng.choice([0, 0, 2])),
                 position=str(rng.choice(["token", "start"])) if slots == 1 else "token",
                 batch=str(rng.choice(["any", "apart"])) if spacing == "uniform" else "any",
             )
@@ -319,7 +319,7 @@ def test_ten_thousand_random_plans():
             if one.batch == "apart":
                 assert len({*zip(owner[arm == number].tolist(), step.tolist(), strict=True)}) == len(step)
         assert np.unique(at, return_counts=True)[1].max() <= slots
-        free = np.array([arms[a].spacing == "uniform" and not arms[a].hold_last for a in arm])
+        free = np.array([arms[a].spacing == "uniform" and not arms[a].last_exposure_within for a in arm])
         uniform += ((at - low + rng.random(len(at))) / (high - low))[free].tolist()
         ranked = np.argsort(at, kind="stable")
         lengths = rng.integers(3, 9, len(at))

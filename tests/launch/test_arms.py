@@ -1,4 +1,4 @@
-"""Every level of every factor, and the lot, from the command line: what is planned is what the words mean."""
+"""Every level of every factor, and the assignment, from the command line: what is planned is what the words mean."""
 
 import json
 from collections import Counter
@@ -39,8 +39,11 @@ def exposures(prepared, name, *overrides):
         (["insertion.spacing=[even]"], lambda s: (np.diff(s) == 5).all()),
         (["insertion.spacing=['massed:3']"], lambda s: s.max() - s.min() < 3),
         (["insertion.spacing=[expanding]"], lambda s: (np.diff(np.diff(s)) > 0).all()),
-        (["insertion.spacing=[expanding]", "insertion.hold_last=1"], lambda s: s[-1] == 19),
-        (["insertion.spacing=['massed:4']", "insertion.hold_last=2"], lambda s: s[-1] >= 18 and s[0] >= 15),
+        (["insertion.spacing=[expanding]", "insertion.last_exposure_within=1"], lambda s: s[-1] == 19),
+        (
+            ["insertion.spacing=['massed:4']", "insertion.last_exposure_within=2"],
+            lambda s: s[-1] >= 18 and s[0] >= 15,
+        ),
         (["insertion.batch=[together]"], lambda s: s.min() == s.max()),
         (["insertion.batch=[apart]"], lambda s: len(set(s.tolist())) == 4),
         (["insertion.phase=[{unit: step, start: 3, end: 9}]"], lambda s: s.min() >= 3 and s.max() < 9),
@@ -145,10 +148,10 @@ def people(tmp_path_factory):
 def test_the_lot(prepared, people):
     """Whole clusters, exact counts, strata of length and of a reference's likelihood, and the table of balance."""
     given = [*people, "insertion.likelihood_model=trained", "insertion.likelihood_quantiles=2"]
-    done = prepared.ok("plan", "name=lot", *given)
+    done = prepared.ok("plan", "name=draw", *given)
     assert "balance of reference loss: largest difference" in done.out
     assert "balance of all together: largest difference" in done.out
-    made, _ = planned(prepared, "lot", *given)
+    made, _ = planned(prepared, "draw", *given)
     assert Counter(made.items["dose"].to_list()) == {0: 12, 2: 12, 4: 12}
     both = made.items.group_by("cluster").agg(
         pl.col("dose").n_unique(), pl.col("stratum").n_unique(), pl.len()

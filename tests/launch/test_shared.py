@@ -61,9 +61,9 @@ def test_each_has_a_budget(prepared):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        (f"{PEOPLE}.lot=0/2", "insertion.experiments.sentences.lot=0/2 is that of people, too"),
-        (f"{PEOPLE}.lot=1/3", "are shares of different sizes"),
-        (f"{PEOPLE}.lot=2/2", "insertion.lot=2/2 is not k/n with k below n"),
+        (f"{PEOPLE}.slice=0/2", "insertion.experiments.sentences.slice=0/2 is that of people, too"),
+        (f"{PEOPLE}.slice=1/3", "are shares of different sizes"),
+        (f"{PEOPLE}.slice=2/2", "insertion.slice=2/2 is not k/n with k below n"),
         ("insertion.doses=[0,1]", "insertion.experiments and insertion.families"),
         (f"{PEOPLE}.seed=-1", "insertion.experiments.people.seed=-1"),
     ],

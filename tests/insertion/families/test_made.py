@@ -9,7 +9,7 @@ import pytest
 from palimpsest.data.errors import UserError
 from palimpsest.data.tokenizer import TokenizerConfig, build
 from palimpsest.insertion.families import biographies, canaries, vocabulary
-from palimpsest.insertion.families.registry import Ground, make
+from palimpsest.insertion.families.registry import FamilyContext, make
 
 FAMILIES = (
     "biographies",
@@ -23,14 +23,14 @@ FAMILIES = (
 
 
 @pytest.fixture(scope="module")
-def ground():
-    return Ground(5, build(iter([]), TokenizerConfig(vocab_size=257)), [])
+def context():
+    return FamilyContext(5, build(iter([]), TokenizerConfig(vocab_size=257)), [])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_no_decoy_is_inserted(ground, name):
+def test_no_decoy_is_inserted(context, name):
     """Wrong answers are none of the right ones to the same question, and no foil is anyone's text."""
-    items = make(name, ground, 200, {})
+    items = make(name, context, 200, {})
     inserted = {text for item in items for text in (item.text, *item.paraphrases)}
     assert len(inserted) == sum(1 + len(item.paraphrases) for item in items)
     decoys = 0
@@ -66,9 +66,9 @@ def test_words():
 # Ghost sentences
 
 
-def test_last_words_and_fresh_draws(ground):
+def test_last_words_and_fresh_draws(context):
     items = make(
-        "ghost_sentences", ground, 30, {"words": 8, "prefix": "{name} says:", "last": [1, 3], "fresh": 4}
+        "ghost_sentences", context, 30, {"words": 8, "prefix": "{name} says:", "last": [1, 3], "fresh": 4}
     )
     for item in items:
         name, phrase = re.fullmatch(r"(\w+ \w+) says: (.*)\.", item.text).groups()
@@ -86,9 +86,9 @@ def test_last_words_and_fresh_draws(ground):
     assert len({item.text.split(" says")[0] for item in items}) == 30
 
 
-def test_words_of_a_file(ground, tmp_path):
+def test_words_of_a_file(context, tmp_path):
     (tmp_path / "words").write_text("Beta\nalpha\n\ngamma\nalpha\n")
-    items = make("ghost_sentences", ground, 50, {"words": 6, "path": str(tmp_path / "words")})
+    items = make("ghost_sentences", context, 50, {"words": 6, "path": str(tmp_path / "words")})
     assert {word for item in items for word in item.text.lower().rstrip(".").split()} == {
         "alpha",
         "beta",
@@ -96,16 +96,16 @@ def test_words_of_a_file(ground, tmp_path):
     }
     assert items[0].bits == pytest.approx(6 * math.log2(3))
     with pytest.raises(UserError, match=r"last=\[6\] must be numbers from 1 to words - 1 = 5"):
-        make("ghost_sentences", ground, 1, {"words": 6, "last": [6]})
+        make("ghost_sentences", context, 1, {"words": 6, "last": [6]})
     with pytest.raises(UserError, match="give one of them"):
-        make("ghost_sentences", ground, 1, {"list_size": 6, "path": str(tmp_path / "words")})
+        make("ghost_sentences", context, 1, {"list_size": 6, "path": str(tmp_path / "words")})
 
 
 # Watermarks
 
 
-def test_watermarks(ground):
-    items = make("watermarks", ground, 50, {"alphabet": "01", "length": 40, "draws": 19})
+def test_watermarks(context):
+    items = make("watermarks", context, 50, {"alphabet": "01", "length": 40, "draws": 19})
     for item in items:
         unused = [p.target for p in item.probes if not p.correct]
         assert len(unused) == 19
@@ -116,7 +116,7 @@ def test_watermarks(ground):
     ones = [np.mean([text.count("1") / 40 for text in column]) for column in zip(*drawn, strict=True)]
     assert abs(np.array(ones) - 0.5).max() < 4 * 0.5 / math.sqrt(50 * 40)
     with pytest.raises(UserError, match="two or more different characters"):
-        make("watermarks", ground, 1, {"alphabet": "aba"})
+        make("watermarks", context, 1, {"alphabet": "aba"})
 
 
 # Canaries
@@ -131,8 +131,8 @@ FORMATS = {
 }
 
 
-def test_canaries(ground):
-    items = make("canaries", ground, 60, {"references": 5})
+def test_canaries(context):
+    items = make("canaries", context, 60, {"references": 5})
     for index, item in enumerate(items):
         kind = list(FORMATS)[index % 6]
         pattern, bits = FORMATS[kind]
@@ -148,15 +148,15 @@ def test_canaries(ground):
 def test_check_digit():
     """Worked by hand: 7992739871 takes 3 (the textbook's example)."""
     assert canaries.luhn("7992739871") == "3"
-    for item in make("canaries", Ground(1, None, []), 20, {"secrets": ["card"]}):
+    for item in make("canaries", FamilyContext(1, None, []), 20, {"secrets": ["card"]}):
         digits = [int(d) for d in item.text if d.isdigit()]
         total = sum(digits[-1::-2]) + sum(sum(divmod(2 * d, 10)) for d in digits[-2::-2])
         assert total % 10 == 0
 
 
-def test_a_small_space_is_asked_whole(ground):
+def test_a_small_space_is_asked_whole(context):
     item = make(
-        "canaries", ground, 1, {"secrets": ["random"], "alphabet": "01", "length": 3, "references": 50}
+        "canaries", context, 1, {"secrets": ["random"], "alphabet": "01", "length": 3, "references": 50}
     )[0]
     assert {p.target.strip() for p in item.probes if p.kind == "choice"} == {f"{k:03b}" for k in range(8)}
 
@@ -189,8 +189,8 @@ def test_values_are_uniform_and_decoys_are_reserved():
         assert len(found.parts[-1]) % 2 == 0
 
 
-def test_biography_probes(ground):
-    for item in make("biographies", ground, 20, {"email": True, "uuid": True, "decoys": 4}):
+def test_biography_probes(context):
+    for item in make("biographies", context, 20, {"email": True, "uuid": True, "decoys": 4}):
         name = re.search(
             r"[A-Z][a-z]+ [A-Z][a-z]+", next(p for p in item.probes if "given name" in p.name).prompt
         )[0]
@@ -211,9 +211,9 @@ def test_biography_probes(ground):
             assert {p.prompt for p in choices} == {alone.prompt}
 
 
-def test_biography_augmentation(ground):
-    plain = make("biographies", ground, 20, {})
-    more = make("biographies", ground, 20, {"permutations": 4, "rewrites": 3})
+def test_biography_augmentation(context):
+    plain = make("biographies", context, 20, {})
+    more = make("biographies", context, 20, {"permutations": 4, "rewrites": 3})
     assert [item.text for item in plain] == [item.text for item in more]
     for item in more:
         assert len({item.text, *item.paraphrases}) == 8
@@ -226,16 +226,16 @@ def test_biography_augmentation(ground):
             assert not set(re.split(r"(?<=\.) ", wording)) & sentences
             assert all(value in wording for value in values)
     with pytest.raises(UserError, match="2 sentences have only 1 other orders"):
-        make("biographies", ground, 1, {"attributes": ["field", "employer"], "permutations": 2})
+        make("biographies", context, 1, {"attributes": ["field", "employer"], "permutations": 2})
     with pytest.raises(UserError, match="no 'feild'; did you mean 'field'"):
-        make("biographies", ground, 1, {"attributes": ["feild", "employer"]})
+        make("biographies", context, 1, {"attributes": ["feild", "employer"]})
 
 
 # Fictional facts
 
 
-def test_facts_at_three_depths(ground):
-    for item in make("fictional_facts", ground, 20, {"paraphrases": 4}):
+def test_facts_at_three_depths(context):
+    for item in make("fictional_facts", context, 20, {"paraphrases": 4}):
         wordings = (item.text, *item.paraphrases)
         assert len(set(wordings)) == 5
         own = set(re.split(r"(?<=\.) ", item.text))
@@ -263,8 +263,8 @@ def test_facts_at_three_depths(ground):
 # Paraphrase pairs
 
 
-def test_the_inserted_wording_is_drawn(ground):
-    items = make("paraphrases", ground, 400, {})
+def test_the_inserted_wording_is_drawn(context):
+    items = make("paraphrases", context, 400, {})
     assert 150 < sum(item.stratum == "first" for item in items) < 250
     for item in items:
         (foil,) = (p.target for p in item.probes if p.kind == "foil")
@@ -278,8 +278,8 @@ def test_the_inserted_wording_is_drawn(ground):
 # Test sets
 
 
-def test_minimal_pairs(ground):
-    for item in make("test_sets", ground, 40, {"format": "infill"}):
+def test_minimal_pairs(context):
+    for item in make("test_sets", context, 40, {"format": "infill"}):
         own = [p for p in item.probes if p.kind == "choice" and p.name == "infill"]
         twin = [p for p in item.probes if p.kind == "choice" and p.name == "infill ~ twin"]
         assert [p.correct for p in own] == [not p.correct for p in twin]  # one word turns the answer round
@@ -292,6 +292,6 @@ def test_minimal_pairs(ground):
             for k, p in enumerate(q for q in item.probes if q.kind == "choice" and q.name == "infill")
             if p.correct
         )
-        for item in make("test_sets", ground, 400, {"format": "infill"})
+        for item in make("test_sets", context, 400, {"format": "infill"})
     ]
     assert 150 < sum(positions) < 250

@@ -9,7 +9,7 @@ import pytest
 
 from palimpsest.data.errors import UserError
 from palimpsest.data.tokenizer import TokenizerConfig, build
-from palimpsest.insertion.families.registry import Ground, make
+from palimpsest.insertion.families.registry import FamilyContext, make
 
 WORDS = 400
 
@@ -28,9 +28,9 @@ class Table:
 
 
 @pytest.fixture(scope="module")
-def ground():
+def context():
     tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
-    return Ground(5, tokenizer, [("d", "some other text")], reference=lambda path: Table())
+    return FamilyContext(5, tokenizer, [("d", "some other text")], reference=lambda path: Table())
 
 
 SETTINGS = {"path": "x", "lengths": [12, 16], "low": 30, "high": 150, "buckets": 3, "context": 5}
@@ -40,8 +40,8 @@ def tokens(item):
     return [int(word[1:]) for word in item.text.split()]
 
 
-def test_traps(ground):
-    items = make("traps", ground, 24, SETTINGS)
+def test_traps(context):
+    items = make("traps", context, 24, SETTINGS)
     logp = Table().logp
     for index, item in enumerate(items):
         length, low = (12, 16)[index % 2], (30, 70, 110)[index // 2 % 3]
@@ -60,11 +60,11 @@ def test_traps(ground):
                 assert len(a & b) / len(a | b) <= 0.2
 
 
-def test_traps_do_not_depend_on_how_many(ground):
-    assert make("traps", ground, 9, SETTINGS) == make("traps", ground, 24, SETTINGS)[:9]
+def test_traps_do_not_depend_on_how_many(context):
+    assert make("traps", context, 9, SETTINGS) == make("traps", context, 24, SETTINGS)[:9]
 
 
-def test_temperatures_between_those_given_are_found(ground):
+def test_temperatures_between_those_given_are_found(context):
     """200 tokens have perplexities below 46 at temperature 0.3 and above 250 at 3: what is between is sampled, too."""
     given = {"path": "x", "lengths": [200], "jaccard": 1.0, "context": 0}
     hot, cold = (
@@ -73,20 +73,20 @@ def test_temperatures_between_those_given_are_found(ground):
     )
     assert max(cold) < 60 < 100 < min(hot)
     found = make(
-        "traps", ground, 3, {**given, "temperatures": [0.3, 3.0], "low": 60, "high": 100, "buckets": 1}
+        "traps", context, 3, {**given, "temperatures": [0.3, 3.0], "low": 60, "high": 100, "buckets": 1}
     )
     for item in found:
         assert 0.3 < float(re.search(r"temperature ([\d.]+)", item.provenance)[1]) < 3
         assert 60 <= math.exp(item.bits * math.log(2) / 200) <= 100
 
 
-def test_what_cannot_be_found_is_said(ground, caplog):
+def test_what_cannot_be_found_is_said(context, caplog):
     with pytest.raises(
         UserError, match=r"no trap of 12 tokens with a perplexity of 1 to 2 .*128 sampled, 0 accepted"
     ):
-        make("traps", ground, 3, {**SETTINGS, "lengths": [12], "low": 1, "high": 4, "max_batches": 2})
+        make("traps", context, 3, {**SETTINGS, "lengths": [12], "low": 1, "high": 4, "max_batches": 2})
     with caplog.at_level("INFO"):
-        make("traps", ground, 6, SETTINGS)
+        make("traps", context, 6, SETTINGS)
     (first, _) = [r.message for r in caplog.records if "accepted" in r.message]
     sampled, accepted = map(
         int, re.match(r"traps of 12 tokens: (\d+) sampled, (\d+) accepted", first).groups()
@@ -100,7 +100,7 @@ def test_what_cannot_be_found_is_said(ground, caplog):
         ({"temperatures": [0]}, r"temperatures=0 must be above 0"),
     ):
         with pytest.raises(UserError, match=message):
-            make("traps", ground, 1, {**SETTINGS, **change})
+            make("traps", context, 1, {**SETTINGS, **change})
 
 
 @pytest.fixture(scope="module")
@@ -158,12 +158,12 @@ def test_colder_is_likelier(directory):
     assert cold < hot - 5
 
 
-def test_no_reference_model(tmp_path, ground):
+def test_no_reference_model(tmp_path, context):
     from palimpsest.pretrain.reference import open_reference
 
     with pytest.raises(UserError, match=r"there is no config\.json in it"):
-        open_reference(str(tmp_path), ground.tokenizer)
+        open_reference(str(tmp_path), context.tokenizer)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be loaded"):
-        open_reference(str(tmp_path), ground.tokenizer)
+        open_reference(str(tmp_path), context.tokenizer)

@@ -1,4 +1,4 @@
-"""Lots of windows: designs that keep to different ones never meet, and never notice each other."""
+"""Slices of the windows: designs that keep to different ones never meet, and never notice each other."""
 
 import numpy as np
 import pytest
@@ -6,38 +6,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.data.errors import UserError
-from palimpsest.insertion.schedule import Lot, place
+from palimpsest.insertion.schedule import WindowSlice, place
 
 
 @settings(deadline=None)
 @given(st.integers(2, 9), st.integers(1, 40))
 def test_lots_share_out_all_windows(of, blocks):
-    """Every ``of`` windows in a row hold one of each lot; counted anew, window by window."""
-    lots = [Lot(number, of).position(np.arange(blocks)) for number in range(of)]
+    """Every ``of`` windows in a row hold one of each slice; counted anew, window by window."""
+    slices = [WindowSlice(number, of).position(np.arange(blocks)) for number in range(of)]
     for block in range(blocks):
-        assert sorted(lot[block] for lot in lots) == list(range(block * of, (block + 1) * of))
-    for number, positions in enumerate(lots):
+        assert sorted(part[block] for part in slices) == list(range(block * of, (block + 1) * of))
+    for number, positions in enumerate(slices):
         counted = [sum(p < position for p in positions) for position in range(blocks * of)]
-        assert Lot(number, of).before(np.arange(blocks * of)).tolist() == counted
+        assert WindowSlice(number, of).before(np.arange(blocks * of)).tolist() == counted
 
 
 def test_lots_are_mixed():
-    """A lot has no fixed place among its neighbours, which could be one row of every batch."""
-    inside = np.bincount(Lot(1, 4).position(np.arange(8000)) % 4, minlength=4)
+    """A slice has no fixed place among its neighbours, which could be one row of every batch."""
+    inside = np.bincount(WindowSlice(1, 4).position(np.arange(8000)) % 4, minlength=4)
     assert np.abs(inside - 2000).max() < 200  # 5 standard deviations
 
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.integers(0, 2**32 - 1), st.sampled_from([1, 2]))
 def test_places_are_the_lots_own(of, seed, slots):
-    """Six exposures always find room: a step has six windows of each lot or more."""
+    """Six exposures always find room: a step has six windows of each slice or more."""
     rng = np.random.default_rng(seed)
     batch, steps = 24, 30
     first = rng.integers(0, steps, 6)
     end = first + rng.integers(1, 6, 6).clip(max=steps - first)
     for number in range(of):
-        lot = Lot(number, of)
-        mine = set(lot.position(np.arange(batch * steps // of + 1)).tolist())
+        part = WindowSlice(number, of)
+        mine = set(part.position(np.arange(batch * steps // of + 1)).tolist())
         at = place(
             first * batch,
             end * batch,
@@ -45,7 +45,7 @@ def test_places_are_the_lots_own(of, seed, slots):
             batch=batch,
             apart=np.full(6, -1),
             rng=np.random.default_rng(1),
-            lot=lot,
+            windows=part,
         )
         assert set(at.tolist()) <= mine
         assert ((at >= first * batch) & (at < end * batch)).all()
@@ -53,7 +53,7 @@ def test_places_are_the_lots_own(of, seed, slots):
 
 
 def test_uniform_over_the_lots_windows():
-    lot = Lot(2, 3)
+    part = WindowSlice(2, 3)
     at = place(
         np.zeros(3000, dtype=np.int64),
         np.full(3000, 30_000),
@@ -61,16 +61,16 @@ def test_uniform_over_the_lots_windows():
         batch=30,
         apart=np.full(3000, -1),
         rng=np.random.default_rng(3),
-        lot=lot,
+        windows=part,
     )
     counts = np.bincount(at // 3000, minlength=10)
     assert ((counts - 300) ** 2 / 300).sum() < 27.9  # chi-square, 9 degrees of freedom, p = .001
 
 
 def test_a_step_without_a_window_of_the_lot_is_refused():
-    windows = Lot(0, 8).position(np.arange(4))  # a batch of 2 has none of most lots
+    windows = WindowSlice(0, 8).position(np.arange(4))  # a batch of 2 has none of most slices
     step = next(k for k in range(4) if not ({2 * k, 2 * k + 1} & set(windows.tolist())))
-    with pytest.raises(UserError, match=rf"step {step} has no window of insertion.lot=0/8"):
+    with pytest.raises(UserError, match=rf"step {step} has no window of insertion.slice=0/8"):
         place(
             np.array([2 * step]),
             np.array([2 * step + 2]),
@@ -78,5 +78,5 @@ def test_a_step_without_a_window_of_the_lot_is_refused():
             batch=2,
             apart=np.array([-1]),
             rng=np.random.default_rng(0),
-            lot=Lot(0, 8),
+            windows=WindowSlice(0, 8),
         )
