@@ -107,7 +107,8 @@ class Stopwatch:
 
 def in_training(given: argparse.Namespace, directory: Path) -> None:
     from palimpsest.pretrain import parallel
-    from palimpsest.pretrain.loop import Settings, Trainer
+    from palimpsest.pretrain.settings import Settings
+    from palimpsest.pretrain.trainer import Trainer
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = ["+experiment=quickstart", f"model={given.model}", f"train.steps={given.steps}"]
@@ -141,7 +142,7 @@ def in_training(given: argparse.Namespace, directory: Path) -> None:
             shares.append(record.seconds / steps[-1])
             del trainer.recorder.record  # the class's own again
         began = time.perf_counter()
-        trainer._commit_ledger()
+        trainer.ledger.before_checkpoint(trainer.step)
         written = time.perf_counter() - began
     print(f"{given.model}, {given.steps} steps of {given.batch} windows of {given.length} tokens")
     print(f"  a step           {statistics.median(steps):9.3f} s, median")

@@ -9,7 +9,7 @@ with the local layers and, where Transformer Engine is installed, with its own; 
 
 Every arm is a process of its own, so that none has another's settings or patches. All start from the same weights, read
 the same windows and take the same steps of AdamW (clipped at 1, matrices decayed): their losses are told, and must
-agree. Ours is the whole ``pretrain.loop.Trainer``: reading and checking windows, ledger, guards, telemetry.
+agree. Ours is the whole ``pretrain.trainer.Trainer``: reading and checking windows, ledger, guards, telemetry.
 The arms of ``transformers``:
 
 - fp32, or bf16 by ``torch.autocast`` over fp32 weights (what its ``Trainer`` does for ``bf16=True``), which keeps
@@ -101,12 +101,14 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
     from dataclasses import replace
 
     from palimpsest.pretrain import parallel
-    from palimpsest.pretrain.loop import Settings, Trainer
+    from palimpsest.pretrain.settings import Settings
+    from palimpsest.pretrain.telemetry import Writer
+    from palimpsest.pretrain.trainer import Trainer
 
     class Unsaved(Trainer):
         """No checkpoints between the steps that are timed."""
 
-        def _save(self, *, background: bool = False) -> None:
+        def _save(self, hooks: object, *, background: bool = False) -> None:
             pass
 
     graphs = "graphs" in task.arm
@@ -129,12 +131,9 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
         )
         records: list[dict[str, Any]] = []
 
-        class Keep:
+        class Keep(Writer):
             def write(self, record: dict[str, Any]) -> None:
                 records.append(record)
-
-            def close(self) -> None:
-                pass
 
         keep = Keep()
         while True:

@@ -57,7 +57,7 @@ def settings_of(experiment: Experiment) -> AdaptiveConfig:
             f"insertion.adaptive.at={list(settings.at)} must lie inside the run, steps {experiment.train.begin} to "
             f"{experiment.train.end}"
         )
-    if experiment.parallel.smallest * int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if experiment.parallel.min_world_size * int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "launch/adaptive.py trains in one process; set parallel.tensor=1 and parallel.pipeline=1, without torchrun"
         )

@@ -162,13 +162,13 @@ class Experiment:
             for family, settings in one.families.items():
                 registry.check(family, settings)
         self.optimizer.check(self.train, self.model, self.parallel)
-        if self.eval.wanted and self.parallel.tensor * self.parallel.pipeline > 1:
+        if self.eval.enabled and self.parallel.tensor * self.parallel.pipeline > 1:
             raise UserError(
                 "eval.heldout_every and eval.probes_every need a model that one rank has whole (parallel.tensor=1 "
                 "parallel.pipeline=1); launch/score.py asks the checkpoints of any topology afterwards"
             )
         # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
-        self.parallel.check(self.parallel.smallest, self.model, self.train)
+        self.parallel.check(self.parallel.min_world_size, self.model, self.train)
 
     @property
     def corpus_directory(self) -> Path:

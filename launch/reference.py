@@ -22,8 +22,9 @@ def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
         ``reference/checkpoints/step_<number>`` of the run's directory.
     """
     from palimpsest.pretrain import checkpoint, interrupts, parallel
-    from palimpsest.pretrain.loop import Settings, Trainer
+    from palimpsest.pretrain.settings import Settings
     from palimpsest.pretrain.telemetry import Live
+    from palimpsest.pretrain.trainer import Trainer
 
     directory, steps = experiment.directory / "reference", experiment.train.steps
     train = replace(
@@ -36,6 +37,6 @@ def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
         step = trainer.resume()
         if step < steps:
             say(f"training the reference model of the traps, in {directory}")
-            with interrupts.listening() as told:
-                trainer.run([Live("reference", step, steps)], interrupts=told)
-    return checkpoint.path_of(trainer.checkpoints, steps)
+            with interrupts.listening() as signals:
+                trainer.run([signals, Live("reference", step, steps)])
+    return checkpoint.path_of(trainer.checkpointer.directory, steps)

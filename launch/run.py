@@ -34,7 +34,7 @@ def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> 
         which: ``perturbed`` or ``twin``.
         overrides: what sets it apart from the settings of this process's command line.
     """
-    ranks = experiment.parallel.smallest
+    ranks = experiment.parallel.min_world_size
     if ranks == 1:
         training.train(experiment, which)
         return

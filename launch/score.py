@@ -90,7 +90,7 @@ def _checkpoints(
             built.append(gpt.to(device).eval())
         gpt = built[0]
         # Scoring on a CPU has turned the weights to float32; a checkpoint is read in its own precision.
-        gpt.to(torch.bfloat16 if experiment.train.low else torch.float32)
+        gpt.to(torch.bfloat16 if experiment.train.half_precision else torch.float32)
         checkpoint.require_whole(checkpoint.path_of(directory, step), checkpoint.read(directory, step))
         state = checkpoint.load(directory, step, {"model": gpt.sharded_state_dict()})
         gpt.load_state_dict(state["model"])

@@ -22,9 +22,9 @@ from palimpsest.pretrain import estimate
 from palimpsest.pretrain.config import ParallelConfig, padded_vocabulary
 
 if TYPE_CHECKING:
-    from palimpsest.pretrain.loop import Evaluate, Settings
+    from palimpsest.pretrain.hooks import Hook
     from palimpsest.pretrain.parallel import World
-    from palimpsest.pretrain.telemetry import Writer
+    from palimpsest.pretrain.settings import Settings
 
 
 def train(experiment: Experiment, which: str) -> None:
@@ -45,8 +45,7 @@ def train(experiment: Experiment, which: str) -> None:
     from torch import distributed
 
     from palimpsest.pretrain import checkpoint, interrupts, parallel
-    from palimpsest.pretrain.loop import Trainer
-    from palimpsest.pretrain.telemetry import Profile
+    from palimpsest.pretrain.trainer import Trainer
 
     directory = experiment.directory / which
     settings, because = _settings(experiment)
@@ -85,30 +84,21 @@ def train(experiment: Experiment, which: str) -> None:
             return
         if step:
             say(f"{which}: going on from step {step}")
-        writers = _writers(experiment, which, directory, step) if world.main else []
-        watchdog = interrupts.Watchdog(experiment.runtime.hang_minutes)
-        try:
-            with interrupts.listening() as told:
-                trainer.run(
-                    writers,
-                    interrupts=told,
-                    watchdog=watchdog,
-                    evaluate=_evaluation(experiment, plan, manifest.facts, world),
-                    profile=Profile(experiment.profile, directory / "profile") if world.main else None,
-                )
-        finally:
-            watchdog.stop()
-            for writer in writers:
-                writer.close()
+        hooks: list[Hook] = [interrupts.Watchdog(experiment.runtime.hang_minutes)]
+        hooks += _evaluation(experiment, plan, manifest.facts, world)
         if world.main:
-            saved = checkpoint.finished(trainer.checkpoints)
-            say(f"{which}: {len(saved)} checkpoints in {trainer.checkpoints}")
+            hooks += _telemetry(experiment, which, directory, step)
+        with interrupts.listening() as signals:
+            trainer.run([signals, *hooks])
+        if world.main:
+            place = trainer.checkpointer.directory
+            say(f"{which}: {len(checkpoint.finished(place))} checkpoints in {place}")
 
 
 def _settings(experiment: Experiment) -> tuple[Settings, str]:
     """The trainer's settings, and why it attends as it does."""
     from palimpsest.pretrain import parallel
-    from palimpsest.pretrain.loop import Settings
+    from palimpsest.pretrain.settings import Settings
 
     machine = experiment.runtime, experiment.model, experiment.train, parallel.pick_device(experiment.runtime)
     attention, because = parallel.pick_attention(*machine)
@@ -132,14 +122,13 @@ def _plan(experiment: Experiment) -> plans.Plan:
     return found
 
 
-def _evaluation(
-    experiment: Experiment, plan: plans.Plan, facts: dict[str, Any], world: World
-) -> Evaluate | None:
-    """What the training asks its model on the way."""
-    if not experiment.eval.wanted:
-        return None
+def _evaluation(experiment: Experiment, plan: plans.Plan, facts: dict[str, Any], world: World) -> list[Hook]:
+    """The evaluation while training, if any is asked for."""
+    if not experiment.eval.enabled:
+        return []
     from palimpsest.analysis.inloop import Probing
     from palimpsest.pretrain import model
+    from palimpsest.pretrain.hooks import Evaluation
 
     probing = Probing(
         plan,
@@ -150,11 +139,10 @@ def _evaluation(
         build=partial(model.build, experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train),
     )
 
-    def evaluate(gpt: Any, step: int, saved: bool) -> dict[str, float]:
-        due = experiment.eval.due(step, saved=saved)
-        return {} if due is None else probing.ask(gpt, heldout_only=due == "heldout")
+    def evaluate(gpt: Any, due: str) -> dict[str, float]:
+        return probing.ask(gpt, heldout_only=due == "heldout")
 
-    return evaluate
+    return [Evaluation(experiment.eval, evaluate)]
 
 
 def last_exposures(plan: plans.Plan) -> list[int]:
@@ -164,19 +152,21 @@ def last_exposures(plan: plans.Plan) -> list[int]:
     return sorted(last["position"] // plan.shape.global_batch_size + 1)
 
 
-def _writers(experiment: Experiment, which: str, directory: Path, step: int) -> list[Writer]:
-    from palimpsest.pretrain.telemetry import JsonLines, Live, TensorBoard, WeightsAndBiases
+def _telemetry(experiment: Experiment, which: str, directory: Path, step: int) -> list[Hook]:
+    """Profiler and writers of telemetry, for the main rank; ``step``: finished steps at the start."""
+    from palimpsest.pretrain.telemetry import JsonLines, Live, Profile, TensorBoard, WeightsAndBiases
 
-    writers: list[Writer] = [
+    hooks: list[Hook] = [
+        Profile(experiment.profile, directory / "profile"),
         JsonLines(directory / "metrics.jsonl", step),
         Live(which, step, experiment.train.end),
     ]
     if experiment.wandb != "off":
         name = f"{experiment.experiment}-{experiment.name}-{which}"
-        writers.append(WeightsAndBiases(experiment.wandb, name, resolved(experiment), directory))
+        hooks.append(WeightsAndBiases(experiment.wandb, name, resolved(experiment), directory))
     if experiment.tensorboard:
-        writers.append(TensorBoard(directory / "tensorboard", step))
-    return writers
+        hooks.append(TensorBoard(directory / "tensorboard", step))
+    return hooks
 
 
 def dry_run(experiment: Experiment) -> Iterator[str]:

@@ -45,7 +45,7 @@ def weight_bytes(parameters: int, train: TrainConfig) -> int:
 
     In bf16: 2 for the weight, 4 for the gradient (summed in fp32), 4 for the fp32 copy, 8 for Adam.
     """
-    return parameters * (18 if train.low else 16)
+    return parameters * (18 if train.half_precision else 16)
 
 
 def activation_bytes(model: ModelConfig, vocab_size: int, train: TrainConfig) -> int:
@@ -55,10 +55,10 @@ def activation_bytes(model: ModelConfig, vocab_size: int, train: TrainConfig) ->
     the first matrices of the feed-forward block, and the activated product. Then logits and their softmax in float32.
     With ``train.recompute`` one layer at a time is whole, and of the others there is the input.
     """
-    tokens, width = train.micro_batch_size * train.sequence_length, 2 if train.low else 4
+    tokens, width = train.micro_batch_size * train.sequence_length, 2 if train.half_precision else 4
     used = model.ffn * (1 if model.experts is None else model.experts_per_token)
     matrices = 3 if model.activation == "swiglu" else 2
-    keys = 2 * model.hidden * model.groups // model.heads
+    keys = 2 * model.hidden * model.query_groups // model.heads
     layer = tokens * width * (6 * model.hidden + keys + matrices * used)
     layers = model.layers * layer
     if train.recompute:
@@ -68,7 +68,7 @@ def activation_bytes(model: ModelConfig, vocab_size: int, train: TrainConfig) ->
 
 def checkpoint_bytes(parameters: int, train: TrainConfig) -> int:
     """Bytes of one checkpoint: weights and Adam's state, 12 a parameter in fp32, 14 in bf16."""
-    return parameters * (14 if train.low else 12)
+    return parameters * (14 if train.half_precision else 12)
 
 
 def summary(
@@ -99,7 +99,7 @@ def summary(
     tokens = train.windows * train.sequence_length
     flops = flops_per_token(model, vocab_size, train.sequence_length) * tokens
     steps = train.checkpoint_steps()
-    ranks = parallel.smallest
+    ranks = parallel.min_world_size
     active = model.parameters(vocab_size, train.sequence_length, active=True)
     yield f"parameters: {weights:,} with {vocab_size:,} rows of vocabulary" + (
         f", {active:,} used by a token" if active != weights else ""
@@ -107,7 +107,7 @@ def summary(
     yield f"training: {train.steps:,} steps of {train.global_batch_size:,} windows of {train.sequence_length:,} tokens"
     yield f"tokens: {tokens:,}, {tokens / weights:.1f} a parameter"
     yield f"FLOPs: {flops:.3g}"
-    adam = weights * (12 if train.low else 8)
+    adam = weights * (12 if train.half_precision else 8)
     others = (
         parallel.context * parallel.expert if parallel.distributed_optimizer else 1
     )  # that share Adam's state
@@ -122,5 +122,5 @@ def summary(
         days = flops / (gpus * PEAK_FLOPS[device] * utilisation) / 86_400
         yield f"time on {gpus} {device}: about {days:,.2f} days at {utilisation:.0%} of the peak"
     full = checkpoint_bytes(weights, train)
-    last = (len(steps) - 1) * full + weights * (2 if train.low else 4)
+    last = (len(steps) - 1) * full + weights * (2 if train.half_precision else 4)
     yield f"checkpoints: {len(steps)} a run, {last / 2**30:,.2f} GiB; the first holds no optimizer state"

@@ -85,7 +85,7 @@ def architecture(model: ModelConfig) -> str:
             return "Qwen3" if model.qk_norm else "Llama"
         if model.norm == "layer_plain" and not model.qk_norm and model.norm_epsilon == 1e-5:
             return "Olmo"
-    if model.norm == "layer" and model.biases and model.groups == model.heads and not model.qk_norm:
+    if model.norm == "layer" and model.biases and model.query_groups == model.heads and not model.qk_norm:
         if model.activation == "gelu" and rotary:
             return "GPTNeoX"
         if model.activation == "gelu_tanh" and not rotary and not model.parallel_residual:
@@ -155,7 +155,7 @@ def settings(
     if kind != "Olmo":
         common |= {"rms_norm_eps": model.norm_epsilon, "head_dim": model.hidden // model.heads}
     return _classes(kind)[0](
-        num_key_value_heads=model.groups,
+        num_key_value_heads=model.query_groups,
         hidden_act="silu",
         rope_parameters=rope,
         attention_bias=False,
@@ -209,8 +209,10 @@ def _layer(
         yield table[kept] + name.removeprefix(kept), tensor.T if turned else tensor
     elif name.startswith(QKV):
         # megatron-core puts each group's queries, key and value together: (K, N/K + 2, H, ...).
-        queries, size = model.heads // model.groups, model.hidden // model.heads
-        parts = tensor.view(model.groups, queries + 2, size, *tensor.shape[1:]).split([queries, 1, 1], dim=1)
+        queries, size = model.heads // model.query_groups, model.hidden // model.heads
+        parts = tensor.view(model.query_groups, queries + 2, size, *tensor.shape[1:]).split(
+            [queries, 1, 1], dim=1
+        )
         flat = [part.reshape(-1, *tensor.shape[1:]) for part in parts]
         if kind == "GPT2":
             yield f"attn.c_attn.{name.removeprefix(QKV)}", torch.cat(flat).T
@@ -226,7 +228,7 @@ def _layer(
 
 def from_llama(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
     """Llama's weights under the names and shapes that a checkpoint has: the inverse of ``to_transformers``."""
-    queries, head = model.heads // model.groups, model.hidden // model.heads
+    queries, head = model.heads // model.query_groups, model.hidden // model.heads
     found = {
         EMBEDDING: weights["model.embed_tokens.weight"],
         FINAL_NORM + "weight": weights["model.norm.weight"],
@@ -241,7 +243,9 @@ def from_llama(weights: Mapping[str, Tensor], model: ModelConfig) -> dict[str, T
         if "norm." not in ours:
             found[ours + "weight"] = layers(theirs + "weight")
     parts = [
-        layers(f"self_attn.{name}_proj.weight").view(model.layers, model.groups, size, head, model.hidden)
+        layers(f"self_attn.{name}_proj.weight").view(
+            model.layers, model.query_groups, size, head, model.hidden
+        )
         for name, size in (("q", queries), ("k", 1), ("v", 1))
     ]
     found[QKV + "weight"] = torch.cat(parts, dim=2).reshape(model.layers, -1, model.hidden)
@@ -403,7 +407,7 @@ def _require_shape(directory: Path, model: ModelConfig) -> None:
         raise UserError(
             f"model.weights={directory} is a Llama, but model={model.name} is none; choose model=nano"
         )
-    have = {name: getattr(model, "groups" if name == "kv_heads" else name) for name in wanted}
+    have = {name: getattr(model, "query_groups" if name == "kv_heads" else name) for name in wanted}
     if have != wanted:
         say = " ".join(
             f"model.{name}={str(value).lower()}" for name, value in wanted.items() if have[name] != value

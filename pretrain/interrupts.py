@@ -1,4 +1,4 @@
-"""Stopping in good order: signals from a scheduler, and hangs."""
+"""Hooks that end a run: a scheduler's signals, after saving, and the watchdog, when it hangs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from palimpsest.pretrain.trainer import Trainer
 
 REQUEUE = 75
 """Exit status of a run that was told to stop and saved (EX_TEMPFAIL): run the same command again."""
@@ -19,13 +25,17 @@ class Interrupted(Exception):
     """The run was told to stop; it finished its step and saved a checkpoint."""
 
 
-class Interrupts:
-    """Remembers that the process was told to stop; a second signal ends it at once, saving nothing."""
+class Interrupts(Hook):
+    """Asks the run to stop once the process got a signal; a second signal ends it at once, saving nothing."""
 
     def __init__(self) -> None:
         self.requested = False
 
-    def _take(self, number: int, _frame: FrameType | None) -> None:
+    def stop_requested(self) -> bool:
+        """A signal came."""
+        return self.requested
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.requested:
             os._exit(128 + number)
         self.requested = True
@@ -35,7 +45,7 @@ class Interrupts:
 def listening() -> Iterator[Interrupts]:
     """Catch SIGTERM and SIGUSR1 while training; what handled them before is put back at the end."""
     interrupts = Interrupts()
-    before = {number: signal.signal(number, interrupts._take) for number in SIGNALS}
+    before = {number: signal.signal(number, interrupts._receive) for number in SIGNALS}
     try:
         yield interrupts
     finally:
@@ -43,13 +53,13 @@ def listening() -> Iterator[Interrupts]:
             signal.signal(number, handler)
 
 
-class Watchdog:
+class Watchdog(Hook):
     """Prints the stacks of all threads and ends the process when no step is finished for too long.
 
     The clock is a thread of the C library's, so that it runs even while Python hangs in a collective call.
 
     Args:
-        minutes: without ``feed`` before it bites; 0: never.
+        minutes: without a finished step or checkpoint before it ends the process; 0: never.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -60,7 +70,20 @@ class Watchdog:
         if self.seconds:
             faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__ or 2)
 
-    def stop(self) -> None:
+    def before_step(self, step: int) -> None:
+        """Start the clock again."""
+        self.feed()
+
+    def after_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Start the clock again."""
+        self.feed()
+
+    def before_checkpoint(self, step: int) -> Mapping[str, str]:
+        """Start the clock again."""
+        self.feed()
+        return {}
+
+    def close(self) -> None:
         """Stop the clock."""
         if self.seconds:
             faulthandler.cancel_dump_traceback_later()

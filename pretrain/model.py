@@ -64,7 +64,7 @@ def transformer_config(
     graphs: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of one run."""
-    low = train.low
+    low = train.half_precision
     virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
     activations = {
         "swiglu": torch.nn.functional.silu,
@@ -75,7 +75,7 @@ def transformer_config(
         num_layers=model.layers,
         hidden_size=model.hidden,
         num_attention_heads=model.heads,
-        num_query_groups=model.groups,
+        num_query_groups=model.query_groups,
         ffn_hidden_size=model.ffn,
         normalization="RMSNorm" if model.norm == "rms" else "LayerNorm",
         layernorm_epsilon=model.norm_epsilon,
@@ -86,7 +86,7 @@ def transformer_config(
         num_moe_experts=model.experts,
         moe_router_topk=model.experts_per_token,
         # Where megatron-core 0.16.1 undoes the division by all tokens, it counts those that this rank has of a window.
-        moe_aux_loss_coeff=model.balance_loss * train.micro_batch_size * parallel.sharing
+        moe_aux_loss_coeff=model.balance_loss * train.micro_batch_size * parallel.sequence_shards
         if model.experts
         else 0.0,
         # Balanced in each window for itself, so that neither micro-batches nor ranks matter.
@@ -172,7 +172,7 @@ def build(
         _use_kernels(gpt)
     initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
-    return gpt.bfloat16() if train.low else gpt
+    return gpt.bfloat16() if train.half_precision else gpt
 
 
 def _engine_blocks(model: ModelConfig) -> ModuleSpec:

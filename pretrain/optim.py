@@ -29,7 +29,7 @@ def build(
         train: for the precision and the length of the schedule.
         distributed: each data-parallel rank holds a share of Adam's state and updates that share of the weights.
     """
-    low = train.low
+    low = train.half_precision
     config = MegatronOptimizerConfig(
         optimizer="adam",
         lr=optimizer.learning_rate,

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a live line, a JSONL file, W&B and TensorBoard when asked; and traces of steps."""
+"""Telemetry: a live line, a JSONL file, W&B and TensorBoard; and ``torch.profiler`` traces of chosen steps."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain.config import ProfileConfig
+from palimpsest.pretrain.hooks import Hook
+
+if TYPE_CHECKING:
+    from palimpsest.pretrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-
-class Writer(Protocol):
-    """Receives one record a step."""
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Take a record; its ``step`` counts finished steps."""
-
-    def close(self) -> None:
-        """Flush."""
 
 
 def finite(value: Any) -> Any:
@@ -36,7 +30,18 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class JsonLines:
+class Writer(Hook):
+    """Telemetry: receives one record a step."""
+
+    def after_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Write the record as JSON has it."""
+        self.write(finite(record))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Take a record; its ``step`` counts finished steps."""
+
+
+class JsonLines(Writer):
     """Appends records to a file; on resume, records beyond the checkpoint are cut off first.
 
     Args:
@@ -70,7 +75,7 @@ class JsonLines:
         self._file.close()
 
 
-class Live:
+class Live(Writer):
     """A line that is rewritten on a terminal, or a plain line every few seconds in a log."""
 
     def __init__(self, title: str, first: int, steps: int) -> None:
@@ -97,11 +102,8 @@ class Live:
         sys.stderr.write(f"\r\033[K{line}" + ("\n" if last else "") if self.terminal else line + "\n")
         sys.stderr.flush()
 
-    def close(self) -> None:
-        """Nothing to flush."""
 
-
-class WeightsAndBiases:
+class WeightsAndBiases(Writer):
     """W&B; ``offline`` needs neither account nor network."""
 
     def __init__(
@@ -137,7 +139,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class TensorBoard:
+class TensorBoard(Writer):
     """TensorBoard's event files: numbers alone."""
 
     def __init__(self, where: Path, step: int) -> None:
@@ -172,11 +174,11 @@ def peak_memory(device: Any) -> float:
     return kilobytes / 2**20 if sys.platform != "darwin" else kilobytes / 2**30
 
 
-class Profile:
-    """Records what the steps from ``profile.steps[0]`` to ``profile.steps[1]`` spend their time on.
+class Profile(Hook):
+    """Traces the steps from ``profile.steps[0]`` to ``profile.steps[1]`` with ``torch.profiler``.
 
     Args:
-        settings: which steps.
+        settings: the steps.
         directory: gets ``steps_<first>-<last>.json``, to be opened in https://ui.perfetto.dev or chrome://tracing.
     """
 
@@ -184,7 +186,7 @@ class Profile:
         self.steps, self.directory = settings.steps, directory
         self._recording: Any = None
 
-    def before(self, step: int) -> None:
+    def before_step(self, step: int) -> None:
         """A step begins; the first is 1."""
         if self.steps and step == self.steps[0]:
             from torch.profiler import profile
@@ -192,9 +194,9 @@ class Profile:
             self._recording = profile()
             self._recording.start()
 
-    def after(self, step: int) -> None:
-        """A step is done."""
-        if self._recording is not None and step == self.steps[1]:
+    def after_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Write the trace after the last step of the range."""
+        if self._recording is not None and trainer.step == self.steps[1]:
             self._recording.stop()
             self.directory.mkdir(parents=True, exist_ok=True)
             path = self.directory / f"steps_{self.steps[0]}-{self.steps[1]}.json"

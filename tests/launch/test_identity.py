@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from palimpsest.launch.config import CONF, build
-from palimpsest.pretrain.loop import Settings
+from palimpsest.pretrain.settings import Settings
 
 OTHER = {
     "micro_batch_size": 4,

@@ -72,7 +72,7 @@ def test_muon_needs_whole_matrices(model, parallel, told):
     muon = replace(OPTIMIZER, kind="muon")
     muon.check(TRAIN, MODEL, ParallelConfig(pipeline=2))
     OPTIMIZER.check(TRAIN, model, parallel)
-    with pytest.raises(UserError, match=rf"optimizer\.kind=muon does not go with {told}"):
+    with pytest.raises(UserError, match=rf"optimizer\.kind=muon does not support {told}"):
         muon.check(TRAIN, model, parallel)
 
 
@@ -168,10 +168,10 @@ def test_only_regular_checkpoints_are_ever_deleted():
     """Every 3: of 0, 3, 6, 9, 12 the newest two stay; 0 stays anyway, 3 because it is listed; 10 was a signal's."""
     train = replace(TRAIN, checkpoint_every=3, checkpoint_keep=2, checkpoint_at=(3,))
     saved = [0, 1, 2, 3, 4, 6, 8, 9, 10, 12]
-    assert train.unneeded_checkpoints(saved) == [6, 10]
-    assert train.unneeded_checkpoints(saved[:-1]) == []  # the newest is what a run goes on from
-    assert train.unneeded_checkpoints(saved, [6]) == [6, 10]
-    assert replace(train, checkpoint_after_last=(0,)).unneeded_checkpoints(saved, [6]) == [10]
+    assert train.deletable_checkpoints(saved) == [6, 10]
+    assert train.deletable_checkpoints(saved[:-1]) == []  # the newest is what a run goes on from
+    assert train.deletable_checkpoints(saved, [6]) == [6, 10]
+    assert replace(train, checkpoint_after_last=(0,)).deletable_checkpoints(saved, [6]) == [10]
 
 
 @pytest.mark.parametrize(

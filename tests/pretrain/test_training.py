@@ -35,11 +35,11 @@ def test_a_weight_scales_the_gradient_of_its_token_alone():
     """Of four tokens one counts thrice and one not at all; what is told of the losses knows no weights."""
     import torch
 
-    from palimpsest.pretrain.loop import _loss
+    from palimpsest.pretrain.losses import loss
 
     losses = torch.tensor([[2.0, 3.0], [5.0, 7.0]], requires_grad=True)
     weights, groups = torch.tensor([[1.0, 3.0], [0.0, 1.0]]), torch.tensor([[0, 1], [1, 0]])
-    total, count, told = _loss(weights, groups, 2, losses)
+    total, count, told = loss(weights, groups, 2, losses)
     assert total.item() == 2 + 3 * 3 + 7
     assert (count.item(), count.dtype) == (
         3,
@@ -75,9 +75,12 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from palimpsest.pretrain import loop, parallel
+from palimpsest.pretrain import parallel
 from palimpsest.pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.pretrain.non_finite import NonFinite
+from palimpsest.pretrain.settings import Settings
 from palimpsest.pretrain.telemetry import JsonLines, Live
+from palimpsest.pretrain.trainer import Trainer
 
 class Windows:
     identity = "made up"
@@ -89,7 +92,7 @@ class Windows:
         return window
 
 def main():
-    settings = loop.Settings(
+    settings = Settings(
         model=ModelConfig(name="m", layers=1, hidden=16, heads=2, ffn=16, tied_embeddings=False),
         optimizer=OptimizerConfig(learning_rate=1e-3, min_learning_rate=1e-3, warmup_steps=0, schedule="constant"),
         train=TrainConfig(
@@ -99,14 +102,14 @@ def main():
         parallel=ParallelConfig(),
     )
     with parallel.start(ParallelConfig(), RuntimeConfig(device="cpu")) as world:
-        trainer = loop.Trainer(
+        trainer = Trainer(
             settings, world, order=Windows(), plan=None, vocab_size=200, directory=Path(sys.argv[1])
         )
         with torch.no_grad():
             trainer.chunks[0].module.embedding.word_embeddings.weight[150] = float("nan")
         try:
             trainer.run([JsonLines(Path(sys.argv[1]) / "metrics.jsonl", 0), Live("poisoned", 0, 2)])
-        except loop.NonFinite as error:
+        except NonFinite as error:
             print(error)
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""Checkpoints of one run: when they are due, what they hold, and going on from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from palimpsest.data.artifact import Manifest, differences
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain import checkpoint, optim
+from palimpsest.pretrain.parallel import World
+from palimpsest.pretrain.settings import MAY_DIFFER, Settings, without
+
+
+class Checkpointer:
+    """Saves and loads weights, optimizer and schedule of one run.
+
+    Args:
+        directory: of the run's checkpoints.
+        settings: of the training.
+        world: this process's place.
+        chunks: of the model on this rank, each in megatron-core's ``DistributedDataParallel``.
+        optimizer: megatron-core's.
+        scheduler: megatron-core's.
+        identity: settings that determine the result.
+        inputs: digests of what the run reads.
+        last_exposures: finished steps with which each arm had its last exposure.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Settings,
+        world: World,
+        *,
+        chunks: Sequence[Any],
+        optimizer: Any,
+        scheduler: Any,
+        identity: dict[str, Any],
+        inputs: dict[str, str],
+        last_exposures: Sequence[int],
+    ) -> None:
+        self.directory, self.settings, self.world = directory, settings, world
+        self.chunks, self.optimizer, self.scheduler = chunks, optimizer, scheduler
+        self.identity, self.inputs, self.last_exposures = identity, inputs, last_exposures
+        self.due = frozenset(settings.train.checkpoint_steps(last_exposures))
+        """Finished steps after which a checkpoint is written."""
+        self._saving: checkpoint.Saving | None = None
+
+    def newest(self) -> int | None:
+        """Finished steps of the last checkpoint; None if there is none. Every rank calls this."""
+        # One rank looks: directories may appear later elsewhere, and ranks that disagree would wait for each other.
+        steps = [checkpoint.finished(self.directory) if self.world.main else None]
+        distributed.broadcast_object_list(steps)
+        return steps[0][-1] if steps[0] else None
+
+    def load(self, step: int) -> Manifest:
+        """Take weights, optimizer and schedule from this run's checkpoint.
+
+        Raises:
+            UserError: if it is damaged or belongs to another configuration, corpus or plan.
+        """
+        path = checkpoint.path_of(self.directory, step)
+        manifest = checkpoint.read(self.directory, step)
+        checkpoint.require_same(path, manifest, self.identity, self.inputs)
+        if self.world.main:
+            checkpoint.require_whole(path, manifest)
+        scheduler = self._load(self.directory, step)
+        if scheduler is not None:
+            self.scheduler.load_state_dict(scheduler)
+        distributed.barrier()
+        return manifest
+
+    def start_from(self, path: Path) -> int:
+        """Take another run's checkpoint as the beginning of this one; returns its finished steps.
+
+        Raises:
+            UserError: if that run differs in more than its insertions, its length and its learning rates.
+        """
+        step = self.settings.train.begin
+        manifest = checkpoint.read(path.parent, step)
+        own, theirs = without(self.identity, MAY_DIFFER), without(manifest.config, MAY_DIFFER)
+        differing = differences(replace(manifest, config=theirs), config=own, inputs=manifest.inputs)
+        if manifest.inputs["order"] != self.inputs["order"]:
+            differing.append("it read another corpus or order")
+        if differing:
+            raise UserError(f"train.start_from={path} does not fit this run: {'; '.join(differing)}")
+        if self.world.main:
+            checkpoint.require_whole(path, manifest)
+        distributed.barrier()
+        self._load(path.parent, step)
+        # The schedule is this run's own, at the place that the step has in it.
+        self.scheduler.step(increment=step * self.settings.train.global_batch_size)
+        return step
+
+    def save(self, step: int, digests: Mapping[str, str], *, background: bool = False) -> None:
+        """Write a checkpoint after ``step`` finished steps; every rank calls this.
+
+        Args:
+            step: finished steps.
+            digests: of what the hooks wrote with it, for the manifest.
+            background: return while other processes write.
+        """
+        self.finish(wait=True)
+        self._saving = checkpoint.Saving(
+            self.directory,
+            step,
+            self._state(step),
+            self.world,
+            config=self.identity,
+            inputs={**self.inputs, **digests},
+            facts={"step": step, "parallel": asdict(self.settings.parallel)},
+            background=background,
+        )
+        self.finish(wait=not background)
+
+    def finish(self, *, wait: bool) -> None:
+        """Put a checkpoint that is being written in its place, and delete those that are no longer kept."""
+        if self._saving is None or not self._saving.finish(wait=wait):
+            return
+        self._saving = None
+        if self.world.main:
+            saved = checkpoint.finished(self.directory)
+            checkpoint.remove(
+                self.directory, self.settings.train.deletable_checkpoints(saved, self.last_exposures)
+            )
+
+    def gather_weights(self) -> None:
+        """Wait until this rank's weights are those of the last step; every rank calls this.
+
+        With ``parallel.overlap`` and a distributed optimizer the next forward pass would gather them.
+        """
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+
+    def _state(self, step: int, *, loading: bool = False) -> dict[str, Any]:
+        """Sharded state dict of a checkpoint. At step 0 the weights alone: Adam has no state before its first step."""
+        self.gather_weights()
+        sharded = {number: chunk.module.sharded_state_dict() for number, chunk in enumerate(self.chunks)}
+        if step == 0:
+            return {"model": sharded}
+        state = optim.state_to_load if loading else optim.state
+        return {
+            "model": sharded,
+            "optimizer": state(self.optimizer, sharded),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def _load(self, directory: Path, step: int) -> dict[str, Any] | None:
+        """Take weights and optimizer from a checkpoint; returns the state of the schedule."""
+        state = checkpoint.load(directory, step, self._state(step, loading=True))
+        for number, chunk in enumerate(self.chunks):
+            chunk.module.load_state_dict(state["model"][number])
+        if step:
+            optim.load_state(self.optimizer, state["optimizer"])
+        else:
+            self.optimizer.reload_model_params()
+        scheduler: dict[str, Any] | None = state.get("scheduler")
+        return scheduler

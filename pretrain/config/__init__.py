@@ -1,0 +1,21 @@
+"""Settings of a training run, as frozen dataclasses that check themselves."""
+
+from palimpsest.pretrain.config.checks import check_seed
+from palimpsest.pretrain.config.model import VOCABULARY_MULTIPLE, ModelConfig, padded_vocabulary
+from palimpsest.pretrain.config.optimizer import OptimizerConfig
+from palimpsest.pretrain.config.parallel import ParallelConfig
+from palimpsest.pretrain.config.runtime import EvalConfig, ProfileConfig, RuntimeConfig
+from palimpsest.pretrain.config.train import TrainConfig
+
+__all__ = [
+    "VOCABULARY_MULTIPLE",
+    "EvalConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "ProfileConfig",
+    "RuntimeConfig",
+    "TrainConfig",
+    "check_seed",
+    "padded_vocabulary",
+]

@@ -1,0 +1,140 @@
+"""Length of the run, its batches, and when it is saved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config.checks import check_seed, positive
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How long, on what batches, and when to save."""
+
+    steps: int
+    global_batch_size: int
+    """Windows a step, over all ranks."""
+    micro_batch_size: int
+    """Windows a forward pass on one data-parallel rank."""
+    sequence_length: int
+    """Tokens predicted per window; a window holds one more."""
+    seed: int
+    """Of the initial weights and of the order of the windows."""
+    precision: Literal["fp32", "bf16", "fp8"] = "fp32"
+    """``fp8``: bf16 but for the matrix products, which Transformer Engine makes; the weights are saved in bf16."""
+    deterministic: bool = False
+    """Use deterministic algorithms alone: two runs on the same machines end with bitwise equal weights. Otherwise some
+    CUDA kernels sum in no fixed order; on CPUs it makes no difference."""
+    recompute: bool = False
+    """Activation recomputation: the forward pass keeps only the input of each layer, and the backward pass computes the
+    rest again. A third more computation for far less memory."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """Response to a step whose loss or gradient is NaN or infinite: ``stop`` before it; or ``skip`` the update and go
+    on, which the ledger records and the audit weighs."""
+    document_attention: bool = False
+    """Intra-document attention mask: tokens attend to their own document alone, from the end-of-document token before
+    it on; otherwise to all of the window before them."""
+    start_from: str | None = None
+    """Checkpoint of another run (``.../checkpoints/step_00000100``) that this one goes on from, with its weights and
+    its optimizer, at the same position of the same order; the first step is the checkpoint's."""
+    stop_at: int | None = None
+    """Finished steps at which the run ends, though its schedule is that of ``steps``: another run goes on from there.
+    None: ``steps``."""
+    checkpoint_every: int
+    """Steps between regular checkpoints; steps 0, 1, 2, 4, 8, ... and the last are saved besides."""
+    checkpoint_at: tuple[int, ...] = ()
+    """Further steps to save."""
+    checkpoint_after_last: tuple[int, ...] = ()
+    """Steps after the last exposure of an arm to save, for each arm: how soon is it forgotten?"""
+    checkpoint_keep: int | None = None
+    """Regular checkpoints to keep, the newest; all others are always kept. None: all."""
+    checkpoint_async: bool = False
+    """Asynchronous checkpoints: other processes write while training goes on. Takes the memory of a copy."""
+
+    def __post_init__(self) -> None:
+        positive(
+            "train",
+            steps=self.steps,
+            global_batch_size=self.global_batch_size,
+            micro_batch_size=self.micro_batch_size,
+            sequence_length=self.sequence_length,
+            checkpoint_every=self.checkpoint_every,
+        )
+        check_seed("train.seed", self.seed)
+        for step in self.checkpoint_at:
+            if not 0 <= step <= self.steps:
+                raise UserError(
+                    f"train.checkpoint_at: {step} must lie between 0 and train.steps={self.steps}"
+                )
+        for later in self.checkpoint_after_last:
+            if later < 0:
+                raise UserError(f"train.checkpoint_after_last: {later} must be 0 or above")
+        if self.checkpoint_keep is not None:
+            positive("train", checkpoint_keep=self.checkpoint_keep)
+        if self.stop_at is not None and not 0 < self.stop_at <= self.steps:
+            raise UserError(f"train.stop_at={self.stop_at} must lie between 1 and train.steps={self.steps}")
+        if self.begin >= self.end:
+            raise UserError(
+                f"train.start_from={self.start_from} is at step {self.begin}, and the run ends at step {self.end}; "
+                "raise train.steps (or train.stop_at), which count the steps before it, too"
+            )
+
+    @property
+    def half_precision(self) -> bool:
+        """Weights and activations have 16 bits."""
+        return self.precision != "fp32"
+
+    @property
+    def end(self) -> int:
+        """Finished steps at the end."""
+        return self.steps if self.stop_at is None else self.stop_at
+
+    @property
+    def begin(self) -> int:
+        """The first step."""
+        if self.start_from is None:
+            return 0
+        name = re.fullmatch(r"step_(\d+)", Path(self.start_from).name)
+        if name is None:
+            raise UserError(
+                f"train.start_from={self.start_from} is no checkpoint; give its directory, such as "
+                "runs/quickstart/run-1a2b3c4d/twin/checkpoints/step_00000100"
+            )
+        return int(name[1])
+
+    @property
+    def windows(self) -> int:
+        """Windows consumed up to the end, with those before ``start_from``."""
+        return self.end * self.global_batch_size
+
+    def permanent_checkpoints(self, last_exposures: Iterable[int] = ()) -> set[int]:
+        """Steps after which a checkpoint is written that is never deleted.
+
+        Args:
+            last_exposures: finished steps with which each arm had its last exposure.
+        """
+        powers = {self.begin + (1 << k) for k in range(self.steps.bit_length())}
+        after = {step + later for step in last_exposures for later in self.checkpoint_after_last}
+        asked = {self.begin, self.end} | powers | after | set(self.checkpoint_at)
+        return {step for step in asked if step <= self.end}
+
+    def checkpoint_steps(self, last_exposures: Iterable[int] = ()) -> list[int]:
+        """Steps after which a checkpoint is written, ascending: the permanent and the regular ones."""
+        regular = set(range(0, self.steps + 1, self.checkpoint_every))
+        return sorted(self.permanent_checkpoints(last_exposures) | regular)
+
+    def deletable_checkpoints(self, saved: Iterable[int], last_exposures: Iterable[int] = ()) -> list[int]:
+        """Of the saved steps those to delete: regular ones beyond ``checkpoint_keep``, and those of a signal.
+
+        The newest is always needed: a run goes on from it.
+        """
+        saved = sorted(saved)
+        regular = [step for step in saved if step % self.checkpoint_every == 0]
+        keep = set(regular if self.checkpoint_keep is None else regular[-self.checkpoint_keep :])
+        keep |= self.permanent_checkpoints(last_exposures) | set(saved[-1:])
+        return [step for step in saved if step not in keep]

@@ -1,0 +1,67 @@
+"""Hooks of the training loop: the one interface of telemetry, profiler, evaluation, watchdog, signals and ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from palimpsest.pretrain.config import EvalConfig
+
+if TYPE_CHECKING:
+    from palimpsest.pretrain.trainer import Trainer
+
+
+class Hook:
+    """Called by ``Trainer.run`` on the rank that has it; each method does nothing unless it is overridden.
+
+    Hooks are called in the order in which they are given, so one that adds to the record comes before those that
+    write it.
+    """
+
+    def before_step(self, step: int) -> None:
+        """A step begins; the first is 1."""
+
+    def after_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """A step is finished.
+
+        Args:
+            trainer: at ``trainer.step`` finished steps.
+            record: losses, speed and memory of the step by name; may be added to.
+        """
+
+    def before_checkpoint(self, step: int) -> Mapping[str, str]:
+        """A checkpoint after ``step`` finished steps is about to be written; every rank calls this.
+
+        Returns:
+            Digests to name in its manifest.
+        """
+        return {}
+
+    def stop_requested(self) -> bool:
+        """The run is to save and stop after this step; it does so when any rank's hook says so."""
+        return False
+
+    def close(self) -> None:
+        """The run has ended, or failed."""
+
+
+class Evaluation(Hook):
+    """Adds to the record of a step what an evaluation of its weights gives.
+
+    Args:
+        config: when it is due.
+        evaluate: (this rank's ``GPTModel``, the evaluation that is due) -> figures by name; called on every rank.
+    """
+
+    def __init__(
+        self, config: EvalConfig, evaluate: Callable[[Any, Literal["probes", "heldout"]], dict[str, float]]
+    ) -> None:
+        self.config, self.evaluate = config, evaluate
+
+    def after_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """Evaluate, once all weights of the step are gathered."""
+        checkpointer = trainer.checkpointer
+        due = self.config.due(trainer.step, saved=trainer.step in checkpointer.due)
+        if due is not None:
+            checkpointer.gather_weights()
+            record |= self.evaluate(trainer.chunks[0].module, due)

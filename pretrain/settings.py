@@ -1,0 +1,55 @@
+"""Settings of one training, and the part of them that identifies its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palimpsest.pretrain import huggingface
+from palimpsest.pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from palimpsest.pretrain.identity import result_settings
+from palimpsest.pretrain.parallel import Attention
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Model, optimizer, schedule and topology of one training."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    parallel: ParallelConfig
+    attention: Attention = "sdpa"
+    graphs: bool = False
+    """Capture the layers as CUDA graphs."""
+
+    def identity(self, vocab_size: int) -> dict[str, Any]:
+        """The settings that determine the result, as JSON values; neither the topology nor when it is saved."""
+        settings = result_settings(self.model, self.optimizer, self.train)
+        for key in ("start_from", "stop_at"):  # the checkpoint it starts from is named by its digest
+            del settings["train"][key]
+        if self.model.weights:  # identified by their content, not by their path
+            settings["model"]["weights"] = huggingface.digest(Path(self.model.weights))
+        return {**settings, "vocab_size": vocab_size}
+
+
+MAY_DIFFER = {
+    "train": ("steps",),
+    "optimizer": (
+        *("learning_rate", "min_learning_rate", "warmup_steps", "schedule"),
+        *("decay_steps", "initial_learning_rate"),
+    ),
+}
+"""Settings in which a run may differ from the one whose checkpoint it starts from."""
+
+
+def without(identity: dict[str, Any], left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """An identity without some settings of some groups."""
+    return {
+        group: {name: value for name, value in values.items() if name not in left_out[group]}
+        if group in left_out
+        else values
+        for group, values in identity.items()
+    }
