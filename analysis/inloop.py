@@ -98,8 +98,8 @@ class Probing:
         """The model to ask. On CPUs scoring turns weights to float32; those that are trained in bf16 must stay."""
         weight = next(gpt.parameters())
         if weight.device.type != "cpu" or weight.dtype == torch.float32:
-            return models.of_checkpoint(gpt.eval())
+            return models.Trained(gpt.eval())
         if self._copy is None:
             self._copy = self.build().float().eval()
         self._copy.load_state_dict(gpt.state_dict())
-        return models.of_checkpoint(self._copy)
+        return models.Trained(self._copy)

@@ -1,16 +1,15 @@
 """One teacher-forced pass per checkpoint over all probes.
 
-Texts of like length are read together, those with a common beginning as one tree (:mod:`analysis.packing`). The output
-matrix is applied to a few tokens at a time, so that B x T x V logits never exist; six numbers a token leave the device.
+Texts of like length are read together (:mod:`analysis.buckets`). The output matrix is applied to a few tokens at a
+time, so that B x T x V logits never exist; six numbers a token leave the device.
 
-Shapes: B rows in a batch, R tokens of the longest, N tokens whose logits exist at once, V vocabulary, P predictions.
+Shapes: B texts in a batch, T tokens of the longest, N tokens whose logits exist at once, V vocabulary, P predictions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from palimpsest.analysis import packing, threads, vectors
-from palimpsest.analysis.decoder import Output
+from palimpsest.analysis import buckets
 from palimpsest.analysis.models import Model
 from palimpsest.data.errors import UserError
 
@@ -63,8 +62,6 @@ def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
         logits_NV: (N, V), any float dtype; float32 ones are overwritten.
         targets_N: (N,) int64.
     """
-    if logits_NV.device.type == "cpu" and logits_NV.dtype == torch.float32:
-        return _statistics_on_cpu(logits_NV.contiguous(), targets_N)
     z_NV = logits_NV.float()
     index_N1 = targets_N[:, None]
     largest_N1, argmax_N1 = z_NV.max(-1, keepdim=True)
@@ -100,14 +97,6 @@ def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
         "margin": margin_N,
         "argmax": argmax_N1[:, 0].int(),
     }
-
-
-def _statistics_on_cpu(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
-    """As :func:`statistics`, in two passes over the logits."""
-    kinds = {"rank": torch.int32, "argmax": torch.int32}
-    found = {name: torch.empty(len(targets_N), dtype=kinds.get(name, torch.float32)) for name in NUMBERS}
-    vectors.statistics(logits_NV.numpy(), targets_N.numpy(), *(one.numpy() for one in found.values()))
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,61 +218,48 @@ def each_token(
         eod: as for :func:`score`.
         vocab_size: as for :func:`score`.
     """
-    rows, copies = packing.rows(texts, eod, trees=model.trees)
-    batches = list(packing.batches(rows, TOKENS_A_BATCH[model.device.type]))
-    total = sum(len(text) for text in texts)
+    ids = [np.asarray(text, np.int64) for text in texts]
+    lengths = np.array([len(text) for text in ids], np.int64)
+    places = np.cumsum(lengths) - lengths
     with torch.inference_mode():
-        head = Output(model.head[:vocab_size].float())
         names = of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
-    made = {name: np.zeros(total, _DTYPES.get(name, np.float32)) for name in names}
-    work = partial(_read, model, head, of)
-    for batch, found in zip(batches, threads.each(work, batches, model.device), strict=True):
-        places = np.concatenate([row.places for row in batch])
-        for name, values in found.items():
-            made[name][places] = values
-    for copy in copies:
+        made = {name: np.zeros(lengths.sum(), _DTYPES.get(name, np.float32)) for name in names}
+        head_VD = model.head[:vocab_size].float()
+        padding = model.causal(int(lengths.max(initial=0)))
+        source = buckets.containing(ids) if padding else np.arange(len(ids))
+        read = np.flatnonzero(source == np.arange(len(ids)))
+        for batch in buckets.batches(lengths[read], TOKENS_A_BATCH[model.device.type], padding=padding):
+            found = _read(model, head_VD, of, [ids[k] for k in read[batch]], eod)
+            into = np.concatenate([places[k] + np.arange(lengths[k]) for k in read[batch]])
+            for name, values in found.items():
+                made[name][into] = values
+    for text in np.flatnonzero(source != np.arange(len(ids))):
+        first, other, count = places[text], places[source[text]], lengths[text]
         for values in made.values():
-            values[copy.target : copy.target + copy.count] = values[copy.source : copy.source + copy.count]
+            values[first : first + count] = values[other : other + count]
     return made
 
 
 def _read(
     model: Model,
-    head: Output,
+    head_VD: Tensor,
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
-    batch: Sequence[packing.Row],
+    texts: Sequence[NDArray[np.int64]],
+    eod: int,
 ) -> dict[str, NDArray[np.generic]]:
-    """The numbers of a batch's predictions, row after row."""
-    longest = max(len(row.ids) for row in batch)
-    ids = np.zeros((len(batch), longest), np.int64)
-    nodes = []
-    for line, row in enumerate(batch):
-        ids[line, : len(row.ids)] = row.ids
-        nodes.append(line * longest + row.nodes)
-    device = model.device
-    ids_BR = torch.from_numpy(ids).to(device)
-    if batch[0].seen is None:
-        hidden_BRD = model.hidden(ids_BR)
-    else:
-        positions = np.zeros((len(batch), longest), np.int64)
-        # Padding attends to itself, for attention to nothing is not a number.
-        seen = np.broadcast_to(np.eye(longest, dtype=np.bool_), (len(batch), longest, longest)).copy()
-        for line, row in enumerate(batch):
-            size = len(row.ids)
-            assert row.positions is not None, "rows of one kind are read together"
-            positions[line, :size] = row.positions
-            seen[line, :size, :size] = row.seen
-        hidden_BRD = model.hidden(
-            ids_BR, torch.from_numpy(positions).to(device), torch.from_numpy(seen).to(device)
-        )
-    nodes_P = torch.from_numpy(np.concatenate(nodes)).to(device)
-    hidden_PD = hidden_BRD.flatten(0, 1)[nodes_P].float()
-    targets_P = torch.from_numpy(np.concatenate([row.targets for row in batch])).to(device)
-    return numbers(head, of, hidden_PD, targets_P)
+    """The numbers of every token of a batch of texts, text after text."""
+    longest = max(map(len, texts))
+    ids = np.full((len(texts), longest), eod)
+    for row, text in zip(ids, texts, strict=True):
+        row[1 : len(text)] = text[:-1]
+    hidden_BTD = model.hidden(torch.from_numpy(ids).to(model.device))
+    there_BT = np.arange(longest) < np.array([len(text) for text in texts])[:, None]
+    hidden_PD = hidden_BTD[torch.from_numpy(there_BT).to(model.device)].float()
+    return numbers(head_VD, of, hidden_PD, torch.from_numpy(np.concatenate(texts)).to(model.device))
 
 
 def numbers(
-    head: Output,
+    head_VD: Tensor,
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
     hidden_PD: Tensor,
     targets_P: Tensor,
@@ -291,14 +267,14 @@ def numbers(
     """Numbers of P predictions, whose logits exist a few at a time.
 
     Args:
-        head: output matrix.
+        head_VD: output matrix, float32.
         of: as for :func:`each_token`.
         hidden_PD: what the output matrix is applied to, float32.
         targets_P: tokens that are predicted, int64.
     """
-    chunk = max(16, BYTES_A_CHUNK[hidden_PD.device.type] // (4 * head.size))
+    chunk = max(16, BYTES_A_CHUNK[hidden_PD.device.type] // (4 * len(head_VD)))
     parts = [
-        of(head.logits(hidden), targets)
+        of(functional.linear(hidden, head_VD), targets)
         for hidden, targets in zip(hidden_PD.split(chunk), targets_P.split(chunk), strict=True)
     ]
     return {

@@ -26,11 +26,12 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from palimpsest.analysis import decoder, models, packing, scoring, threads, tiles, vectors
+from palimpsest.analysis import buckets, models, scoring
 from palimpsest.analysis.models import Model
 from palimpsest.analysis.scores import FILE, KIND, VERSION
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
+from palimpsest.pretrain import kernels
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,17 @@ any magnitude (half precision would lose a memorised token's variance, 2e-9). ``
 ROUNDED = ("entropy", "variance", "margin")
 
 
+FORWARD_PASS = ("attention.py", "layers.py", "model.py")
+"""Modules beside ``pretrain.kernels``; importing them would import megatron-core, which takes seconds."""
+
+
 def scorer_digest() -> str:
-    """Digest of the code that scores."""
+    """Digest of the code that scores, the forward pass of checkpoints included."""
     digest = hashlib.sha256()
-    for module in (decoder, models, packing, scoring, threads, tiles, vectors):
-        assert module.__file__ is not None
-        digest.update(Path(module.__file__).read_bytes())
+    for module in (buckets, models, scoring, kernels):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    for name in FORWARD_PASS:
+        digest.update(Path(str(kernels.__file__)).with_name(name).read_bytes())
     return digest.hexdigest()[:16]
 
 

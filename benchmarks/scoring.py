@@ -1,17 +1,11 @@
 """Scoring against what others do with the same model on the same machine.
 
-    python benchmarks/scoring.py [--model DIRECTORY] [--texts FILE] [--out results/scoring_DATE.md]
+    python benchmarks/scoring.py [--model DIRECTORY] [--out results/scoring_DATE.md]
 
-Three comparisons, on a ``tiny`` model (an exported checkpoint with ``--model``, otherwise one with random weights):
-
-1. Hubble's copyright tasks on 2,000 passages of 200 tokens: log-likelihood, exact match and ROUGE-L of the next 100
-   tokens after 25, 50, 75 and 100. As its tasks obtain them: a log-likelihood pass and four greedy generations, batch
-   32, up to 500 (or 100) new tokens, with ``transformers``. Here: one pass, and generation of what the pass has not
-   said. The generations of ``transformers`` are timed on ``--generated`` passages and scaled up.
-2. Six numbers a token on 2,000 items of 20 to 400 tokens, against a padded ``transformers`` loop in file order at its
-   best batch size, which takes log-softmax and gather alone; and against ``lm_eval`` where it is installed.
-   Passages are consecutive tokens of the text ``--texts``, by the tokenizer beside the model; without it random ids.
-3. The largest difference to float32, one text at a time.
+On a ``tiny`` model (an exported checkpoint with ``--model``, otherwise one with random weights): six numbers a token on
+2,000 items of 20 to 400 random ids, against a padded ``transformers`` loop in file order at its best batch size, which
+takes log-softmax and gather alone, and against ``lm_eval`` where it is installed. Beside the times stands the largest
+difference of a log-probability to ``transformers``, one text at a time.
 
 Arms take turns, ``--repeats`` times; medians are told. Loading and importing are not timed.
 """
@@ -37,11 +31,9 @@ import polars as pl
 import torch
 import transformers
 
-from palimpsest.analysis import generation, models, scoring, store
-from palimpsest.analysis.metrics.extraction import extractable
-from palimpsest.analysis.metrics.similarity import rouge_l
+from palimpsest.analysis import models, scoring, store
 
-EOD, PREFIXES, NEXT = 0, (25, 50, 75, 100), 100
+EOD = 0
 Texts = list[np.ndarray]
 
 
@@ -81,53 +73,6 @@ def padded(model: transformers.PreTrainedModel, texts: Texts, size: int) -> list
         logprob = torch.log_softmax(logits.float(), -1).gather(2, ids[:, 1:, None])[..., 0]
         found += [logprob[row, : len(text)].numpy() for row, text in enumerate(batch)]
     return found
-
-
-@torch.inference_mode()
-def generated(model: transformers.PreTrainedModel, texts: Texts, new: int) -> None:
-    """Four greedy generations, batch 32, as Hubble's tasks ask for them."""
-    for prefix in PREFIXES:
-        for start in range(0, len(texts), 32):
-            ids = torch.tensor(
-                np.stack([np.append(EOD, text[:prefix]) for text in texts[start : start + 32]])
-            )
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new,
-                do_sample=False,
-                eos_token_id=EOD,
-                pad_token_id=EOD,
-            )
-
-
-def copyright_metrics(
-    model: models.Model, texts: Texts, vocabulary: int, seconds: dict[str, float]
-) -> pl.DataFrame:
-    """Hubble's copyright metrics, all of them; ``seconds`` gets the time of each part."""
-    began = time.perf_counter()
-    numbers, made = generation.continue_greedily(
-        model, texts, PREFIXES, longest=NEXT, eod=EOD, vocab_size=vocabulary
-    )
-    continued = time.perf_counter()
-    ends = np.cumsum([len(text) for text in texts])[:-1]
-    split = {name: np.split(numbers[name], ends) for name in ("logprob", "rank")}
-    rows = [
-        {
-            "text": k,
-            "prefix": prefix,
-            "loglik": float(split["logprob"][k].sum(dtype=np.float64)),
-            "exact": extractable(split["rank"][k] == 0, prefix, NEXT),
-            "rouge_l": rouge_l(made[prefix][k].tolist(), text[prefix : prefix + NEXT].tolist()).f1,
-        }
-        for prefix in PREFIXES
-        for k, text in enumerate(texts)
-    ]
-    seconds |= {
-        "scores and continuations": continued - began,
-        "metrics": time.perf_counter() - continued,
-    }
-    return pl.DataFrame(rows)
 
 
 def lm_eval_pass(model: transformers.PreTrainedModel, texts: Texts) -> Callable[[], None] | None:
@@ -218,74 +163,12 @@ def mixed_lengths(reference, model: models.Model, vocabulary: int, given) -> lis
     return lines
 
 
-def passages(vocabulary: int, given) -> Texts:
-    """``--items`` passages of 200 tokens."""
-    if given.texts is None:
-        rng = np.random.default_rng(2)
-        return [rng.integers(1, vocabulary, 200) for _ in range(given.items)]
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(given.model / "tokenizer.json"))
-    ids = np.array(tokenizer.encode(given.texts.read_text(encoding="utf-8")).ids)
-    found = len(ids) // 200
-    if found < given.items:
-        raise SystemExit(f"{given.texts} has {found:,} passages of 200 tokens; give --items {found}")
-    return [ids[200 * k : 200 * (k + 1)] for k in range(given.items)]
-
-
-def hubble(reference, model: models.Model, vocabulary: int, given) -> list[str]:
-    texts = passages(vocabulary, given)
-    some = texts[: given.generated]
-    here: dict[str, list[float]] = {}
-    theirs: dict[int, list[float]] = {100: [], 500: []}
-    passes = []
-    for _ in range(given.repeats):
-        seconds: dict[str, float] = {}
-        copyright_metrics(model, texts, vocabulary, seconds)
-        seconds["all"] = sum(seconds.values())
-        seconds["all but ROUGE-L (one pass)"] = timed(
-            lambda: scoring.score_tokens(model, texts, eod=EOD, vocab_size=vocabulary)
-        )
-        for name, value in seconds.items():
-            here.setdefault(name, []).append(value)
-        passes.append(timed(lambda: padded(reference, some, 32)) * len(texts) / len(some))
-        for new in theirs:
-            theirs[new].append(
-                timed(lambda new=new: generated(reference, some, new)) * len(texts) / len(some)
-            )
-    ours, one_pass = (statistics.median(here[name]) for name in ("all", "all but ROUGE-L (one pass)"))
-    lines = [
-        f"## Hubble's copyright tasks: {len(texts):,} passages of 200 tokens, "
-        + (f"of {given.texts.name}" if given.texts else "random ids"),
-        "",
-        "| | seconds: median (range) | all of it here is faster by | all but ROUGE-L (one pass) here is faster by |",
-        "|---|---|---|---|",
-        *(f"| here: {name} | {told(values)} | | |" for name, values in here.items()),
-        f"| transformers: log-likelihoods, batch 32 | {told(passes)} | | |",
-    ]
-    for new, values in theirs.items():
-        whole = [a + b for a, b in zip(values, passes, strict=True)]
-        lines.append(
-            f"| transformers: log-likelihoods and four generations of {new} | {told(whole)} | "
-            f"{statistics.median(whole) / ours:.1f} | {statistics.median(whole) / one_pass:.1f} |"
-        )
-    if len(some) < len(texts):
-        lines += [
-            "",
-            f"What `transformers` needs was timed on {len(some)} of the passages and multiplied by "
-            f"{len(texts) / len(some):g}.",
-        ]
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--texts", type=Path, help="text for the passages; needs --model")
     parser.add_argument("--items", type=int, default=2000)
-    parser.add_argument("--generated", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -312,8 +195,6 @@ def main() -> None:
         f"{given.repeats} repeats, arms in turn.",
         "",
         *mixed_lengths(reference, model, vocabulary, given),
-        "",
-        *hubble(reference, model, vocabulary, given),
         "",
     ]
     text = "\n".join(lines)

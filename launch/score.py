@@ -94,7 +94,7 @@ def _checkpoints(
         checkpoint.require_whole(checkpoint.path_of(directory, step), checkpoint.read(directory, step))
         state = checkpoint.load(directory, step, {"model": gpt.sharded_state_dict()})
         gpt.load_state_dict(state["model"])
-        return models.of_checkpoint(gpt)
+        return models.Trained(gpt)
 
     return [
         store.Checkpoint(step, checkpoint.read(directory, step).digest, partial(load, step))

@@ -15,35 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
-SHORT = 512
-"""Tokens of the longest window whose S x S matrices are made on CPUs in bf16, where PyTorch's flash kernel is slow."""
-
-
-class _ShortAttention(torch.autograd.Function):
-    """Causal attention by plain matrix products; the softmax is computed in float32, and rounded."""
-
-    @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        length, batch, heads, size = context.shape = query.shape
-        q, k, v = (x.permute(1, 2, 0, 3).reshape(batch * heads, length, size) for x in (query, key, value))
-        future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu_(1)
-        scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=size**-0.5)
-        weights = torch.softmax(scores, -1)
-        context.save_for_backward(q, k, v, weights)
-        return (weights @ v).view(batch, heads, length, size).permute(2, 0, 1, 3).flatten(2)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, weights = context.saved_tensors
-        length, batch, heads, size = context.shape
-        out = gradient.view(length, batch, heads, size).permute(1, 2, 0, 3)
-        out = out.reshape(batch * heads, length, size)
-        for_v = weights.transpose(1, 2) @ out
-        for_weights = out @ v.transpose(1, 2)
-        for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype).mul_(size**-0.5)
-        found = (for_scores @ k, for_scores.transpose(1, 2) @ q, for_v)
-        for_q, for_k, for_v = (x.view(batch, heads, length, size).permute(2, 0, 1, 3) for x in found)
-        return for_q, for_k, for_v
+from palimpsest.pretrain import cpu
 
 
 class CausalAttention(torch.nn.Module):
@@ -98,18 +70,10 @@ class CausalAttention(torch.nn.Module):
             if attention_mask is not None:
                 raise NotImplementedError("context parallelism has no masks by documents")
             return self._shared(query, key, value)
-        if (
-            query.is_cpu
-            and query.dtype == torch.bfloat16
-            and len(query) <= SHORT
-            and not self.grouped
-            and self.scale is None
-            and attention_mask is None
-        ):
-            short: Tensor = _ShortAttention.apply(query, key, value)
-            return short
         if attention_mask is not None:
             return self._attend(query, key, value, attn_mask=~attention_mask)
+        if self.scale is None and cpu.attention_is_short(query, key):
+            return cpu.short_attention(query, key, value)
         return self._attend(query, key, value, is_causal=True)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:

@@ -1,9 +1,11 @@
-"""megatron-core on CPU: redirect the places where it names CUDA.
+"""What only CPUs need: megatron-core's CUDA calls redirected, and attention over short windows in bf16.
 
-megatron-core has no CPU mode, but little in it needs a GPU: it asks for ``device="cuda"`` when it makes a
-tensor, asks which device is current, and compares type names such as ``torch.cuda.FloatTensor``. This module
-answers those questions for the CPU. It is imported only for ``runtime.device=cpu``, before any other part of
-megatron-core runs, and changes this process alone.
+megatron-core has no CPU mode, but little in it needs a GPU: it asks for ``device="cuda"`` when it makes a tensor, asks
+which device is current, and compares type names such as ``torch.cuda.FloatTensor``. :func:`install` answers those
+questions for the CPU. It is called only for ``runtime.device=cpu``, before any other part of megatron-core runs, and
+changes this process alone.
+
+Shapes: S sequence, B batch, N heads, H head size.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _FACTORIES = (
     "zeros",
@@ -124,3 +127,45 @@ def install() -> None:
     patched: Any = tensor_parallel_random
     patched._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     patched._set_cuda_rng_state = lambda *_, **__: None
+
+
+SHORT = 512
+"""Tokens of the longest window whose S x S matrices are made on CPUs in bf16, where PyTorch's flash kernel is slow."""
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Causal attention by plain matrix products; the softmax is computed in float32, and rounded."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        length, batch, heads, size = context.shape = query.shape
+        q, k, v = (x.permute(1, 2, 0, 3).reshape(batch * heads, length, size) for x in (query, key, value))
+        future = torch.full((length, length), -torch.inf, dtype=query.dtype).triu_(1)
+        scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=size**-0.5)
+        weights = torch.softmax(scores, -1)
+        context.save_for_backward(q, k, v, weights)
+        return (weights @ v).view(batch, heads, length, size).permute(2, 0, 1, 3).flatten(2)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, weights = context.saved_tensors
+        length, batch, heads, size = context.shape
+        out = gradient.view(length, batch, heads, size).permute(1, 2, 0, 3)
+        out = out.reshape(batch * heads, length, size)
+        for_v = weights.transpose(1, 2) @ out
+        for_weights = out @ v.transpose(1, 2)
+        for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype).mul_(size**-0.5)
+        found = (for_scores @ k, for_scores.transpose(1, 2) @ q, for_v)
+        for_q, for_k, for_v = (x.view(batch, heads, length, size).permute(2, 0, 1, 3) for x in found)
+        return for_q, for_k, for_v
+
+
+def attention_is_short(query: Tensor, key: Tensor) -> bool:
+    """Whether :func:`short_attention` is for these queries and keys: (S, B, N, H)."""
+    return query.is_cpu and query.dtype == torch.bfloat16 and len(query) <= SHORT and query.shape == key.shape
+
+
+def short_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention with as many key/value heads as query heads: (S, B, N, H) -> (S, B, N * H)."""
+    attended: Tensor = _ShortAttention.apply(query, key, value)
+    return attended

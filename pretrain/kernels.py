@@ -1,10 +1,10 @@
-"""What PyTorch computes faster when asked in another way: matrix products on CPUs, SwiGLU, the loss without logits.
+"""SwiGLU that keeps only its input for the backward pass, and the cross-entropy loss without the logits of all tokens.
 
 On GPUs ``torch.compile`` makes one Triton kernel of what would be several; on CPUs nothing is compiled.
 
 Each is the plain formula within rounding, and is tested against it. None of it needs megatron-core.
 
-Shapes: N tokens, D inputs, F outputs, V vocabulary.
+Shapes: N tokens, D hidden, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,83 +22,6 @@ LOGITS = {"cpu": 2**19, "cuda": 2**27}
 """Logits that exist in float32 at once: what fits in a processor's cache; enough for full matrix products on GPUs."""
 PRODUCTS = {"cpu": 32, "cuda": 1}
 """So many times more of them are kept in the weights' precision, for one product with the hidden states."""
-
-
-def onednn_linear(x: Tensor, weight: Tensor, after: str = "none") -> Tensor:
-    """``x @ weight.T`` by oneDNN, which is in PyTorch; the operator is what ``torch.compile`` uses.
-
-    For float32 PyTorch calls MKL, which reaches less than half of it on processors not made by Intel.
-
-    Args:
-        x: (..., D), any strides.
-        weight: (F, D), any strides.
-        after: ``none``, or ``swish`` for SiLU of the product.
-    """
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, after, [], "")
-    return found
-
-
-def _onednn() -> bool:
-    """Whether oneDNN's product is there, and right."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(3, 8, generator=generator) for _ in range(2))
-    plain = x @ weight.T
-    try:
-        return bool(
-            torch.allclose(onednn_linear(x, weight), plain, atol=1e-5)
-            and torch.allclose(onednn_linear(x, weight, "swish"), functional.silu(plain), atol=1e-5)
-        )
-    except (AttributeError, RuntimeError):
-        return False
-
-
-ONEDNN = _onednn()
-
-
-def _intel() -> bool:
-    try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-
-
-INTEL = _intel()
-"""Whether the processor is one that MKL is made for; known on Linux alone."""
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T`` by whichever library is faster."""
-    if ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu":
-        return onednn_linear(x, weight)
-    return functional.linear(x, weight)
-
-
-def _transposed_product(x: Tensor, y: Tensor) -> Tensor:
-    """``x.T @ y`` of two tall matrices, with oneDNN's narrower side last."""
-    if x.shape[1] > y.shape[1]:
-        return _product(y.T, x.T).T
-    return _product(x.T, y.T)
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor) -> Tensor:
-        context.save_for_backward(x, weight)
-        return _product(x, weight)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = context.saved_tensors
-        for_x = _product(gradient, weight.T) if context.needs_input_grad[0] else None
-        for_weight = _transposed_product(gradient.flatten(0, -2), x.flatten(0, -2))
-        return for_x, for_weight
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T`` whose backward pass is as fast as its forward pass: (..., D), (F, D) -> (..., F)."""
-    # The function itself gives a matrix, not a view of one: megatron-core's loss overwrites it.
-    found: Tensor = _Linear.apply(x.flatten(0, -2), weight)
-    return found.unflatten(0, x.shape[:-1])
 
 
 _TRITON = find_spec("triton") is not None
@@ -166,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for first in range(0, count, block):
             some = slice(first, min(first + block, count))
             if learning and _compiles(weight):
-                logits = _product(hidden_ND[some], weight)
+                logits = functional.linear(hidden_ND[some], weight)
                 losses_N[some], error_BV = _compiled(_losses_and_errors)(
                     logits, targets_N[some], mask_N[some]
                 )
@@ -178,7 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 )
             for start in starts:
                 few = slice(start, min(start + rows, some.stop))
-                log_p = torch.log_softmax(_product(hidden_ND[few], weight), -1, dtype=torch.float32)
+                log_p = torch.log_softmax(functional.linear(hidden_ND[few], weight), -1, dtype=torch.float32)
                 target = targets_N[few, None]
                 losses_N[few] = -log_p.gather(1, target)[:, 0]
                 if learning:
@@ -186,8 +108,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     log_p.exp_()[torch.arange(len(target), device=target.device), target[:, 0]] -= 1.0
                     error_BV[few.start - first : few.stop - first] = log_p.mul_(mask_N[few, None])
             if learning:
-                for_hidden[some] = _product(error_BV, weight.T)
-                part = _transposed_product(error_BV, hidden_ND[some])
+                for_hidden[some] = error_BV @ weight
+                part = error_BV.T @ hidden_ND[some]
                 # Several parts are summed in float32.
                 for_weight = (
                     part if count <= block else part.float() if for_weight is None else for_weight.add_(part)

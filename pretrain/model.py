@@ -169,7 +169,7 @@ def build(
     )
     _mark_sharded(gpt)
     if parallel.tensor == 1:
-        _use_kernels(gpt)
+        _use_plain_products(gpt)
     initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
     return gpt.bfloat16() if train.half_precision else gpt
@@ -203,14 +203,14 @@ def _blocks(model: ModelConfig, config: TransformerConfig, piece: int | None) ->
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm)
 
 
-def _use_kernels(gpt: GPTModel) -> None:
-    """Let linear layers that no ranks share multiply as fast as a CPU can; on GPUs PyTorch does that by itself."""
+def _use_plain_products(gpt: GPTModel) -> None:
+    """Multiply in linear layers that no ranks share by PyTorch's own function.
+
+    megatron-core's, which overlaps its backward pass with communication, has nothing to overlap with here.
+    """
 
     def product(input: Tensor, weight: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
-        if not input.is_cpu:
-            return torch.nn.functional.linear(input, weight, bias)
-        found = kernels.linear(input, weight)
-        return found if bias is None else found + bias
+        return torch.nn.functional.linear(input, weight, bias)
 
     for module in gpt.modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):

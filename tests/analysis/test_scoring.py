@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from palimpsest.analysis import models, scoring
-from palimpsest.analysis.decoder import Decoder
 from palimpsest.data.errors import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -124,12 +123,10 @@ def test_variance_of_a_memorised_token_keeps_its_digits():
 def test_llama(tied):
     reference = llama(tie_word_embeddings=tied)
     with torch.no_grad():
-        for name, weight in reference.named_parameters():  # norms are multiplied into the matrices after them
+        for name, weight in reference.named_parameters():
             if "norm" in name:
                 weight.uniform_(0.5, 2.0)
-    model = models.of_huggingface(reference)
-    assert isinstance(model, Decoder)
-    check(model, reference, some_texts())
+    check(models.of_huggingface(reference), reference, some_texts())
 
 
 @pytest.mark.parametrize("kind", ["GPTNeoX", "GPT2", "Qwen2"])
@@ -146,19 +143,78 @@ def test_other_models_of_transformers(kind):
     config = getattr(transformers, f"{kind}Config")(**settings)
     name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
     reference = getattr(transformers, name)(config).eval()
+    check(models.of_huggingface(reference), reference, some_texts())
+
+
+def count_tokens(monkeypatch, model, texts):
+    """Tokens that the model reads while the texts are scored, padding included."""
+    sizes = []
+    hidden, causal = model.hidden, model.causal(max(map(len, texts)))
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "causal", lambda length: causal)
+        patch.setattr(model, "hidden", lambda ids: sizes.append(tuple(ids.shape)) or hidden(ids))
+        scoring.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
+    return sum(rows * tokens for rows, tokens in sizes), sizes
+
+
+def test_sliding_windows(monkeypatch):
+    """Attention that does not reach back to the beginning: texts are many times as long as the window."""
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+        initializer_range=0.3,
+    )
+    reference = transformers.MistralForCausalLM(config).eval()
     model = models.of_huggingface(reference)
-    assert model.trees
-    check(model, reference, some_texts())
-
-
-def test_choices_share_their_question_as_if_they_did_not(monkeypatch):
-    model = models.of_huggingface(llama())
     texts = some_texts()
-    shared = scoring.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
-    monkeypatch.setattr(Decoder, "trees", False)
-    apart = scoring.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
-    for name in ("logprob", "entropy", "margin"):
-        np.testing.assert_allclose(shared[name], apart[name], atol=1e-4, rtol=0)
+    check(model, reference, texts)
+    assert count_tokens(monkeypatch, model, [texts[0], texts[0]])[0] == len(texts[0])
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_length_of_the_text(monkeypatch, rope):
+    """Neither padding nor a longer text may change them: only texts of one length are read together."""
+    more = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4} if rope == "longrope" else {}
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+        max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": rope,
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            **more,
+        },
+    )
+    torch.manual_seed(0)
+    reference = transformers.LlamaForCausalLM(config).eval()
+    model = models.of_huggingface(reference)
+    texts = some_texts()
+    for text in texts:  # one at a time, for transformers' dynamic frequencies remember the longest text
+        check(model, reference, [text])
+    _, sizes = count_tokens(monkeypatch, model, texts)
+    assert sum(rows for rows, _ in sizes) == len(texts)
+    assert {tokens for _, tokens in sizes} == {len(text) for text in texts}
+
+
+def test_a_model_that_looks_ahead_is_read_text_by_text(monkeypatch):
+    """Found by trying, whatever the reason."""
+    model = models.of_huggingface(llama())
+    assert model.causal(90)
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids: hidden(ids) + 0.01 * ids.shape[1])
+    assert not model.causal(90)
 
 
 def test_logits_that_are_more_than_a_product_are_refused():

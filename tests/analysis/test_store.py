@@ -16,7 +16,6 @@ VOCABULARY, EOD = 50, 0
 class Bigrams:
     """A model whose next token depends on the last alone."""
 
-    trees = True
     device = torch.device("cpu")
 
     def __init__(self, seed):
@@ -24,8 +23,11 @@ class Bigrams:
         self.table = torch.randn(VOCABULARY, 8, generator=generator)
         self.head = torch.randn(VOCABULARY, 8, generator=generator)
 
-    def hidden(self, ids, positions=None, mask=None):
+    def hidden(self, ids):
         return self.table[ids]
+
+    def causal(self, length):
+        return True
 
 
 def probes(count=40):

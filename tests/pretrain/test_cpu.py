@@ -1,0 +1,42 @@
+"""What only CPUs need is what it stands for."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from palimpsest.pretrain import cpu
+
+
+def plain(*given):
+    """Causal attention by PyTorch: (S, B, N, H) each."""
+    query, key, value = (x.permute(1, 2, 0, 3) for x in given)
+    attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return attended.permute(2, 0, 1, 3).flatten(2)
+
+
+def test_short_attention():
+    """In float64, where it is exact."""
+    torch.manual_seed(1)
+    results = []
+    for attention in (cpu.short_attention, plain):
+        torch.manual_seed(1)
+        given = [torch.randn(7, 2, 3, 4, dtype=torch.float64).requires_grad_() for _ in range(3)]
+        attended = attention(*given)
+        (attended * torch.linspace(0.5, 1.5, attended.numel()).view(attended.shape)).sum().backward()
+        results.append([attended.detach(), *(x.grad for x in given)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "groups", "short"),
+    [
+        (cpu.SHORT, torch.bfloat16, 4, True),
+        (cpu.SHORT + 1, torch.bfloat16, 4, False),
+        (8, torch.float32, 4, False),
+        (8, torch.bfloat16, 2, False),
+    ],
+)
+def test_which_attention_is_short(length, dtype, groups, short):
+    query, key = (torch.empty(length, 1, heads, 2, dtype=dtype) for heads in (4, groups))
+    assert cpu.attention_is_short(query, key) == short
