@@ -5,7 +5,6 @@ Only what is new is read each time: the end of the logs, new parts of ledger and
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -25,6 +24,7 @@ from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import ledger
 from palimpsest.pretrain import saved
+from palimpsest.pretrain.saved import parse
 
 LOSSES = ("loss", "loss_corpus", "loss_inserted")
 """Training losses that are followed, nats a token: of all tokens, the corpus's, the inserted ones."""
@@ -38,25 +38,29 @@ class Log:
     """A ``metrics.jsonl`` that grows, read on from where the last reading ended."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._file: tuple[int, int] = (0, 0)
         self.records: list[dict[str, Any]] = []
+        self.damaged = 0
+        """Whole lines that are no records."""
 
     def read(self) -> None:
         """Read what is new; a file that was cut or replaced (a training that goes on does that) is read anew."""
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 inode, start = self._file
-                found = self._path.stat()
+                found = self.path.stat()
                 if found.st_ino != inode or found.st_size < start:
-                    inode, start, self.records = found.st_ino, 0, []
+                    inode, start, self.records, self.damaged = found.st_ino, 0, [], 0
                 file.seek(start)
                 whole, newline, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
-            self._file, self.records = (0, 0), []
+            self._file, self.records, self.damaged = (0, 0), [], 0
             return
         self._file = (inode, start + len(whole) + len(newline))
-        self.records += [json.loads(line) for line in whole.splitlines()]
+        lines = [parse(line) for line in whole.split(b"\n") if line]
+        self.damaged += lines.count(None)
+        self.records += [record for record in lines if record is not None]
 
 
 class Progress:
@@ -79,7 +83,8 @@ class Progress:
         Returns:
             JSON values: ``run``, ``steps`` (of a whole run), ``runs`` (name -> step, tokens, loss, tokens_per_second,
             seconds_left), ``losses`` (name -> columns step, loss, ...), ``exposures`` (planned, done, to_come, arms,
-            timeline), ``probes`` (metric, unit, rows: run, step, dose, value, n) and ``audit`` (verdict, checks).
+            timeline), ``probes`` (metric, unit, rows: run, step, dose, value, n), ``audit`` (verdict, checks) and
+            ``damaged`` (log -> number of lines that cannot be read).
         """
         for log in self._logs.values():
             log.read()
@@ -92,6 +97,7 @@ class Progress:
             "exposures": self._exposures(),
             "probes": self._probes(),
             "audit": self._audit(),
+            "damaged": {str(log.path): log.damaged for log in self._logs.values() if log.damaged},
         }
 
     def _step(self, which: str) -> int:

@@ -22,6 +22,7 @@ import polars as pl
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.pretrain import saved
+from palimpsest.pretrain.saved import parse
 
 if TYPE_CHECKING:
     from palimpsest.analysis.bound import Figures
@@ -209,11 +210,17 @@ class Run:
 
         ``loss_inserted`` and ``loss_corpus`` split the perturbed run's loss; null where a batch has no such token.
         """
-        tables = [
-            pl.read_ndjson(path, infer_schema_length=None).with_columns(run=pl.lit(which))
-            for which in PAIR
-            if (path := self.directory / which / "metrics.jsonl").is_file()
-        ]
+        tables = []
+        for which in PAIR:
+            path = self.directory / which / "metrics.jsonl"
+            lines = [line for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
+            records = [record for record in map(parse, lines) if record is not None]
+            if len(records) < len(lines):
+                log.warning(
+                    "%s: %d of %d lines are damaged and left out", path, len(lines) - len(records), len(lines)
+                )
+            if records:
+                tables.append(pl.DataFrame(records, infer_schema_length=None).with_columns(run=pl.lit(which)))
         if not tables:
             raise UserError(
                 f"there is no metrics.jsonl in {self.directory / PAIR[0]}; run launch/train.py first"

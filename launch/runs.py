@@ -19,6 +19,7 @@ from palimpsest.data import artifact
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion import plan as plans
 from palimpsest.launch.config import plain, say
+from palimpsest.pretrain.saved import parse
 
 NOT_RUNS = ("corpora", "sweeps")
 _KEYS = ("runs", "experiment", "remove", "yes")
@@ -52,7 +53,7 @@ def held(path: Path) -> bool:
     if not path.is_file():
         return False
     layout = "hhqqi4x"  # struct flock of 64-bit Linux
-    with path.open("r+") as file:
+    with path.open("rb") as file:  # asking needs no permission to write
         asked = struct.pack(layout, fcntl.F_WRLCK, 0, 0, 0, 0)
         return bool(struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK)
 
@@ -60,14 +61,20 @@ def held(path: Path) -> bool:
 def _last_line(directory: Path) -> tuple[int, float | None]:
     """Step and loss of the last whole line of ``metrics.jsonl``."""
     path = directory / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.is_file() else []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
     for line in reversed(lines):
-        try:
-            values = json.loads(line)
-        except ValueError:  # a line that is being written, or was when its writer was killed
-            continue
-        return int(values["step"]), values.get("loss")
+        if (record := parse(line)) is not None:  # else one that is being written, or is damaged
+            return record["step"], record["loss"]
     return 0, None
+
+
+def _verdict(report: Path) -> str | None:
+    """The verdict of a report; None if its summary is missing or damaged."""
+    try:
+        verdict = json.loads((report / "summary.json").read_bytes())["verdict"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return verdict if isinstance(verdict, str) else None
 
 
 def entry(directory: Path) -> Entry:
@@ -85,8 +92,9 @@ def entry(directory: Path) -> Entry:
     if any(held(directory / which / ".lock") for which in _PAIR):
         state = "training"
     elif (directory / "report" / artifact.MANIFEST).is_file():
-        state = "finished"
-        verdict = json.loads((directory / "report" / "summary.json").read_text(encoding="utf-8"))["verdict"]
+        state, verdict = "finished", _verdict(directory / "report")
+        if verdict is None:
+            state, verdict = "damaged", "report/summary.json is damaged"
     elif scored:
         state = "scored"
     elif step and state == "planned":

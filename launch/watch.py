@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        """The page, the data, or 404."""
+        """The page, the data, or 404; 403 to who came by a name that is not this machine's (DNS rebinding)."""
+        if not _ours(self.headers.get("Host", "")):
+            self._answer(403, "text/plain; charset=utf-8", b"ask by this machine's own name or address\n")
+            return
         path = self.path.split("?")[0]
         if path == "/":
             self._answer(200, "text/html; charset=utf-8", _PAGE.read_bytes())
@@ -90,6 +94,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Requests are not logged."""
+
+
+def _ours(host: str) -> bool:
+    """Whether a Host header names this machine: by an address, which no foreign page can claim, or by its name."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return name.lower() in {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+    return True
 
 
 def state(progress: Progress) -> str:

@@ -1,9 +1,11 @@
-"""Which checkpoints a run has: their places and manifests, read without torch."""
+"""What a training leaves, read without torch: places and manifests of checkpoints, lines of the log."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
@@ -28,3 +30,17 @@ def finished(directory: Path) -> list[int]:
 def read(directory: Path, step: int) -> Manifest:
     """The manifest of a checkpoint."""
     return artifact.read(path_of(directory, step), kind=KIND, schema_version=VERSION)
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """A line of ``metrics.jsonl`` as a record; None if it is damaged or was cut off."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # UnicodeDecodeError is one, too
+        return None
+    numbers = ("step", "tokens", "tokens_per_second")
+    if not isinstance(record, dict) or "loss" not in record:
+        return None
+    values = [*(record.get(name) for name in numbers), 0.0 if record["loss"] is None else record["loss"]]
+    whole = isinstance(record.get("step"), int) and record["step"] > 0
+    return record if whole and all(type(value) in (int, float) for value in values) else None

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,10 +21,13 @@ def make(directory, kind, **files):
             (draft.path / name.replace("__", ".")).write_text(content)
 
 
+RATES = {"tokens": 512, "tokens_per_second": 256.0}
+
+
 def train(directory, steps):
     """What a training leaves: a log, and checkpoints that are whole by their manifests."""
     directory.mkdir(parents=True)
-    lines = [json.dumps({"step": step, "loss": 9 - step / 10}) for step in range(1, max(steps) + 1)]
+    lines = [json.dumps({"step": step, "loss": 9 - step / 10, **RATES}) for step in range(1, max(steps) + 1)]
     (directory / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 99, "lo')  # killed in mid-line
     for step in steps:
         make(directory / "checkpoints" / f"step_{step:08d}", "checkpoint", a="x" * 1000)
@@ -133,3 +137,27 @@ def test_listing_and_mistakes(place):
         done = program(place, *arguments)
         assert done.returncode == 2
         assert told in done.stderr
+
+
+def test_one_damaged_report_hides_no_run(place):
+    before = len(runs.entries(place / "runs"))
+    for text in ("", "[]", '{"verdict": 3}', "\udcff"):
+        path = place / "runs/small/finished-1/report/summary.json"
+        path.write_bytes(text.encode(errors="surrogateescape"))
+        found = {one.directory.name: one for one in runs.entries(place / "runs")}
+        assert len(found) == before
+        assert (found["finished-1"].state, found["scored-1"].state) == ("damaged", "scored")
+        assert "summary.json" in found["finished-1"].verdict
+
+
+def test_a_colleague_may_look(place, monkeypatch):
+    """Listing opens nothing for writing: in somebody else's directory that is forbidden."""
+    opened = Path.open
+
+    def reading(path, mode="r", *rest, **named):
+        assert set(mode) <= set("rbt"), (path, mode)
+        return opened(path, mode, *rest, **named)
+
+    (place / "runs/small/finished-1/perturbed/.lock").touch()
+    monkeypatch.setattr(Path, "open", reading)
+    assert {one.state for one in runs.entries(place / "runs")} >= {"finished", "scored"}

@@ -196,3 +196,31 @@ def test_long_curves_are_averaged():
     assert found["step"] == [float(k) for k in range(10, 1001, 10)]
     assert found["loss"] == [k - 4.5 for k in found["step"]]
     assert "loss_inserted" not in found
+
+
+def test_a_damaged_line_is_left_out_and_named(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "EVERY", 0)
+    written = Written(tmp_path, prepared)
+    log = written.directory / "perturbed" / "metrics.jsonl"
+    written.log("perturbed", [1])
+    with log.open("ab") as file:
+        file.write(
+            b'\xff\xfe{"step": 2}\n{"step": 2, "loss": 5.0}\n[2]\n{"step": 2, "loss": "5", "tokens": 1}\n'
+        )
+    written.log("perturbed", [3])
+    with following(tmp_path) as url:
+        found = read(url)
+        assert found["losses"]["perturbed"]["step"] == [1, 3]
+        assert found["damaged"] == {str(log): 4}
+    assert open_run(tmp_path / "runs").training["step"].to_list() == [1, 3]
+
+
+def test_a_page_of_another_name_is_told_nothing(prepared, tmp_path):
+    Written(tmp_path, prepared)
+    with following(tmp_path) as url:
+        asked = urllib.request.Request(f"{url}/data.json", headers={"Host": "evil.example:80"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(asked, timeout=20)
+        for host in ("localhost:1", "[::1]:8642", "127.0.0.1"):
+            asked = urllib.request.Request(f"{url}/data.json", headers={"Host": host})
+            assert urllib.request.urlopen(asked, timeout=20).status == 200
