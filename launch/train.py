@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -171,7 +172,11 @@ def _telemetry(experiment: Experiment, which: str, directory: Path, step: int) -
 
 def dry_run(experiment: Experiment) -> Iterator[str]:
     """What training would cost, and what would be inserted; needs neither a corpus nor a GPU."""
-    vocab_size, known = experiment.corpus.tokenizer.vocab_size, "assumed"
+    vocab_size, known = experiment.corpus.tokenizer.vocab_size, "of the tokenizer to be trained"
+    if experiment.corpus.tokenizer.kind != "train":
+        vocab_size, known = experiment.model.tokenizer_size or vocab_size, f"of model={experiment.model.name}"
+        if experiment.model.tokenizer_size is None:
+            known = "assumed: the corpus is not prepared, and model.tokenizer_size is not set"
     if (experiment.corpus_directory / artifact.MANIFEST).is_file():
         manifest = artifact.read(
             experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
@@ -180,7 +185,14 @@ def dry_run(experiment: Experiment) -> Iterator[str]:
     padded = padded_vocabulary(vocab_size)
     yield json.dumps(resolved(experiment), indent=2)
     yield f"vocabulary: {vocab_size:,} ({known}), padded to {padded:,}"
-    yield from estimate.summary(experiment.model, padded, experiment.train, experiment.parallel)
+    yield from estimate.summary(
+        experiment.model,
+        padded,
+        experiment.train,
+        experiment.parallel,
+        world_size=_world_size(experiment),
+        optimizer_sharded=experiment.optimizer.kind != "muon",
+    )
     if (experiment.directory / "plan" / artifact.MANIFEST).is_file():
         yield from explain.summary(plans.read(experiment.directory / "plan"))
     else:
@@ -189,6 +201,14 @@ def dry_run(experiment: Experiment) -> Iterator[str]:
                 f"{name or 'insertion'}: families {', '.join(asked.families)}; doses {list(asked.doses)}, items a dose "
                 f"and family: {asked.items_per_dose}; not planned yet (launch/plan.py)"
             )
+
+
+def _world_size(experiment: Experiment) -> int:
+    """Ranks of one training: torchrun's, those of the SLURM launcher, or the fewest that the topology allows."""
+    launcher, least = experiment.launcher, experiment.parallel.min_world_size
+    asked = launcher.nodes * launcher.processes if launcher.kind == "slurm" else 1
+    ranks = int(os.environ.get("WORLD_SIZE", asked))
+    return ranks if ranks % least == 0 else least
 
 
 @program

@@ -1,10 +1,11 @@
-"""What a run will cost, from its settings alone: no GPU, no megatron-core."""
+"""Cost of a run from its settings alone: FLOPs, time, memory and checkpoints. Needs no GPU and no megatron-core."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from palimpsest.data.errors import UserError, nearest
+from palimpsest.pretrain import memory
 from palimpsest.pretrain.config import ModelConfig, ParallelConfig, TrainConfig
 
 PEAK_FLOPS = {
@@ -40,32 +41,6 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
     return 6 * weights + 12 * model.layers * model.hidden * sequence_length
 
 
-def weight_bytes(parameters: int, train: TrainConfig) -> int:
-    """Bytes of weights, gradients and Adam's state: 16 a parameter in fp32, 18 in bf16.
-
-    In bf16: 2 for the weight, 4 for the gradient (summed in fp32), 4 for the fp32 copy, 8 for Adam.
-    """
-    return parameters * (18 if train.half_precision else 16)
-
-
-def activation_bytes(model: ModelConfig, vocab_size: int, train: TrainConfig) -> int:
-    """Bytes that one micro-batch keeps for the backward pass, without any S x S matrix of attention.
-
-    Per layer and token: inputs and outputs of both norms, queries, keys, values, and attention's output; outputs of
-    the first matrices of the feed-forward block, and the activated product. Then logits and their softmax in float32.
-    With ``train.recompute`` one layer at a time is whole, and of the others there is the input.
-    """
-    tokens, width = train.micro_batch_size * train.sequence_length, 2 if train.half_precision else 4
-    used = model.ffn * (1 if model.experts is None else model.experts_per_token)
-    matrices = 3 if model.activation == "swiglu" else 2
-    keys = 2 * model.hidden * model.query_groups // model.heads
-    layer = tokens * width * (6 * model.hidden + keys + matrices * used)
-    layers = model.layers * layer
-    if train.recompute:
-        layers = layer + (model.layers - 1) * tokens * width * model.hidden
-    return layers + 2 * 4 * tokens * vocab_size
-
-
 def checkpoint_bytes(parameters: int, train: TrainConfig) -> int:
     """Bytes of one checkpoint: weights and Adam's state, 12 a parameter in fp32, 14 in bf16."""
     return parameters * (14 if train.half_precision else 12)
@@ -77,6 +52,8 @@ def summary(
     train: TrainConfig,
     parallel: ParallelConfig,
     *,
+    world_size: int | None = None,
+    optimizer_sharded: bool = True,
     device: str = "H100",
     utilisation: float = 0.4,
 ) -> Iterator[str]:
@@ -87,6 +64,8 @@ def summary(
         vocab_size: padded.
         train: length, batches, precision.
         parallel: the topology.
+        world_size: ranks in all; None: the fewest that the topology allows.
+        optimizer_sharded: false for an optimizer whose state data-parallel ranks always replicate (Muon).
         device: a key of ``PEAK_FLOPS``.
         utilisation: share of the peak that is assumed to be reached.
 
@@ -99,7 +78,7 @@ def summary(
     tokens = train.windows * train.sequence_length
     flops = flops_per_token(model, vocab_size, train.sequence_length) * tokens
     steps = train.checkpoint_steps()
-    ranks = parallel.min_world_size
+    ranks = world_size or parallel.min_world_size
     active = model.parameters(vocab_size, train.sequence_length, active=True)
     yield f"parameters: {weights:,} with {vocab_size:,} rows of vocabulary" + (
         f", {active:,} used by a token" if active != weights else ""
@@ -107,20 +86,23 @@ def summary(
     yield f"training: {train.steps:,} steps of {train.global_batch_size:,} windows of {train.sequence_length:,} tokens"
     yield f"tokens: {tokens:,}, {tokens / weights:.1f} a parameter"
     yield f"FLOPs: {flops:.3g}"
-    adam = weights * (12 if train.half_precision else 8)
-    others = (
-        parallel.context * parallel.expert if parallel.distributed_optimizer else 1
-    )  # that share Adam's state
-    whole = weight_bytes(weights, train) - adam + adam / others
-    whole += activation_bytes(model, vocab_size, train) / parallel.context
-    share = whole / (parallel.tensor * parallel.pipeline)
+    stages = memory.per_stage(model, vocab_size, train, parallel, ranks, optimizer_sharded=optimizer_sharded)
     yield (
-        f"memory a GPU: about {share / 2**30:.1f} GiB of weights, gradients, Adam and activations "
-        f"({parallel.tensor} x {parallel.pipeline} ranks share a model; {train.micro_batch_size} windows at once)"
+        f"memory a GPU of {ranks} (tensor {parallel.tensor}, pipeline {parallel.pipeline}, context "
+        f"{parallel.context}, data {parallel.data(ranks)}; micro-batches of {train.micro_batch_size} windows), without "
+        "CUDA's, NCCL's and the allocator's own 1 to 4 GiB:"
     )
+    for stage in sorted({0, len(stages) - 1}):
+        yield "  " + _memory_line(stages[stage], f"stage {stage + 1} of {len(stages)}")
     for gpus in sorted({ranks, 8 * ranks, 64 * ranks}):
         days = flops / (gpus * PEAK_FLOPS[device] * utilisation) / 86_400
         yield f"time on {gpus} {device}: about {days:,.2f} days at {utilisation:.0%} of the peak"
     full = checkpoint_bytes(weights, train)
     last = (len(steps) - 1) * full + weights * (2 if train.half_precision else 4)
     yield f"checkpoints: {len(steps)} a run, {last / 2**30:,.2f} GiB; the first holds no optimizer state"
+
+
+def _memory_line(stage: memory.StageMemory, name: str) -> str:
+    parts = ("weights", "gradients", "optimizer", "activations", "loss")
+    sizes = ", ".join(f"{part} {getattr(stage, part) / 2**30:.1f}" for part in parts)
+    return f"{name}: about {stage.total / 2**30:.1f} GiB ({sizes})"

@@ -8,7 +8,7 @@ from typing import Any
 from palimpsest.pretrain.config import ModelConfig, OptimizerConfig, TrainConfig
 
 NO_RESULT: dict[str, tuple[str, ...]] = {
-    "model": ("name",),
+    "model": ("name", "tokenizer_size"),
     "optimizer": ("law",),  # the learning rates that it leads to count
     "train": (
         *(

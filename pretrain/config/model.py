@@ -18,6 +18,18 @@ def padded_vocabulary(size: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LayerParameters:
+    """Numbers of weights of one layer."""
+
+    divided: int
+    """By tensor parallelism: the matrices, and biases of those that are divided by outputs."""
+    replicated: int
+    """On every tensor-parallel rank: norms, routers, biases that are added to the residual stream."""
+    expert: int
+    """Of each expert of a mixture, which tensor parallelism divides; 0 without one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Shape of a GPT with norms before each block and no dropout. The defaults are Llama's."""
 
@@ -57,6 +69,9 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of the initial weights; output projections get it over sqrt(2 * layers)."""
     norm_epsilon: float = 1e-5
+    tokenizer_size: int | None = None
+    """Ids of the published model's tokenizer, with which ``dry_run`` counts where no corpus is prepared and none is
+    to be trained. Changes nothing else."""
     weights: str | None = None
     """Directory of a Hugging Face model whose weights training starts from; None: drawn from ``train.seed``."""
 
@@ -71,8 +86,9 @@ class ModelConfig:
             init_std=self.init_std,
             norm_epsilon=self.norm_epsilon,
         )
-        if self.kv_heads is not None:
-            positive("model", kv_heads=self.kv_heads)
+        for name in ("kv_heads", "tokenizer_size"):
+            if (value := getattr(self, name)) is not None:
+                positive("model", **{name: value})
         if self.hidden % self.heads:
             raise UserError(f"model.hidden={self.hidden} must be a multiple of model.heads={self.heads}")
         if (self.hidden // self.heads) % 2:
@@ -100,6 +116,31 @@ class ModelConfig:
         """Key/value heads, ``num_query_groups`` of megatron-core."""
         return self.kv_heads or self.heads
 
+    def layer_parameters(self) -> LayerParameters:
+        """Weights of one layer."""
+        head = self.hidden // self.heads
+        gains = {"rms": 1, "layer": 2, "layer_plain": 0}[self.norm]
+        wide = head * (self.heads + 2 * self.query_groups)
+        matrices = 3 if self.activation == "swiglu" else 2
+        divided = self.hidden * wide + self.hidden * self.hidden
+        replicated = 2 * gains * self.hidden
+        feed_forward = matrices * self.hidden * self.ffn
+        if self.experts is None:
+            divided += feed_forward
+        else:
+            replicated += self.experts * self.hidden
+        if self.biases:
+            divided += wide + (matrices - 1) * self.ffn
+            replicated += 2 * self.hidden
+        if self.qk_norm:
+            replicated += 2 * gains * head
+        expert = 0 if self.experts is None else feed_forward
+        return LayerParameters(divided=divided, replicated=replicated, expert=expert)
+
+    def final_norm_parameters(self) -> int:
+        """Weights of the norm before the output layer."""
+        return {"rms": 1, "layer": 2, "layer_plain": 0}[self.norm] * self.hidden
+
     def parameters(self, vocab_size: int, sequence_length: int, *, active: bool = False) -> int:
         """Number of weights.
 
@@ -108,22 +149,10 @@ class ModelConfig:
             sequence_length: number of positions, where they are learned.
             active: count only the experts that a token goes through.
         """
-        head = self.hidden // self.heads
-        gains = {"rms": 1, "layer": 2, "layer_plain": 0}[self.norm]
-        wide = head * (self.heads + 2 * self.query_groups)
-        matrices = 3 if self.activation == "swiglu" else 2
-        layer = self.hidden * wide + self.hidden * self.hidden + 2 * gains * self.hidden
-        feed_forward = matrices * self.hidden * self.ffn
-        if self.experts is None:
-            layer += feed_forward
-        else:
-            used = self.experts_per_token if active else self.experts
-            layer += used * feed_forward + self.experts * self.hidden
-        if self.biases:
-            layer += wide + self.hidden + (matrices - 1) * self.ffn + self.hidden
-        if self.qk_norm:
-            layer += 2 * gains * head
+        layer = self.layer_parameters()
+        experts = 0 if self.experts is None else self.experts_per_token if active else self.experts
         embeddings = vocab_size * self.hidden * (1 if self.tied_embeddings else 2)
         if self.positions == "learned":
             embeddings += sequence_length * self.hidden
-        return self.layers * layer + embeddings + gains * self.hidden
+        layers = self.layers * (layer.divided + layer.replicated + experts * layer.expert)
+        return layers + embeddings + self.final_norm_parameters()

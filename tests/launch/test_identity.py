@@ -35,7 +35,7 @@ def of_checkpoint(one):
 
 PLAIN = experiment()
 FREE = {
-    "model": {"name"},
+    "model": {"name", "tokenizer_size"},
     "optimizer": {"law"},
     "train": {
         *(
@@ -84,7 +84,7 @@ def test_topology_device_and_evaluation_are_no_part_of_a_run_s_identity():
     same = experiment("parallel.overlap=true", "runtime.device=cpu", "eval.heldout_every=10", "wandb=offline")
     assert same.directory == PLAIN.directory
     assert of_checkpoint(same) == of_checkpoint(PLAIN)
-    renamed = replace(PLAIN, model=replace(PLAIN.model, name="other"))
+    renamed = replace(PLAIN, model=replace(PLAIN.model, name="other", tokenizer_size=50_280))
     assert (renamed.directory, of_checkpoint(renamed)) == (PLAIN.directory, of_checkpoint(PLAIN))
     larger = replace(PLAIN, model=replace(PLAIN.model, ffn=2 * PLAIN.model.ffn))
     assert larger.directory != PLAIN.directory

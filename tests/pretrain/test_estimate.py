@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from palimpsest.data.errors import UserError
-from palimpsest.pretrain import estimate
+from palimpsest.pretrain import estimate, memory
 from palimpsest.pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from tests.conftest import REPO
 from tests.pretrain.test_presets import preset
@@ -54,37 +54,96 @@ def test_peaks_by_the_names_of_cuda(device, peak):
     assert estimate.peak_flops(device) == peak
 
 
-def test_memory_of_weights():
-    """Adam in mixed precision holds 18 bytes a parameter with fp32 gradients; fp32 holds 16."""
-    assert estimate.weight_bytes(10, TRAIN) == 160
-    assert estimate.weight_bytes(10, replace(TRAIN, precision="bf16")) == 180
-
-
 def test_summary():
     lines = list(estimate.summary(preset("hubble_1b"), 50_304, replace(TRAIN, steps=1000), ParallelConfig()))
     told = "\n".join(lines)
     assert "1,179,191,296" in told
     assert f"tokens: {1000 * 8 * 64:,}" in told
+    assert "stage 1 of 1: about " in told
     assert "checkpoints: 21 a run" in told  # 0, ten powers of two, ten hundreds
     with pytest.raises(UserError, match="did you mean 'H100'"):
         list(estimate.summary(preset("nano"), 4096, TRAIN, ParallelConfig(), device="H10"))
 
 
-def test_memory_of_shared_windows():
-    """Each of four ranks: the float32 weights and gradients whole, a quarter of Adam's state and of the activations."""
-    weights, train = 1_179_191_296, replace(TRAIN, sequence_length=2048)
-    model, parallel = preset("hubble_1b"), ParallelConfig(context=4)
-    (told,) = (line for line in estimate.summary(model, 50_304, train, parallel) if line.startswith("memory"))
-    expected = 8 * weights + (8 * weights + estimate.activation_bytes(model, 50_304, train)) / 4
-    assert f"about {expected / 2**30:.1f} GiB" in told
+BF16 = replace(TRAIN, global_batch_size=64, sequence_length=2048, precision="bf16")
 
 
-def test_memory_of_layers_computed_again():
-    """Worked: 3 layers, D = 8, F = 16, fp32; one layer holds 6 D + 2 D + 3 F a token, each of the others D."""
+@pytest.mark.parametrize(
+    ("name", "train", "parallel", "world", "expected"),
+    [
+        ("hubble_1b", {"micro_batch_size": 8}, {}, 1, {0: 43.39}),
+        ("hubble_8b", {"micro_batch_size": 4}, {"tensor": 8, "pipeline": 2}, 64, {0: 17.73, 1: 11.41}),
+        ("hubble_8b", {}, {"tensor": 8, "pipeline": 4, "sequence": True}, 64, {0: 5.78}),
+        (
+            "hubble_8b",
+            {"micro_batch_size": 1, "sequence_length": 32_768},
+            {"tensor": 4, "context": 4, "sequence": True},
+            32,
+            {0: 26.37},
+        ),
+    ],
+)
+def test_memory_of_stages_is_that_of_megatron_core(name, train, parallel, world, expected):
+    """GiB within 5 % of what megatron-core itself allocates under fake tensors (data parallel 1, 4, 2 and 2)."""
+    stages = memory.per_stage(preset(name), 50_304, replace(BF16, **train), ParallelConfig(**parallel), world)
+    for stage, size in expected.items():
+        assert stages[stage].total / 2**30 == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["hubble_1b", "gpt2_small", "olmo_1b", "pythia_160m"])
+@pytest.mark.parametrize("pipeline", [1, 4])
+def test_weights_of_the_stages_are_those_of_the_model(name, pipeline):
+    """Tied over several stages, the embedding is there twice."""
+    model, parallel = preset(name), ParallelConfig(pipeline=pipeline)
+    held = sum(
+        sum(memory.stage_parameters(model, 50_304, BF16, parallel, stage)) for stage in range(pipeline)
+    )
+    twice = 50_304 * model.hidden if model.tied_embeddings and pipeline > 1 else 0
+    assert held == model.parameters(50_304, 2048) + twice
+
+
+def test_tensor_parallelism_divides_matrices_and_replicates_norms():
+    """Worked: one layer, D = 8, F = 16, V = 128, two of eight ranks; experts are divided by both sizes."""
+    model = ModelConfig(name="m", layers=1, hidden=8, heads=2, ffn=16, experts=4)
+    dense, experts = memory.stage_parameters(
+        model, 128, BF16, ParallelConfig(tensor=2, sequence=True, expert=2), 0
+    )
+    assert dense == (4 * 8 * 8) / 2 + 4 * 8 + 3 * 8 + 128 * 8 / 2
+    assert experts == 4 * 3 * 8 * 16 / 4
+
+
+def test_optimizer_state_is_divided_by_data_parallelism():
+    """12 bytes a weight in bf16, over 4 ranks; never over data-parallel ranks with Muon."""
+    model, four = preset("hubble_1b"), ParallelConfig()
+    (shared,) = memory.per_stage(model, 50_304, BF16, four, 4)
+    (whole,) = memory.per_stage(model, 50_304, BF16, four, 4, optimizer_sharded=False)
+    assert whole.optimizer == 12 * 1_179_191_296 == 4 * shared.optimizer
+    assert (whole.weights, whole.gradients) == (2 * 1_179_191_296, 4 * 1_179_191_296)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "batches", "held"),
+    [
+        ({"pipeline": 4}, 8, [4, 3, 2, 1]),
+        ({"pipeline": 4}, 2, [2, 2, 2, 1]),
+        # Narayanan et al., 2021: warm-up passes 2 (p - k - 1) + (v - 1) p, each of 1 / v of a stage's layers.
+        ({"pipeline": 4, "virtual_pipeline": 2}, 8, [11 / 2, 9 / 2, 7 / 2, 5 / 2]),
+    ],
+)
+def test_micro_batches_in_flight(parallel, batches, held):
+    config = ParallelConfig(**parallel)
+    assert [memory.in_flight(config, batches, stage) for stage in range(config.pipeline)] == held
+
+
+def test_recomputation_keeps_inputs_and_one_layer():
+    """Worked: 3 layers, D = 8, F = 16, fp32, 10 tokens; 4 D + 3 D + 3 D + 3 F a token of a whole layer, D of others."""
     model = ModelConfig(name="m", layers=3, hidden=8, heads=2, ffn=16)
-    train = replace(TRAIN, micro_batch_size=1, sequence_length=10, recompute=True)
-    layer, logits = 6 * 8 + 2 * 8 + 3 * 16, 2 * 100
-    assert estimate.activation_bytes(model, 100, train) == 10 * 4 * (layer + 2 * 8 + logits)
+    train = replace(TRAIN, micro_batch_size=1, sequence_length=10)
+    layer, working = 4 * 8 + 6 * 8 + 3 * 16, 2 * 8 + 3 * 16
+    (whole,) = memory.per_stage(model, 128, train, ParallelConfig(), 1)
+    (again,) = memory.per_stage(model, 128, replace(train, recompute=True), ParallelConfig(), 1)
+    assert whole.activations == 10 * 4 * (3 * layer + working)
+    assert again.activations == 10 * 4 * (3 * 8 + layer + working)
 
 
 def rates(optimizer):
