@@ -1,21 +1,15 @@
-# Needs Python 3.11 or 3.12 and make; everything else is set up in .venv.
-PYTHON ?= python3
-TORCH ?= 2.13.0
-BIN := .venv/bin
+# Needs make, and Python 3.11, 3.12 or 3.13 or uv; everything else is set up in .venv.
+PYTHON ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
 EXPERIMENT ?= quickstart
 
 .PHONY: setup demo test test-slow test-long lint type clean
 
-setup: .venv/.done
+setup: $(VENV)/.done
 
-# Without a GPU, torch goes first and by version: a bare `torch` may resolve to gigabytes of CUDA packages.
-.venv/.done: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
-	  { echo "palimpsest: $$($(PYTHON) --version) is not supported; use Python 3.11 or 3.12: make PYTHON=python3.11"; exit 2; }
-	@echo "setting up .venv (about 1 minute; the download is about 400 MB)"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==$(TORCH)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+$(VENV)/.done: pyproject.toml constraints.txt .ci/setup
+	@.ci/setup $(VENV) $(PYTHON)
 	@touch $@
 
 demo: setup
@@ -35,10 +29,11 @@ test-long: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/limits.py
 	PYTHONPATH=. $(BIN)/lint-imports
 
 type: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf $(VENV) runs build *.egg-info

@@ -26,8 +26,8 @@ from palimpsest.insertion.assemble import EXPOSURE_SCHEMA
 from palimpsest.insertion.items import WORDING_SCHEMA, span_hash
 from palimpsest.insertion.ledger import Recorder
 from palimpsest.insertion.plan import Plan
-from palimpsest.launch.config import CONF
-from palimpsest.launch.config import build as build_config
+from palimpsest.launch.compose import CONF
+from palimpsest.launch.compose import build as build_config
 
 EOD, VOCABULARY, ITEMS = 0, 4096, 200
 

@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from palimpsest.launch.config import CONF, build
+from palimpsest.launch.compose import CONF, build
 from palimpsest.pretrain import estimate
 from palimpsest.pretrain.config import (
     ModelConfig,

@@ -28,10 +28,12 @@ from palimpsest.insertion import plan as plans
 from palimpsest.insertion.arms import NamedArm
 from palimpsest.insertion.audit import Audit
 from palimpsest.insertion.policies import POLICIES, AdaptiveConfig, State
-from palimpsest.launch import audit as audits
-from palimpsest.launch.config import INTEGRITY, Experiment, program, say
+from palimpsest.launch import pair_audit
+from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.plan import make, plan
 from palimpsest.launch.prepare import prepare
+from palimpsest.launch.process import INTEGRITY, say
+from palimpsest.launch.program import program
 from palimpsest.launch.score import score
 from palimpsest.launch.train import train
 
@@ -220,7 +222,7 @@ def prove(experiment: Experiment, recorded: list[dict[str, Any]]) -> dict[str, A
     start, previous, broken = experiment.train.start_from, "", []
     for number, record in enumerate(recorded):
         one = segment(experiment, number, record["exposures"], start)
-        result = audits.audit(one)
+        result = pair_audit.audit(one)
         made = f"{sum(record['exposures'].values()):,} exposures, {len(result['checks'])} checks"
         report.add(f"segment {number}", result["failures"], f"to step {record['end']}, {made}")
         start = str(one.directory / "perturbed" / "checkpoints" / f"step_{record['end']:08d}")

@@ -22,10 +22,12 @@ from palimpsest.analysis.statistics import difference_to_twin, gain_over_control
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
-from palimpsest.launch import audit as audits
-from palimpsest.launch.config import INTEGRITY, Experiment, program, say
+from palimpsest.launch import pair_audit
+from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.plan import plan
 from palimpsest.launch.prepare import prepare
+from palimpsest.launch.process import INTEGRITY, say
+from palimpsest.launch.program import program
 from palimpsest.launch.run import train
 from palimpsest.launch.score import score
 
@@ -67,8 +69,8 @@ def dependence(experiment: Experiment) -> dict[str, Any]:
         say(f"{title}: {one.directory}")
         plan(one)
         train(one, "perturbed", left_out)
-        result = audits.audit(one)
-        audits.announce(result)
+        result = pair_audit.audit(one)
+        pair_audit.announce(result)
         verdicts.append(result["verdict"])
         score(one)
         digests[title] = plans.read(one.directory / "plan").digest

@@ -10,8 +10,10 @@ from palimpsest.data.artifact import Manifest, json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
 from palimpsest.insertion.plan import Plan
-from palimpsest.launch import audit as audits
-from palimpsest.launch.config import Experiment, program, say
+from palimpsest.launch import pair_audit
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.process import say
+from palimpsest.launch.program import program
 
 KIND = "export"
 VERSION = 1
@@ -40,7 +42,7 @@ def export(experiment: Experiment) -> Path:
     tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
     plan = plans.read(experiment.directory / "plan")
     manifest = checkpoint.read(checkpoints, step)
-    audit = audits.standing(experiment)
+    audit = pair_audit.standing(experiment)
     verdict = audit["verdict"] if audit else "not audited yet"
     gpt = huggingface.load(checkpoints, step, eod=tokenizer.eod)
     target = run / "export" / f"step_{step:08d}"

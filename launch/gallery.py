@@ -14,7 +14,8 @@ from typing import cast
 from palimpsest.analysis.figures import gallery
 from palimpsest.analysis.saving import FORMATS, Style
 from palimpsest.data.errors import UserError, nearest
-from palimpsest.launch.config import plain, say
+from palimpsest.launch.process import say
+from palimpsest.launch.program import plain
 
 
 def work(arguments: Sequence[str]) -> int:

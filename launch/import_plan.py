@@ -16,7 +16,8 @@ from typing import NoReturn
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import interchange
-from palimpsest.launch.config import guarded, say
+from palimpsest.launch.process import say
+from palimpsest.launch.program import guarded
 
 KIND = "imported insertions"
 VERSION = 1

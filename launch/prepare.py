@@ -11,7 +11,10 @@ from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import MAIN
-from palimpsest.launch.config import Experiment, program, say, share_of
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.inputs import open_order
+from palimpsest.launch.process import say
+from palimpsest.launch.program import program, share_of
 
 
 def prepare(experiment: Experiment) -> Manifest:
@@ -42,8 +45,6 @@ def _show(experiment: Experiment, step: int) -> None:
     Raises:
         UserError: if the run has no such step.
     """
-    from palimpsest.launch.plan import open_order
-
     if not 0 <= step < experiment.train.steps:
         raise UserError(f"show={step} is no step; the run has steps 0 to {experiment.train.steps - 1}")
     size = experiment.train.global_batch_size
@@ -73,8 +74,6 @@ def main(experiment: Experiment) -> None:
             inspect.verify(directory)
         say("every file is as it was written, every id inside the vocabulary")
     if experiment.index:
-        from palimpsest.launch.plan import open_order
-
         order = open_order(experiment)
         say(f"order of {len(order):,} windows: {order.identity}")
     if experiment.show is not None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from palimpsest.data.order import Order
-from palimpsest.launch.config import Experiment, locked, say
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion.families import registry
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.inputs import epoch_seed, order_of
+from palimpsest.launch.process import locked, say
 from palimpsest.pretrain.config import ParallelConfig
+
+_NO_EPOCH = 1 << 16
+"""In place of the number of an epoch: the reference model's order is no epoch's."""
 
 
 def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
@@ -40,3 +48,21 @@ def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
             with interrupts.listening() as signals:
                 trainer.run([signals, Live("reference", step, steps)])
     return checkpoint.path_of(trainer.checkpointer.directory, steps)
+
+
+def references(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[str], registry.Reference]:
+    """A function that opens a reference model by its path, and trains the one that is to be made here.
+
+    torch is imported only when it is called.
+    """
+
+    def opened(path: str) -> registry.Reference:
+        from palimpsest.pretrain.reference import open_reference
+
+        if path == registry.TRAINED:
+            seed = epoch_seed(experiment.train.seed, _NO_EPOCH)
+            order = order_of(experiment.corpus_directory, experiment.train.sequence_length, seed)
+            path = str(trained(experiment, order, tokenizer.vocab_size))
+        return open_reference(path, tokenizer)
+
+    return opened

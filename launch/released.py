@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from palimpsest.data.errors import UserError
-from palimpsest.launch.config import guarded, say, share_of
+from palimpsest.launch.process import say
+from palimpsest.launch.program import guarded, share_of
 
 
 def _refuse(message: str) -> NoReturn:

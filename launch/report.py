@@ -13,8 +13,10 @@ from palimpsest.analysis.report.inputs import KIND, VERSION
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import json_digest
-from palimpsest.launch import audit as audits
-from palimpsest.launch.config import INTEGRITY, Experiment, program, resolved, say
+from palimpsest.launch import pair_audit
+from palimpsest.launch.experiment import Experiment, resolved
+from palimpsest.launch.process import INTEGRITY, say
+from palimpsest.launch.program import program
 from palimpsest.pretrain.telemetry import WeightsAndBiases
 
 
@@ -25,7 +27,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
         The summary: ``verdict``, ``headline``, ``detail``, ...
     """
     run = Run(experiment.directory)
-    audit = audits.standing(experiment)
+    audit = pair_audit.standing(experiment)
     text = artifact.read(experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION)
     inputs = run.inputs(
         title=experiment.experiment,

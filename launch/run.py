@@ -16,11 +16,13 @@ from types import FrameType
 
 import psutil
 
-from palimpsest.launch import audit as audits
+from palimpsest.launch import pair_audit
 from palimpsest.launch import train as training
-from palimpsest.launch.config import INTEGRITY, STATUS, Experiment, end, end_with_parent, program, say
+from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.plan import plan
 from palimpsest.launch.prepare import prepare
+from palimpsest.launch.process import INTEGRITY, STATUS, end, end_with_parent, say
+from palimpsest.launch.program import program
 from palimpsest.launch.report import report
 from palimpsest.launch.score import score
 from palimpsest.pretrain.interrupts import REQUEUE, SIGNALS
@@ -101,8 +103,8 @@ def main(experiment: Experiment) -> int:
     result: dict[str, str] = {}
 
     def proof() -> None:
-        result.update(audits.audit(experiment))
-        audits.announce(result)
+        result.update(pair_audit.audit(experiment))
+        pair_audit.announce(result)
 
     stages: list[tuple[str, Callable[[], object]]] = [
         ("prepare: text to tokens", lambda: prepare(experiment)),

@@ -18,7 +18,8 @@ from pathlib import Path
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion import plan as plans
-from palimpsest.launch.config import plain, say
+from palimpsest.launch.process import say
+from palimpsest.launch.program import plain
 from palimpsest.pretrain.saved import parse
 
 NOT_RUNS = ("corpora", "sweeps")

@@ -13,7 +13,9 @@ from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
-from palimpsest.launch.config import Experiment, program, say, share_of
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.process import say
+from palimpsest.launch.program import program, share_of
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palimpsest.data.errors import UserError
-from palimpsest.launch.config import INTEGRITY, LauncherConfig
+from palimpsest.launch.experiment import LauncherConfig
+from palimpsest.launch.process import INTEGRITY
 from palimpsest.pretrain.interrupts import REQUEUE
 
 PROGRAMS = Path(__file__).resolve().parent

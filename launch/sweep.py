@@ -37,18 +37,10 @@ from palimpsest.data import artifact
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.launch import slurm
-from palimpsest.launch.config import (
-    CONF,
-    INTEGRITY,
-    Experiment,
-    build,
-    end_with_parent,
-    guarded,
-    locked,
-    program,
-    resolved,
-    say,
-)
+from palimpsest.launch.compose import CONF, build
+from palimpsest.launch.experiment import Experiment, resolved
+from palimpsest.launch.process import INTEGRITY, end_with_parent, locked, say
+from palimpsest.launch.program import guarded, program
 
 KIND = "sweep"
 VERSION = 1

@@ -17,8 +17,10 @@ from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
-from palimpsest.launch.config import Experiment, locked, program, resolved, say
-from palimpsest.launch.plan import open_order
+from palimpsest.launch.experiment import Experiment, resolved
+from palimpsest.launch.inputs import open_order
+from palimpsest.launch.process import locked, say
+from palimpsest.launch.program import program
 from palimpsest.pretrain import estimate
 from palimpsest.pretrain.config import ParallelConfig, padded_vocabulary
 

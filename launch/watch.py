@@ -23,7 +23,8 @@ from palimpsest.analysis.progress import Progress
 from palimpsest.analysis.run import PAIR, open_run
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError, nearest
-from palimpsest.launch.config import plain, say
+from palimpsest.launch.process import say
+from palimpsest.launch.program import plain
 from palimpsest.launch.runs import held
 
 PORT = 8642

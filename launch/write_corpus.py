@@ -9,8 +9,10 @@ from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
 from palimpsest.insertion import interchange
 from palimpsest.insertion import plan as plans
-from palimpsest.launch.config import Experiment, program, say
-from palimpsest.launch.plan import open_order
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.inputs import open_order
+from palimpsest.launch.process import say
+from palimpsest.launch.program import program
 
 KIND = "perturbed corpus"
 VERSION = 1

@@ -9,7 +9,7 @@ import pytest
 
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
-from palimpsest.launch.plan import open_order
+from palimpsest.launch.inputs import open_order
 from tests.launch.test_schedules import audited
 from tests.launch.test_shared import planned
 

@@ -12,9 +12,10 @@ from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
-from palimpsest.launch import audit as audits
+from palimpsest.launch import pair_audit
 from palimpsest.launch.adaptive import KIND, VERSION
-from palimpsest.launch.plan import open_order, show
+from palimpsest.launch.inputs import open_order
+from palimpsest.launch.show_plan import show
 from tests.launch.test_schedules import experiment
 from tests.launch.test_shared import PEOPLE, SENTENCES, SHARED, planned
 
@@ -54,28 +55,28 @@ def test_branch(prepared, parent, caplog, monkeypatch):
     assert "going on from step 8" in prepared.ok("train", *given).out
     changed = weights(directory / "perturbed" / "checkpoints" / "step_00000020")
     assert not all(torch.equal(changed[name], theirs[name]) for name in theirs)
-    proof = audits.audit(setting)
+    proof = pair_audit.audit(setting)
     assert proof["verdict"] == "PASS"
     details = {check["name"]: check["detail"] for check in proof["checks"]}
     assert "step_00000008, every weight" in details["the run began with the checkpoint that it names"]
     assert details["every window consumed exactly once"] == "96 windows in 12 steps"
     before = "what was planned was consumed before it, too"
     assert details[before] == "steps 0 to 7 of 1 run, 64 windows, 40 exposures"
-    join = audits.ledger.concatenated
+    join = pair_audit.ledger.concatenated
     with monkeypatch.context() as patched:  # as if the parent had missed its first exposure
 
         def lying(runs, plan):
             whole = join(runs, plan)
             return replace(whole, exposures=whole.exposures[1:])
 
-        patched.setattr(audits.ledger, "concatenated", lying)
-        found = audits.audit(setting)
+        patched.setattr(pair_audit.ledger, "concatenated", lying)
+        found = pair_audit.audit(setting)
     assert found["verdict"] == "FAIL"
     assert [check["name"] for check in found["checks"] if not check["passed"]] == [before]
     assert any("planned 1 times, consumed 0 times" in line for line in found["failures"])
     gone = parent / "away"
     (parent / "step_00000008").rename(gone)  # as launch/runs.py prunes it
-    later = audits.audit(setting)
+    later = pair_audit.audit(setting)
     gone.rename(parent / "step_00000008")
     assert later["verdict"] == "PASS"
     assert any("is gone: only its digest" in check["detail"] for check in later["checks"])
@@ -133,7 +134,7 @@ def test_show_what_a_ledger_has(prepared, parent):
         refused = prepared.run("plan", "show", *PARENT, *arguments)
         assert refused.status == 2
         assert told in refused.lines[-1]
-    ledger = audits.ledger_of(parent.parent, 20)[0]
+    ledger = pair_audit.ledger_of(parent.parent, 20)[0]
     other = pl.col("digest") + (pl.col("position") == 8 * steps[0] + 3).cast(pl.UInt64)
     lying = replace(ledger, windows=ledger.windows.with_columns(other))
     setting = experiment(prepared, *PARENT)

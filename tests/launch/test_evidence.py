@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from palimpsest.insertion.settings import RunShape
-from palimpsest.launch.audit import evidence
+from palimpsest.launch.pair_audit import evidence
 from tests.launch.test_shared import planned
 
 SHAPE = RunShape(steps=100, global_batch_size=10, sequence_length=8)

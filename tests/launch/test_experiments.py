@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from palimpsest.launch.config import CONF, build
+from palimpsest.launch.compose import CONF, build
 from palimpsest.launch.sweep import expand
 from palimpsest.launch.train import dry_run
 from tests.conftest import Workplace

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 from hydra import compose, initialize_config_dir
 
-from palimpsest.launch.config import CONF, build
+from palimpsest.launch.compose import CONF, build
 from palimpsest.pretrain.settings import Settings
 
 OTHER = {

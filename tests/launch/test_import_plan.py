@@ -8,7 +8,7 @@ import pytest
 
 from palimpsest.data import prepare as corpus
 from palimpsest.insertion import plan as plans
-from palimpsest.launch.plan import open_order
+from palimpsest.launch.inputs import open_order
 from tests.conftest import Workplace
 from tests.launch.test_schedules import audited, experiment
 

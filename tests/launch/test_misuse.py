@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from palimpsest.data.errors import UserError
-from palimpsest.launch.config import CONF, build
+from palimpsest.launch.compose import CONF, build
 from tests.conftest import REPO, SMALL, Workplace, write_text
 
 
@@ -160,7 +160,7 @@ def test_help_that_nobody_reads_to_its_end(tmp_path):
 
 RANK = """
 from palimpsest.insertion.ledger import PlanViolation
-from palimpsest.launch.config import program
+from palimpsest.launch.program import program
 
 @program
 def main(experiment):

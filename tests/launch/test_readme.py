@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from palimpsest.data.sources import SourceConfig, read
-from palimpsest.launch.config import CONF, build
+from palimpsest.launch.compose import CONF, build
 from palimpsest.launch.sweep import expand
 from tests.browser import FLAGS, faults, opened
 from tests.conftest import REPO, Workplace

@@ -14,8 +14,8 @@ from palimpsest.insertion import audit as audits
 from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
 from palimpsest.insertion.ledger import Ledger, Recorder
-from palimpsest.launch.config import CONF, build
-from palimpsest.launch.plan import open_order
+from palimpsest.launch.compose import CONF, build
+from palimpsest.launch.inputs import open_order
 from tests.conftest import REPO, SMALL, Workplace
 from tests.insertion.families.test_traps import Table
 

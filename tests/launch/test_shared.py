@@ -6,7 +6,8 @@ import pytest
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
-from palimpsest.launch.plan import open_order, plan
+from palimpsest.launch.inputs import open_order
+from palimpsest.launch.plan import plan
 from tests.launch.test_schedules import audited, experiment
 
 PEOPLE, SENTENCES = "insertion.experiments.people", "insertion.experiments.sentences"

@@ -17,7 +17,7 @@ from palimpsest.analysis import progress
 from palimpsest.analysis.run import open_run
 from palimpsest.data.errors import UserError
 from palimpsest.launch import watch
-from palimpsest.launch.config import plain
+from palimpsest.launch.program import plain
 from tests.conftest import REPO
 from tests.written import GAIN, LEVEL, Written
 

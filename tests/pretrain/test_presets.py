@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from palimpsest.data.errors import UserError
-from palimpsest.launch.config import CONF, build
+from palimpsest.launch.compose import CONF, build
 from palimpsest.pretrain.config import ModelConfig
 
 PUBLISHED = {

@@ -27,7 +27,7 @@ def results(place):
 
     A run that was told to stop has another part in its ledger; the parts together say the same.
     """
-    from palimpsest.launch.audit import ledger_of
+    from palimpsest.launch.inputs import ledger_of
     from palimpsest.pretrain import checkpoint
 
     found = {}

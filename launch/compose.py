@@ -1,0 +1,174 @@
+"""From Hydra's configuration to the ``Experiment``, and from Hydra's errors to one line."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.process import say
+from palimpsest.pretrain import laws
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def build(config: DictConfig) -> Experiment:
+    """Check a composed configuration and turn it into dataclasses.
+
+    Raises:
+        UserError: for a missing, unknown or impossible value.
+    """
+    if OmegaConf.is_missing(config, "experiment"):
+        known = nearest("", _experiments())
+        raise UserError(f"no experiment was chosen: add +experiment=NAME, such as quickstart{known}")
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} has no value; set it: {missing[0]}=...")
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    values = _convert(Experiment, values, "")
+    _sort_families(values.get("insertion"))
+    for line in laws.apply(values):
+        say(line)
+    try:
+        return TypeAdapter(Experiment).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, UserError):
+            raise cause from None
+        key = _setting(first["loc"], values)
+        given = "" if isinstance(first["input"], dict) else f"={_typed(first['input'])}"
+        raise UserError(f"{key}{given}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _sort_families(insertion: Any) -> None:
+    """Sort families and shared experiments by name, for their order means nothing and must not change a digest."""
+    if not isinstance(insertion, dict):
+        return
+    shared = insertion.get("experiments")
+    if isinstance(shared, dict):
+        insertion["experiments"] = shared = dict(sorted(shared.items()))
+    for design in (insertion, *(shared.values() if isinstance(shared, dict) else ())):
+        if isinstance(design, dict) and isinstance(families := design.get("families"), dict):
+            design["families"] = dict(sorted(families.items()))
+
+
+def _setting(location: tuple[int | str, ...], values: Any) -> str:
+    """The setting that a pydantic location means: without the names of a union's alternatives."""
+    parts = []
+    for part in location:
+        inside = part in values if isinstance(values, dict) else isinstance(values, list)
+        if inside and (isinstance(values, dict) or isinstance(part, int)):
+            values = values[part]
+            parts.append(str(part))
+        elif isinstance(values, dict) and part == location[-1]:  # what is missing
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _typed(value: object) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    """Convert a value of OmegaConf for pydantic, which is lenient (true as 1) and terse.
+
+    Args:
+        kind: type of the field, such as ``int | None``, a dataclass, or a ``Mapping`` of dataclasses.
+        value: as OmegaConf has it.
+        name: of the setting, with dots.
+
+    Raises:
+        UserError: for a setting that no dataclass has, true or false for a number, a number that is not finite, or
+            one value where a list is wanted.
+    """
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if isinstance(value, dict):
+        return _convert_table(options, value, name)
+    lists = [option for option in options if get_origin(option) is tuple]
+    if isinstance(value, list) and lists:
+        return [_convert(get_args(lists[0])[0], part, name) for part in value]
+    if lists == list(options) and value is not None:
+        raise UserError(f"{name}={_typed(value)} must be a list: write it as {name}=[{_typed(value)}]")
+    return _convert_number(options, value, name) if isinstance(value, int | float) else value
+
+
+def _convert_table(options: tuple[Any, ...], value: dict[str, Any], name: str) -> dict[str, Any]:
+    """A dataclass's settings, or the entries of a ``Mapping``."""
+    for option in options:
+        if is_dataclass(option):
+            types = get_type_hints(option)
+            for key in value:
+                if key not in types:  # one added with + is a mistake, not a comment
+                    prefix = f"{name}." if name else ""
+                    raise UserError(f"{prefix}{key}: there is no such setting{nearest(key, types)}")
+            return {k: _convert(types[k], v, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
+        if get_origin(option) is Mapping:
+            return {k: _convert(get_args(option)[1], v, f"{name}.{k}") for k, v in value.items()}
+    return value
+
+
+def _convert_number(options: tuple[Any, ...], value: float, name: str) -> Any:
+    """A number, true or false; as text where a text is wanted (``name=2024``)."""
+    numeric = bool({int, float} & set(options))
+    if isinstance(value, bool):
+        if numeric and bool not in options:
+            raise UserError(f"{name}: {_typed(value)} is no number")
+        return value
+    if numeric and not math.isfinite(value):
+        raise UserError(f"{name}: {value} is no finite number")
+    return str(value) if not numeric and {str, Path} & set(options) else value
+
+
+def _experiments() -> list[str]:
+    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def _keys(config: DictConfig) -> set[str]:
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key in node:
+            name = f"{prefix}{key}"
+            yield name
+            value = None if OmegaConf.is_missing(node, key) else node[key]
+            if isinstance(value, DictConfig):
+                yield from walk(value, f"{name}.")
+
+    return set(walk(config, ""))
+
+
+def one_line(error: Exception) -> str:
+    """An error of Hydra or OmegaConf as one line, with the nearest name that exists."""
+    text = str(error)
+    if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group = CONF / option[1]
+        return f"{option[1]}={option[2]}: there is no such {option[1]}" + nearest(
+            option[2], [path.stem for path in group.glob("*.yaml")]
+        )
+    if re.search(r"Could not override 'experiment'.*", text):
+        typed = next((a for a in sys.argv[1:] if a.startswith("experiment=")), "experiment=NAME")
+        return f"{typed} lacks a plus: write +{typed}"
+    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
+        setting = match[1]
+        from hydra import compose, initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            known = _keys(compose("config"))
+        if setting in known:  # Hydra takes new entries of a table with a plus alone
+            return f"{setting} is a table; add entries to it with a plus: +{setting}.NAME=..."
+        return f"{setting}: there is no such setting{nearest(setting.split('=')[0].lstrip('+~'), known)}"
+    return " ".join(text.split())

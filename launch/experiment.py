@@ -1,0 +1,198 @@
+"""Everything that a person can set, as one frozen dataclass that checks itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from palimpsest.data.artifact import json_digest
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import MAIN, MixtureConfig
+from palimpsest.data.prepare import CorpusConfig
+from palimpsest.data.tokenizer import FILE, TokenizerConfig
+from palimpsest.insertion.families import registry
+from palimpsest.insertion.settings import InsertionConfig, RunShape
+from palimpsest.pretrain.config import (
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ProfileConfig,
+    RuntimeConfig,
+    TrainConfig,
+    check_seed,
+)
+from palimpsest.pretrain.identity import result_settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LauncherConfig:
+    """Where ``launch/sweep.py`` runs a sweep. Only ``kind`` and ``jobs`` matter outside SLURM."""
+
+    kind: Literal["local", "slurm", "report"]
+    """``report`` starts nothing: it shows how far the sweep is and writes its report."""
+    jobs: int | None = None
+    """Runs at a time; None: as many as the cluster gives (locally: one)."""
+    partition: str | None = None
+    account: str | None = None
+    time: str = "24:00:00"
+    """Limit of one job, as SLURM writes it."""
+    signal_before: int = 300
+    """Seconds before the limit at which the programs get SIGTERM."""
+    retries: int = 3
+    """How often a job is put back that ended by a signal or a crash. Preemption and the time limit do not count."""
+    nodes: int = 1
+    """Nodes of one training."""
+    processes: int = 1
+    """Training processes on a node; one a GPU."""
+    gpus: int = 0
+    """GPUs a node."""
+    cpus: int = 1
+    """CPU cores a process."""
+    memory: str | None = None
+    """Memory a node, as SLURM writes it."""
+    container: str | None = None
+    """Command that the programs are started with, such as ``apptainer exec --nv image.sif``."""
+    modules: tuple[str, ...] = ()
+    """Environment modules to load."""
+    setup: tuple[str, ...] = ()
+    """Shell lines at the start of each job."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch."""
+    srun: tuple[str, ...] = ()
+    """Further options of srun."""
+    score_shares: int = 1
+    """Jobs among which the checkpoints of a run are divided for scoring."""
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "nodes", "processes", "cpus", "score_shares"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"launcher.{name}={value} must be above 0")
+        for name in ("signal_before", "retries", "gpus"):
+            if getattr(self, name) < 0:
+                raise UserError(f"launcher.{name}={getattr(self, name)} must be 0 or above")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """What the report computes."""
+
+    prefix_tokens: int
+    suffix_tokens: int
+    metrics: tuple[str, ...]
+    """More of ``analysis.metrics`` than the default ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """Everything that a person can set."""
+
+    experiment: str
+    name: str
+    seed: int
+    run: Literal["perturbed", "twin"]
+    runs: Path
+    estimated_duration: str
+    shard: str | None
+    index: bool
+    verify: bool
+    dry_run: bool
+    show: int | None
+    step: int | None
+    format: Literal["megatron", "jsonl"]
+    wandb: Literal["off", "offline", "online"]
+    tensorboard: bool
+    corpus: CorpusConfig
+    mixture: MixtureConfig
+    model: ModelConfig
+    insertion: InsertionConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    parallel: ParallelConfig
+    eval: EvalConfig
+    profile: ProfileConfig
+    runtime: RuntimeConfig
+    report: ReportConfig
+    launcher: LauncherConfig
+
+    def __post_init__(self) -> None:
+        for key, value in (("experiment", self.experiment), ("name", self.name)):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+                raise UserError(
+                    f"{key}={value!r} must be letters, digits, '.', '_' and '-' (it names a directory)"
+                )
+        check_seed("seed", self.seed)
+        if self.insertion.heldout_probes < 0:
+            raise UserError(f"insertion.heldout_probes={self.insertion.heldout_probes} must be 0 or above")
+        for name, one in self.insertion.designs():
+            check_seed(f"insertion{f'.experiments.{name}' if name else ''}.seed", one.seed)
+            for family, settings in one.families.items():
+                registry.check(family, settings)
+        self.optimizer.check(self.train, self.model, self.parallel)
+        if self.eval.enabled and self.parallel.tensor * self.parallel.pipeline > 1:
+            raise UserError(
+                "eval.heldout_every and eval.probes_every need a model that one rank has whole (parallel.tensor=1 "
+                "parallel.pipeline=1); launch/score.py asks the checkpoints of any topology afterwards"
+            )
+        # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
+        self.parallel.check(self.parallel.min_world_size, self.model, self.train)
+
+    @property
+    def corpus_directory(self) -> Path:
+        """Where the prepared corpus lies; runs that read the same text share it."""
+        digest = json_digest(_plain(self.corpus))[:8]
+        return self.runs / "corpora" / f"{self.corpus.source.kind}-{digest}"
+
+    @property
+    def corpora(self) -> dict[str, tuple[CorpusConfig, Path]]:
+        """Every corpus by name, the first being ``corpus``: what it is made of, and where it lies."""
+        place = self.corpus_directory
+        found = {MAIN: (self.corpus, place)}
+        for name, given in self.mixture.corpora.items():
+            tokenizer = TokenizerConfig(kind="file", path=str(place / FILE), eod=self.corpus.tokenizer.eod)
+            config = replace(given, tokenizer=tokenizer)
+            digest = json_digest([_plain(given), place.name])[:8]
+            found[name] = (config, self.runs / "corpora" / f"{given.source.kind}-{digest}")
+        return found
+
+    @property
+    def directory(self) -> Path:
+        """Where this run lies. The digest covers what changes the result, and nothing else."""
+        settings = result_settings(self.model, self.optimizer, self.train)
+        insertion = _plain(self.insertion)
+        parts = [
+            _plain(self.corpus),
+            settings["model"],
+            insertion,
+            settings["optimizer"],
+            settings["train"],
+        ]
+        if not self.mixture.plain:
+            parts.append(_plain(self.mixture))
+        return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"
+
+    @property
+    def shape(self) -> RunShape:
+        """What the plan needs to know of the run."""
+        train = self.train
+        return RunShape(
+            steps=train.end,
+            global_batch_size=train.global_batch_size,
+            sequence_length=train.sequence_length,
+            begin=train.begin,
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON values."""
+    return TypeAdapter(Path if isinstance(value, Path) else type(value)).dump_python(value, mode="json")
+
+
+def resolved(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON values."""
+    return {field.name: _plain(getattr(experiment, field.name)) for field in fields(experiment)}

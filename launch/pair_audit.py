@@ -1,0 +1,280 @@
+"""Proof that a pair of runs consumed what was planned, and whether the last proof still holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from palimpsest.analysis.metrics.order import order_test_within_epochs
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Windows, digest_of
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion import audit as audits
+from palimpsest.insertion import ledger
+from palimpsest.insertion import plan as plans
+from palimpsest.insertion.audit import KIND, VERSION
+from palimpsest.insertion.settings import RunShape
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.inputs import corpora, ledger_of, open_order
+from palimpsest.launch.process import say
+
+
+def inputs(experiment: Experiment) -> dict[str, str]:
+    """Digests of what an audit rests on, as they are now.
+
+    Raises:
+        UserError: if any of it is missing or damaged.
+    """
+    plan = plans.read(experiment.directory / "plan")
+    now = digest_of([manifest.digest for _, manifest in corpora(experiment)])
+    perturbed, _ = ledger_of(experiment.directory / "perturbed", experiment.train.end)
+    twin = ""
+    if (experiment.directory / "twin").exists():
+        twin = ledger_of(experiment.directory / "twin", experiment.train.end)[0].head
+    return {"plan": plan.digest, "perturbed": perturbed.head, "twin": twin, "corpus": now}
+
+
+def standing(experiment: Experiment) -> dict[str, Any] | None:
+    """The result of the last audit, if all that it rests on is still as it was; otherwise None."""
+    directory = experiment.directory / "audit"
+    if not (directory / artifact.MANIFEST).is_file():
+        return None
+    manifest = artifact.read(directory, kind=KIND, schema_version=VERSION)
+    artifact.verify(directory, manifest)
+    try:
+        now = inputs(experiment)
+    except UserError as error:
+        say(f"the audit no longer holds: {error}")
+        return None
+    if manifest.inputs != now:
+        say("the audit no longer holds: plan, corpus or ledgers changed since; run launch/audit.py again")
+        return None
+    result: dict[str, Any] = json.loads((directory / "audit.json").read_text(encoding="utf-8"))
+    return result
+
+
+def audit(experiment: Experiment) -> dict[str, Any]:
+    """Audit the pair and write ``audit/audit.json``.
+
+    Returns:
+        ``verdict``, ``checks`` and ``failures``.
+    """
+    texts = corpora(experiment)
+    digest = digest_of([manifest.digest for _, manifest in texts])
+    plan = plans.read(experiment.directory / "plan")
+    steps = experiment.train.end
+    perturbed, own = ledger_of(experiment.directory / "perturbed", steps)
+    twin = None
+    paired: list[str] = []
+    if (experiment.directory / "twin").exists():
+        twin, other = ledger_of(experiment.directory / "twin", steps)
+        paired = artifact.differences(other, config=own.config, inputs=other.inputs)
+        paired += _same_weights(*(_first(experiment, which) for which in ("perturbed", "twin")))
+    unchanged = audits.Audit()
+    changed = []
+    for place, manifest in texts:
+        try:
+            artifact.verify(place, manifest)
+        except UserError as error:
+            changed.append(str(error))
+    unchanged.add("the corpus is unchanged since planning", changed, f"digest {digest[:12]}")
+    if digest != plan.manifest.inputs["corpus"]:
+        places = " and ".join(str(place) for place, _ in texts)
+        raise UserError(f"{places} is not the corpus that {experiment.directory / 'plan'} was made for")
+    if twin is not None:
+        unchanged.add(
+            "the twin differs in nothing but the plan", paired, "settings, and every weight at the first step"
+        )
+    if experiment.train.start_from is not None:
+        unchanged.add(
+            "the run began with the checkpoint that it names", *_start(experiment, own.inputs["start"])
+        )
+    tokenizer, order = corpus.load_tokenizer(experiment.corpus_directory), open_order(experiment)
+    if experiment.train.start_from is not None:
+        unchanged.add("what was planned was consumed before it, too", *_before(plan, order, tokenizer))
+    result = audits.audit(plan, perturbed, twin, order, tokenizer, unchanged)
+    if twin is not None and (scores := _scores(experiment, plan)) is not None:
+        result["evidence"] = evidence(plan.items, perturbed.exposures, scores, plan.shape)
+    with artifact.writing(
+        experiment.directory / "audit",
+        kind=KIND,
+        schema_version=VERSION,
+        config={},
+        inputs={
+            "plan": plan.digest,
+            "perturbed": perturbed.head,
+            "twin": twin.head if twin else "",
+            "corpus": digest,
+        },
+    ) as draft:
+        artifact.write_json(draft.path / "audit.json", result)
+    return result
+
+
+def _first(experiment: Experiment, which: str) -> Path:
+    """A run's first checkpoint."""
+    from palimpsest.pretrain import checkpoint
+
+    return checkpoint.path_of(experiment.directory / which / "checkpoints", experiment.train.begin)
+
+
+def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
+    """What speaks against a run's having begun with the checkpoint of ``train.start_from``, and what was compared."""
+    from palimpsest.pretrain import checkpoint
+
+    path = Path(str(experiment.train.start_from))
+    if not (path / artifact.MANIFEST).is_file():  # pruned, perhaps
+        return [], f"{path} is gone: only its digest {digest[:12]} is known"
+    manifest = checkpoint.read(path.parent, experiment.train.begin)
+    if manifest.digest != digest:
+        return [f"{path} is not the checkpoint that the run began with"], str(path)
+    artifact.verify(path, manifest)
+    return _same_weights(_first(experiment, "perturbed"), path), f"{path}, every weight"
+
+
+def _before(plan: plans.Plan, order: Windows, tokenizer: Tokenizer) -> tuple[list[str], str]:
+    """What speaks against the runs that a run goes on from, audited as one up to where it began, and what was compared.
+
+    Raises:
+        UserError: if a ledger or plan of theirs is missing or damaged.
+    """
+    runs = plans.history(plan)
+    whole = plans.concatenated(runs)
+    tables, failures = [], []
+    for k, before in enumerate(runs):
+        found, last = ledger_of(before.directory, before.end)
+        tables.append((found, before.end))
+        if found.plan != (before.plan.digest if before.perturbed else ""):
+            failures.append(f"{before.directory} consumed another plan than the one beside it")
+        if k and last.inputs["start"] != (left := _digest_at(runs[k - 1].directory, found.begin)) and left:
+            failures.append(
+                f"{before.directory} did not begin with the checkpoint of {runs[k - 1].directory}"
+            )
+    joined = ledger.concatenated(tables, whole.digest)
+    result = audits.audit(whole, joined, None, order, tokenizer)
+    steps = f"steps {whole.shape.begin} to {whole.shape.steps - 1}"
+    detail = f"{steps} of {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {len(joined.windows):,} windows"
+    return failures + result["failures"], f"{detail}, {len(whole.exposures):,} exposures"
+
+
+def _digest_at(run: Path, step: int) -> str | None:
+    """Digest of a run's checkpoint; None if it is gone."""
+    from palimpsest.pretrain import checkpoint
+
+    place = run / "checkpoints"
+    return checkpoint.read(place, step).digest if step in checkpoint.finished(place) else None
+
+
+def _same_weights(*paths: Path) -> list[str]:
+    """What differs between two checkpoints' tensors."""
+    import torch
+
+    from palimpsest.pretrain import checkpoint
+
+    one, other = map(checkpoint.tensors, paths)
+    if one.keys() != other.keys():
+        return ["the checkpoints have different weights by name"]
+    return [f"{name} differs at the first step" for name in one if not torch.equal(one[name], other[name])]
+
+
+def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
+    """All scores of the pair's whole texts, if both were scored with this plan: ``item_id``, ``run``, ``step``,
+    ``loglik`` (nats)."""
+    from palimpsest.analysis import scores as stored
+
+    places = [
+        place
+        for run in ("perturbed", "twin")
+        for place in sorted((experiment.directory / "scores" / run).glob("step_*"))
+    ]
+    tables = []
+    for place in places:
+        manifest = artifact.read(place, kind=stored.KIND, schema_version=stored.VERSION)
+        if manifest.inputs["items"] != plan.digest:
+            return None
+        artifact.verify(place, manifest)
+        found = pl.read_parquet(place / stored.FILE, columns=["probe_id", "logprob"])
+        step = pl.lit(manifest.facts["step"], dtype=pl.Int64)
+        tables.append(found.with_columns(run=pl.lit(place.parent.name), step=step))
+    if {place.parent.name for place in places} != {"perturbed", "twin"}:
+        return None
+    verbatim = plan.probes.filter(pl.col("kind") == "verbatim").select("probe_id", "item_id")
+    loglik = pl.col("logprob").list.sum().alias("loglik")
+    return pl.concat(tables).join(verbatim, on="probe_id").select("item_id", "run", "step", loglik)
+
+
+def evidence(
+    items: pl.DataFrame, exposures: pl.DataFrame, scores: pl.DataFrame, shape: RunShape
+) -> dict[str, float] | None:
+    """What the weights say about the order of the exposures, whatever the ledger says (Kuditipudi et al., 2025).
+
+    At the checkpoint nearest to the middle of the run, the later an item was met for the last time before, the more it
+    should have gained over the twin, and least if it was not met at all. Ranks are compared inside each family and
+    dose. Of a ledger that lies about what was consumed when, the correlation is 0.
+
+    Args:
+        items: ``item_id``, ``family``, ``dose``.
+        exposures: of the ledger: ``position``, ``item_id``.
+        scores: ``item_id``, ``run``, ``step``, ``loglik``.
+        shape: of the run.
+
+    Returns:
+        ``checkpoint``, ``rho`` with 95 % limits ``low`` and ``high``, two-sided ``p``, ``items``; None where nothing
+        can be compared.
+    """
+    shared = scores.group_by("step").agg(pl.col("run").n_unique()).filter(pl.col("run") == 2)["step"]
+    inside = [step for step in shared.to_list() if shape.begin < step < shape.steps]
+    if not inside:
+        return None
+    middle = (shape.begin + shape.steps) / 2
+    checkpoint = min(inside, key=lambda step: (abs(step - middle), step))
+    own, other = (
+        scores.filter((pl.col("step") == checkpoint) & (pl.col("run") == run)).select(
+            "item_id", loglik="loglik"
+        )
+        for run in ("perturbed", "twin")
+    )
+    before = exposures.filter(pl.col("position") < checkpoint * shape.global_batch_size)
+    last = before.group_by("item_id").agg(last=pl.col("position").max())
+    table = (
+        items.filter(pl.col("dose") > 0)
+        .select("item_id", group=pl.format("{} {}", "family", "dose"))
+        .join(own, on="item_id")
+        .join(other, on="item_id", suffix="_twin")
+        .join(last, on="item_id", how="left")
+        .with_columns(pl.col("last").fill_null(-1), gain=pl.col("loglik") - pl.col("loglik_twin"))
+    )
+    varied = table.filter(
+        (pl.col("last").n_unique().over("group") > 1) & (pl.col("gain").n_unique().over("group") > 1)
+    )
+    if len(varied) < varied["group"].n_unique() + 4:
+        return None
+    found = order_test_within_epochs(varied["last"], varied["gain"], varied["group"])
+    return {
+        "checkpoint": checkpoint,
+        "rho": found.rho,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "items": len(varied),
+    }
+
+
+def announce(result: dict[str, Any]) -> None:
+    """Print verdict, checks and failures."""
+    for check in result["checks"]:
+        say(f"  {'ok  ' if check['passed'] else 'FAIL'} {check['name']} ({check['detail']})")
+    for line in result["failures"]:
+        say(f"  {line}")
+    if found := result.get("evidence"):
+        say(
+            f"  evidence of the weights at step {found['checkpoint']}: gains over the twin follow the ledger's order "
+            f"with rho = {found['rho']:.2f} ({found['low']:.2f} to {found['high']:.2f}), p = {found['p']:.2g}, "
+            f"{found['items']} items"
+        )
+    say(f"audit: {result['verdict']}")

@@ -1,0 +1,67 @@
+"""The process of a program: its exit statuses, its lines to the person, its lock on a run's directory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from palimpsest.data.errors import UserError
+
+INTEGRITY = 3
+"""Exit status when an audit fails or a batch is not what the plan says."""
+
+
+STATUS = "PALIMPSEST_STATUS"
+"""Environment variable: a file that gets exit status and line of the first rank that fails, for torchrun itself
+always ends with 1."""
+
+
+def say(line: str) -> None:
+    """Tell the person; one rank alone speaks."""
+    logging.getLogger("palimpsest").info(line)
+
+
+def end(line: str, status: int, rank: int = 0) -> NoReturn:
+    """End the program with one line. Of several ranks the first one speaks; see also ``STATUS``."""
+    ranked = "RANK" in os.environ
+    if ranked and (path := os.environ.get(STATUS)):
+        # Only the first to fail says why; the others fail because of it.
+        with contextlib.suppress(FileExistsError), Path(path).open("x") as file:
+            file.write(f"{status}\n{line}")
+    if rank == 0 or not ranked:
+        sys.stderr.write(f"palimpsest: {line}\n")
+        sys.stderr.flush()
+    sys.exit(status)
+
+
+def end_with_parent(number: int) -> None:
+    """Ask Linux to send this child a signal when its parent dies; other systems go without."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a run's directory: two trainings in one directory would ruin each other.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, never inherited by a child
+        except OSError:
+            raise UserError(
+                f"{directory} is in use by another process; wait for it, or set another name=..."
+            ) from None
+        yield

@@ -1,0 +1,145 @@
+"""The command line of a program, and what its errors mean: one line and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from palimpsest.data.errors import UserError
+from palimpsest.insertion.ledger import PlanViolation
+from palimpsest.launch.compose import CONF, build, one_line
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.process import INTEGRITY, end
+from palimpsest.pretrain.interrupts import REQUEUE, Interrupted
+
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
+    """Make a program of a function: Hydra's command line in, exit status out.
+
+    0: done. 1: a bug (with a traceback). 2: something that the user can mend, in one line. 3: the experiment is not
+    what was planned. 75: told to stop by a signal, and saved.
+    """
+
+    def start() -> None:
+        composed: list[DictConfig] = []
+
+        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+        def compose(config: DictConfig) -> None:
+            composed.append(config)  # the work is done outside, where Hydra adds nothing to errors
+
+        def work() -> int:
+            _compose(compose)
+            return max(
+                (main(build(config)) or 0 for config in composed), default=0
+            )  # none after --help or --cfg
+
+        guarded(work)
+
+    return start
+
+
+def _compose(compose: Callable[[], None]) -> None:
+    """Let Hydra work. A reader of ``--help`` that has seen enough, such as ``head``, is no error."""
+    try:
+        compose()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(0)
+
+
+def guarded(work: Callable[[], int]) -> NoReturn:
+    """Do the work of a program and end with its status, or with what its error means."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr
+    )
+    logging.getLogger("megatron").setLevel(logging.CRITICAL)  # what matters is raised, too
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|hydra)")
+    status = 0
+    try:
+        status = work()
+    except Interrupted as error:
+        end(str(error), REQUEUE, rank)
+    except PlanViolation as error:
+        end(str(error), INTEGRITY, 0)  # whichever rank saw it says so
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        line = str(error) if isinstance(error, UserError) else one_line(error)
+        end(line, 2, rank)
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            end(
+                f"the disk is full ({error}); what was finished before is intact: free space, run again",
+                2,
+                rank,
+            )
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            end(f"no permission to write: {error}", 2, rank)
+        raise
+    except KeyboardInterrupt:
+        end("interrupted; run the same command again to go on", 130, rank)
+    sys.exit(status)
+
+
+def plain(description: str | None, work: Callable[[Sequence[str]], int]) -> None:
+    """Run a program that has no configuration: ``--help`` prints what it is, anything else is guarded work.
+
+    Args:
+        description: the program's docstring.
+        work: from the arguments of the command line to the status.
+    """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        sys.stdout.write(f"{description}\n")
+        return
+    guarded(lambda: work(sys.argv[1:]))
+
+
+def take(first: str, *others: str, word: bool = False) -> dict[str, str]:
+    """Take settings that a program has for itself out of the command line, where Hydra would refuse them.
+
+    Args:
+        first: the one that asks for them; without it nothing is taken.
+        others: those that go with it.
+        word: whether the first is a word instead of ``first=value``.
+
+    Returns:
+        Setting -> value as typed, the last one if there are several; of a word "".
+    """
+    wanted: dict[str, str] = {}
+    left = sys.argv[:1]
+    for argument in sys.argv[1:]:
+        key, equals, value = argument.partition("=")
+        if (key == first and bool(equals) != word) or (key in others and equals):
+            wanted[key] = value
+        else:
+            left.append(argument)
+    if first not in wanted:
+        return {}
+    sys.argv[:] = left
+    return wanted
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """``k/n`` as two numbers.
+
+    Raises:
+        UserError: if it is none of ``0/n`` ... ``n-1/n``.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not int(found[1]) < int(found[2]):
+        raise UserError(f"shard={text!r} is not k/n; give shard=0/8, shard=1/8, ... shard=7/8")
+    return int(found[1]), int(found[2])
