@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -20,6 +20,19 @@ from palimpsest.launch.process import say
 from palimpsest.pretrain import laws
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def scaled(arguments: Sequence[str]) -> list[str]:
+    """A command line in which an experiment at a scale (``+experiment=NAME +scale=nano``) is its own file for it.
+
+    Of an experiment without a file ``NAME_SCALE.yaml`` the arguments stay as they are: it takes the scale's settings.
+    """
+    chosen = {key: value for key, _, value in (text.partition("=") for text in arguments)}
+    name, scale = chosen.get("+experiment"), chosen.get("+scale")
+    if not scale or not (CONF / "experiment" / f"{name}_{scale}.yaml").is_file():
+        return list(arguments)
+    own = {f"+experiment={name}": [f"+experiment={name}_{scale}"], f"+scale={scale}": []}
+    return [text for argument in arguments for text in own.get(argument, [argument])]
 
 
 def build(config: DictConfig) -> Experiment:
@@ -157,8 +170,8 @@ def one_line(error: Exception) -> str:
         return f"{option[1]}={option[2]}: there is no such {option[1]}" + nearest(
             option[2], [path.stem for path in group.glob("*.yaml")]
         )
-    if re.search(r"Could not override 'experiment'.*", text):
-        typed = next((a for a in sys.argv[1:] if a.startswith("experiment=")), "experiment=NAME")
+    if group := re.search(r"Could not override '(experiment|scale)'", text):
+        typed = next((a for a in sys.argv[1:] if a.startswith(f"{group[1]}=")), f"{group[1]}=NAME")
         return f"{typed} lacks a plus: write +{typed}"
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         setting = match[1]

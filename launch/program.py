@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.ledger import PlanViolation
-from palimpsest.launch.compose import CONF, build, one_line
+from palimpsest.launch.compose import CONF, build, one_line, scaled
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import INTEGRITY, end
 from palimpsest.pretrain.interrupts import REQUEUE, Interrupted
@@ -35,6 +35,7 @@ def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
 
     def start() -> None:
         composed: list[DictConfig] = []
+        sys.argv[1:] = scaled(sys.argv[1:])
 
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
         def compose(config: DictConfig) -> None:

@@ -37,7 +37,7 @@ from palimpsest.data import artifact
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.launch import slurm
-from palimpsest.launch.compose import CONF, build
+from palimpsest.launch.compose import CONF, build, scaled
 from palimpsest.launch.experiment import Experiment, resolved
 from palimpsest.launch.process import INTEGRITY, end_with_parent, locked, say
 from palimpsest.launch.program import guarded, program
@@ -109,7 +109,7 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
             for key in factors:
                 if key.split(".")[0] in ("launcher", "runs"):
                     raise UserError(f"{key} takes one value: a sweep has one launcher and one place")
-            experiment = build(compose("config", _overrides(arguments)))
+            experiment = build(compose("config", _overrides(scaled(arguments))))
             run = Run(
                 index=index,
                 arguments=tuple(text for text in arguments if not text.lstrip("+~").startswith("launcher")),
