@@ -23,7 +23,7 @@ class InsertionConfig:
     """Family -> its settings."""
     doses: tuple[int, ...]
     """How many times an item is inserted; dose 0 is the never-inserted control."""
-    items_per_dose: Counts | Mapping[str, Counts] = 0
+    items_per_dose: Counts | Mapping[str, Counts] = 10
     """Items of each family in each arm of a dose: one number for all doses, one for each, or ``hubble:N``
     (``insertion.arms.items_of_doses``); a mapping gives every family its own."""
     named_arms: Mapping[str, NamedArm] = field(default_factory=dict)

@@ -51,7 +51,7 @@ class LauncherConfig:
     """Training processes on a node; one a GPU."""
     gpus: int = 0
     """GPUs a node."""
-    cpus: int = 1
+    cpus: int = 4
     """CPU cores a process."""
     memory: str | None = None
     """Memory a node, as SLURM writes it."""
