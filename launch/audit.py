@@ -6,14 +6,13 @@ with ``insertion.adaptive``, every segment, and that the stored scores lead to t
 
 from __future__ import annotations
 
-from palimpsest.launch import pair_audit
+from palimpsest.launch import dry_run, pair_audit
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import INTEGRITY
 from palimpsest.launch.program import program
 
 
-@program
-def main(experiment: Experiment) -> int:
+def work(experiment: Experiment) -> int:
     """Audit; status 3 if it fails."""
     if experiment.insertion.adaptive is not None:
         from palimpsest.launch import adaptive
@@ -24,6 +23,8 @@ def main(experiment: Experiment) -> int:
     pair_audit.announce(result)
     return 0 if result["verdict"] == "PASS" else INTEGRITY
 
+
+main = program(work, dry_run=dry_run.of("audit"))
 
 if __name__ == "__main__":
     main()

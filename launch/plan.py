@@ -16,7 +16,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
 from palimpsest.insertion.families.registry import OVERLAP
-from palimpsest.launch import power, preview, show_plan
+from palimpsest.launch import dry_run, power, preview, show_plan
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.inputs import heldout, open_order
 from palimpsest.launch.process import say
@@ -79,7 +79,7 @@ def main() -> None:
     elif asked := take("show", *show_plan.KEYS, word=True):
         program(lambda experiment: show_plan.show(experiment, asked))()
     else:
-        program(_plan)()
+        program(_plan, dry_run=dry_run.of("plan"))()
 
 
 def _plan(experiment: Experiment) -> None:

@@ -11,6 +11,7 @@ from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import MAIN
+from palimpsest.launch import dry_run
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.inputs import open_order
 from palimpsest.launch.process import say
@@ -57,8 +58,7 @@ def _show(experiment: Experiment, step: int) -> None:
         say(f"{where}\n    {piece.text!r}")
 
 
-@program
-def main(experiment: Experiment) -> None:
+def work(experiment: Experiment) -> None:
     """Prepare and say where."""
     if experiment.shard is not None:
         _share(experiment, experiment.shard)
@@ -79,6 +79,8 @@ def main(experiment: Experiment) -> None:
     if experiment.show is not None:
         _show(experiment, experiment.show)
 
+
+main = program(work, dry_run=dry_run.of("prepare"))
 
 if __name__ == "__main__":
     main()

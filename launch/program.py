@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 import hydra
@@ -20,17 +20,24 @@ from palimpsest.data.errors import UserError
 from palimpsest.insertion.ledger import PlanViolation
 from palimpsest.launch.compose import CONF, build, one_line, scaled
 from palimpsest.launch.experiment import Experiment
-from palimpsest.launch.process import INTEGRITY, end
+from palimpsest.launch.process import INTEGRITY, end, say
 from palimpsest.pretrain.interrupts import REQUEUE, Interrupted
 
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
+def program(
+    main: Callable[[Experiment], int | None],
+    dry_run: Callable[[Experiment], Iterable[str]] | None = None,
+) -> Callable[[], None]:
     """Make a program of a function: Hydra's command line in, exit status out.
 
     0: done. 1: a bug (with a traceback). 2: something that the user can mend, in one line. 3: the experiment is not
     what was planned. 75: told to stop by a signal, and saved.
+
+    Args:
+        main: does the work.
+        dry_run: says what it would do, in lines; without it ``dry_run=true`` is refused.
     """
 
     def start() -> None:
@@ -43,9 +50,19 @@ def program(main: Callable[[Experiment], int | None]) -> Callable[[], None]:
 
         def work() -> int:
             _compose(compose)
-            return max(
-                (main(build(config)) or 0 for config in composed), default=0
-            )  # none after --help or --cfg
+            return max((one(build(config)) for config in composed), default=0)  # none after --help or --cfg
+
+        def one(experiment: Experiment) -> int:
+            if not experiment.dry_run:
+                return main(experiment) or 0
+            if dry_run is None:
+                raise UserError(
+                    "dry_run=true: this program cannot say what it would do; leave it out (run, sweep, prepare, plan, "
+                    "train, audit, score and report can)"
+                )
+            for line in dry_run(experiment):
+                say(line)
+            return 0
 
         guarded(work)
 

@@ -13,7 +13,7 @@ from palimpsest.analysis.report.inputs import KIND, VERSION
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import json_digest
-from palimpsest.launch import pair_audit
+from palimpsest.launch import dry_run, pair_audit
 from palimpsest.launch.experiment import Experiment, resolved
 from palimpsest.launch.process import INTEGRITY, say
 from palimpsest.launch.program import program
@@ -73,14 +73,15 @@ def _upload(experiment: Experiment, run: Run, metric: str) -> None:
     writer.close()
 
 
-@program
-def main(experiment: Experiment) -> int:
+def work(experiment: Experiment) -> int:
     """Report; status 3 if the audit failed."""
     summary = report(experiment)
     say(summary["headline"])
     say(f"report: {experiment.directory / 'report' / 'report.html'}")
     return INTEGRITY if summary["verdict"] == "audit failed" else 0
 
+
+main = program(work, dry_run=dry_run.of("report"))
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,7 @@ from types import FrameType
 
 import psutil
 
-from palimpsest.launch import pair_audit
+from palimpsest.launch import dry_run, pair_audit, preconditions
 from palimpsest.launch import train as training
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.plan import plan
@@ -97,9 +97,13 @@ def _torchrun(command: Sequence[str], environment: Mapping[str, str]) -> tuple[i
                 signal.signal(number, handler)
 
 
-@program
-def main(experiment: Experiment) -> int:
-    """Run every stage in order."""
+def work(experiment: Experiment) -> int:
+    """Run every stage in order; status 3 if the audit failed.
+
+    Raises:
+        UserError: before the first stage, naming every input that is missing.
+    """
+    preconditions.require([experiment])
     result: dict[str, str] = {}
 
     def proof() -> None:
@@ -126,6 +130,8 @@ def main(experiment: Experiment) -> int:
     say(f"done in {time.monotonic() - began:.0f} s; open {experiment.directory / 'report' / 'report.html'}")
     return 0 if result["verdict"] == "PASS" else INTEGRITY
 
+
+main = program(work, dry_run=dry_run.lines)
 
 if __name__ == "__main__":
     main()

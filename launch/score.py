@@ -13,6 +13,7 @@ from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
+from palimpsest.launch import dry_run
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import say
 from palimpsest.launch.program import program, share_of
@@ -104,11 +105,12 @@ def _checkpoints(
     ]
 
 
-@program
-def main(experiment: Experiment) -> None:
+def work(experiment: Experiment) -> None:
     """Score."""
     score(experiment)
 
+
+main = program(work, dry_run=dry_run.of("score"))
 
 if __name__ == "__main__":
     main()

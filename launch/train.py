@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,13 @@ import polars as pl
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
-from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
+from palimpsest.launch.dry_run import cost
 from palimpsest.launch.experiment import Experiment, resolved
 from palimpsest.launch.inputs import open_order
 from palimpsest.launch.process import locked, say
 from palimpsest.launch.program import program
-from palimpsest.pretrain import estimate
-from palimpsest.pretrain.config import ParallelConfig, padded_vocabulary
+from palimpsest.pretrain.config import ParallelConfig
 
 if TYPE_CHECKING:
     from palimpsest.pretrain.hooks import Hook
@@ -173,55 +171,17 @@ def _telemetry(experiment: Experiment, which: str, directory: Path, step: int) -
 
 
 def dry_run(experiment: Experiment) -> Iterator[str]:
-    """What training would cost, and what would be inserted; needs neither a corpus nor a GPU."""
-    vocab_size, known = experiment.corpus.tokenizer.vocab_size, "of the tokenizer to be trained"
-    if experiment.corpus.tokenizer.kind != "train":
-        vocab_size, known = experiment.model.tokenizer_size or vocab_size, f"of model={experiment.model.name}"
-        if experiment.model.tokenizer_size is None:
-            known = "assumed: the corpus is not prepared, and model.tokenizer_size is not set"
-    if (experiment.corpus_directory / artifact.MANIFEST).is_file():
-        manifest = artifact.read(
-            experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
-        )
-        vocab_size, known = manifest.facts["vocab_size"], "of the prepared corpus"
-    padded = padded_vocabulary(vocab_size)
+    """The whole configuration, and what training would cost; needs neither a corpus nor a GPU."""
     yield json.dumps(resolved(experiment), indent=2)
-    yield f"vocabulary: {vocab_size:,} ({known}), padded to {padded:,}"
-    yield from estimate.summary(
-        experiment.model,
-        padded,
-        experiment.train,
-        experiment.parallel,
-        world_size=_world_size(experiment),
-        optimizer_sharded=experiment.optimizer.kind != "muon",
-    )
-    if (experiment.directory / "plan" / artifact.MANIFEST).is_file():
-        yield from explain.summary(plans.read(experiment.directory / "plan"))
-    else:
-        for name, asked in experiment.insertion.designs():
-            yield (
-                f"{name or 'insertion'}: families {', '.join(asked.families)}; doses {list(asked.doses)}, items a dose "
-                f"and family: {asked.items_per_dose}; not planned yet (launch/plan.py)"
-            )
+    yield from cost(experiment)
 
 
-def _world_size(experiment: Experiment) -> int:
-    """Ranks of one training: torchrun's, those of the SLURM launcher, or the fewest that the topology allows."""
-    launcher, least = experiment.launcher, experiment.parallel.min_world_size
-    asked = launcher.nodes * launcher.processes if launcher.kind == "slurm" else 1
-    ranks = int(os.environ.get("WORLD_SIZE", asked))
-    return ranks if ranks % least == 0 else least
+def work(experiment: Experiment) -> None:
+    """Train the run that ``run=`` names."""
+    train(experiment, experiment.run)
 
 
-@program
-def main(experiment: Experiment) -> None:
-    """Train the run that ``run=`` names, or say what that would cost."""
-    if experiment.dry_run:
-        for line in dry_run(experiment):
-            say(line)
-    else:
-        train(experiment, experiment.run)
-
+main = program(work, dry_run=dry_run)
 
 if __name__ == "__main__":
     main()
