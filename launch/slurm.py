@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,8 +70,7 @@ def script(stage: Stage, launcher: LauncherConfig, directory: Path) -> str:
         launcher: the cluster.
         directory: of the sweep, absolute; it has ``arguments.txt``, a line a run, quoted for the shell.
     """
-    nodes, processes = (launcher.nodes, launcher.processes) if stage.training else (1, 1)
-    gpus = (launcher.gpus if stage.training else min(1, launcher.gpus)) if stage.gpu else 0
+    nodes, processes, gpus = _resources(stage, launcher)
     which = "%j" if stage.single else "%a"
     sbatch: dict[str, object] = {
         "job-name": f"palimpsest-{stage.name}",
@@ -92,7 +91,12 @@ def script(stage: Stage, launcher: LauncherConfig, directory: Path) -> str:
         f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in sbatch.items() if value is not None
     ]
     head += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in launcher.options)]
-    start = ["set -uo pipefail", *(f"module load {shlex.quote(module)}" for module in launcher.modules)]
+    start = [
+        "set -uo pipefail",
+        # since SLURM 22.05 srun no longer takes over the cores that sbatch was asked for
+        f'export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-{launcher.cpus * processes}}}"',
+        *(f"module load {shlex.quote(module)}" for module in launcher.modules),
+    ]
     start += launcher.setup
     if not stage.single:
         start += [
@@ -143,21 +147,42 @@ def _command(command: tuple[str, ...], launcher: LauncherConfig, nodes: int, pro
     return f'{shlex.join([*srun, "bash", "-c", torchrun, "torchrun"])} {head} {shlex.quote(program)} "$@" {given}'
 
 
-def submit(
-    launcher: LauncherConfig,
-    directory: Path,
-    unfinished: Sequence[int],
-    corpora: Sequence[int],
-    arguments: Sequence[str],
-) -> dict[str, str]:
-    """Write the scripts and submit the arrays.
+def write_scripts(
+    launcher: LauncherConfig, directory: Path, arguments: Sequence[str]
+) -> list[tuple[Stage, Path]]:
+    """Write the sbatch script of every stage.
 
     Args:
         launcher: the cluster.
         directory: of the sweep.
+        arguments: of the sweep's command line, without the launcher's.
+
+    Returns:
+        The stages in order, each with its script.
+    """
+    directory = directory.absolute()
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    scripts = []
+    for stage in stages(launcher, arguments):
+        path = directory / f"{stage.name}.sh"
+        path.write_text(script(stage, launcher, directory), encoding="utf-8")
+        scripts.append((stage, path))
+    return scripts
+
+
+def submit(
+    launcher: LauncherConfig,
+    scripts: Sequence[tuple[Stage, Path]],
+    unfinished: Sequence[int],
+    corpora: Sequence[int],
+) -> dict[str, str]:
+    """Submit the arrays.
+
+    Args:
+        launcher: the cluster.
+        scripts: the stages in order, each with its script.
         unfinished: indices to run.
         corpora: of those, the first of each corpus.
-        arguments: of the sweep's command line, without the launcher's.
 
     Returns:
         Stage -> job number.
@@ -167,18 +192,14 @@ def submit(
     """
     if shutil.which("sbatch") is None:
         raise UserError(
-            "launcher=slurm, but there is no sbatch on this machine; use a login node, or launcher=local"
+            "launcher=slurm, but there is no sbatch on this machine; use a login node, launcher=local, or "
+            "dry_run=true to see what would be submitted"
         )
-    directory = directory.absolute()
-    (directory / "logs").mkdir(parents=True, exist_ok=True)
     jobs: dict[str, str] = {}
     try:
-        for stage in stages(launcher, arguments):
-            path = directory / f"{stage.name}.sh"
-            path.write_text(script(stage, launcher, directory), encoding="utf-8")
-            jobs[stage.name] = _sbatch(
-                path, stage, launcher, jobs, corpora if stage.name == "prepare" else unfinished
-            )
+        for stage, path in scripts:
+            indices = corpora if stage.name == "prepare" else unfinished
+            jobs[stage.name] = _sbatch(_command_of(stage, path, launcher, jobs, indices), path)
     except BaseException:
         if jobs:
             subprocess.run(["scancel", *jobs.values()], check=False)
@@ -186,21 +207,57 @@ def submit(
     return jobs
 
 
-def _sbatch(
-    path: Path, stage: Stage, launcher: LauncherConfig, jobs: dict[str, str], indices: Sequence[int]
-) -> str:
+def preview(
+    launcher: LauncherConfig,
+    scripts: Sequence[tuple[Stage, Path]],
+    unfinished: Sequence[int],
+    corpora: Sequence[int],
+) -> Iterator[str]:
+    """The submission as lines of a shell, each after a comment with its tasks, nodes, GPUs and time limit.
+
+    Args: as of ``submit``, but nothing is submitted, and SLURM need not be there.
+    """
+    jobs: dict[str, str] = {}
+    for stage, path in scripts:
+        indices = corpora if stage.name == "prepare" else unfinished
+        nodes, _, gpus = _resources(stage, launcher)
+        tasks = 1 if stage.single else len(indices)
+        yield (
+            f"# {stage.name}: {tasks} task{'s' if tasks > 1 else ''} of {nodes} node{'s' if nodes > 1 else ''}, "
+            f"{gpus} GPUs a node, at most {launcher.time} each"
+        )
+        name = stage.name.replace("-", "_")
+        yield f"{name}=$({' '.join(_command_of(stage, path, launcher, jobs, indices))})"
+        jobs[stage.name] = f"${name}"
+
+
+def _command_of(
+    stage: Stage, path: Path, launcher: LauncherConfig, jobs: dict[str, str], indices: Sequence[int]
+) -> list[str]:
+    """The sbatch command of a stage; ``jobs`` are those submitted before it."""
     command = ["sbatch", "--parsable", "--kill-on-invalid-dep=yes"]
     if not stage.single:
         throttle = f"%{launcher.jobs}" if launcher.jobs else ""
         command.append(f"--array={','.join(map(str, indices))}{throttle}")
     if waits := _dependency(stage, jobs):
         command.append(f"--dependency={waits}")
-    done = subprocess.run([*command, str(path)], check=False, capture_output=True, text=True)
+    return [*command, str(path)]
+
+
+def _sbatch(command: Sequence[str], path: Path) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UserError(
             f"sbatch refuses {path}: {' '.join(done.stderr.split())}; see launcher.* (conf/launcher/)"
         )
     return done.stdout.strip().split(";")[0]
+
+
+def _resources(stage: Stage, launcher: LauncherConfig) -> tuple[int, int, int]:
+    """Nodes, processes a node and GPUs a node of a stage."""
+    nodes, processes = (launcher.nodes, launcher.processes) if stage.training else (1, 1)
+    gpus = (launcher.gpus if stage.training else min(1, launcher.gpus)) if stage.gpu else 0
+    return nodes, processes, gpus
 
 
 def _dependency(stage: Stage, jobs: dict[str, str]) -> str:

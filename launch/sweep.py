@@ -5,7 +5,8 @@ in ``runs/sweeps/<experiment>-<digest>/``: ``runs.jsonl`` (a line a run), logs, 
 command again goes on: runs that are finished are skipped, those that failed or were stopped are started again, alone.
 
 ``launcher.jobs=4`` runs four at a time and divides the GPUs among them; ``launcher=slurm`` submits arrays
-(``conf/launcher/``); ``launcher=report`` starts nothing.
+(``conf/launcher/``); ``launcher=report`` starts nothing. ``dry_run=true`` says what each run would make and reuse; with
+``launcher=slurm`` it also writes the scripts and prints the submission.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -36,7 +38,7 @@ from palimpsest.analysis.report.inputs import VERSION as REPORT_VERSION
 from palimpsest.data import artifact
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
-from palimpsest.launch import slurm
+from palimpsest.launch import dry_run, preconditions, slurm
 from palimpsest.launch.compose import CONF, build, scaled
 from palimpsest.launch.experiment import Experiment, resolved
 from palimpsest.launch.process import INTEGRITY, end_with_parent, locked, say
@@ -45,6 +47,8 @@ from palimpsest.launch.program import guarded, program
 KIND = "sweep"
 VERSION = 1
 MANIFEST = "runs.jsonl"
+_OF_THE_SWEEP = re.compile(r"[+~]*(launcher\b|dry_run=)")
+"""Arguments of the sweep itself, not of its runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,12 +111,12 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for index, (arguments, factors) in enumerate(lines):
             for key in factors:
-                if key.split(".")[0] in ("launcher", "runs"):
-                    raise UserError(f"{key} takes one value: a sweep has one launcher and one place")
+                if key.split(".")[0] in ("launcher", "runs", "dry_run"):
+                    raise UserError(f"{key} takes one value: it is the whole sweep's")
             experiment = build(compose("config", _overrides(scaled(arguments))))
             run = Run(
                 index=index,
-                arguments=tuple(text for text in arguments if not text.lstrip("+~").startswith("launcher")),
+                arguments=tuple(text for text in arguments if not _OF_THE_SWEEP.match(text)),
                 factors=factors,
                 experiment=experiment,
             )
@@ -257,13 +261,14 @@ def _last_line(path: Path) -> str:
 
 
 def _submit(runs: Sequence[Run], waiting: Sequence[Run], directory: Path, arguments: Sequence[str]) -> None:
+    """Submit the unfinished runs, or show the submission (``dry_run=true``)."""
     record = directory / "jobs.json"
     before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    if slurm.queued(list(before.values())):
+    launcher, dry = runs[0].experiment.launcher, runs[0].experiment.dry_run
+    if not dry and slurm.queued(list(before.values())):
         raise UserError(
             f"this sweep is in SLURM's queue (squeue -j {','.join(before.values())}); wait, or scancel it first"
         )
-    launcher = runs[0].experiment.launcher
     for run in waiting:
         run.experiment.parallel.check(
             launcher.nodes * launcher.processes, run.experiment.model, run.experiment.train
@@ -271,12 +276,37 @@ def _submit(runs: Sequence[Run], waiting: Sequence[Run], directory: Path, argume
     corpora: dict[Path, int] = {}
     for run in waiting:
         corpora.setdefault(run.experiment.corpus_directory, run.index)
-    jobs = slurm.submit(
-        launcher, directory, [run.index for run in waiting], sorted(corpora.values()), arguments
-    )
+    scripts = slurm.write_scripts(launcher, directory, arguments)
+    indices = [run.index for run in waiting], sorted(corpora.values())
+    if dry:
+        for line in slurm.preview(launcher, scripts, *indices):
+            say(line)
+        return
+    jobs = slurm.submit(launcher, scripts, *indices)
     artifact.write_json(record, jobs)
     say(f"submitted: {', '.join(f'{name} {job}' for name, job in jobs.items())}")
     say(f"squeue -j {','.join(jobs.values())} shows them; logs are in {directory / 'logs'}")
+
+
+def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> None:
+    """Print what every run would make and reuse, and what would be submitted. Nothing but sbatch scripts is written."""
+    waiting = [run for run in runs if verdict(run.experiment) is None]
+    say(
+        f"{directory}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished; dry_run=true: nothing is made"
+    )
+    for run in runs:
+        say(
+            f"{run.index}  {run.title}: {run.experiment.directory}" + ("" if run in waiting else ": finished")
+        )
+        if run in waiting:
+            for stage, line in dry_run.stages(run.experiment):
+                say(f"     {stage}: {line}")
+    for line in dict.fromkeys(line for run in waiting for line in preconditions.missing(run.experiment)):
+        say(f"missing: {line}")
+    if runs[0].experiment.launcher.kind == "slurm" and waiting:
+        write(directory, runs)
+        _submit(runs, waiting, directory, arguments)
+        say(f"the scripts are in {directory}; nothing was submitted")
 
 
 def gather(runs: Sequence[Run], directory: Path) -> None:
@@ -320,6 +350,12 @@ def sweep(arguments: Sequence[str]) -> int:
     runs = composed(expand(arguments))
     launcher = runs[0].experiment.launcher
     directory = directory_of(runs)
+    own = [text for text in arguments if not _OF_THE_SWEEP.match(text)]
+    if runs[0].experiment.dry_run:
+        preview(runs, directory, own)
+        return 0
+    if launcher.kind != "report":
+        preconditions.require(run.experiment for run in runs if verdict(run.experiment) is None)
     with locked(directory):
         write(directory, runs)
         waiting = [run for run in runs if verdict(run.experiment) is None]
@@ -327,7 +363,6 @@ def sweep(arguments: Sequence[str]) -> int:
         say(f"{directory}: {len(runs)} runs" + (f", {done} of them finished" if done else ""))
         failed: dict[int, int] = {}
         if launcher.kind == "slurm" and waiting:
-            own = [text for text in arguments if not text.lstrip("+~").startswith("launcher")]
             _submit(runs, waiting, directory, own)
             return 0
         if launcher.kind == "local" and waiting:

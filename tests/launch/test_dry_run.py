@@ -1,0 +1,155 @@
+"""``dry_run=true``: what would be made, reused and submitted; nothing is."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import Workplace
+
+QUICK = "+experiment=quickstart"
+SLURM = ("launcher=slurm_gpu", "launcher.account=me", "launcher.nodes=2", "launcher.gpus=4")
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "here").mkdir()
+    return Workplace(tmp_path / "here")
+
+
+@pytest.fixture
+def sbatch(tmp_path):
+    """A directory with an sbatch that answers 100, 101, ... and a function that tells what it was called with."""
+    directory, log = tmp_path / "bin", tmp_path / "calls"
+    directory.mkdir()
+    for name, text in (
+        ("sbatch", f'echo "$@" >> {log}; echo $((99 + $(wc -l < {log})))'),
+        ("squeue", "true"),
+        ("scancel", f"rm {log}"),
+    ):
+        (directory / name).write_text(f"#!/bin/bash\n{text}\n")
+        (directory / name).chmod(0o755)
+
+    def calls():
+        return log.read_text().splitlines() if log.exists() else []
+
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}, calls
+
+
+def files(place):
+    return sorted(str(path.relative_to(place.path)) for path in place.path.rglob("*"))
+
+
+def test_run_says_what_each_stage_would_make(place):
+    done = place.ok("run", QUICK, "dry_run=true")
+    for line in (
+        "prepare          make runs/corpora/installed_docs-",
+        "plan             make runs/quickstart/run-",
+        "/perturbed: 450 steps on 1 process",
+        "/twin: 450 steps on 1 process",
+        "audit            make runs/quickstart/run-",
+        "30 checkpoints, 0 of them scored",
+        "report           make runs/quickstart/run-",
+        "parameters: 1,377,408",
+    ):
+        assert line in done.out
+    assert files(place) == []
+
+
+def test_what_is_there_would_be_reused(prepared):
+    before = {path: path.stat().st_mtime_ns for path in prepared.path.rglob("*")}
+    done = prepared.ok("run", "dry_run=true")
+    assert f"reuse {prepared.corpus().relative_to(prepared.path)}" in done.out
+    assert f"reuse {prepared.directory().relative_to(prepared.path)}/plan" in done.out
+    assert "20 steps on 1 process" in done.out
+    other = prepared.ok("plan", "dry_run=true", "train.micro_batch_size=2")
+    assert other.lines == [f"plan: reuse {prepared.directory().relative_to(prepared.path)}/plan"]
+    assert {path: path.stat().st_mtime_ns for path in prepared.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        ("export",),
+        ("write_corpus",),
+        ("adaptive",),
+        ("dependence",),
+        ("plan", "show"),
+        ("plan", "power=true"),
+        ("plan", "family=passages"),
+    ],
+)
+def test_other_programs_refuse_it(place, program):
+    done = place.run(program[0], *program[1:], QUICK, "dry_run=true")
+    assert done.status == 2
+    assert done.lines[-1].startswith("palimpsest: dry_run=true: this program cannot say")
+    assert files(place) == []
+
+
+@pytest.mark.parametrize("program", ["prepare", "plan", "train", "audit", "score", "report"])
+def test_stages_obey_it(place, program):
+    done = place.ok(program, QUICK, "dry_run=true")
+    assert "make" in done.out or "parameters" in done.out or "scored" in done.out
+    assert files(place) == []
+
+
+def test_a_sweep_here_makes_nothing(place):
+    done = place.ok("sweep", QUICK, "seed=1,2", "dry_run=true")
+    assert "2 runs, 0 of them finished; dry_run=true" in done.lines[0]
+    assert sum("train perturbed: make" in line for line in done.lines) == 2
+    assert files(place) == []
+
+
+def test_a_submission_without_slurm(place, sbatch):
+    """Scripts that bash can read, and the very lines that a submission would run."""
+    done = place.ok("sweep", QUICK, "seed=1,2", *SLURM, "dry_run=true", env={"PATH": "/usr/bin:/bin"})
+    (directory,) = (place.path / "runs" / "sweeps").iterdir()
+    scripts = sorted(directory.glob("*.sh"))
+    assert len(scripts) == 10
+    for script in scripts:
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        assert 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-' in script.read_text()
+        assert "dry_run" not in script.read_text()
+    assert "dry_run" not in (directory / "arguments.txt").read_text()
+    assert "# train-perturbed: 2 tasks of 2 nodes, 4 GPUs a node, at most 24:00:00 each" in done.lines
+    assert not (directory / "jobs.json").exists()
+
+    lines = [line for line in done.lines if "=$(sbatch " in line]
+    environment, calls = sbatch
+    subprocess.run(["bash", "-euc", "\n".join(lines)], check=True, env={**os.environ, **environment})
+    typed = calls()
+    assert len(typed) == 10
+    again = place.ok("sweep", QUICK, "seed=1,2", *SLURM, env=environment)
+    assert [re.sub(r"\b11(\d)\b", r"10\1", call) for call in calls()[10:]] == typed
+    assert "submitted: prepare 110" in again.out
+
+
+def test_missing_inputs_are_named_before_anything_is_submitted(place, sbatch):
+    environment, calls = sbatch
+    (place.path / "items.jsonl").write_text("")
+    wanted = ("+experiment=traps_1b", "seed=1,2", "model.weights=weights/llama")
+    done = place.run("sweep", *wanted, *SLURM, env=environment)
+    assert done.status == 2
+    for missing in (
+        "corpus.source.paths: corpora/train does not exist",
+        "corpus.tokenizer.path=corpora/tokenizer.json does not exist",
+        "model.weights=weights/llama does not exist",
+        "insertion.families.traps.path=checkpoints/reference does not exist",
+    ):
+        assert done.lines[-1].count(missing) == 1
+    assert calls() == []
+    assert files(place) == ["items.jsonl"]
+    run = place.run("run", "+experiment=traps_1b")
+    assert (run.status, run.lines[-1].count("does not exist")) == (2, 3)
+    dry = place.ok("sweep", *wanted, *SLURM, "dry_run=true", env=environment)
+    assert "missing: model.weights=weights/llama does not exist" in dry.out
+    assert calls() == []
+
+
+def test_dry_run_is_the_whole_sweep_s(place):
+    done = place.run("sweep", QUICK, "dry_run=true,false")
+    assert (done.status, done.lines[-1]) == (
+        2,
+        "palimpsest: dry_run takes one value: it is the whole sweep's",
+    )
