@@ -15,6 +15,7 @@ from palimpsest.data.mixture import Mixture, Windows
 from palimpsest.data.order import Order
 from palimpsest.insertion import ledger
 from palimpsest.launch.experiment import Experiment
+from palimpsest.pretrain import saved as saved_files
 
 
 def corpora(experiment: Experiment) -> list[tuple[Path, Manifest]]:
@@ -105,6 +106,12 @@ def ledger_of(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
         )
     last = checkpoint.read(place, saved[-1])
     whole = ledger.read(directory / "ledger", head=last.inputs["ledger"])
+    for step in sorted(set(whole.heads) - set(saved) - checkpoint.removed(place)):
+        raise UserError(
+            f"checkpoint {checkpoint.path_of(place, step)} is missing: the ledger has a part that ends there, and "
+            f"no program removed it; copy it back, or, if you deleted it, add a line {step} to "
+            f"{place / saved_files.REMOVED}"
+        )
     for step in saved:
         path, manifest = checkpoint.path_of(place, step), checkpoint.read(place, step)
         checkpoint.require_whole(path, manifest)

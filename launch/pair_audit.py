@@ -97,6 +97,9 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     tokenizer, order = corpus.load_tokenizer(experiment.corpus_directory), open_order(experiment)
     if experiment.train.start_from is not None:
         unchanged.add("what was planned was consumed before it, too", *_before(plan, order, tokenizer))
+    wrong, parts = _scores_at_fault(experiment, plan)
+    if parts:
+        unchanged.add("the scores are whole, and of these checkpoints", wrong, f"{parts} parts")
     result = audits.audit(plan, perturbed, twin, order, tokenizer, unchanged)
     if twin is not None and (scores := _scores(experiment, plan)) is not None:
         result["evidence"] = evidence(plan.items, perturbed.exposures, scores, plan.shape)
@@ -180,6 +183,27 @@ def _same_weights(*paths: Path) -> list[str]:
     if one.keys() != other.keys():
         return ["the checkpoints have different weights by name"]
     return [f"{name} differs at the first step" for name in one if not torch.equal(one[name], other[name])]
+
+
+def _scores_at_fault(experiment: Experiment, plan: plans.Plan) -> tuple[list[str], int]:
+    """Faults of the stored scores, and the number of their parts: damage, another plan, another checkpoint."""
+    from palimpsest.analysis import scores as stored
+
+    wrong, parts = [], 0
+    for which in ("perturbed", "twin"):
+        for place, manifest in stored.parts(experiment.directory / "scores" / which):
+            parts += 1
+            try:
+                artifact.verify(place, manifest)
+            except UserError as error:
+                wrong.append(str(error))
+            step = int(place.name.removeprefix("step_").partition("-")[0])
+            digest = _digest_at(experiment.directory / which, step)
+            if digest is not None and digest != manifest.inputs["checkpoint"]:
+                wrong.append(f"{place} was scored at another checkpoint; run launch/score.py again")
+            if manifest.inputs["items"] != plan.digest:
+                wrong.append(f"{place} was scored with another plan; run launch/score.py again")
+    return wrong, parts
 
 
 def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion import plan as plans
 from palimpsest.launch.process import say
 from palimpsest.launch.program import plain
+from palimpsest.pretrain import saved
 from palimpsest.pretrain.saved import parse
 
 NOT_RUNS = ("corpora", "sweeps")
@@ -170,6 +172,16 @@ def show(found: Sequence[Entry]) -> None:
         say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _remove(path: Path) -> None:
+    if path.parent.name == "checkpoints" and (number := re.fullmatch(r"step_(\d+)", path.name)):
+        saved.remove(path.parent, [int(number[1])])  # which the audit is to know of
+        return
+    # Under another name first: what is deleted by half must not look whole.
+    gone = path.with_name(f".{path.name}.old")
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
 def delete(paths: Sequence[Path], *, really: bool) -> None:
     """Delete directories, or say what would be deleted."""
     total = 0
@@ -178,10 +190,7 @@ def delete(paths: Sequence[Path], *, really: bool) -> None:
         total += size
         say(f"{path}  {human(size)}")
         if really:
-            # Under another name first: what is deleted by half must not look whole.
-            gone = path.with_name(f".{path.name}.old")
-            path.rename(gone)
-            shutil.rmtree(gone)
+            _remove(path)
     if not paths:
         say("nothing to remove")
     elif really:

@@ -15,7 +15,7 @@ import queue
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -35,9 +35,20 @@ from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain.parallel import World
-from palimpsest.pretrain.saved import KIND, VERSION, finished, path_of, read
+from palimpsest.pretrain.saved import KIND, VERSION, finished, path_of, read, remove, removed
 
-__all__ = ["Saving", "finished", "load", "path_of", "read", "remove", "require_same", "save", "tensors"]
+__all__ = [
+    "Saving",
+    "finished",
+    "load",
+    "path_of",
+    "read",
+    "remove",
+    "removed",
+    "require_same",
+    "save",
+    "tensors",
+]
 
 log = logging.getLogger(__name__)
 
@@ -192,14 +203,6 @@ def _answers() -> Any:
     that leave signals to the training and die with it (``parallel.start``).
     """
     return multiprocessing.get_context("fork").Manager().Queue()
-
-
-def remove(directory: Path, steps: Iterable[int]) -> None:
-    """Delete checkpoints: the manifest first, so that none is ever half there."""
-    for step in steps:
-        path = path_of(directory, step)
-        (path / artifact.MANIFEST).unlink()
-        shutil.rmtree(path)
 
 
 def _reason(error: BaseException) -> str:

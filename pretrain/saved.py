@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from palimpsest.data.artifact import Manifest
 
 KIND = "checkpoint"
 VERSION = 1
+REMOVED = "removed.txt"
 
 
 def path_of(directory: Path, step: int) -> Path:
@@ -30,6 +33,26 @@ def finished(directory: Path) -> list[int]:
 def read(directory: Path, step: int) -> Manifest:
     """The manifest of a checkpoint."""
     return artifact.read(path_of(directory, step), kind=KIND, schema_version=VERSION)
+
+
+def removed(directory: Path) -> set[int]:
+    """Steps of the checkpoints that a program removed (``train.checkpoint_keep``, ``runs.py prune``), from
+    ``removed.txt``, a step a line: without it, a checkpoint that was lost would look like one that was pruned."""
+    try:
+        lines = (directory / REMOVED).read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return set()
+    return {int(line) for line in lines if line.isdecimal()}
+
+
+def remove(directory: Path, steps: Iterable[int]) -> None:
+    """Delete checkpoints and write down that it was done: the manifest goes first, so that none is ever half there."""
+    for step in steps:
+        path = path_of(directory, step)
+        with (directory / REMOVED).open("a", encoding="utf-8") as file:
+            file.write(f"{step}\n")
+        (path / artifact.MANIFEST).unlink()
+        shutil.rmtree(path)
 
 
 def parse(line: bytes) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import pytest
 
 from palimpsest.data import artifact
 from palimpsest.launch import runs
+from palimpsest.pretrain import saved
 from tests.conftest import REPO
 
 
@@ -118,6 +119,9 @@ def test_prune_takes_what_is_scored_between_first_and_last(place):
         "runs/small/finished-1/perturbed/checkpoints/step_00000001",
         "runs/small/stopped-1/perturbed/checkpoints/.step_00000014.abc.tmp",
     }
+    assert saved.removed(place / "runs/small/finished-1/perturbed/checkpoints") == {
+        1
+    }  # which the audit is to know of
     assert "nothing to remove" in program(place, "prune").stderr
 
 
