@@ -92,20 +92,20 @@ def segment(experiment: Experiment, number: int, counts: Mapping[str, int], star
 
 
 def scores_at_end(directory: Path, end: int) -> tuple[dict[str, float], dict[str, str]]:
-    """What a policy sees of a segment's last checkpoint, and the digests of the scores that it comes from."""
-    own = plans.read(directory / "plan")
-    scores, digests = stored.read(directory / "scores", ("perturbed", "twin"), plan=own.digest)
+    """Gain of each item over the never-inserted ones at a segment's last checkpoint, and digests of the scores."""
+    segment_plan = plans.read(directory / "plan")
+    scores, digests = stored.read(directory / "scores", ("perturbed", "twin"), plan=segment_plan.digest)
     last = scores.filter((pl.col("step") == end) & (pl.col("run") == "perturbed"))
-    rows = compute(own.items, own.probes, last, [METRIC], Parameters())
+    rows = compute(segment_plan.items, segment_plan.probes, last, [METRIC], Parameters())
     values = rows.filter(pl.col("value").is_not_null() & pl.col("item_id").is_not_null())
     means = values.group_by("item_id").agg(pl.col("value").mean()).join(
-        own.items.select("item_id", "arm"), on="item_id"
+        segment_plan.items.select("item_id", "arm"), on="item_id"
     )  # fmt: skip
     never = pl.col("arm") == "never inserted"
     base = float(means.filter(never)["value"].to_numpy().mean())
-    found = means.filter(~never).sort("item_id")
+    rest = means.filter(~never).sort("item_id")
     used = {name: digest for name, digest in digests.items() if f"step_{end:08d}" in name}
-    return {item: value - base for item, value in found.select("item_id", "value").iter_rows()}, used
+    return {item: value - base for item, value in rest.select("item_id", "value").iter_rows()}, used
 
 
 def decisions(experiment: Experiment, carry_out: bool) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def decisions(experiment: Experiment, carry_out: bool) -> list[dict[str, Any]]:
     start, previous = experiment.train.start_from, ""
     state: State = {}
     used: dict[str, str] = {}
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for number, end in enumerate([*settings.at, experiment.train.end]):
         counts, state = POLICIES[settings.policy](scores, state, experiment.insertion.seed, settings)
         one = segment(experiment, number, counts, start)
@@ -141,15 +141,15 @@ def decisions(experiment: Experiment, carry_out: bool) -> list[dict[str, Any]]:
             "previous": previous,
         }
         previous = json_digest(record)
-        found.append({**record, "digest": previous})
+        records.append({**record, "digest": previous})
         scores, used = scores_at_end(one.directory, end)
         start = str(one.directory / "perturbed" / "checkpoints" / f"step_{end:08d}")
-    found[-1]["after"] = scores
-    return found
+    records[-1]["after"] = scores
+    return records
 
 
 def replay(experiment: Experiment, recorded: list[dict[str, Any]]) -> list[str]:
-    """What differs between recorded decisions and those that the stored scores lead to, and between each plan and
+    """Differences between recorded decisions and those that the stored scores lead to, and between each plan and
     the one that its decision leads to."""
     wrong = []
     again = json.loads(json.dumps(decisions(experiment, carry_out=False)))
@@ -162,8 +162,8 @@ def replay(experiment: Experiment, recorded: list[dict[str, Any]]) -> list[str]:
             )
         one = segment(experiment, number, now["exposures"], start)
         with tempfile.TemporaryDirectory() as place:
-            made = make(one, Path(place) / "plan")
-        if made.digest != plans.read(Path(was["directory"]) / "plan").digest:
+            plan_again = make(one, Path(place) / "plan")
+        if plan_again.digest != plans.read(Path(was["directory"]) / "plan").digest:
             wrong.append(f"segment {number}: the decision leads to another plan than the one carried out")
         start = str(one.directory / "perturbed" / "checkpoints" / f"step_{now['end']:08d}")
     return wrong
@@ -223,8 +223,8 @@ def prove(experiment: Experiment, recorded: list[dict[str, Any]]) -> dict[str, A
     for number, record in enumerate(recorded):
         one = segment(experiment, number, record["exposures"], start)
         result = pair_audit.audit(one)
-        made = f"{sum(record['exposures'].values()):,} exposures, {len(result['checks'])} checks"
-        report.add(f"segment {number}", result["failures"], f"to step {record['end']}, {made}")
+        detail = f"{sum(record['exposures'].values()):,} exposures, {len(result['checks'])} checks"
+        report.add(f"segment {number}", result["failures"], f"to step {record['end']}, {detail}")
         start = str(one.directory / "perturbed" / "checkpoints" / f"step_{record['end']:08d}")
         content = {key: value for key, value in record.items() if key not in ("digest", "after")}
         if record["previous"] != previous or json_digest(content) != record["digest"]:
@@ -251,10 +251,10 @@ def recorded_by(experiment: Experiment) -> list[dict[str, Any]]:
             f"{place} is not there: insertion.adaptive is carried out by launch/adaptive.py; run it before the audit"
         )
     artifact.verify(place, artifact.read(place, kind=KIND, schema_version=VERSION))
-    found: list[dict[str, Any]] = json.loads((place / "decisions.json").read_text(encoding="utf-8"))[
+    records: list[dict[str, Any]] = json.loads((place / "decisions.json").read_text(encoding="utf-8"))[
         "decisions"
     ]
-    return found
+    return records
 
 
 def adaptive(experiment: Experiment) -> dict[str, Any]:

@@ -74,9 +74,9 @@ def dependence(experiment: Experiment) -> dict[str, Any]:
         verdicts.append(result["verdict"])
         score(one)
         digests[title] = plans.read(one.directory / "plan").digest
-    found = [row for name in names for row in _interactions(experiment, name)]
+    interactions = [row for name in names for row in _interactions(experiment, name)]
     verdict = "PASS" if set(verdicts) == {"PASS"} else "FAIL"
-    summary = {"metric": METRIC, "verdict": verdict, "interactions": found}
+    summary = {"metric": METRIC, "verdict": verdict, "interactions": interactions}
     with artifact.writing(
         experiment.directory / "dependence", kind=KIND, schema_version=VERSION, config={}, inputs=digests
     ) as draft:
@@ -85,17 +85,17 @@ def dependence(experiment: Experiment) -> dict[str, Any]:
 
 
 def _interactions(experiment: Experiment, name: str) -> list[dict[str, Any]]:
-    """What the company of the others adds to each dose of an experiment."""
+    """Interaction of an experiment with the others that share its run, at each dose."""
     single = alone(experiment, name)
-    own = plans.read(single.directory / "plan")
+    alone_plan = plans.read(single.directory / "plan")
     # The statistics subtract the run that is called the twin.
     scores = pl.concat(
         [
-            _last(place, own, run)
+            _last(place, alone_plan, run)
             for place, run in ((experiment.directory, "perturbed"), (single.directory, "twin"))
         ]
     )
-    rows = compute(own.items, own.probes, scores, [METRIC], Parameters())
+    rows = compute(alone_plan.items, alone_plan.probes, scores, [METRIC], Parameters())
     pairs = gain_over_control(difference_to_twin(rows))
     return [
         {
@@ -110,12 +110,12 @@ def _interactions(experiment: Experiment, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def _last(directory: Path, own: plans.Plan, run: str) -> pl.DataFrame:
+def _last(directory: Path, alone_plan: plans.Plan, run: str) -> pl.DataFrame:
     """Scores of an experiment's probes at a run's last checkpoint."""
     shared = plans.read(directory / "plan")
-    found, _ = stored.read(directory / "scores", ("perturbed",), plan=shared.digest)
-    mine = own.probes.filter(pl.col("item_id").is_not_null())["probe_id"]
-    last = found.filter((pl.col("step") == pl.col("step").max()) & pl.col("probe_id").is_in(mine.implode()))
+    scores, _ = stored.read(directory / "scores", ("perturbed",), plan=shared.digest)
+    mine = alone_plan.probes.filter(pl.col("item_id").is_not_null())["probe_id"]
+    last = scores.filter((pl.col("step") == pl.col("step").max()) & pl.col("probe_id").is_in(mine.implode()))
     return last.with_columns(run=pl.lit(run))
 
 

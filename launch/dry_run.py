@@ -1,4 +1,4 @@
-"""What each stage would make or reuse (``dry_run=true``). Reads manifests alone, and writes nothing."""
+"""Preview of the stages (``dry_run=true``): what each would make or reuse. Reads manifests; writes nothing."""
 
 from __future__ import annotations
 

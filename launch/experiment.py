@@ -1,4 +1,4 @@
-"""Everything that a person can set, as one frozen dataclass that checks itself."""
+"""All settings of an experiment, as one frozen dataclass that checks itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from palimpsest.pretrain.identity import result_settings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LauncherConfig:
-    """Where ``launch/sweep.py`` runs a sweep. Only ``kind`` and ``jobs`` matter outside SLURM."""
+    """Machines that ``launch/sweep.py`` runs a sweep on. Only ``kind`` and ``jobs`` matter outside SLURM."""
 
     kind: Literal["local", "slurm", "report"]
     """``report`` starts nothing: it shows how far the sweep is and writes its report."""
@@ -44,7 +44,7 @@ class LauncherConfig:
     signal_before: int = 300
     """Seconds before the limit at which the programs get SIGTERM."""
     retries: int = 3
-    """How often a job is put back that ended by a signal or a crash. Preemption and the time limit do not count."""
+    """Requeues of a job that ended by a signal or a crash. Preemption and the time limit do not count."""
     nodes: int = 1
     """Nodes of one training."""
     processes: int = 1
@@ -80,7 +80,7 @@ class LauncherConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
-    """What the report computes."""
+    """Settings of the report."""
 
     prefix_tokens: int
     suffix_tokens: int
@@ -90,7 +90,7 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """Everything that a person can set."""
+    """All settings."""
 
     experiment: str
     name: str
@@ -144,25 +144,25 @@ class Experiment:
 
     @property
     def corpus_directory(self) -> Path:
-        """Where the prepared corpus lies; runs that read the same text share it."""
+        """Directory of the prepared corpus; runs that read the same text share it."""
         digest = json_digest(_plain(self.corpus))[:8]
         return self.runs / "corpora" / f"{self.corpus.source.kind}-{digest}"
 
     @property
     def corpora(self) -> dict[str, tuple[CorpusConfig, Path]]:
-        """Every corpus by name, the first being ``corpus``: what it is made of, and where it lies."""
+        """Every corpus by name, the main one (``corpus``) first: its settings and its directory."""
         place = self.corpus_directory
-        found = {MAIN: (self.corpus, place)}
+        corpora = {MAIN: (self.corpus, place)}
         for name, given in self.mixture.corpora.items():
             tokenizer = TokenizerConfig(kind="file", path=str(place / FILE), eod=self.corpus.tokenizer.eod)
             config = replace(given, tokenizer=tokenizer)
             digest = json_digest([_plain(given), place.name])[:8]
-            found[name] = (config, self.runs / "corpora" / f"{given.source.kind}-{digest}")
-        return found
+            corpora[name] = (config, self.runs / "corpora" / f"{given.source.kind}-{digest}")
+        return corpora
 
     @property
     def directory(self) -> Path:
-        """Where this run lies. The digest covers what changes the result, and nothing else."""
+        """Directory of this run. Its digest covers what changes the result, and nothing else."""
         settings = result_settings(self.model, self.optimizer, self.train)
         insertion = _plain(self.insertion)
         parts = [
@@ -178,7 +178,7 @@ class Experiment:
 
     @property
     def shape(self) -> RunShape:
-        """What the plan needs to know of the run."""
+        """The run as the plan needs it: steps, batch, window."""
         train = self.train
         return RunShape(
             steps=train.end,

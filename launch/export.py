@@ -61,7 +61,7 @@ def export(experiment: Experiment) -> Path:
 
 
 def model_card(experiment: Experiment, step: int, plan: Plan, checkpoint: Manifest, verdict: str) -> str:
-    """What the model is, what was inserted into its training text how often, and whether that is proven.
+    """The model card: architecture, insertions into the training text, and the verdict of the audit.
 
     Args:
         experiment: the settings.

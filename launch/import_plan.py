@@ -37,13 +37,13 @@ def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; see launch/import_plan.py --help")
 
 
-def write(found: interchange.Foreign, directory: Path) -> None:
+def write(foreign: interchange.Foreign, directory: Path) -> None:
     """Write items, placements and settings.
 
     Raises:
         UserError: if no item is a control.
     """
-    doses = found.doses
+    doses = foreign.doses
     if 0 not in doses or len(doses) < 2:
         raise UserError(
             "all texts are inserted; a design without controls shows nothing: give texts that are not with --never"
@@ -52,16 +52,16 @@ def write(found: interchange.Foreign, directory: Path) -> None:
         )
     place = directory.resolve()
     with artifact.writing(directory, kind=KIND, schema_version=VERSION, config={}, inputs={}) as draft:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in foreign.rows)
         (draft.path / "items.jsonl").write_text("".join(lines), encoding="utf-8")
-        found.placements.write_parquet(draft.path / "placements.parquet")
+        foreign.placements.write_parquet(draft.path / "placements.parquet")
         (draft.path / "insertion").mkdir()
         text = _SETTINGS.format(
             items=json.dumps(str(place / "items.jsonl")),
             placements=json.dumps(str(place / "placements.parquet")),
             doses=list(doses),
             counts=list(doses.values()),
-            displace=found.displace,
+            displace=foreign.displace,
         )
         (draft.path / "insertion" / "imported.yaml").write_text(text, encoding="utf-8")
 
@@ -76,14 +76,14 @@ def work() -> int:
     parser.add_argument("documents", metavar="DOCUMENTS.jsonl", type=Path, nargs="+")
     parser.add_argument("--never", metavar="OTHERS.jsonl", type=Path, nargs="+", default=[])
     parser.add_argument("--ledger", metavar="INFO.json", type=Path)
-    given = parser.parse_args()
-    found = interchange.read_duplicated(given.documents, given.never, given.ledger)
-    write(found, given.directory)
-    say(f"{len(found.rows):,} texts, {len(found.placements):,} insertions: {given.directory}")
-    for dose, count in found.doses.items():
+    typed = parser.parse_args()
+    foreign = interchange.read_duplicated(typed.documents, typed.never, typed.ledger)
+    write(foreign, typed.directory)
+    say(f"{len(foreign.rows):,} texts, {len(foreign.placements):,} insertions: {typed.directory}")
+    for dose, count in foreign.doses.items():
         say(f"  dose {dose}: {count:,} texts")
     say(
-        f"now: python launch/plan.py +experiment=... hydra.searchpath=[{given.directory.resolve()}] insertion=imported"
+        f"now: python launch/plan.py +experiment=... hydra.searchpath=[{typed.directory.resolve()}] insertion=imported"
     )
     return 0
 

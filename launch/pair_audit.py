@@ -68,12 +68,12 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     digest = digest_of([manifest.digest for _, manifest in texts])
     plan = plans.read(experiment.directory / "plan")
     steps = experiment.train.end
-    perturbed, own = ledger_of(experiment.directory / "perturbed", steps)
+    perturbed, last_checkpoint = ledger_of(experiment.directory / "perturbed", steps)
     twin = None
     paired: list[str] = []
     if (experiment.directory / "twin").exists():
         twin, other = ledger_of(experiment.directory / "twin", steps)
-        paired = artifact.differences(other, config=own.config, inputs=other.inputs)
+        paired = artifact.differences(other, config=last_checkpoint.config, inputs=other.inputs)
         paired += _same_weights(*(_first(experiment, which) for which in ("perturbed", "twin")))
     unchanged = audits.Audit()
     changed = []
@@ -92,7 +92,8 @@ def audit(experiment: Experiment) -> dict[str, Any]:
         )
     if experiment.train.start_from is not None:
         unchanged.add(
-            "the run began with the checkpoint that it names", *_start(experiment, own.inputs["start"])
+            "the run began with the checkpoint that it names",
+            *_start(experiment, last_checkpoint.inputs["start"]),
         )
     tokenizer, order = corpus.load_tokenizer(experiment.corpus_directory), open_order(experiment)
     if experiment.train.start_from is not None:
@@ -127,7 +128,7 @@ def _first(experiment: Experiment, which: str) -> Path:
 
 
 def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
-    """What speaks against a run's having begun with the checkpoint of ``train.start_from``, and what was compared."""
+    """Failures of the check that a run began with the checkpoint of ``train.start_from``, and what was compared."""
     from palimpsest.pretrain import checkpoint
 
     path = Path(str(experiment.train.start_from))
@@ -141,7 +142,7 @@ def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
 
 
 def _before(plan: plans.Plan, order: Windows, tokenizer: Tokenizer) -> tuple[list[str], str]:
-    """What speaks against the runs that a run goes on from, audited as one up to where it began, and what was compared.
+    """Failures of the audit of the earlier runs that a run continues, joined up to its start, and what was compared.
 
     Raises:
         UserError: if a ledger or plan of theirs is missing or damaged.
@@ -150,11 +151,11 @@ def _before(plan: plans.Plan, order: Windows, tokenizer: Tokenizer) -> tuple[lis
     whole = plans.concatenated(runs)
     tables, failures = [], []
     for k, before in enumerate(runs):
-        found, last = ledger_of(before.directory, before.end)
-        tables.append((found, before.end))
-        if found.plan != (before.plan.digest if before.perturbed else ""):
+        past, last = ledger_of(before.directory, before.end)
+        tables.append((past, before.end))
+        if past.plan != (before.plan.digest if before.perturbed else ""):
             failures.append(f"{before.directory} consumed another plan than the one beside it")
-        if k and last.inputs["start"] != (left := _digest_at(runs[k - 1].directory, found.begin)) and left:
+        if k and last.inputs["start"] != (left := _digest_at(runs[k - 1].directory, past.begin)) and left:
             failures.append(
                 f"{before.directory} did not begin with the checkpoint of {runs[k - 1].directory}"
             )
@@ -174,7 +175,7 @@ def _digest_at(run: Path, step: int) -> str | None:
 
 
 def _same_weights(*paths: Path) -> list[str]:
-    """What differs between two checkpoints' tensors."""
+    """Names of the tensors in which two checkpoints differ."""
     import torch
 
     from palimpsest.pretrain import checkpoint
@@ -222,9 +223,9 @@ def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
         if manifest.inputs["items"] != plan.digest:
             return None
         artifact.verify(place, manifest)
-        found = pl.read_parquet(place / stored.FILE, columns=["probe_id", "logprob"])
+        scores = pl.read_parquet(place / stored.FILE, columns=["probe_id", "logprob"])
         step = pl.lit(manifest.facts["step"], dtype=pl.Int64)
-        tables.append(found.with_columns(run=pl.lit(place.parent.name), step=step))
+        tables.append(scores.with_columns(run=pl.lit(place.parent.name), step=step))
     if {place.parent.name for place in places} != {"perturbed", "twin"}:
         return None
     verbatim = plan.probes.filter(pl.col("kind") == "verbatim").select("probe_id", "item_id")
@@ -235,7 +236,7 @@ def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
 def evidence(
     items: pl.DataFrame, exposures: pl.DataFrame, scores: pl.DataFrame, shape: RunShape
 ) -> dict[str, float] | None:
-    """What the weights say about the order of the exposures, whatever the ledger says (Kuditipudi et al., 2025).
+    """Order of the exposures as the weights show it, independent of the ledger (Kuditipudi et al., 2025).
 
     At the checkpoint nearest to the middle of the run, the later an item was met for the last time before, the more it
     should have gained over the twin, and least if it was not met at all. Ranks are compared inside each family and
@@ -278,13 +279,13 @@ def evidence(
     )
     if len(varied) < varied["group"].n_unique() + 4:
         return None
-    found = order_test_within_epochs(varied["last"], varied["gain"], varied["group"])
+    order_test = order_test_within_epochs(varied["last"], varied["gain"], varied["group"])
     return {
         "checkpoint": checkpoint,
-        "rho": found.rho,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
+        "rho": order_test.rho,
+        "low": order_test.low,
+        "high": order_test.high,
+        "p": order_test.p,
         "items": len(varied),
     }
 
@@ -295,10 +296,10 @@ def announce(result: dict[str, Any]) -> None:
         say(f"  {'ok  ' if check['passed'] else 'FAIL'} {check['name']} ({check['detail']})")
     for line in result["failures"]:
         say(f"  {line}")
-    if found := result.get("evidence"):
+    if order := result.get("evidence"):
         say(
-            f"  evidence of the weights at step {found['checkpoint']}: gains over the twin follow the ledger's order "
-            f"with rho = {found['rho']:.2f} ({found['low']:.2f} to {found['high']:.2f}), p = {found['p']:.2g}, "
-            f"{found['items']} items"
+            f"  evidence of the weights at step {order['checkpoint']}: gains over the twin follow the ledger's order "
+            f"with rho = {order['rho']:.2f} ({order['low']:.2f} to {order['high']:.2f}), p = {order['p']:.2g}, "
+            f"{order['items']} items"
         )
     say(f"audit: {result['verdict']}")

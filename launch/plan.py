@@ -1,4 +1,4 @@
-"""Which text goes where, and when: ``python launch/plan.py +experiment=quickstart``.
+"""The plan: which item goes into which window, when. ``python launch/plan.py +experiment=quickstart``.
 
 ``show`` explains a finished plan; ``family=NAME show=5`` prints the first items of a family with their probes;
 ``power=true`` says what the design can show. Where copyright traps want a

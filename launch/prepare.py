@@ -24,11 +24,11 @@ def prepare(experiment: Experiment) -> Manifest:
     Returns:
         The manifest of the first.
     """
-    made = [
+    manifests = [
         corpus.prepare(config, directory, workers=experiment.runtime.workers, progress=say)
         for config, directory in experiment.corpora.values()
     ]
-    return made[0]
+    return manifests[0]
 
 
 def _share(experiment: Experiment, text: str) -> None:

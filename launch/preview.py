@@ -31,23 +31,27 @@ def show_family(experiment: Experiment, name: str) -> None:
         raise UserError(f"show={count} must be at least 1")
     designs = [one for _, one in experiment.insertion.designs()]
     registry.check(name, {})
-    own = next((one for one in designs if name in one.families), None)
-    if own is None:
+    design = next((one for one in designs if name in one.families), None)
+    if design is None:
         raise UserError(
             f"family={name} is none of the experiment's: {', '.join(f for one in designs for f in one.families)}"
         )
-    given = own.families
-    if given[name].get("path") == registry.TRAINED:
+    families = design.families
+    if families[name].get("path") == registry.TRAINED:
         prepare(experiment)
     prepared = (experiment.corpus_directory / artifact.MANIFEST).is_file()
     if prepared:
         tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
         opened = references(experiment, tokenizer)
-        context = assemble.family_context(own, open_order(experiment), tokenizer, heldout(experiment), opened)
+        context = assemble.family_context(
+            design, open_order(experiment), tokenizer, heldout(experiment), opened
+        )
     else:
         tokenizer = build(iter([]), TokenizerConfig(vocab_size=257))
-        context = registry.FamilyContext(own.seed, tokenizer, [], reference=references(experiment, tokenizer))
-    for line in explain.family(registry.make(name, context, count, given[name]), context.tokenizer):
+        context = registry.FamilyContext(
+            design.seed, tokenizer, [], reference=references(experiment, tokenizer)
+        )
+    for line in explain.family(registry.make(name, context, count, families[name]), context.tokenizer):
         say(line)
 
 

@@ -25,7 +25,7 @@ always ends with 1."""
 
 
 def say(line: str) -> None:
-    """Tell the person; one rank alone speaks."""
+    """Log a line for the user, on the main rank alone."""
     logging.getLogger("palimpsest").info(line)
 
 

@@ -137,18 +137,18 @@ def take(first: str, *others: str, word: bool = False) -> dict[str, str]:
     Returns:
         Setting -> value as typed, the last one if there are several; of a word "".
     """
-    wanted: dict[str, str] = {}
+    taken: dict[str, str] = {}
     left = sys.argv[:1]
     for argument in sys.argv[1:]:
         key, equals, value = argument.partition("=")
         if (key == first and bool(equals) != word) or (key in others and equals):
-            wanted[key] = value
+            taken[key] = value
         else:
             left.append(argument)
-    if first not in wanted:
+    if first not in taken:
         return {}
     sys.argv[:] = left
-    return wanted
+    return taken
 
 
 def share_of(text: str) -> tuple[int, int]:
@@ -157,7 +157,7 @@ def share_of(text: str) -> tuple[int, int]:
     Raises:
         UserError: if it is none of ``0/n`` ... ``n-1/n``.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None or not int(found[1]) < int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
         raise UserError(f"shard={text!r} is not k/n; give shard=0/8, shard=1/8, ... shard=7/8")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])

@@ -1,4 +1,4 @@
-"""The reference model of copyright traps, where ``path: trained`` asks for one that is made here."""
+"""The reference model of copyright traps, trained here where ``path: trained`` asks for it."""
 
 from __future__ import annotations
 

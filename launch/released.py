@@ -30,18 +30,20 @@ def work() -> int:
     parser.add_argument("directory", metavar="DIRECTORY", type=Path)
     parser.add_argument("--shard", default="0/1", help="do share k of n, k/n; for an array of jobs")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    given = parser.parse_args()
-    share = share_of(given.shard)
+    arguments = parser.parse_args()
+    share = share_of(arguments.shard)
 
     import torch
 
     from palimpsest.analysis import released
 
-    kind = given.device
+    kind = arguments.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    done = released.score(given.model, given.items, given.directory, device=torch.device(kind), share=share)
-    say(f"scores: {given.directory}" + ("" if done else " (all were there)"))
+    done = released.score(
+        arguments.model, arguments.items, arguments.directory, device=torch.device(kind), share=share
+    )
+    say(f"scores: {arguments.directory}" + ("" if done else " (all were there)"))
     return 0
 
 

@@ -47,14 +47,14 @@ def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> 
     ]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "status")
-        status, told = _torchrun(
+        status, signalled = _torchrun(
             [*command, *sys.argv[1:], *overrides, f"run={which}"], {**os.environ, STATUS: str(path)}
         )
-        own, _, line = (path.read_text() if path.exists() else "").partition("\n")
+        rank_status, _, line = (path.read_text() if path.exists() else "").partition("\n")
     here = f"training {which} on {ranks} processes"
-    if own:
-        end(f"{here}: {line}", int(own))
-    if status and told:
+    if rank_status:
+        end(f"{here}: {line}", int(rank_status))
+    if status and signalled:
         end(f"{here}: told to stop before its first step; run the same command again to go on", REQUEUE)
     if status:
         end(f"{here} ended with status {status}; see above", 1)
@@ -69,10 +69,10 @@ def _torchrun(command: Sequence[str], environment: Mapping[str, str]) -> tuple[i
     Returns:
         Its status, and whether there was such a signal.
     """
-    told = []
+    signals = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
+        signals.append(number)
         ranks = psutil.Process(agent.pid).children()
         for rank in ranks:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -88,7 +88,7 @@ def _torchrun(command: Sequence[str], environment: Mapping[str, str]) -> tuple[i
     ) as agent:
         before = {number: signal.signal(number, pass_on) for number in SIGNALS}
         try:
-            return agent.wait(), bool(told)
+            return agent.wait(), bool(signals)
         except KeyboardInterrupt:
             agent.send_signal(signal.SIGINT)
             raise

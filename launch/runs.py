@@ -1,4 +1,4 @@
-"""What lies in ``runs/``: ``python launch/runs.py`` lists every run, with state, step, loss, verdict and size.
+"""The list of runs: ``python launch/runs.py`` prints every run in ``runs/``, with state, step, loss, verdict and size.
 
 ``python launch/runs.py prune`` says what finished runs can do without: all checkpoints but the first and the last, once
 they are scored, and what killed trainings left behind. ``remove=quickstart/run-1a2b3c4d`` names a whole run. Nothing is
@@ -52,7 +52,7 @@ class Entry:
 
 
 def held(path: Path) -> bool:
-    """Whether a process, on any machine that shares the file system, holds a lock; asks without taking it."""
+    """True if a process, on any machine that shares the file system, holds a lock; asks without taking it."""
     if not path.is_file():
         return False
     layout = "hhqqi4x"  # struct flock of 64-bit Linux
@@ -129,17 +129,17 @@ def entries(runs: Path, experiment: str | None = None) -> list[Entry]:
     ]
 
 
-def spare(found: Entry) -> Iterator[Path]:
-    """What a run can do without: its audit, scores and report stay valid, and it cannot be trained from the middle."""
+def spare(run: Entry) -> Iterator[Path]:
+    """Checkpoints that a run can do without: audit, scores and report stay valid; training cannot resume between."""
     for which in _PAIR:
-        place = found.directory / which / "checkpoints"
-        if found.state != "training":
+        place = run.directory / which / "checkpoints"
+        if run.state != "training":
             yield from sorted(place.glob(".*.tmp"))
-        if found.state != "finished":
+        if run.state != "finished":
             continue
         saved = sorted(path for path in place.glob("step_*") if (path / artifact.MANIFEST).is_file())
         for path in saved[1:-1]:
-            if (found.directory / "scores" / which / path.name / artifact.MANIFEST).is_file():
+            if (run.directory / "scores" / which / path.name / artifact.MANIFEST).is_file():
                 yield path
 
 
@@ -153,7 +153,7 @@ def human(size: int) -> str:
     return f"{value:.1f} TB"
 
 
-def show(found: Sequence[Entry]) -> None:
+def show(runs: Sequence[Entry]) -> None:
     """Print a line a run."""
     rows = [("run", "state", "step", "loss", "verdict", "size")]
     rows += [
@@ -165,7 +165,7 @@ def show(found: Sequence[Entry]) -> None:
             one.verdict or "–",
             human(one.size),
         )
-        for one in found
+        for one in runs
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

@@ -38,10 +38,10 @@ def score(experiment: Experiment) -> None:
     share = (0, 1) if experiment.shard is None else share_of(experiment.shard)
     with parallel.start(ParallelConfig(), experiment.runtime) as world:
         for which in ("perturbed", "twin"):
-            found = _checkpoints(
+            checkpoints = _checkpoints(
                 experiment, experiment.directory / which / "checkpoints", manifest.facts, world.device
             )
-            if not found:
+            if not checkpoints:
                 if which == "perturbed":
                     raise UserError(
                         f"there are no checkpoints in {experiment.directory / which / 'checkpoints'}; run "
@@ -51,28 +51,33 @@ def score(experiment: Experiment) -> None:
             done = store.score_all(
                 experiment.directory / "scores" / which,
                 plan.probes,
-                found,
+                checkpoints,
                 items_digest=plan.digest,
                 eod=manifest.facts["eod"],
                 vocab_size=manifest.facts["vocab_size"],
                 share=share,
             )
             say(
-                _told(
-                    which, len(plan.probes), len(found), done, len(store.parts(plan.probes)), experiment.shard
+                _summary(
+                    which,
+                    len(plan.probes),
+                    len(checkpoints),
+                    done,
+                    len(store.parts(plan.probes)),
+                    experiment.shard,
                 )
             )
 
 
-def _told(which: str, probes: int, checkpoints: int, done: int, parts: int, shard: str | None) -> str:
-    """What was scored now, and what was there."""
+def _summary(which: str, probes: int, checkpoints: int, scored: int, parts: int, shard: str | None) -> str:
+    """A line that counts the parts scored now and those that were there."""
     total = checkpoints * parts
     line = f"{which}: {probes} probes at {checkpoints} checkpoints"
     if shard is not None:
-        return f"{line}; {done} of {total} parts scored by shard={shard}, the others were there or are other shares'"
-    if done in (0, total):
-        return f"{line}: {'scored' if done else 'all scores were there'}"
-    return f"{line}; {done} of {total} parts scored now, the others were there"
+        return f"{line}; {scored} of {total} parts scored by shard={shard}, the rest scored before or of other shards"
+    if scored in (0, total):
+        return f"{line}: {'scored' if scored else 'all scores were there'}"
+    return f"{line}; {scored} of {total} parts scored now, the others were there"
 
 
 def _checkpoints(

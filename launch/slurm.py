@@ -34,10 +34,10 @@ class Stage:
     commands: tuple[tuple[str, ...], ...]
     """Programs with further arguments, one after the other; the second also after an audit that failed."""
     training: bool = False
-    """Whether it takes the nodes and processes of a training."""
+    """True: takes the nodes and processes of a training."""
     gpu: bool = False
     single: bool = False
-    """Whether it is one job, without an index, that takes no arguments of a run."""
+    """True: one job, without an index, that takes no arguments of a run."""
 
 
 def stages(launcher: LauncherConfig, sweep_arguments: Sequence[str]) -> list[Stage]:
@@ -261,7 +261,7 @@ def _resources(stage: Stage, launcher: LauncherConfig) -> tuple[int, int, int]:
 
 
 def _dependency(stage: Stage, jobs: dict[str, str]) -> str:
-    """What a stage waits for; ``jobs`` are those submitted before it."""
+    """The dependency of a stage, as sbatch writes it; ``jobs`` are those submitted before it."""
     trainings = [job for name, job in jobs.items() if name.startswith("train-")]
     scores = [job for name, job in jobs.items() if name.startswith("score")]
     if stage.name == "plan":
@@ -276,7 +276,7 @@ def _dependency(stage: Stage, jobs: dict[str, str]) -> str:
 
 
 def queued(jobs: Sequence[str]) -> bool:
-    """Whether any of these jobs still waits or runs."""
+    """True if any of these jobs still waits or runs."""
     if not jobs or shutil.which("squeue") is None:
         return False
     done = subprocess.run(

@@ -132,19 +132,19 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
 
 def _overrides(arguments: Sequence[str]) -> list[str]:
     """Arguments for Hydra's compose, which knows ``--config-dir`` as a search path."""
-    found = []
+    overrides = []
     for argument in arguments:
         if argument.startswith("--config-dir="):
-            found.append(f"hydra.searchpath=[file://{Path(argument.split('=', 1)[1]).absolute()}]")
+            overrides.append(f"hydra.searchpath=[file://{Path(argument.split('=', 1)[1]).absolute()}]")
         elif argument.startswith("-"):
             raise UserError(f"a sweep takes no {argument}; known: --config-dir=DIRECTORY, --help, --cfg job")
         else:
-            found.append(argument)
-    return found
+            overrides.append(argument)
+    return overrides
 
 
 def directory_of(runs: Sequence[Run]) -> Path:
-    """Where a sweep lies; the digest covers which runs it has."""
+    """Directory of a sweep; its digest covers which runs it has."""
     experiments = list(dict.fromkeys(run.experiment.experiment for run in runs))
     digest = json_digest([run.experiment.directory.name for run in runs] + experiments)[:8]
     return runs[0].experiment.runs / "sweeps" / f"{'+'.join(experiments)}-{digest}"
@@ -158,8 +158,8 @@ def verdict(experiment: Experiment) -> dict[str, Any] | None:
     manifest = artifact.read(place, kind=REPORT, schema_version=REPORT_VERSION)
     if artifact.differences(manifest, config=resolved(experiment)["report"], inputs=manifest.inputs):
         return None
-    found: dict[str, Any] = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-    return found
+    summary: dict[str, Any] = json.loads((place / "summary.json").read_text(encoding="utf-8"))
+    return summary
 
 
 def write(directory: Path, runs: Sequence[Run]) -> None:
@@ -214,7 +214,7 @@ def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]
     environment = {**os.environ}
     if jobs > 1:  # or each would use all cores
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    found = gpus() if jobs > 1 else []
+    devices = gpus() if jobs > 1 else []
     left, ended = list(waiting), 0
     running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = {}  # by slot
     failed: dict[int, int] = {}
@@ -222,7 +222,7 @@ def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]
         while left or running:
             for slot in sorted(set(range(jobs)) - set(running))[: len(left)]:
                 run = left.pop(0)
-                own = {"CUDA_VISIBLE_DEVICES": ",".join(gpus_of(slot, jobs, found))} if found else {}
+                own = {"CUDA_VISIBLE_DEVICES": ",".join(gpus_of(slot, jobs, devices))} if devices else {}
                 with (logs / f"run-{run.index}.log").open("ab") as log:
                     process = subprocess.Popen(
                         [sys.executable, str(slurm.PROGRAMS / "run.py"), *run.arguments],
@@ -240,12 +240,12 @@ def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]
                 del running[slot]
                 index = run.index
                 ended += 1
-                told = f"[{ended}/{len(waiting)}] {run.title}"
+                line = f"[{ended}/{len(waiting)}] {run.title}"
                 if process.returncode:
                     failed[index] = process.returncode
-                    say(f"{told}: failed, {_last_line(logs / f'run-{index}.log')}")
+                    say(f"{line}: failed, {_last_line(logs / f'run-{index}.log')}")
                 else:
-                    say(f"{told}: done in {time.monotonic() - began:.0f} s")
+                    say(f"{line}: done in {time.monotonic() - began:.0f} s")
             time.sleep(0.1)
     finally:
         for _, process, _ in running.values():
@@ -311,7 +311,7 @@ def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> N
 
 def gather(runs: Sequence[Run], directory: Path) -> None:
     """Write the report of the finished runs."""
-    found = [
+    finished = [
         pages.SweepRun(
             factors=run.factors,
             directory=run.experiment.directory,
@@ -321,19 +321,19 @@ def gather(runs: Sequence[Run], directory: Path) -> None:
         for run in runs
         if (summary := verdict(run.experiment)) is not None
     ]
-    if not found:
+    if not finished:
         say("no run is finished: there is nothing to report")
         return
     inputs = {
         run.directory.name: artifact.read(
             run.directory / "report", kind=REPORT, schema_version=REPORT_VERSION
         ).digest
-        for run in found
+        for run in finished
     }
     with artifact.writing(
         directory / "report", kind=KIND, schema_version=VERSION, config={}, inputs=inputs
     ) as draft:
-        pages.build(directory.name, found, len(runs), draft.path)
+        pages.build(directory.name, finished, len(runs), draft.path)
     say(f"report: {directory / 'report' / 'report.html'}")
 
 
@@ -350,9 +350,9 @@ def sweep(arguments: Sequence[str]) -> int:
     runs = composed(expand(arguments))
     launcher = runs[0].experiment.launcher
     directory = directory_of(runs)
-    own = [text for text in arguments if not _OF_THE_SWEEP.match(text)]
+    run_arguments = [text for text in arguments if not _OF_THE_SWEEP.match(text)]
     if runs[0].experiment.dry_run:
-        preview(runs, directory, own)
+        preview(runs, directory, run_arguments)
         return 0
     if launcher.kind != "report":
         preconditions.require(run.experiment for run in runs if verdict(run.experiment) is None)
@@ -363,7 +363,7 @@ def sweep(arguments: Sequence[str]) -> int:
         say(f"{directory}: {len(runs)} runs" + (f", {done} of them finished" if done else ""))
         failed: dict[int, int] = {}
         if launcher.kind == "slurm" and waiting:
-            _submit(runs, waiting, directory, own)
+            _submit(runs, waiting, directory, run_arguments)
             return 0
         if launcher.kind == "local" and waiting:
             signal.signal(signal.SIGTERM, _interrupted)

@@ -116,11 +116,11 @@ def _settings(experiment: Experiment) -> tuple[Settings, str]:
 
 
 def _plan(experiment: Experiment) -> plans.Plan:
-    found = plans.read(experiment.directory / "plan")
+    plan = plans.read(experiment.directory / "plan")
     asked = plans.plan_config(experiment.insertion, experiment.shape)
-    if different := artifact.differences(found.manifest, config=asked, inputs=found.manifest.inputs):
+    if different := artifact.differences(plan.manifest, config=asked, inputs=plan.manifest.inputs):
         raise UserError(f"{experiment.directory / 'plan'} is another experiment's plan ({different[0]})")
-    return found
+    return plan
 
 
 def _evaluation(experiment: Experiment, plan: plans.Plan, facts: dict[str, Any], world: World) -> list[Hook]:

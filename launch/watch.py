@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _ours(host: str) -> bool:
-    """Whether a Host header names this machine: by an address, which no foreign page can claim, or by its name."""
+    """True if a Host header names this machine: by an address, which no foreign page can claim, or by its name."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     try:
         ip_address(name.strip("[]"))
@@ -108,7 +108,7 @@ def _ours(host: str) -> bool:
 
 
 def state(progress: Progress) -> str:
-    """What the run is doing, in a few words."""
+    """State of the run, in a few words."""
     run = progress.run
     steps, last = run.plan.shape.steps, {}
     for which in PAIR:
