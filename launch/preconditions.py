@@ -21,7 +21,7 @@ def missing(experiment: Experiment) -> list[str]:
 
     Nothing is read: names on the Hugging Face hub and the contents of files are checked by the stage that reads them.
     """
-    lines = []
+    lines: list[str] = []
     for name, (config, directory) in experiment.corpora.items():
         if not (directory / artifact.MANIFEST).is_file():
             lines += _of_corpus(name if name == MAIN else f"mixture.corpora.{name}", config)

@@ -113,7 +113,13 @@ def test_a_wheel_holds_every_file_of_the_packages(wheel):
 def test_a_wheel_is_enough_for_a_whole_run(wheel, tmp_path):
     """Every stage, started by the one name; then in a notebook. No file of the checkout is imported."""
     directory = foreign(tmp_path / "mine")
-    tiny = ["train.steps=8", "train.checkpoint_every=8", "insertion.doses=[0,1,2]", "insertion.max_share=0.9"]
+    tiny = [
+        "train.steps=8",
+        "optimizer.warmup_steps=2",
+        "train.checkpoint_every=8",
+        "insertion.doses=[0,1,2]",
+        "insertion.max_share=0.9",
+    ]
     small = ["train.sequence_length=128", "model.layers=1", "corpus.source.packages=false"]
     out = run(
         [*PALIMPSEST, "run", "+experiment=quickstart", "runtime.device=cpu", *tiny, *small],
