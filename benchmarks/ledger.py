@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.order import Order
 from palimpsest.data.tokens import TokenWriter
-from palimpsest.insertion.assemble import EXPOSURE_SCHEMA
+from palimpsest.insertion.exposures import EXPOSURE_SCHEMA
 from palimpsest.insertion.items import WORDING_SCHEMA, span_hash
 from palimpsest.insertion.ledger import Recorder
 from palimpsest.insertion.plan import Plan

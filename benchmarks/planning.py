@@ -48,9 +48,11 @@ def peak() -> float:
 def plan(directory: Path, windows: int, exposures: int) -> dict[str, float]:
     """Place and write; the figures."""
     from palimpsest.data.order import document_starts
-    from palimpsest.insertion import schedule
     from palimpsest.insertion.arms import Arm
-    from palimpsest.insertion.assemble import EXPOSURE_SCHEMA
+    from palimpsest.insertion.exposures import EXPOSURE_SCHEMA
+    from palimpsest.insertion.placement.intervals import intervals
+    from palimpsest.insertion.placement.offsets import locate
+    from palimpsest.insertion.placement.windows import place
 
     index = [
         np.load(directory / f"{name}.npy", mmap_mode="r")
@@ -64,7 +66,7 @@ def plan(directory: Path, windows: int, exposures: int) -> dict[str, float]:
     rng = np.random.default_rng(1)
     low, high, item, arm = [], [], [], []
     for number, one in enumerate(arms):
-        first, end = schedule.intervals(
+        first, end = intervals(
             one, items, steps=windows // BATCH, batch=BATCH, tokens_a_step=BATCH * LENGTH, rng=rng
         )
         low.append(first.ravel())
@@ -72,11 +74,11 @@ def plan(directory: Path, windows: int, exposures: int) -> dict[str, float]:
         item.append(np.repeat(np.arange(items) + number * items, one.dose))
         arm.append(np.full(items * one.dose, number))
     low, high, item, arm = (np.concatenate(parts) for parts in (low, high, item, arm))
-    position = schedule.place(low, high, slots=1, batch=BATCH, apart=np.full(len(low), -1), rng=rng)
+    position = place(low, high, slots=1, batch=BATCH, apart=np.full(len(low), -1), rng=rng)
     placed = time.perf_counter()
     ranked = np.argsort(position, kind="stable")
     lengths = np.random.default_rng(2).integers(20, 120, items * len(doses))
-    places = schedule.locate(
+    places = locate(
         arms,
         arm[ranked],
         position[ranked],

@@ -55,7 +55,7 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What an artefact is, what made it, from what, and what it contains."""
+    """Record of an artefact: its kind, settings, inputs, contents and origin."""
 
     kind: str
     """``corpus``, ``plan``, ``checkpoint``, ``scores``, ``audit``, ``report``."""
@@ -309,18 +309,18 @@ def verify(directory: Path, manifest: Manifest) -> None:
 
 
 def differences(manifest: Manifest, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
-    """What stands between an artefact and being reusable for ``config`` and ``inputs``; empty if nothing."""
-    found = []
+    """Differences that keep an artefact from being reused for ``config`` and ``inputs``; empty if nothing."""
+    lines = []
     for label, have, want in (
         ("setting", _flat(manifest.config), _flat(dict(config))),
         ("input", manifest.inputs, dict(inputs)),
     ):
         for key in sorted(have.keys() | want.keys()):
             if have.get(key) != want.get(key):
-                found.append(
+                lines.append(
                     f"{label} {key}: it was made with {have.get(key)!r}, asked for is {want.get(key)!r}"
                 )
-    return found
+    return lines
 
 
 def reuse(
@@ -334,8 +334,8 @@ def reuse(
     if not (directory / MANIFEST).is_file():
         return None, []
     manifest = read(directory, kind=kind, schema_version=schema_version)
-    found = differences(manifest, config=config, inputs=inputs)
-    return (None, found) if found else (manifest, [])
+    lines = differences(manifest, config=config, inputs=inputs)
+    return (None, lines) if lines else (manifest, [])
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

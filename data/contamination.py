@@ -1,4 +1,4 @@
-"""Whether texts are in the tokenized corpus already: exact n-gram counts, in one pass over the token file."""
+"""Overlap of texts with the tokenized corpus: exact n-gram counts, in one pass over the token file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _hashes(tokens: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
 def ngram_counts(
     prefix: Path, spans: Sequence[npt.NDArray[np.int32]], *, n: int
 ) -> list[npt.NDArray[np.int64]]:
-    """How often each n-gram of each span occurs in a corpus.
+    """Count the occurrences of each n-gram of each span in a corpus.
 
     The whole token file is read once, a block at a time; n-grams are compared by 64-bit hashes (a false match among
     10^12 corpus n-grams and 10^6 wanted ones has probability 0.05). N-grams may cross document ends.
@@ -64,7 +64,7 @@ def ngram_counts(
     """
     hashed = [_hashes(np.asarray(span).astype(np.uint64), n) for span in spans]
     wanted = np.unique(np.concatenate([*hashed, np.empty(0, dtype=np.uint64)]))
-    found = np.zeros(len(wanted) + 1, dtype=np.int64)
+    totals = np.zeros(len(wanted) + 1, dtype=np.int64)
     tokens = read_tokens(prefix)
     sieve = np.zeros(_SIEVE, dtype=np.bool_)
     sieve[wanted & np.uint64(_SIEVE - 1)] = True
@@ -75,8 +75,8 @@ def ngram_counts(
             place = np.searchsorted(wanted, block)
             place[place == len(wanted)] = 0
             hit = wanted[place] == block
-            found += np.bincount(place[hit], minlength=len(found))
-    return [found[np.searchsorted(wanted, grams)] for grams in hashed]
+            totals += np.bincount(place[hit], minlength=len(totals))
+    return [totals[np.searchsorted(wanted, grams)] for grams in hashed]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +119,7 @@ class Finder:
         grams: list[npt.NDArray[np.int64]] = []
         owner: list[int] = []
         self.skipped = np.array([len(span) < rule.skip_below for span in spans], dtype=bool)
-        """Which texts are too short to look for: (S,) bool."""
+        """Flags of the texts that are too short to look for: (S,) bool."""
         for number, span in enumerate(spans):
             size, stride = len(span), 1
             if size > rule.exact_up_to:
@@ -137,7 +137,7 @@ class Finder:
     def find(
         self, ids: npt.NDArray[np.integer], ends: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where the texts occur inside documents.
+        """Find the places of the texts inside documents.
 
         Args:
             ids: documents back to back, (T,).
@@ -179,7 +179,7 @@ def _holding(
 
 
 def ngram_places(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[npt.NDArray[np.int64]]:
-    """Where in the token file each span occurs, exactly.
+    """Find every exact occurrence of each span in the token file.
 
     Args:
         prefix: of the token files.
@@ -189,7 +189,7 @@ def ngram_places(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[n
         For each span, the ascending places of its first token.
     """
     tokens = read_tokens(prefix)
-    found: list[list[npt.NDArray[np.int64]]] = [[] for _ in spans]
+    places_of: list[list[npt.NDArray[np.int64]]] = [[] for _ in spans]
     for n in sorted({len(span) for span in spans}):
         rows = [row for row, span in enumerate(spans) if len(span) == n]
         wanted = np.concatenate([_hashes(np.asarray(spans[row]).astype(np.uint64), n) for row in rows])
@@ -200,5 +200,5 @@ def ngram_places(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[n
             for row, value in zip(rows, wanted, strict=True):
                 some = at[hashed[at] == value]
                 same = (block[some[:, None] + np.arange(n)] == spans[row]).all(axis=1)
-                found[row].append(some[same].astype(np.int64) + start)
-    return [np.concatenate([*places, np.empty(0, dtype=np.int64)]) for places in found]
+                places_of[row].append(some[same].astype(np.int64) + start)
+    return [np.concatenate([*places, np.empty(0, dtype=np.int64)]) for places in places_of]

@@ -22,7 +22,7 @@ _PROBES = (
     "I'll WE'VE don’t 12345678 3.14159 __init__(self) -> None: // http://a.b/c?d=e&f",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 4,
 )
-"""Where pre-tokenizers are known to differ."""
+"""Texts on which pre-tokenizers are known to differ."""
 
 Flat = tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]
 
@@ -56,7 +56,7 @@ class Encoder:
 
 
 def choose(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[str, str]:
-    """Which library to encode a corpus with.
+    """Choose the library to encode a corpus with.
 
     Args:
         tokenizer: the tokenizer.
@@ -79,7 +79,7 @@ def choose(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[str, str]:
 
 
 def disagreement(fast: Encoder, tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:
-    """What is wrong with an encoder's ids of some texts; None if nothing is."""
+    """First disagreement of an encoder's ids with the reference on some texts; None if there is none."""
     try:
         ids, lengths = fast.encode(texts)
     except Exception as error:  # noqa: BLE001  a library that fails on a sample is not used, and the manifest says so

@@ -22,7 +22,7 @@ class Piece:
     position: int
     """Of the window."""
     offset: int
-    """Where it begins in the window, in tokens."""
+    """First token in the window."""
     end: int
     """The first token after it."""
     document: int
@@ -45,7 +45,7 @@ def verify(corpus: Path) -> None:
 
 
 def pieces(order: Windows, corpora: Sequence[Path], tokenizer: Tokenizer, positions: range) -> list[Piece]:
-    """What windows are made of, piece by piece, as the corpora have it (before any insertion).
+    """Source documents of windows, piece by piece, as the corpora have them (before any insertion).
 
     Args:
         order: of the corpora.
@@ -53,22 +53,22 @@ def pieces(order: Windows, corpora: Sequence[Path], tokenizer: Tokenizer, positi
         tokenizer: their tokenizer.
         positions: of the windows.
     """
-    found = []
+    pieces = []
     for position in positions:
         corpus, own, inside = order.locate(position)
         window = own.window(inside)
         # A document that begins with the window's last token, which the next window predicts from, is listed, too.
         for document, start, stop in own.documents(inside):
             if stop > start:
-                found.append((position, start, stop, corpus, document, tokenizer.decode(window[start:stop])))
+                pieces.append((position, start, stop, corpus, document, tokenizer.decode(window[start:stop])))
     rows = {
         (corpus, document): row
         for corpus, place in enumerate(corpora)
-        for document, row in _rows(place, sorted({f[4] for f in found if f[3] == corpus})).items()
+        for document, row in _rows(place, sorted({f[4] for f in pieces if f[3] == corpus})).items()
     }
     return [
         Piece(position, start, stop, document, *rows[corpus, document], text)
-        for position, start, stop, corpus, document, text in found
+        for position, start, stop, corpus, document, text in pieces
     ]
 
 

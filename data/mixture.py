@@ -37,10 +37,10 @@ class MixturePhase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixtureConfig:
-    """What is read besides ``corpus``, and when."""
+    """Settings of the corpora that are read besides ``corpus``, by phase."""
 
     epochs: int = 1
-    """How many times a corpus may be read, each time in another order; a run that needs more is refused."""
+    """Number of times that a corpus may be read, each time in another order; a run that needs more is refused."""
     corpora: Mapping[str, CorpusConfig] = field(default_factory=dict)
     """More corpora by name. They are tokenized with the tokenizer of ``corpus``."""
     phases: tuple[MixturePhase, ...] = ()
@@ -76,7 +76,7 @@ class MixtureConfig:
 
     @property
     def plain(self) -> bool:
-        """Whether it is no mixture: one epoch of ``corpus``."""
+        """True for one epoch of ``corpus``, without a mixture."""
         return self.epochs == 1 and not self.phases
 
     def stretches(self, steps: int, batch: int) -> list[Phase]:
@@ -109,13 +109,13 @@ class Phase:
     """A stretch of training with one blend."""
 
     windows: int
-    """How many windows it lasts."""
+    """Number of windows."""
     weights: tuple[float, ...]
     """Of each corpus, in any unit; 0 leaves it out."""
 
 
 def blend(weights: Sequence[float], windows: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
-    """Which corpus each position is from, int16 (windows,), and which of its windows, int64 (windows,).
+    """Assign positions to corpora, int16 (windows,), and to their windows, int64 (windows,).
 
     Equal to megatron-core's ``BlendedDataset`` of the same weights.
 
@@ -174,9 +174,9 @@ class Mixture:
                     "prepare more text"
                 )
         self.corpus = np.concatenate(corpora)
-        """Which corpus each position is from: (positions,) int16."""
+        """Number of the corpus of each position: (positions,) int16."""
         self.windows = np.concatenate(windows)
-        """Which window of that corpus, counted through its epochs: (positions,) int64."""
+        """Window of that corpus, counted through its epochs: (positions,) int64."""
 
     def _phase(self, number: int, phase: Phase) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
         weights = np.asarray(phase.weights, dtype=np.float64)
@@ -214,7 +214,7 @@ class Mixture:
         return json_digest([[[order.identity for order in epochs] for epochs in self._epochs], phases])
 
     def verify(self) -> list[str]:
-        """What is wrong with the index arrays of any of the orders; see ``Order.verify``."""
+        """Faults in the index arrays of any of the orders; see ``Order.verify``."""
         return [
             f"{order.prefix}: {line}"
             for epochs in self._epochs
@@ -246,7 +246,7 @@ class Mixture:
     def boundaries(
         self, positions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where documents start inside windows; see ``Order.boundaries``."""
+        """Document starts inside windows; see ``Order.boundaries``."""
         corpora, windows = self.corpus[positions], self.windows[positions]
         counts = np.zeros(len(positions), dtype=np.int64)
         rows, starts = [], []
@@ -265,7 +265,7 @@ class Mixture:
 
 
 Windows = Order | Mixture
-"""What training reads, before any insertion."""
+"""Windows in training order, before any insertion."""
 
 
 def digest_of(digests: Sequence[str]) -> str:

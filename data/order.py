@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _TokenizerFacts:
-    """What megatron-core's datasets ask of a tokenizer."""
+    """Attributes of a tokenizer that megatron-core's datasets read."""
 
     vocab_size: int
     eod: int
@@ -207,7 +207,7 @@ class Order:
     def boundaries(
         self, positions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where documents start inside windows, from the index arrays alone (no token is read).
+        """Document starts inside windows, from the index arrays alone (no token is read).
 
         Args:
             positions: (N,) sample indices.
@@ -233,7 +233,7 @@ def document_starts(
     document_index: npt.NDArray[np.int32],
     lengths: npt.NDArray[np.int32],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where documents start inside windows; see ``Order.boundaries``.
+    """Document starts inside windows; see ``Order.boundaries``.
 
     The indices of a 500B-token corpus are many gigabytes. They are read in ascending order, some at a time, and the
     pages are handed back in between: reading them at random would fault in a page for every number.

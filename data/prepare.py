@@ -140,7 +140,7 @@ def prepare_share(
 
 
 def work_directory(directory: Path) -> Path:
-    """Where the finished shards of a corpus lie until it is put together."""
+    """Directory of the finished shards of a corpus until it is put together."""
     return directory.with_name(f".{directory.name}.work")
 
 
@@ -170,8 +170,8 @@ def _stats(config: CorpusConfig) -> dict[str, list[int]]:
     """Path -> size in bytes and time of change in ns of each input file."""
     if config.source.kind not in sources.FILE_KINDS:
         return {}
-    found = {str(path): path.stat() for path in sources.files(config.source)}
-    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in found.items()}
+    stats = {str(path): path.stat() for path in sources.files(config.source)}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
 
 
 def _recall(path: Path, config: CorpusConfig) -> list[Part] | None:
@@ -223,7 +223,7 @@ def _reusable(
 
 
 def _check_sizes(directory: Path, manifest: Manifest) -> None:
-    """What can be checked of a finished corpus without reading all of it."""
+    """Check what can be checked of a finished corpus without reading all of it."""
     facts = manifest.facts
     try:
         tokens.check(directory / TRAIN, facts["vocab_size"])
@@ -233,11 +233,11 @@ def _check_sizes(directory: Path, manifest: Manifest) -> None:
             if not path.is_file():
                 raise UserError(f"{path} is missing; prepare the corpus again")
             try:
-                found = pq.read_metadata(path).num_rows
+                stored_rows = pq.read_metadata(path).num_rows
             except pa.ArrowException as error:
                 raise UserError(f"{path} is damaged ({error}); prepare the corpus again") from None
-            if found != rows:
-                raise UserError(f"{path} has {found} rows, not {rows}; prepare the corpus again")
+            if stored_rows != rows:
+                raise UserError(f"{path} has {stored_rows} rows, not {rows}; prepare the corpus again")
     except UserError as error:
         raise UserError(f"{error} (delete {directory} first)") from None
 

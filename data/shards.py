@@ -61,7 +61,7 @@ _SAMPLED = 16  # shards that the sample for the choice of the encoder comes from
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusConfig:
-    """What a corpus is made of."""
+    """Settings of a corpus: source, filters, tokenizer, held-out text."""
 
     source: SourceConfig
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -148,7 +148,7 @@ def _make(
 
 
 def finished(work: Work, step: str, number: int) -> bool:
-    """Whether a shard of a step was finished, from whatever inputs."""
+    """True if a shard of a step was finished, from whatever inputs."""
     return (work.shard(step, number) / artifact.MANIFEST).is_file()
 
 
@@ -240,7 +240,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def read_counts(work: Work) -> list[Counter[str]]:
-    """What each shard counted while it was read."""
+    """Counts of each shard, taken while it was read."""
     kind = f"corpus {READ}"
     shards = range(len(work.shards))
     return [

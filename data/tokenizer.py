@@ -24,7 +24,7 @@ _SMALLEST = 257  # the 256 bytes and the end-of-document token
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
-    """Where the tokenizer comes from."""
+    """Settings of the tokenizer: trained here, or from a file."""
 
     kind: str = "train"
     """``train`` on the corpus, a ``file``, or a name on the Hugging Face ``hub``."""
@@ -87,14 +87,14 @@ class Tokenizer:
     digest: str
     """128-bit BLAKE2b (hex) of the text that ``save`` writes: ``file_digest`` of the saved file."""
     backend: tokenizers.Tokenizer
-    """What encodes; its settings must stay as they are."""
+    """The library's encoder; its settings must stay as they are."""
 
     def __init__(self, backend: tokenizers.Tokenizer, eod: str = DEFAULT_EOD) -> None:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        found = backend.token_to_id(eod)
-        if found is None:
+        eod_id = backend.token_to_id(eod)
+        if eod_id is None:
             special = [t.content for _, t in sorted(backend.get_added_tokens_decoder().items()) if t.special]
             known = ", ".join(special) if special else "none"
             raise UserError(
@@ -102,7 +102,7 @@ class Tokenizer:
             )
         self.backend = backend
         self._text = backend.to_str(pretty=True)
-        self.eod = int(found)
+        self.eod = int(eod_id)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.digest = hashlib.blake2b(self._text.encode(), digest_size=16).hexdigest()
 

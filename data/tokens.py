@@ -264,7 +264,7 @@ def read_tokens(prefix: Path) -> npt.NDArray[Any]:
 
 
 def document_offsets(prefix: Path) -> npt.NDArray[np.int64]:
-    """Where each document of any Megatron or gpt-neox token file begins, and the end: int64 (D + 1,), in tokens.
+    """First token of each document of any Megatron or gpt-neox token file, and the end: int64 (D + 1,).
 
     Documents of several sequences are taken as one.
 

@@ -1,1 +1,1 @@
-"""What goes in, how often, where and when - and the proof."""
+"""Items, design, placement, plan, overlay, ledger and audit of the insertions."""

@@ -1,77 +1,15 @@
-"""Arms: what a treatment consists of, and the product of the factors that an experiment varies."""
+"""Arms: the treatments of a design, and the product of the factors that an experiment varies."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from palimpsest.data.errors import UserError, nearest
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Phase:
-    """The part of training in which exposures fall: a range, or a list of steps."""
-
-    unit: Literal["fraction", "step", "token"] = "fraction"
-    """Of ``start`` and ``end``."""
-    start: float = 0.0
-    end: float = 1.0
-    """Exclusive."""
-    at: tuple[int, ...] = ()
-    """Explicit steps instead of a range; exposure k of an item falls into the k-th of them."""
-
-    def __post_init__(self) -> None:
-        if self.at:
-            if list(self.at) != sorted(set(self.at)) or min(self.at) < 0:
-                raise UserError(f"insertion.phase: at={list(self.at)} must be different steps, ascending")
-            return
-        if not 0 <= self.start < self.end or (self.unit == "fraction" and self.end > 1):
-            raise UserError(
-                f"insertion.phase: start={self.start}, end={self.end} ({self.unit}) must have 0 <= start < end"
-                + (" <= 1" if self.unit == "fraction" else "")
-            )
-
-    def steps(self, steps: int, tokens_a_step: int, begin: int = 0) -> tuple[int, int]:
-        """First and end step of the range in a run.
-
-        Args:
-            steps: of the run, with those before ``begin``.
-            tokens_a_step: for a phase in tokens.
-            begin: step that the run goes on from; fractions are of the steps that follow, steps and tokens are counted
-                from the very first.
-
-        Raises:
-            UserError: if it begins before the run or ends after it, or holds no step.
-        """
-        if self.at:
-            first, end = self.at[0], self.at[-1] + 1
-        elif self.unit == "fraction":
-            first, end = (begin + round(share * (steps - begin)) for share in (self.start, self.end))
-        else:
-            size = 1 if self.unit == "step" else tokens_a_step
-            first, end = int(self.start // size), int(-(-self.end // size))
-        if first < begin:
-            raise UserError(
-                f"insertion.phase {self} begins at step {first}, but the run goes on from step {begin} "
-                "(train.start_from); steps are counted from the very first"
-            )
-        if end > steps:
-            raise UserError(f"insertion.phase {self} ends at step {end}, but the run has train.steps={steps}")
-        if first >= end:
-            raise UserError(f"insertion.phase {self} holds no step of a run of train.steps={steps}")
-        return first, end
-
-    def __str__(self) -> str:
-        if self.at:
-            shown = ", ".join(map(str, self.at[:3])) + (", ..." if len(self.at) > 3 else "")
-            return f"steps {shown}"
-        return (
-            f"{self.start:g}-{self.end:g}" + {"fraction": "", "step": " steps", "token": " tokens"}[self.unit]
-        )
-
+from palimpsest.insertion.phases import Phase
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "spacing": (r"uniform", r"even", r"massed:\d+", r"expanding"),
@@ -90,19 +28,19 @@ class Arm:
 
     dose: int
     """Times that an item is inserted."""
-    phase: Phase = Phase()
-    """When."""
+    phase: Phase = field(default_factory=Phase)
+    """The part of training in which the exposures fall."""
     spacing: str = "uniform"
-    """How the exposures of an item are spread over the phase: ``uniform`` at random; ``even``, equal gaps;
+    """Spread of an item's exposures over the phase: ``uniform`` at random; ``even``, equal gaps;
     ``massed:K``, all within K consecutive steps; ``expanding``, each gap twice the one before."""
     last_exposure_within: int = 0
     """N > 0: the last exposure falls into the last N steps of the phase whatever the spacing, so
     that how long ago it was does not differ between spacings."""
     position: str = "boundary"
-    """Where in the window: at a document's start (``boundary``), at the window's ``start``, at a uniform ``token``,
+    """Place in the window: at a document's start (``boundary``), at the window's ``start``, at a uniform ``token``,
     where a ``sentence`` or a ``word`` begins, or at ``offset:N`` or in ``offset:N-M`` (tokens)."""
     displace: str = "tail"
-    """Which corpus tokens give way: the window's ``tail``; some at both ends (``around``); or those whose place is
+    """Corpus tokens that give way: the window's ``tail``; some at both ends (``around``); or those whose place is
     taken (``overwrite``)."""
     frame: str = "document"
     """``document``: between end-of-document tokens; ``inline``: in the middle of the host's text."""
@@ -169,136 +107,5 @@ def product(doses: tuple[int, ...], factors: Mapping[str, tuple[Any, ...]]) -> l
     return arms
 
 
-FACTORS = tuple(field.name for field in fields(Arm) if field.name not in ("dose", "last_exposure_within"))
-"""What can vary besides the dose."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NamedArm:
-    """An arm that is no cell of the product. What is not given here, ``insertion``'s factors say."""
-
-    dose: int
-    items: int | tuple[str, ...]
-    """Number of items of each family, drawn at random; or which ones: ``0-39`` (by number, both ends included), ``7``,
-    or an id."""
-    phase: Phase | None = None
-    spacing: str | None = None
-    position: str | None = None
-    displace: str | None = None
-    frame: str | None = None
-    wording: str | None = None
-    batch: str | None = None
-    loss: str | None = None
-
-    def __post_init__(self) -> None:
-        listed = isinstance(self.items, tuple)
-        if (listed and not self.items) or (isinstance(self.items, int) and self.items < 1):
-            raise UserError(f"insertion.named_arms: items={self.items} holds no item")
-
-    def arm(self, factors: Mapping[str, tuple[Any, ...]], name: str) -> Arm:
-        """The treatment.
-
-        Args:
-            factors: levels of each factor, of which there must be one where this arm does not give its own.
-            name: of the arm, for messages.
-        """
-        if not self.dose:
-            return Arm(dose=0)
-        chosen = {}
-        for factor, levels in factors.items():
-            own = getattr(self, factor)
-            if own is None and len(levels) != 1:
-                raise UserError(
-                    f"insertion.named_arms.{name} says no {factor}, and insertion.{factor} has {len(levels)} levels; "
-                    "named arms are not crossed with factors: give one level"
-                )
-            chosen[factor] = levels[0] if own is None else own
-        return Arm(dose=self.dose, **chosen)
-
-    def chosen(self, ids: Sequence[str]) -> list[int] | None:
-        """Numbers of the family's items that are listed; None if they are drawn at random.
-
-        Raises:
-            UserError: for an item that is not there.
-        """
-        if isinstance(self.items, int):
-            return None
-        found: list[int] = []
-        for entry in self.items:
-            if span := self._span(entry):
-                found += span
-            elif entry in ids:
-                found.append(ids.index(entry))
-            else:
-                raise UserError(f"insertion.named_arms: there is no item '{entry}'{nearest(entry, ids)}")
-        if max(found) >= len(ids):
-            raise UserError(
-                f"insertion.named_arms: there is no item number {max(found)}; the last is {len(ids) - 1}"
-            )
-        return found
-
-    @property
-    def drawn(self) -> int:
-        """Items of each family that are randomly assigned."""
-        return self.items if isinstance(self.items, int) else 0
-
-    @property
-    def size(self) -> int:
-        """Items of each family, randomly assigned or listed."""
-        return (
-            self.items
-            if isinstance(self.items, int)
-            else sum(len(self._span(entry)) or 1 for entry in self.items)
-        )
-
-    @property
-    def reach(self) -> int:
-        """How many items a family must have for those that are listed by number."""
-        listed = () if isinstance(self.items, int) else self.items
-        return max((self._span(entry).stop for entry in listed), default=0)
-
-    @staticmethod
-    def _span(entry: str) -> range:
-        """The numbers that an entry means; none for an id."""
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", entry)
-        return range(0) if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
-
-
-Counts = int | str | tuple[int, ...]
-"""Items of a dose: one number for all doses, one for each, or ``hubble:N``."""
-
-_HUBBLE = (10, 10, 5, 2, 1)
-
-
-def items_of_doses(counts: Counts, doses: Sequence[int]) -> dict[int, int]:
-    """Dose -> items of a family in each of its arms, ascending by dose.
-
-    ``hubble:N`` is the grid of Hubble (Wei et al., 2025): N items, of which half (rounded down) are never inserted, and
-    the others are shared among the five other doses, ascending, as 10:10:5:2:1 (largest remainders).
-
-    Raises:
-        UserError: for counts that do not fit the doses.
-    """
-    told = f"insertion.items_per_dose={list(counts) if isinstance(counts, tuple) else counts}"
-    if isinstance(counts, str):
-        found = re.fullmatch(r"hubble:(\d+)", counts)
-        if found is None:
-            raise UserError(f"{told}: give a number, a list with one for each dose, or hubble:N")
-        if len(doses) != 1 + len(_HUBBLE):
-            raise UserError(f"{told} is a grid of {1 + len(_HUBBLE)} doses; insertion.doses={list(doses)}")
-        total = int(found[1])
-        shares = (total // 2, *_shared(total - total // 2, _HUBBLE))
-        return dict(zip(sorted(doses), shares, strict=True))
-    if isinstance(counts, tuple) and len(counts) != len(doses):
-        raise UserError(f"{told} must be one number, or one for each of insertion.doses={list(doses)}")
-    each = (counts,) * len(doses) if isinstance(counts, int) else counts
-    return dict(sorted(zip(doses, each, strict=True)))
-
-
-def _shared(total: int, ratio: tuple[int, ...]) -> list[int]:
-    """A total in whole numbers as close to a ratio as can be: largest remainders, the first of equal ones."""
-    parts = [divmod(total * weight, sum(ratio)) for weight in ratio]
-    shares = [whole for whole, _ in parts]
-    for k in sorted(range(len(ratio)), key=lambda k: -parts[k][1])[: total - sum(shares)]:
-        shares[k] += 1
-    return shares
+FACTORS = tuple(one.name for one in fields(Arm) if one.name not in ("dose", "last_exposure_within"))
+"""Names of the factors besides the dose."""

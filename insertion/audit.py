@@ -112,7 +112,7 @@ def audit(
 
 
 def _skipped(plan: Plan, perturbed: Ledger, twin: Ledger | None) -> tuple[list[str], str]:
-    """What steps that taught the model nothing mean for the comparison, and what is to be said of them.
+    """Check that steps without an update (skipped: not finite) leave the comparison intact.
 
     One without exposures does no harm if the twin skipped it, too.
     """
@@ -144,7 +144,7 @@ def _where(position: int, batch: int) -> str:
 
 
 def _plan_faults(plan: Plan, tokenizer: Tokenizer) -> list[str]:
-    """What in the plan's tables contradicts something else in them."""
+    """Contradictions inside the plan's tables, one line each."""
     wrong = []
     wordings = plan.wordings
     names = plan.items["item_id"].to_list()
@@ -309,7 +309,7 @@ def _expected(
 
 
 def _counted(text: list[int], loss: int) -> list[bool]:
-    """Which tokens of an item count."""
+    """Flags of an item's tokens whose losses count."""
     if loss == 1 or not loss or len(text) <= CONTEXT:
         return [loss != 1] * len(text)
     tokens = np.array(text, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Which item gets which arm: complete randomisation inside strata, with exact counts."""
+"""Assignment of items to arms: complete randomisation inside strata, with exact counts."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def balance(
     permutations: int = 2000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Whether the arms differ in what was measured before the treatment.
+    """Balance of the arms in covariates measured before the treatment.
 
     For every covariate: the largest standardised difference of an arm's mean from dose 0's within strata, and the
     permutation p of the variance between arms (arms permuted inside strata); and for all of them together the p of the
@@ -152,9 +152,9 @@ def balance(
         for name in np.unique(names):
             members = np.flatnonzero(names == name)
             shuffled[:, members] = rng.permuted(shuffled[:, members], axis=1)
-        found = between(shuffled).var(-1)
-        found = np.concatenate([found, found.sum(0, keepdims=True)])
-        reached += (found >= observed[:, None] - 1e-12).sum(1)
+        permuted = between(shuffled).var(-1)
+        permuted = np.concatenate([permuted, permuted.sum(0, keepdims=True)])
+        reached += (permuted >= observed[:, None] - 1e-12).sum(1)
     p = reached / (permutations + 1)
     return [
         {"covariate": covariate, "largest_standardised_difference": float(difference), "p": float(one)}

@@ -1,4 +1,4 @@
-"""What a plan will do, in words: a summary, one item's exposures, one step's windows; and a family's items."""
+"""A plan in words: a summary, one item's exposures, one step's windows; and a family's items."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _exposures(
 def step(
     plan: Plan, number: int, order: Windows, tokenizer: Tokenizer, corpora: Sequence[Path]
 ) -> Iterator[str]:
-    """What the model sees in a step: for every row its documents and what is inserted.
+    """Contents of a step's windows: for every row its documents and its insertions.
 
     Args:
         plan: the plan.

@@ -1,4 +1,4 @@
-"""What other tools read and write: the perturbed corpus written out, and their insertions read in.
+"""Exchange with other tools: the perturbed corpus written out, and their insertions read in.
 
 A copy of the token files holds every changed window in its place. Neighbouring windows share a token (the last of one
 is the first of the next), and a copy has it once: where the two differ, a token of an exposure wins, otherwise the
@@ -22,9 +22,9 @@ import polars as pl
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Windows
 from palimpsest.data.tokens import bin_path, idx_path, read_tokens
-from palimpsest.insertion import placements
 from palimpsest.insertion.families import files, table
 from palimpsest.insertion.interventions import Layout
+from palimpsest.insertion.placement import explicit
 from palimpsest.insertion.plan import Plan
 
 EXCEPTION_SCHEMA = pl.Schema(
@@ -103,7 +103,7 @@ class Foreign:
     rows: list[dict[str, Any]]
     """For the family ``table``, one an item: those that were inserted, in the order of the files, then the others."""
     placements: pl.DataFrame
-    """``placements.SCHEMA``."""
+    """``explicit.SCHEMA``."""
     displace: str
     """``around`` or ``overwrite`` as a ledger says; ``tail`` where places are drawn here."""
 
@@ -140,7 +140,7 @@ def read_duplicated(documents: Sequence[Path], never: Sequence[Path], ledger: Pa
         places, displace = _read_ledger(ledger, texts)
         return Foreign(rows, places, displace)
     ids = [item_id(text) for found in texts.values() for text in found]
-    return Foreign(rows, pl.DataFrame([{"item_id": one} for one in ids], schema=placements.SCHEMA), "tail")
+    return Foreign(rows, pl.DataFrame([{"item_id": one} for one in ids], schema=explicit.SCHEMA), "tail")
 
 
 def _texts(path: Path) -> list[str]:
@@ -180,7 +180,7 @@ def _read_ledger(ledger: Path, texts: Mapping[str, list[str]]) -> tuple[pl.DataF
     if len(kinds) > 1:
         raise UserError(f"{ledger} mixes insertions that shift with ones that overwrite")
     found = pl.DataFrame([row | {"item_id": item_id(row["text"])} for row in rows])
-    places = found.select(placements.SCHEMA.keys()).cast(placements.SCHEMA)
+    places = found.select(explicit.SCHEMA.keys()).cast(explicit.SCHEMA)
     return places, "overwrite" if kinds == {True} else "around"
 
 

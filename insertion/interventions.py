@@ -22,8 +22,8 @@ from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Windows
 from palimpsest.data.order import Order
 from palimpsest.data.tokenizer import Tokenizer
-from palimpsest.insertion.arms import Phase
 from palimpsest.insertion.overlay import Edits
+from palimpsest.insertion.phases import Phase
 
 Integers = npt.NDArray[np.int64]
 
@@ -46,7 +46,7 @@ is null, stay, and their losses count ``weight`` times; 0: not at all."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervention:
-    """What is done to all places of the corpus that match."""
+    """One change to all places of the corpus that match."""
 
     kind: Literal["replace", "remove", "mask", "reweight"]
     """``replace``: other tokens in the place of the text; ``remove``: held-out text in the place of every document that
@@ -59,7 +59,7 @@ class Intervention:
     weight: float | None = None
     """For ``reweight``: above 0, and not 1."""
     phase: Phase = field(default_factory=Phase)
-    """When; windows outside are left as they are."""
+    """The part of training in which it applies; windows outside are left as they are."""
 
     def __post_init__(self) -> None:
         if not self.find or not all(self.find):
@@ -82,7 +82,7 @@ class Intervention:
 
     @property
     def loss(self) -> float:
-        """How much the losses of its tokens count."""
+        """Weight of the losses of its tokens."""
         return 0.0 if self.kind == "mask" else 1.0 if self.weight is None else self.weight
 
 
@@ -217,7 +217,7 @@ def _apart(starts: list[int], lengths: list[int]) -> tuple[list[int], list[int]]
 
 
 class Layout:
-    """Where the tokens of the token file lie in the windows of the order.
+    """Map between the tokens of the token file and the windows of the order.
 
     Raises:
         UserError: if several corpora or epochs are read.
@@ -247,25 +247,25 @@ class Layout:
 
     def document(self, token: Integers) -> Integers:
         """The document that a token of the file belongs to."""
-        found: Integers = np.searchsorted(self.first, token, side="right") - 1
-        return found
+        row: Integers = np.searchsorted(self.first, token, side="right") - 1
+        return row
 
     def extent(self, document: int) -> tuple[int, int]:
         """First token of a document in the file, and its tokens without the end-of-document token."""
         return int(self.first[document]), int(self.tokens_of[document]) - 1
 
     def window(self, position: int) -> Integers:
-        """Where a window's tokens lie in the file: (L + 1,)."""
+        """Places of a window's tokens in the file: (L + 1,)."""
         stream = self.samples[position] * self.sequence_length + np.arange(self.sequence_length + 1)
         document = self.documents[np.searchsorted(self.ends, stream, side="right")]
-        found: Integers = self.first[document] + stream - self.in_stream[document]
-        return found
+        places: Integers = self.first[document] + stream - self.in_stream[document]
+        return places
 
     def neighbours(self, position: int) -> list[int]:
         """A window and those that share a token with it: positions, also beyond a run's end."""
         sample = self.samples[position]
         near = np.arange(max(sample - 1, 0), min(sample + 2, len(self.samples)))
-        return [int(found) for found in self.position_of[near]]
+        return [int(at) for at in self.position_of[near]]
 
     def pieces(self, start: Integers, length: Integers) -> tuple[Integers, Integers, Integers, Integers]:
         """Spans of the file as pieces of windows.

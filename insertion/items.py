@@ -23,12 +23,12 @@ class Probe:
     prompt: str
     """Context; empty for a text that is scored whole."""
     target: str
-    """What is scored."""
+    """Text whose tokens are scored."""
     name: str = ""
-    """What is asked, such as ``birth_city given name``. An item's probes of one kind and name belong together: the
-    choices of one question, the foils of one comparison. Where an item is asked the same several times, `` #`` and
-    which one follow (``hops 2 #0``); metrics are told apart by what stands before. ``X ~ CHANGE`` is the question
-    ``X`` of the same item, changed (``puzzle ~ leaf changed``)."""
+    """Name of the question, such as ``birth_city given name``. An item's probes of one kind and name belong
+    together: the choices of one question, the foils of one comparison. Where an item is asked the same several times,
+    `` #`` and a number follow (``hops 2 #0``); metrics are told apart by the part before. ``X ~ CHANGE`` is the
+    question ``X`` of the same item, changed (``puzzle ~ leaf changed``)."""
     correct: bool = True
     """False for a wrong answer, a decoy or a foil, drawn like what is inserted, and never inserted (or as often
     as the right answer, where the family says so)."""
@@ -58,7 +58,7 @@ class Item:
     """The verbatim wording."""
     probes: tuple[Probe, ...]
     provenance: str
-    """Where the text comes from: a generator with its seed, or a document."""
+    """Origin of the text: a generator with its seed, or a document."""
     paraphrases: tuple[str, ...] = ()
     """Other wordings."""
     stratum: str = ""

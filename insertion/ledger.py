@@ -41,7 +41,7 @@ EXPOSURE_SCHEMA = pl.Schema(
         "hash": pl.UInt64(),
     }
 )
-"""One row a consumed exposure: the hash is of the tokens found in the batch."""
+"""One row a consumed exposure: the hash is of the tokens span_digest in the batch."""
 
 
 def window_digest(
@@ -122,12 +122,12 @@ class Recorder:
         self._check_edits(position, window, mask)
         for span in self._planned.spans(position):
             end = span.offset + span.length
-            found = span_hash(window[span.offset : end])
+            span_digest = span_hash(window[span.offset : end])
             where = (
                 f"item {self._ids[span.item]}, step {position // self.global_batch_size}, rank {self.rank}, "
                 f"row {position % self.global_batch_size}, offset {span.offset}"
             )
-            if found != self._hashes[span.wording]:
+            if span_digest != self._hashes[span.wording]:
                 raise PlanViolation(f"planned tokens are not in the batch: {where}; no step was taken")
             if not self._planned.framed(span, window):
                 raise PlanViolation(
@@ -141,7 +141,7 @@ class Recorder:
                 raise PlanViolation(
                     f"the loss is {off} on planned tokens where the plan says otherwise: {where}; no step was taken"
                 )
-            self._exposures.append((position, self._ids[span.item], span.offset, span.length, found))
+            self._exposures.append((position, self._ids[span.item], span.offset, span.length, span_digest))
 
     def _check_edits(
         self, position: int, window: npt.NDArray[np.int64], mask: npt.NDArray[np.float32]

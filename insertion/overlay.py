@@ -38,7 +38,7 @@ class Edits:
     ends: Integers
     """(E + 1,) where each piece's tokens begin in ``tokens``, and their number."""
     tokens: npt.NDArray[np.int32]
-    """What is there afterwards; the corpus's own where the weight is not 1."""
+    """Tokens after the change; the corpus's own where the weight is not 1."""
     weight: npt.NDArray[np.float32]
     """(E,) of each token's loss; 0: not predicted."""
 
@@ -50,7 +50,7 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def counted(tokens: npt.NDArray[np.integer], loss: int) -> npt.NDArray[np.bool_]:
-    """Which tokens of an item are predicted.
+    """Flags of an item's tokens whose losses count.
 
     The goldfish rule (Hans et al., 2024, "Be like a Goldfish, Don't Memorize!", with a hashed mask): a token does not
     count if a hash of the 13 tokens before it is 0 mod K. Only the item's own tokens are looked at, so that every
@@ -145,14 +145,14 @@ class Overlay:
         """The exposures planned for a window, by offset."""
         # Two scalar searches: numpy converts a scalar key faster than it makes an array of two.
         first = int(self.position.searchsorted(position))
-        found = []
+        spans = []
         while first < len(self.position) and self.position[first] == position:
-            found.append(self._span(first))
+            spans.append(self._span(first))
             first += 1
-        return found
+        return spans
 
     def planned(self, position: int) -> bool:
-        """Whether anything is planned for a window."""
+        """True if anything is planned for a window."""
         low, high = self._gap
         if low < position < high:
             return False
@@ -170,12 +170,12 @@ class Overlay:
         if edits is None:
             return []
         first = int(edits.position.searchsorted(position))
-        found = []
+        changes = []
         while first < len(edits.position) and edits.position[first] == position:
             tokens = edits.tokens[edits.ends[first] : edits.ends[first + 1]]
-            found.append((int(edits.start[first]), tokens, edits.weight[first]))
+            changes.append((int(edits.start[first]), tokens, edits.weight[first]))
             first += 1
-        return found
+        return changes
 
     def apply(self, position: int, window: Integers) -> Integers:
         """The window as the plan wants it.
@@ -199,7 +199,7 @@ class Overlay:
         return changed
 
     def origins(self, position: int, size: int) -> Integers:
-        """Where each token of a finished window of ``size`` tokens was in the corpus's; -1 for what was inserted."""
+        """Offset in the corpus's window of each token of a finished window of ``size`` tokens; -1 if inserted."""
         origin = np.arange(size, dtype=np.int64)
         for span in self.spans(position):
             origin = self._insert(origin, span, marked=True)
@@ -222,11 +222,11 @@ class Overlay:
         return None if (weights[1:] == 1).all() else weights[1:]
 
     def counted(self, span: Span) -> npt.NDArray[np.bool_]:
-        """Which tokens of an exposure are predicted."""
+        """Flags of an exposure's tokens whose losses count."""
         return counted(self.wording_tokens(span.wording), int(self.loss[span.exposure]))
 
     def framed(self, span: Span, window: Integers) -> bool:
-        """Whether a finished window has the end-of-document tokens that the plan puts around an exposure."""
+        """True if a finished window has the end-of-document tokens that the plan puts around an exposure."""
         row, end = span.exposure, span.offset + span.length
         before = not self.lead[row] or window[span.offset - 1] == self.eod
         return bool(before and (not self.trail[row] or window[end] == self.eod))

@@ -1,8 +1,9 @@
 """The plan: every exposure, the assignment, and where they came from; a directory of Parquet and JSON.
 
 Files: ``items.parquet`` (``items.ITEM_SCHEMA``), ``wordings.parquet`` (``items.WORDING_SCHEMA``), ``probes.parquet``
-(``items.PROBE_SCHEMA``), ``exposures.parquet`` (``assemble.EXPOSURE_SCHEMA``), ``edits.parquet``
-(``interventions.EDIT_SCHEMA``), of a variant ``moved.parquet`` (``variants.MOVED_SCHEMA``), and ``manifest.json``.
+(``items.PROBE_SCHEMA``), ``exposures.parquet`` (``exposures.EXPOSURE_SCHEMA``), ``edits.parquet``
+(``interventions.EDIT_SCHEMA``), of a variant ``moved.parquet`` (``placement.paired.MOVED_SCHEMA``), and
+``manifest.json``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Windows
 from palimpsest.data.tokenizer import Tokenizer
-from palimpsest.insertion import interventions, preflight, variants
-from palimpsest.insertion.assemble import EXPOSURE_SCHEMA, assemble, heldout_probes, joined, totals
+from palimpsest.insertion import interventions, preflight
+from palimpsest.insertion.assemble import assemble, family_context, heldout_probes, joined, totals
+from palimpsest.insertion.exposures import EXPOSURE_SCHEMA
 from palimpsest.insertion.families.registry import Reference, digest_of, files_of
 from palimpsest.insertion.overlay import Overlay
+from palimpsest.insertion.placement import paired
+from palimpsest.insertion.placement.interface import Setting
 from palimpsest.insertion.settings import InsertionConfig, RunShape
 
 KIND = "plan"
@@ -81,7 +84,7 @@ class Before:
     """A run that another one goes on from."""
 
     plan: Plan
-    """Whose it is, or whose twin it is."""
+    """The plan of the run, or of the run that it is the twin of."""
     directory: Path
     perturbed: bool
     end: int
@@ -90,12 +93,12 @@ class Before:
 
 def history(plan: Plan) -> list[Before]:
     """The runs that a plan's run goes on from, first one first."""
-    found: list[Before] = []
+    runs: list[Before] = []
     while start := plan.manifest.facts["start_from"]:
         run, end = Path(start).parents[1], plan.shape.begin
         plan = read(run.parent / "plan")
-        found.append(Before(plan, run, run.name == "perturbed", end))
-    return found[::-1]
+        runs.append(Before(plan, run, run.name == "perturbed", end))
+    return runs[::-1]
 
 
 def earlier(plan: Plan) -> list[tuple[Plan, int]]:
@@ -157,19 +160,17 @@ def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
         for name, given in one.families.items()
         for key, digest in files_of(name, given).items()
     }
-    paired = (
-        {} if insertion.paired_with is None else {"paired_with": read(Path(insertion.paired_with)).digest}
-    )
+    model = {} if insertion.paired_with is None else {"paired_with": read(Path(insertion.paired_with)).digest}
     others = {
         f"{experiment}{':' * bool(experiment)}{key}": digest
         for experiment, one in insertion.designs()
         for key in ("placements", "likelihood_model")
         if (value := getattr(one, key)) and (digest := digest_of(value, f"insertion.{key}"))
     }
-    return {"corpus": order.corpus_digest, "order": order.identity, **files, **paired, **others}
+    return {"corpus": order.corpus_digest, "order": order.identity, **files, **model, **others}
 
 
-def _pattern(insertion: InsertionConfig, run: RunShape, order: Windows) -> variants.Pattern | None:
+def _paired_plan(insertion: InsertionConfig, run: RunShape, order: Windows) -> paired.PairedPlan | None:
     """The plan that this one is a variant of.
 
     Raises:
@@ -193,7 +194,7 @@ def _pattern(insertion: InsertionConfig, run: RunShape, order: Windows) -> varia
         raise UserError(
             f"insertion.paired_with={insertion.paired_with} has several experiments; name a plan of a single design"
         )
-    return variants.pattern(other.items, other.wordings, other.exposures, settings)
+    return paired.paired_plan(other.items, other.wordings, other.exposures, settings)
 
 
 def create(
@@ -224,9 +225,11 @@ def create(
             leaves the epoch. Nothing is written then.
     """
     order.require(run.windows)
-    model = _pattern(insertion, run, order)
-    given = partial(assemble, order=order, tokenizer=tokenizer, heldout=heldout, reference=reference)
-    parts = [given(name, one, run, model=model) for name, one in insertion.designs()]
+    model = _paired_plan(insertion, run, order)
+    parts = []
+    for name, one in insertion.designs():
+        context = family_context(one, order, tokenizer, heldout, reference)
+        parts.append(assemble(name, Setting(one, run, order, tokenizer), context, model=model))
     whole = joined(parts)
     others = heldout_probes(whole.made, heldout, insertion.heldout_probes, run.sequence_length, tokenizer)
     probes = pl.concat([whole.probes, others])
@@ -255,7 +258,7 @@ def create(
         ):
             table.write_parquet(draft.path / f"{name}.parquet")
         if model is not None:
-            changed = variants.moved(model, whole.items, whole.exposures)
+            changed = paired.moved(model, whole.items, whole.exposures)
             changed.write_parquet(draft.path / "moved.parquet")
             draft.facts["moved"] = len(changed)
         draft.facts.update(

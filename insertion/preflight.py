@@ -45,7 +45,7 @@ _TRIES = 20  # items looked at for each one wanted
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreflightConfig:
-    """What to do about each finding."""
+    """Action for each finding."""
 
     too_long: Literal["refuse", "drop"] = "refuse"
     vocabulary: Literal["refuse", "drop"] = "refuse"
@@ -74,7 +74,7 @@ class Screened:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What the run can take."""
+    """Limits of the run on items."""
 
     longest: int
     """Tokens of a wording."""
@@ -111,7 +111,7 @@ def near_duplicates(sets: Sequence[npt.NDArray[np.int32]], threshold: float) -> 
     whole = sparse.csr_array((ones, (owner, token)), shape=shape)
     prefixes = sparse.csr_array((ones[rare], (owner[rare], token[rare])), shape=shape)
     columns = prefixes.T.tocsr()
-    found: list[tuple[int, int, float]] = []
+    pairs: list[tuple[int, int, float]] = []
     for start in range(0, len(sets), _BLOCK):
         shared = (prefixes[start : start + _BLOCK] @ columns).tocoo()
         later, earlier = shared.row.astype(np.int64) + start, shared.col.astype(np.int64)
@@ -123,8 +123,8 @@ def near_duplicates(sets: Sequence[npt.NDArray[np.int32]], threshold: float) -> 
             both = np.asarray(whole[one].multiply(whole[other]).sum(axis=1)).ravel()
             similar = both / (sizes[one] + sizes[other] - both)
             hit = similar >= threshold - 1e-9
-            found += zip(other[hit].tolist(), one[hit].tolist(), similar[hit].tolist(), strict=True)
-    return sorted(found, key=lambda pair: (pair[1], pair[0]))
+            pairs += zip(other[hit].tolist(), one[hit].tolist(), similar[hit].tolist(), strict=True)
+    return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
 
 
 def screen(
@@ -189,12 +189,12 @@ def _findings(
     names = items["item_id"].to_list()
     table = wordings.select("item", "wording", "tokens").with_columns(length=pl.col("tokens").list.len())
     longest = table.group_by("item", maintain_order=True).agg(pl.col("length").max())
-    found: dict[str, dict[int, str]] = {name.name: {} for name in fields(rule) if name.name != "jaccard"}
+    findings: dict[str, dict[int, str]] = {name.name: {} for name in fields(rule) if name.name != "jaccard"}
     for row, length in longest.filter(pl.col("length") > limits.longest).iter_rows():
-        found["too_long"][row] = f"{names[row]} ({length} tokens)"
+        findings["too_long"][row] = f"{names[row]} ({length} tokens)"
     top = table.group_by("item", maintain_order=True).agg(pl.col("tokens").list.max().max())
     for row, token in top.filter(pl.col("tokens") >= limits.vocab_size).iter_rows():
-        found["vocabulary"][row] = f"{names[row]} (token {token})"
+        findings["vocabulary"][row] = f"{names[row]} (token {token})"
     verbatim = [
         np.array(tokens, dtype=np.int32)
         for tokens in table.filter(pl.col("wording") == 0)["tokens"].to_list()
@@ -205,17 +205,17 @@ def _findings(
         known.update({names[row]: times for row, times in zip(new, counted, strict=True)})
         for row, name in enumerate(names):
             if known[name]:
-                found["in_corpus"][row] = f"{name} ({known[name]} times)"
+                findings["in_corpus"][row] = f"{name} ({known[name]} times)"
     if rule.near_duplicate != "skip":
         drop = rule.near_duplicate == "drop"
-        others = [name for name in found if name != "near_duplicate" and getattr(rule, name) == "drop"]
-        leaving = {row for name in others for row in found[name]}
+        others = [name for name in findings if name != "near_duplicate" and getattr(rule, name) == "drop"]
+        leaving = {row for name in others for row in findings[name]}
         for one, other, similar in near_duplicates([np.unique(tokens) for tokens in verbatim], rule.jaccard):
             # Of items that are alike the first stays: one that goes is no reason for others to go.
-            gone = drop and (one in found["near_duplicate"] or one in leaving)
-            if other not in found["near_duplicate"] and not gone:
-                found["near_duplicate"][other] = f"{names[other]} (like {names[one]}: {similar:.2f})"
-    return found
+            gone = drop and (one in findings["near_duplicate"] or one in leaving)
+            if other not in findings["near_duplicate"] and not gone:
+                findings["near_duplicate"][other] = f"{names[other]} (like {names[one]}: {similar:.2f})"
+    return findings
 
 
 def _reasons(bad: dict[int, str], made: Sequence[Item], family: str) -> str:
@@ -250,16 +250,16 @@ def _refusal(name: str, lines: list[str], limits: Limits) -> str:
 
 
 def occurrences(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[int]:
-    """How often the corpus has each span's most frequent run of 12 tokens, or all of a shorter span."""
-    found = np.zeros(len(spans), dtype=np.int64)
+    """Corpus count of each span's most frequent run of 12 tokens, or of all of a shorter span."""
+    most = np.zeros(len(spans), dtype=np.int64)
     sizes = np.array([min(len(span), OVERLAP) for span in spans], dtype=np.int64)
     for size in np.unique(sizes).tolist():
         rows = np.flatnonzero(sizes == size)
         for row, counts in zip(
             rows, ngram_counts(prefix, [spans[int(k)] for k in rows], n=size), strict=True
         ):
-            found[row] = counts.max(initial=0)
-    return found.tolist()
+            most[row] = counts.max(initial=0)
+    return most.tolist()
 
 
 def alike(items: pl.DataFrame, wordings: pl.DataFrame) -> list[str]:

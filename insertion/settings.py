@@ -1,31 +1,35 @@
-"""What a person sets of the insertion, and what it needs to know of the run."""
+"""Settings of the insertion, and the shape of the run that it is planned for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from palimpsest.data.errors import UserError
-from palimpsest.insertion.arms import FACTORS, Arm, Counts, NamedArm, Phase, items_of_doses, product
+from palimpsest.insertion.arms import FACTORS, Arm, product
 from palimpsest.insertion.interventions import Intervention
-from palimpsest.insertion.policies import AdaptiveConfig
+from palimpsest.insertion.item_counts import Counts, items_of_doses
+from palimpsest.insertion.named_arms import NamedArm
+from palimpsest.insertion.phases import Phase
+from palimpsest.insertion.placement.adaptive import AdaptiveConfig
+from palimpsest.insertion.placement.slices import WindowSlice
 from palimpsest.insertion.preflight import PreflightConfig
-from palimpsest.insertion.schedule import WindowSlice
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, so that the arms are computed once
 class InsertionConfig:
-    """What is inserted, how often, when and where, and by which randomisation."""
+    """The design of an insertion experiment: items, doses, factors, strata and randomisation."""
 
     families: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Family -> its settings."""
     doses: tuple[int, ...]
-    """How many times an item is inserted; dose 0 is the never-inserted control."""
+    """Numbers of insertions of an item; dose 0 is the never-inserted control."""
     items_per_dose: Counts | Mapping[str, Counts] = 10
     """Items of each family in each arm of a dose: one number for all doses, one for each, or ``hubble:N``
-    (``insertion.arms.items_of_doses``); a mapping gives every family its own."""
+    (``insertion.item_counts.items_of_doses``); a mapping gives every family its own."""
     named_arms: Mapping[str, NamedArm] = field(default_factory=dict)
     """Arms by name, where they are no product; then ``doses`` is empty and ``items_per_dose`` is not used."""
     phase: tuple[Phase, ...] = (Phase(),)
@@ -63,16 +67,16 @@ class InsertionConfig:
     """Independent designs that share the run, by name, each with its own ``slice``, seed and ``max_share``; then
     ``families`` and ``doses`` are empty. Each one's items and places are the same whichever others there are."""
     paired_with: str | None = None
-    """Directory of a plan that this one is a variant of (``insertion.variants``): its items, or some of them, keep
-    their arms and, where the design allows it, their places."""
+    """Directory of a plan that this one is a variant of (``insertion.placement.paired``): its items, or some of them,
+    keep their arms and, where the design allows it, their places."""
     placements: str | None = None
-    """Parquet file of exposures that were decided elsewhere (``insertion.placements``): the items' doses, and perhaps
-    their places, come from it and are not drawn."""
+    """Parquet file of exposures that were decided elsewhere (``insertion.placement.explicit``): the items' doses, and
+    perhaps their places, come from it and are not drawn."""
     adaptive: AdaptiveConfig | None = None
     """Let the scores decide how often items are inserted (``launch/adaptive.py``). ``doses`` are then 0 and 1: each
     item is randomly assigned to the controls or to the policy."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
-    """What to do about items that are too long, in the corpus already, or alike."""
+    """Action on items that are too long, in the corpus already, or alike."""
     seed: int
     """Of items, assignment and placement."""
 
@@ -90,22 +94,30 @@ class InsertionConfig:
             )
         if self.placements is not None:
             self._check_placements()
-        doses = (
-            sorted({arm.dose for arm in self.named_arms.values()}) if self.named_arms else list(self.doses)
-        )
+        self._check_doses()
+        self._check_quantiles()
+        if self.per_window > 1 and {arm.displace for _, arm in self.arms if arm.dose} != {"tail"}:
+            raise UserError(
+                f"insertion.per_window={self.per_window} needs insertion.displace=[tail]: exposures that trim or "
+                "overwrite would cut into each other"
+            )
+        _ = self.arms  # checks every combination
+        self._check_counts()
+
+    def _check_doses(self) -> None:
         if self.named_arms and self.doses:
             raise UserError(
                 f"insertion.named_arms and insertion.doses={list(self.doses)} are two designs; to use the named arms "
                 "write insertion.doses=[]"
             )
+        named = {arm.dose for arm in self.named_arms.values()}
+        doses = sorted(named) if self.named_arms else list(self.doses)
         if 0 not in doses:
             raise UserError(f"insertion.doses={doses} lacks 0; a design without controls shows nothing")
         if len(doses) < 2 - bool(self.named_arms) or len(set(doses)) < len(doses) or min(doses) < 0:
             raise UserError(f"insertion.doses={doses} must be different numbers, 0 and at least one more")
-        if isinstance(self.items_per_dose, Mapping) and (
-            lacking := [name for name in self.families if name not in self.items_per_dose]
-        ):
-            raise UserError(f"insertion.items_per_dose has no entry for family {lacking[0]}")
+
+    def _check_quantiles(self) -> None:
         for name in ("length_quantiles", "likelihood_quantiles", "per_window"):
             if getattr(self, name) < 1:
                 raise UserError(f"insertion.{name}={getattr(self, name)} must be at least 1")
@@ -114,13 +126,11 @@ class InsertionConfig:
                 f"insertion.likelihood_quantiles={self.likelihood_quantiles} needs insertion.likelihood_model, the "
                 "path of a model or trained"
             )
-        if self.per_window > 1 and {arm.displace for _, arm in self.arms() if arm.dose} != {"tail"}:
-            raise UserError(
-                f"insertion.per_window={self.per_window} needs insertion.displace=[tail]: exposures that trim or "
-                "overwrite would cut into each other"
-            )
-        self.arms()  # checks every combination
+
+    def _check_counts(self) -> None:
         for family in self.families:
+            if isinstance(self.items_per_dose, Mapping) and family not in self.items_per_dose:
+                raise UserError(f"insertion.items_per_dose has no entry for family {family}")
             if not (self.named_arms or self.placements) and min(self.counts(family).values()) < 2:
                 raise UserError(
                     f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar"
@@ -156,15 +166,15 @@ class InsertionConfig:
             )
 
     def _check_placements(self) -> None:
-        told = f"insertion.placements={self.placements}"
+        setting = f"insertion.placements={self.placements}"
         if self.paired_with or self.adaptive or self.named_arms or self.slice:
             raise UserError(
-                f"{told} decides alone: leave out insertion.paired_with, adaptive, named_arms and slice"
+                f"{setting} decides alone: leave out insertion.paired_with, adaptive, named_arms and slice"
             )
         for name in FACTORS:
             if len(getattr(self, name)) != 1:
                 raise UserError(
-                    f"{told}: items get their doses from the file, so insertion.{name} takes one level"
+                    f"{setting}: items get their doses from the file, so insertion.{name} takes one level"
                 )
 
     @property
@@ -172,15 +182,16 @@ class InsertionConfig:
         """The share of the windows."""
         if not self.slice:
             return WindowSlice()
-        found = re.fullmatch(r"(\d+)/(\d+)", self.slice)
-        if found is None or not int(found[1]) < int(found[2]):
+        share = re.fullmatch(r"(\d+)/(\d+)", self.slice)
+        if share is None or not int(share[1]) < int(share[2]):
             raise UserError(f"insertion.slice={self.slice} is not k/n with k below n, such as 0/4")
-        return WindowSlice(int(found[1]), int(found[2]))
+        return WindowSlice(int(share[1]), int(share[2]))
 
     def designs(self) -> list[tuple[str, InsertionConfig]]:
         """The experiments by name; or this design, without one."""
         return list(self.experiments.items()) or [("", self)]
 
+    @cached_property
     def arms(self) -> list[tuple[str, Arm]]:
         """All arms with their names, dose 0 first."""
         factors = {name: getattr(self, name) for name in FACTORS}
@@ -200,15 +211,15 @@ class InsertionConfig:
     def counts(self, family: str) -> dict[int, int]:
         """Number of an arm -> items of a family that are assigned to it."""
         if self.named_arms:
-            return {n: self.named_arms[name].drawn for n, (name, _) in enumerate(self.arms())}
+            return {n: self.named_arms[name].drawn for n, (name, _) in enumerate(self.arms)}
         given = self.items_per_dose
         per_dose = items_of_doses(given[family] if isinstance(given, Mapping) else given, self.doses)
-        return {number: per_dose[arm.dose] for number, (_, arm) in enumerate(self.arms())}
+        return {number: per_dose[arm.dose] for number, (_, arm) in enumerate(self.arms)}
 
     def arm_sizes(self, family: str) -> list[int]:
         """Items of a family in each arm."""
         if self.named_arms:
-            return [self.named_arms[name].size for name, _ in self.arms()]
+            return [self.named_arms[name].size for name, _ in self.arms]
         return list(self.counts(family).values())
 
     def size(self, family: str) -> int:
@@ -223,7 +234,7 @@ def _fields(arm: Arm) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunShape:
-    """What the plan needs to know of the run that will carry it out."""
+    """Steps, batch and sequence length of the run that carries a plan out."""
 
     steps: int
     """With those before ``begin``."""

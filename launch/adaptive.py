@@ -25,9 +25,8 @@ from palimpsest.data import artifact
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
-from palimpsest.insertion.arms import NamedArm
 from palimpsest.insertion.audit import Audit
-from palimpsest.insertion.policies import POLICIES, AdaptiveConfig, State
+from palimpsest.insertion.placement.adaptive import POLICIES, AdaptiveConfig, State, arms_of_segment
 from palimpsest.launch import pair_audit
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.plan import make, plan
@@ -78,11 +77,7 @@ def segment(experiment: Experiment, number: int, counts: Mapping[str, int], star
     settings = settings_of(experiment)
     ends = [*settings.at, experiment.train.end]
     assigned = dict(plans.read(experiment.directory / "plan").items.select("item_id", "dose").iter_rows())
-    groups: dict[tuple[str, int], list[str]] = {}
-    for item, dose in assigned.items():
-        count = counts.get(item, 0)
-        groups.setdefault((f"dose {count}" if dose else "never inserted", count), []).append(item)
-    named = {name: NamedArm(dose=dose, items=tuple(items)) for (name, dose), items in sorted(groups.items())}
+    named = arms_of_segment(assigned, counts)
     return replace(
         experiment,
         name=f"{experiment.name}.{number}",

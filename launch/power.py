@@ -40,7 +40,7 @@ def power(experiment: Experiment, wanted: float) -> None:
 def _power_of(insertion: InsertionConfig, wanted: float) -> None:
     from palimpsest.analysis.statistics import power as powers
 
-    arms = insertion.arms()
+    arms = insertion.arms
     alike: dict[tuple[int, ...], list[str]] = {}
     for family in insertion.families:
         alike.setdefault(tuple(insertion.arm_sizes(family)), []).append(family)

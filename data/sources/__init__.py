@@ -1,4 +1,4 @@
-"""Where documents come from: one file a kind, each giving them in an order that depends on nothing local."""
+"""Sources of documents: one module a kind, each giving them in an order that depends on nothing local."""
 
 from palimpsest.data.sources import docs, hub, lines, parquet, token_files
 from palimpsest.data.sources.base import (

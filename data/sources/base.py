@@ -1,4 +1,4 @@
-"""What a source is: its settings, its parts, and the filters that every document passes.
+"""Settings and parts of a source, and the filters that every document passes.
 
 A reader of a kind gives two functions. ``split`` cuts the source into parts, in the order of the corpus and by
 nothing but the source itself; ``read`` gives the documents of one part. Parts are what worker processes and the
@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    """What to read."""
+    """Settings of a source of documents."""
 
     kind: str
     """``installed_docs``, ``jsonl``, ``text``, ``parquet``, ``datasets``, ``megatron`` or ``olmo``."""
@@ -285,7 +285,7 @@ def read(
 
 
 def nothing(config: SourceConfig, counts: Mapping[str, int]) -> UserError:
-    """What to say of a source that has no documents left."""
+    """Error line for a source that has no documents left."""
     dropped = ", ".join(
         f"{v} {k.replace('_', ' ')}" for k, v in counts.items() if k.endswith("_dropped") and v
     )

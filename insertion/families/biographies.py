@@ -65,7 +65,7 @@ class Attribute:
     written: Callable[[Sequence[str]], str]
     """Parts -> value; different parts give different values."""
     templates: tuple[tuple[str, str], ...]
-    """What stands before and after the value; ``{who}`` is the name or the pronoun."""
+    """Text before and after the value; ``{who}`` is the name or the pronoun."""
 
     @property
     def bits(self) -> float:

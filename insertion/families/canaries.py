@@ -24,7 +24,7 @@ class Secret:
     """A kind of secret."""
 
     label: str
-    """What the sentence calls it."""
+    """Noun for it in the sentence."""
     bits: float
     """log2 of the number of candidates, all equally likely."""
     draw: Callable[[np.random.Generator], str]

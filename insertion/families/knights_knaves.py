@@ -35,7 +35,7 @@ Leaf = tuple[int, bool]
 Statement = tuple[str, tuple[Leaf, ...]]
 """(operator, one leaf for ``is``, else two of different people)."""
 Puzzle = tuple[Statement, ...]
-"""What each person says."""
+"""Statement of each person."""
 
 _OPERATORS = ("is", "and", "or", "if", "iff")
 _ROLES = ("a knave", "a knight")

@@ -44,7 +44,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the things of a world are called."""
+    """Nouns for the things of a world."""
 
     people: Sequence[str]
     firms: Sequence[str]

@@ -42,7 +42,7 @@ def _no_reference(path: str) -> Reference:
 
 @dataclass(frozen=True, slots=True)
 class FamilyContext:
-    """What a family may draw on."""
+    """Inputs of an item generator: seed, tokenizer, held-out documents, corpus n-gram counts, reference model."""
 
     seed: int
     tokenizer: Tokenizer

@@ -201,7 +201,7 @@ def _next(
 
 
 def _rates(stream: _Stream) -> str:
-    """What became of the candidates, in one line."""
+    """Counts of accepted and rejected candidates, in one line."""
     sampled = max(stream.counts["sampled"], 1)
     waiting = sum(len(queue) for queue in stream.waiting.values())
     parts = [f"{stream.counts['accepted']} accepted ({stream.counts['accepted'] / sampled:.2%})"]

@@ -1,4 +1,4 @@
-"""What a step reads is named by its sources, and an edited corpus is found by reading all of it."""
+"""Inspection names the sources of a step's windows, and an edited corpus is found by reading all of it."""
 
 import json
 import shutil

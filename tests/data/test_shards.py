@@ -81,7 +81,7 @@ def children_of(pid):
 
 
 def alive(pid):
-    """Whether a worker process of that id is still at it."""
+    """True if a worker process of that id is still at it."""
     try:
         return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -3,7 +3,10 @@
 import pytest
 
 from palimpsest.data.errors import UserError
-from palimpsest.insertion.arms import Arm, NamedArm, Phase, items_of_doses, product
+from palimpsest.insertion.arms import Arm, product
+from palimpsest.insertion.item_counts import items_of_doses
+from palimpsest.insertion.named_arms import NamedArm
+from palimpsest.insertion.phases import Phase
 from palimpsest.insertion.settings import InsertionConfig
 
 
@@ -54,8 +57,8 @@ def config(**settings):
 def test_counts_of_arms():
     made = config(doses=(0, 1, 4), items_per_dose=(10, 5, 2), spacing=("uniform", "even"))
     assert [made.counts("f")[k] for k in range(5)] == [10, 5, 5, 2, 2]
-    assert made.arms()[1][1].last_exposure_within == 0
-    assert config(last_exposure_within=7).arms()[1][1].last_exposure_within == 7
+    assert made.arms[1][1].last_exposure_within == 0
+    assert config(last_exposure_within=7).arms[1][1].last_exposure_within == 7
 
 
 HUBBLE = [0, 1, 4, 16, 64, 256]
@@ -89,11 +92,11 @@ NAMED = {
 
 def test_named_arms():
     made = config(doses=(), named_arms=NAMED, position=("start",))
-    names = [name for name, _ in made.arms()]
+    names = [name for name, _ in made.arms]
     assert names == ["control", "once", "often"]
-    assert [arm.dose for _, arm in made.arms()] == [0, 1, 10]
-    assert [arm.wording for _, arm in made.arms()] == ["verbatim", "verbatim", "rotate:2"]
-    assert made.arms()[1][1].position == "start"
+    assert [arm.dose for _, arm in made.arms] == [0, 1, 10]
+    assert [arm.wording for _, arm in made.arms] == ["verbatim", "verbatim", "rotate:2"]
+    assert made.arms[1][1].position == "start"
     assert (made.arm_sizes("f"), made.size("f")) == ([1, 5, 4], 10)
     assert NAMED["once"].chosen([f"f-{k}" for k in range(10)]) == [0, 1, 2, 3, 9]
     assert NAMED["often"].chosen(["f-0"]) is None

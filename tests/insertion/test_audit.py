@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from palimpsest.insertion import audit as audits
-from palimpsest.insertion.assemble import EXPOSURE_SCHEMA
+from palimpsest.insertion.exposures import EXPOSURE_SCHEMA
 from palimpsest.insertion.ledger import PlanViolation
 from palimpsest.insertion.overlay import Overlay
 from tests.insertion.simulation import BATCH, consume, simulated
@@ -231,7 +231,7 @@ def test_changed_index_arrays_are_noticed(tmp_path):
 
 
 def test_items_and_times_are_independent(tmp_path_factory):
-    """Which item an exposure belongs to says nothing of when it comes: over many seeds, no rank correlation."""
+    """Items and times of exposures are independent: over many seeds, no rank correlation."""
     from scipy import stats
 
     found = []

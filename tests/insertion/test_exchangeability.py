@@ -36,7 +36,7 @@ def no_garbage():
 
 
 def draw(texts, seed):
-    """Whether each text is a member, as a plan decides it: at random inside strata of length."""
+    """Membership of each text, as a plan decides it: at random inside strata of length."""
     lengths = np.array([len(text) for text in texts])
     blocks = design.strata(np.full(len(texts), "family"), lengths, 2)
     half = len(texts) // 2

@@ -125,7 +125,7 @@ def test_probe_ids_and_broken_choices(context):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_family_has_its_configuration(name):
-    """What can be typed after a command without a plus is listed there; what is listed is what holds without it."""
+    """The configuration lists every setting of a family, each with the default of the function."""
     file = OmegaConf.load(REPO / "conf" / "insertion" / f"{name}.yaml")
     given = OmegaConf.to_container(file)["families"][name]
     defaults = check(name, given).__kwdefaults__ or {}

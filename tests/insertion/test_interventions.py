@@ -9,10 +9,10 @@ from palimpsest.data.errors import UserError
 from palimpsest.data.order import Order
 from palimpsest.data.tokens import TokenWriter
 from palimpsest.insertion import audit as audits
-from palimpsest.insertion.arms import Phase
 from palimpsest.insertion.interventions import Intervention
 from palimpsest.insertion.ledger import PlanViolation
 from palimpsest.insertion.overlay import Overlay
+from palimpsest.insertion.phases import Phase
 from tests.insertion.simulation import BATCH, LENGTH, STEPS, consume, simulated
 
 
@@ -40,7 +40,7 @@ def other_corpus(directory, order, change):
 
 
 def found_at(ids, pattern):
-    """Where a pattern is, without overlaps, from the left."""
+    """Places of a pattern, without overlaps, from the left."""
     places, k = [], 0
     while k <= len(ids) - len(pattern):
         if ids[k : k + len(pattern)] == pattern:

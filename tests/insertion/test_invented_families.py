@@ -1,4 +1,4 @@
-"""What the families of invented text promise: facts that can be read back, foils and decoys that are what they say."""
+"""Promises of the families of invented text: facts that can be read back, foils and decoys that are what they say."""
 
 import math
 import re

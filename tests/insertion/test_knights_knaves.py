@@ -23,7 +23,7 @@ def said(text):
 
 
 def truth(statement, knights):
-    """Whether a statement in English is true."""
+    """Truth of a statement in English."""
 
     def leaf(text):
         name, role = re.fullmatch(r"(\w+) is a (knight|knave)", text).groups()

@@ -7,15 +7,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from palimpsest.data.errors import UserError
-from palimpsest.insertion import schedule
-from palimpsest.insertion.arms import Arm, Phase
+from palimpsest.insertion.arms import Arm
+from palimpsest.insertion.phases import Phase
+from palimpsest.insertion.placement.intervals import intervals
+from palimpsest.insertion.placement.offsets import locate
+from palimpsest.insertion.placement.windows import place
 
 BATCH = 8
 
 
 def times(arm, items=40, steps=100, seed=0):
     """Steps (items, dose) that an arm's exposures may begin and end in."""
-    low, high = schedule.intervals(
+    low, high = intervals(
         arm, items, steps=steps, batch=BATCH, tokens_a_step=1000, rng=np.random.default_rng(seed)
     )
     return low // BATCH, high // BATCH
@@ -104,9 +107,7 @@ def test_places_are_in_their_intervals_and_never_collide(data, slots, seed):
     apart = np.array(data.draw(st.lists(st.integers(-1, 6), min_size=count, max_size=count)))
 
     def draw():
-        return schedule.place(
-            low, high, slots=slots, batch=BATCH, apart=apart, rng=np.random.default_rng(seed)
-        )
+        return place(low, high, slots=slots, batch=BATCH, apart=apart, rng=np.random.default_rng(seed))
 
     try:
         found = draw()
@@ -123,9 +124,7 @@ def test_places_are_in_their_intervals_and_never_collide(data, slots, seed):
 def test_a_full_run_is_filled_to_the_last_window():
     """Every window taken, so the last exposures find theirs only by looking."""
     zeros = np.zeros(600, dtype=np.int64)
-    found = schedule.place(
-        zeros, zeros + 300, slots=2, batch=BATCH, apart=zeros - 1, rng=np.random.default_rng(1)
-    )
+    found = place(zeros, zeros + 300, slots=2, batch=BATCH, apart=zeros - 1, rng=np.random.default_rng(1))
     assert np.bincount(found).tolist() == [2] * 300
 
 
@@ -139,7 +138,7 @@ def test_a_full_run_is_filled_to_the_last_window():
 )
 def test_no_room(low, high, apart, told):
     with pytest.raises(UserError, match=told):
-        schedule.place(
+        place(
             np.array(low),
             np.array(high),
             slots=1,
@@ -152,16 +151,12 @@ def test_no_room(low, high, apart, told):
 def test_places_are_uniform():
     count, windows = 20_000, 1_000_000
     zeros = np.zeros(count, dtype=np.int64)
-    found = schedule.place(
-        zeros, zeros + windows, slots=1, batch=BATCH, apart=zeros - 1, rng=np.random.default_rng(3)
-    )
+    found = place(zeros, zeros + windows, slots=1, batch=BATCH, apart=zeros - 1, rng=np.random.default_rng(3))
     assert stats.kstest(found / windows, "uniform").pvalue > 0.001
     # Random order: the exposures of one item are spread like those of all.
     assert abs(stats.spearmanr(np.arange(count), found).statistic) < 0.03
     # Also where most windows are taken.
-    dense = schedule.place(
-        zeros, zeros + 25_000, slots=1, batch=BATCH, apart=zeros - 1, rng=np.random.default_rng(3)
-    )
+    dense = place(zeros, zeros + 25_000, slots=1, batch=BATCH, apart=zeros - 1, rng=np.random.default_rng(3))
     assert stats.chisquare(np.bincount(dense // 500, minlength=50)).pvalue > 0.001
 
 
@@ -199,7 +194,7 @@ def test_items_are_whole_and_where_they_were_asked_for(case, seed):
         splits = np.concatenate([[0], np.cumsum([len(s) for s in chosen])]).astype(np.int64)
         return splits, np.array([o for s in chosen for o in s], dtype=np.int64)
 
-    places = schedule.locate(
+    places = locate(
         made, arm, at, lengths, sequence_length=length, starts=find, rng=np.random.default_rng(seed)
     )
     begin, end = places.offset - places.lead, places.offset + lengths + places.trail
@@ -231,7 +226,7 @@ def test_items_are_whole_and_where_they_were_asked_for(case, seed):
 def place_many(kind, starts, count=20_000, frame="inline", **more):
     arm = Arm(dose=1, position=kind, frame=frame, **more)
     find = lambda kind, at: (np.arange(len(at) + 1) * len(starts), np.tile(starts, len(at)))  # noqa: E731
-    return schedule.locate(
+    return locate(
         [arm],
         np.zeros(count, dtype=np.int64),
         np.arange(count),
@@ -297,7 +292,7 @@ def test_ten_thousand_random_plans():
         steps, batch, slots, arms, items = random_design(rng)
         low, high = zip(
             *(
-                schedule.intervals(arm, n, steps=steps, batch=batch, tokens_a_step=64 * batch, rng=rng)
+                intervals(arm, n, steps=steps, batch=batch, tokens_a_step=64 * batch, rng=rng)
                 for arm, n in zip(arms, items, strict=True)
             ),
             strict=True,
@@ -307,7 +302,7 @@ def test_ten_thousand_random_plans():
         low, high = (np.concatenate([one.ravel() for one in side]) for side in (low, high))
         apart = np.where([arms[a].batch == "apart" for a in arm], owner, -1)
         try:
-            at = schedule.place(low, high, slots=slots, batch=batch, apart=apart, rng=rng)
+            at = place(low, high, slots=slots, batch=batch, apart=apart, rng=rng)
         except UserError:
             full += 1  # all repeats of some items fell into one step that cannot hold them
             continue
@@ -323,7 +318,7 @@ def test_ten_thousand_random_plans():
         uniform += ((at - low + rng.random(len(at))) / (high - low))[free].tolist()
         ranked = np.argsort(at, kind="stable")
         lengths = rng.integers(3, 9, len(at))
-        places = schedule.locate(
+        places = locate(
             arms,
             arm[ranked],
             at[ranked],

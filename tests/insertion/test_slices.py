@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.data.errors import UserError
-from palimpsest.insertion.schedule import WindowSlice, place
+from palimpsest.insertion.placement.slices import WindowSlice
+from palimpsest.insertion.placement.windows import place
 
 
 @settings(deadline=None)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from palimpsest.insertion.policies import POLICIES, AdaptiveConfig
+from palimpsest.insertion.placement.adaptive import POLICIES, AdaptiveConfig
 from palimpsest.launch.adaptive import doses, estimate
 
 

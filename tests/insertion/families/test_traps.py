@@ -124,7 +124,7 @@ def directory(tmp_path_factory):
 
 
 def test_a_reference_model(directory):
-    """What is sampled is what its text gives when tokenized, and -ln p is the model's own loss."""
+    """The sampled ids are what its text gives when tokenized, and -ln p is the model's own loss."""
     import torch
     import transformers
 

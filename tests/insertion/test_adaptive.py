@@ -4,8 +4,8 @@ import pytest
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import audit as audits
-from palimpsest.insertion.arms import NamedArm
-from palimpsest.insertion.policies import POLICIES, AdaptiveConfig
+from palimpsest.insertion.named_arms import NamedArm
+from palimpsest.insertion.placement.adaptive import POLICIES, AdaptiveConfig
 from tests.insertion.simulation import consume, simulated
 
 
@@ -61,7 +61,7 @@ def test_staircase_ends_with_its_items():
 
 
 def test_a_segment_may_insert_nothing(tmp_path):
-    """What a policy that is satisfied decides: a plan without exposures, whose windows are the corpus's."""
+    """A satisfied policy decides for a plan without exposures, whose windows are the corpus's."""
     made, order = simulated(tmp_path, doses=(), named_arms={"none": NamedArm(dose=0, items=12)})
     assert made.exposures.is_empty()
     assert len(made.items) == 24

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.named_arms import NamedArm
 
 Scores = Mapping[str, float]
 State = dict[str, Any]
@@ -119,3 +120,17 @@ def staircase(
     chosen = np.random.default_rng([seed, len(used)]).permutation(fresh)[: settings.trials].tolist()
     given: dict[str, int] = {str(name): dose for name in sorted(chosen)}
     return given, {"trials": trials, "used": sorted([*used, *chosen]), "running": given, "dose": dose}
+
+
+def arms_of_segment(assigned: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, NamedArm]:
+    """Listed arms of one segment, by name, for ``insertion.named_arms``; its windows are then drawn at random.
+
+    Args:
+        assigned: item -> dose in the design of the whole run: 0 for controls, 1 for the policy's items.
+        counts: item -> exposures in this segment; all others get none.
+    """
+    groups: dict[tuple[str, int], list[str]] = {}
+    for item, dose in assigned.items():
+        count = counts.get(item, 0)
+        groups.setdefault((f"dose {count}" if dose else "never inserted", count), []).append(item)
+    return {name: NamedArm(dose=dose, items=tuple(items)) for (name, dose), items in sorted(groups.items())}

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import polars as pl
 
 from palimpsest.data.errors import UserError, nearest
-from palimpsest.insertion.schedule import Places
+from palimpsest.insertion.placement.interface import Integers, Setting
+from palimpsest.insertion.placement.offsets import Places
+from palimpsest.insertion.placement.randomised import Randomised
 from palimpsest.insertion.settings import InsertionConfig
-
-Integers = npt.NDArray[np.int64]
 
 MOVED_SCHEMA = pl.Schema(
     {
@@ -42,8 +42,8 @@ _TIMES = ("phase", "spacing", "batch", "last_exposure_within", "named_arms", "sl
 
 
 @dataclass(frozen=True, slots=True)
-class Pattern:
-    """A plan that another one is made after."""
+class PairedPlan:
+    """The plan that another one is a variant of."""
 
     items: pl.DataFrame
     exposures: pl.DataFrame
@@ -54,27 +54,27 @@ class Pattern:
 
 def as_json(insertion: InsertionConfig) -> dict[str, Any]:
     """A design as JSON values, as a plan's manifest has it."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(insertion)))
-    return found
+    values: dict[str, Any] = json.loads(json.dumps(asdict(insertion)))
+    return values
 
 
-def pattern(
+def paired_plan(
     items: pl.DataFrame, wordings: pl.DataFrame, exposures: pl.DataFrame, settings: dict[str, Any]
-) -> Pattern:
-    """A plan's tables made ready for being followed."""
+) -> PairedPlan:
+    """The tables of a plan, prepared for ``Paired``."""
     lengths = wordings["tokens"].list.len().cast(pl.Int64)
     ordered = exposures.with_columns(length=lengths[exposures["wording"]]).sort("item", "position", "offset")
-    return Pattern(items, ordered.with_columns(k=pl.int_range(pl.len()).over("item")), settings)
+    return PairedPlan(items, ordered.with_columns(k=pl.int_range(pl.len()).over("item")), settings)
 
 
-def arms(model: Pattern, items: pl.DataFrame, names: Sequence[str]) -> Integers:
-    """Number of the arm of each item, as in the pattern.
+def arms(model: PairedPlan, items: pl.DataFrame, names: Sequence[str]) -> Integers:
+    """Number of the arm of each item, as in the paired plan.
 
     Raises:
-        UserError: for an item that is not in the pattern, or an arm that the design has not.
+        UserError: for an item that is not in that plan, or an arm that the design has not.
     """
     known = dict(model.items.select("item_id", "arm").iter_rows())
-    found = []
+    numbers = []
     for item in items["item_id"]:
         if item not in known:
             raise UserError(
@@ -86,22 +86,55 @@ def arms(model: Pattern, items: pl.DataFrame, names: Sequence[str]) -> Integers:
                 f"insertion.paired_with: item {item} has the arm '{known[item]}' there, and this design has "
                 f"none of that name{nearest(known[item], names)}; keep insertion.doses and the factors, or name arms"
             )
-        found.append(names.index(known[item]))
-    return np.array(found, dtype=np.int64)
+        numbers.append(names.index(known[item]))
+    return np.array(numbers, dtype=np.int64)
+
+
+class Paired(Randomised):
+    """``interface.Placement`` after another plan: its arms, and its windows and offsets where the design allows."""
+
+    def __init__(self, setting: Setting, model: PairedPlan) -> None:
+        super().__init__(setting)
+        self.model = model
+        self._matched: Matches | None = None
+
+    def assign(self, items: pl.DataFrame) -> Integers:
+        """Number of each item's arm; see ``interface.Placement``."""
+        return arms(self.model, items, [name for name, _ in self.setting.insertion.arms])
+
+    def given_windows(self, items: pl.DataFrame, table: pl.DataFrame) -> Integers | None:
+        """Positions of the exposures that stay; see ``Randomised``."""
+        matched = self._matched = matches(
+            self.model,
+            items["item_id"].to_numpy()[table["item"].to_numpy()],
+            table.select(pl.int_range(pl.len()).over("item")).to_series().to_numpy(),
+            table["low"].to_numpy(),
+            table["high"].to_numpy(),
+            batch=self.setting.run.global_batch_size,
+            apart=table["apart"].to_numpy(),
+            insertion=self.setting.insertion,
+        )
+        return matched.position
+
+    def given_places(self, ranked: Integers, at: Integers, lengths: Integers, places: Places) -> Places:
+        """Places with those of the other plan; see ``Randomised``."""
+        assert self._matched is not None
+        own = Matches(self._matched.row[ranked], self._matched.position[ranked])
+        return same_places(self.model, own, at, lengths, places, self.setting.insertion)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What the pattern has for each exposure of the variant; all arrays (N,), -1 where it has nothing."""
+class Matches:
+    """The paired plan's counterpart of each exposure of the variant; all arrays (N,), -1 where it has none."""
 
     row: Integers
-    """Of the pattern's exposures."""
+    """Of the paired plan's exposures."""
     position: Integers
-    """Where it stays; -1 also where it must move."""
+    """Position at which it stays; -1 also where it must move."""
 
 
-def keep(
-    model: Pattern,
+def matches(
+    model: PairedPlan,
     ids: npt.NDArray[np.str_],
     number: Integers,
     low: Integers,
@@ -110,11 +143,11 @@ def keep(
     batch: int,
     apart: Integers,
     insertion: InsertionConfig,
-) -> Kept:
-    """Which exposures stay in their windows.
+) -> Matches:
+    """Counterparts of the exposures, and those that stay in their windows.
 
     Args:
-        model: the pattern.
+        model: the plan that this one is paired with.
         ids: (N,) item of each exposure.
         number: (N,) which of its item's it is.
         low: (N,) first position that it may take.
@@ -128,9 +161,9 @@ def keep(
         item_id=model.items["item_id"][model.exposures["item"]]
     ).with_row_index("row")
     wanted = pl.DataFrame({"item_id": ids, "k": number})
-    found = wanted.join(before, on=["item_id", "k"], how="left", maintain_order="left")
-    row = found["row"].cast(pl.Int64).fill_null(-1).to_numpy()
-    at = found["position"].fill_null(-1).to_numpy()
+    joined = wanted.join(before, on=["item_id", "k"], how="left", maintain_order="left")
+    row = joined["row"].cast(pl.Int64).fill_null(-1).to_numpy()
+    at = joined["position"].fill_null(-1).to_numpy()
     stays = at >= 0
     if any(own[name] != model.settings[name] for name in _TIMES):
         stays &= (at >= low) & (at < high) & (windows.before(at + 1) > windows.before(at))
@@ -142,17 +175,22 @@ def keep(
         .otherwise(0),
     )
     stays &= (among["rank"] < insertion.per_window).to_numpy() & (among["again"] == 0).to_numpy()
-    return Kept(row, np.where(stays, at, -1))
+    return Matches(row, np.where(stays, at, -1))
 
 
 def same_places(
-    model: Pattern, kept: Kept, at: Integers, lengths: Integers, places: Places, insertion: InsertionConfig
+    model: PairedPlan,
+    matched: Matches,
+    at: Integers,
+    lengths: Integers,
+    places: Places,
+    insertion: InsertionConfig,
 ) -> Places:
-    """The places in windows, with those of the pattern where a window has what it had there.
+    """The places in windows, with those of the paired plan where a window has what it had there.
 
     Args:
-        model: the pattern.
-        kept: of the exposures, in the order of ``at``.
+        model: the plan that this one is paired with.
+        matched: counterparts of the exposures, in the order of ``at``.
         at: (N,) positions, ascending.
         lengths: (N,) tokens of the wording.
         places: located anew.
@@ -163,18 +201,18 @@ def same_places(
         return places
     old = model.exposures
     there = dict(old.group_by("position").len().iter_rows())
-    same = (kept.position >= 0) & (old["length"].to_numpy()[kept.row] == lengths)
+    same = (matched.position >= 0) & (old["length"].to_numpy()[matched.row] == lengths)
     window, count = np.unique(at, return_inverse=True, return_counts=True)[1:]
     whole = np.bincount(window, weights=same).astype(np.int64) == count
     whole &= count == np.array([there.get(p, -1) for p in np.unique(at).tolist()])
     rows = np.flatnonzero(whole[window])
     taken = {name: getattr(places, name).copy() for name in Places.__slots__}
     for name, values in taken.items():
-        values[rows] = old[name].to_numpy()[kept.row[rows]]
+        values[rows] = old[name].to_numpy()[matched.row[rows]]
     return Places(**taken)
 
 
-def moved(model: Pattern, items: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
+def moved(model: PairedPlan, items: pl.DataFrame, exposures: pl.DataFrame) -> pl.DataFrame:
     """``MOVED_SCHEMA`` of a variant's exposures."""
     before = model.exposures.with_columns(item_id=model.items["item_id"][model.exposures["item"]]).select(
         "item_id", "k", position_before="position", offset_before="offset"

@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.data.mixture import Windows
+from palimpsest.insertion.exposures import EXPOSURE_SCHEMA
+from palimpsest.insertion.placement.interface import Integers, Setting
+from palimpsest.insertion.placement.randomised import Randomised
 from palimpsest.insertion.settings import InsertionConfig, RunShape
-
-Integers = npt.NDArray[np.int64]
 
 SCHEMA = pl.Schema(
     {
@@ -30,8 +30,30 @@ SCHEMA = pl.Schema(
     }
 )
 """One row an exposure. ``position``, ``offset``, ``cut``, ``lead`` and ``overwrite`` are those of a plan's exposures
-(``assemble.EXPOSURE_SCHEMA``); all positions are null where only the doses are given. ``length`` counts the tokens that
-were put in, with end-of-document tokens; null: the item and one after it."""
+(``exposures.EXPOSURE_SCHEMA``); all positions are null where only the doses are given. ``length`` counts the tokens
+that were put in, with end-of-document tokens; null: the item and one after it."""
+
+
+class Explicit:
+    """``interface.Placement`` from the table of ``insertion.placements``; drawn where that gives doses alone."""
+
+    def __init__(self, setting: Setting) -> None:
+        assert setting.insertion.placements is not None
+        self.setting = setting
+        self.table = read(setting.insertion.placements)
+
+    def assign(self, items: pl.DataFrame) -> Integers:
+        """Number of each item's arm; see ``interface.Placement``."""
+        return arms(self.table, items, self.setting.insertion)
+
+    def expose(self, items: pl.DataFrame, assigned: Integers, wordings: pl.DataFrame) -> pl.DataFrame:
+        """All exposures; see ``interface.Placement``."""
+        insertion = self.setting.insertion
+        if not positioned(self.table):
+            return Randomised(self.setting).expose(items, assigned, wordings)
+        placed = exposures(self.table, items, wordings, insertion, self.setting.run, self.setting.order)
+        codes = np.array([arm.skipped for _, arm in insertion.arms])[assigned]
+        return placed.with_columns(loss=codes[placed["item"]]).cast(EXPOSURE_SCHEMA)
 
 
 def read(path: str) -> pl.DataFrame:
@@ -46,7 +68,9 @@ def read(path: str) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{where} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if lacking := [name for name in SCHEMA if name not in table.columns]:
-        raise UserError(f"{where} has no column {lacking[0]}; insertion/placements.py says what it must have")
+        raise UserError(
+            f"{where} has no column {lacking[0]}; insertion/placement/explicit.py says what it must have"
+        )
     table = table.select(SCHEMA.keys()).cast(SCHEMA)
     if len(table) and 0 < table["position"].null_count() < len(table):
         raise UserError(
@@ -56,7 +80,7 @@ def read(path: str) -> pl.DataFrame:
 
 
 def positioned(table: pl.DataFrame) -> bool:
-    """Whether places are given, and not doses alone."""
+    """True if the table gives places, and not doses alone."""
     return len(table) > 0 and table["position"].null_count() == 0
 
 
@@ -73,23 +97,23 @@ def arms(table: pl.DataFrame, items: pl.DataFrame, insertion: InsertionConfig) -
             f"insertion.placements={insertion.placements} has exposures of {unknown[0]}, which is no item"
             f"{nearest(unknown[0], names)}"
         )
-    number = {arm.dose: k for k, (_, arm) in enumerate(insertion.arms())}
+    number = {arm.dose: k for k, (_, arm) in enumerate(insertion.arms)}
     doses = [counts.get(name, 0) for name in names]
     if other := sorted(set(doses) - set(number)):
         raise UserError(
             f"insertion.placements={insertion.placements} has items with {other[0]} exposures, but insertion.doses="
             f"{list(insertion.doses)}"
         )
-    found = np.array([number[dose] for dose in doses], dtype=np.int64)
+    numbers = np.array([number[dose] for dose in doses], dtype=np.int64)
     for family in insertion.families:
-        members = found[(items["family"] == family).to_numpy()]
+        members = numbers[(items["family"] == family).to_numpy()]
         for k, wanted in insertion.counts(family).items():
             if (members == k).sum() != wanted:
                 raise UserError(
                     f"insertion.placements={insertion.placements} gives {(members == k).sum()} items of {family} the "
-                    f"dose {insertion.arms()[k][1].dose}, but insertion.items_per_dose says {wanted}"
+                    f"dose {insertion.arms[k][1].dose}, but insertion.items_per_dose says {wanted}"
                 )
-    return found
+    return numbers
 
 
 def exposures(
@@ -100,7 +124,7 @@ def exposures(
     run: RunShape,
     order: Windows,
 ) -> pl.DataFrame:
-    """The exposures as the table has them: ``assemble.EXPOSURE_SCHEMA`` without ``loss``.
+    """The exposures as the table has them: ``exposures.EXPOSURE_SCHEMA`` without ``loss``.
 
     Raises:
         UserError: for a place outside the run or its window, places that overlap, a length that is not the item's here,
@@ -108,9 +132,9 @@ def exposures(
     """
     first = np.concatenate([[0], np.cumsum(items["wordings"].to_numpy())])[:-1]
     rows = pl.DataFrame({"item_id": items["item_id"], "item": np.arange(len(items)), "wording": first})
-    found = table.join(rows, on="item_id", how="left").sort("position", "offset")
-    tokens = wordings["tokens"].list.len().cast(pl.Int64)[found["wording"]]
-    found = found.with_columns(
+    placed = table.join(rows, on="item_id", how="left").sort("position", "offset")
+    tokens = wordings["tokens"].list.len().cast(pl.Int64)[placed["wording"]]
+    placed = placed.with_columns(
         tokens=tokens,
         length=pl.col("length").fill_null(tokens + 1 + pl.col("lead").cast(pl.Int64)),
         begin=pl.col("offset") - pl.col("lead").cast(pl.Int32),
@@ -137,19 +161,19 @@ def exposures(
             f"is one of more in its window than insertion.per_window={insertion.per_window}",
         ),
     ):
-        if len(bad := found.filter(wrong)):
+        if len(bad := placed.filter(wrong)):
             row = bad.row(0, named=True)
             raise UserError(
                 f"insertion.placements={insertion.placements}: the exposure of {row['item_id']} at window "
                 f"{row['position']} {told.format(**row)} ({len(bad):,} such)"
             )
-    _require_boundaries(found, insertion, order)
-    return found.select("position", "item", "wording", "offset", "lead", "trail", "cut", "overwrite")
+    _require_boundaries(placed, insertion, order)
+    return placed.select("position", "item", "wording", "offset", "lead", "trail", "cut", "overwrite")
 
 
-def _require_boundaries(found: pl.DataFrame, insertion: InsertionConfig, order: Windows) -> None:
+def _require_boundaries(placed: pl.DataFrame, insertion: InsertionConfig, order: Windows) -> None:
     """Check that what claims to follow on a document's end does; so a foreign corpus or order is noticed."""
-    claims = found.filter(
+    claims = placed.filter(
         pl.col("trail")
         & ~pl.col("lead")
         & ~pl.col("overwrite")

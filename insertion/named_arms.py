@@ -1,0 +1,103 @@
+"""Arms by name, where they are no product of factors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.arms import Arm
+from palimpsest.insertion.phases import Phase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedArm:
+    """An arm that is no cell of the product. What is not given here, ``insertion``'s factors say."""
+
+    dose: int
+    items: int | tuple[str, ...]
+    """Number of items of each family, drawn at random; or which ones: ``0-39`` (by number, both ends included), ``7``,
+    or an id."""
+    phase: Phase | None = None
+    spacing: str | None = None
+    position: str | None = None
+    displace: str | None = None
+    frame: str | None = None
+    wording: str | None = None
+    batch: str | None = None
+    loss: str | None = None
+
+    def __post_init__(self) -> None:
+        listed = isinstance(self.items, tuple)
+        if (listed and not self.items) or (isinstance(self.items, int) and self.items < 1):
+            raise UserError(f"insertion.named_arms: items={self.items} holds no item")
+
+    def arm(self, factors: Mapping[str, tuple[Any, ...]], name: str) -> Arm:
+        """The treatment.
+
+        Args:
+            factors: levels of each factor, of which there must be one where this arm does not give its own.
+            name: of the arm, for messages.
+        """
+        if not self.dose:
+            return Arm(dose=0)
+        chosen = {}
+        for factor, levels in factors.items():
+            own = getattr(self, factor)
+            if own is None and len(levels) != 1:
+                raise UserError(
+                    f"insertion.named_arms.{name} says no {factor}, and insertion.{factor} has {len(levels)} levels; "
+                    "named arms are not crossed with factors: give one level"
+                )
+            chosen[factor] = levels[0] if own is None else own
+        return Arm(dose=self.dose, **chosen)
+
+    def chosen(self, ids: Sequence[str]) -> list[int] | None:
+        """Numbers of the family's items that are listed; None if they are drawn at random.
+
+        Raises:
+            UserError: for an item that is not there.
+        """
+        if isinstance(self.items, int):
+            return None
+        found: list[int] = []
+        for entry in self.items:
+            if span := self._span(entry):
+                found += span
+            elif entry in ids:
+                found.append(ids.index(entry))
+            else:
+                raise UserError(f"insertion.named_arms: there is no item '{entry}'{nearest(entry, ids)}")
+        if max(found) >= len(ids):
+            raise UserError(
+                f"insertion.named_arms: there is no item number {max(found)}; the last is {len(ids) - 1}"
+            )
+        return found
+
+    @property
+    def drawn(self) -> int:
+        """Items of each family that are randomly assigned."""
+        return self.items if isinstance(self.items, int) else 0
+
+    @property
+    def size(self) -> int:
+        """Items of each family, randomly assigned or listed."""
+        return (
+            self.items
+            if isinstance(self.items, int)
+            else sum(len(self._span(entry)) or 1 for entry in self.items)
+        )
+
+    @property
+    def reach(self) -> int:
+        """How many items a family must have for those that are listed by number."""
+        listed = () if isinstance(self.items, int) else self.items
+        return max((self._span(entry).stop for entry in listed), default=0)
+
+    @staticmethod
+    def _span(entry: str) -> range:
+        """The numbers that an entry means; none for an id."""
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", entry)
+        return range(0) if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)

@@ -1,0 +1,39 @@
+"""Slices of the run's windows, so that independent designs never meet in one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSlice:
+    """One of ``of`` equal shares of all windows.
+
+    Every ``of`` windows in a row hold one of each slice, in an order that a hash of their number decides. Designs that
+    keep to different slices never meet in a window, so that each is placed the same whichever others there are.
+    """
+
+    number: int = 0
+    of: int = 1
+
+    def position(self, index: Integers) -> Integers:
+        """Sample indices of the slice's windows: its first is number 0. Ascending."""
+        if self.of == 1:
+            return index
+        mixed = (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        turn = ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(self.of)).astype(np.int64)
+        found: Integers = index * self.of + (turn + self.number) % self.of
+        return found
+
+    def before(self, position: Integers) -> Integers:
+        """How many of the slice's windows come before positions."""
+        if self.of == 1:
+            return position
+        found: Integers = position // self.of + (self.position(position // self.of) < position)
+        return found
