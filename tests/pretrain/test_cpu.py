@@ -1,5 +1,7 @@
 """What only CPUs need is what it stands for."""
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional
@@ -40,3 +42,15 @@ def test_short_attention():
 def test_which_attention_is_short(length, dtype, groups, short):
     query, key = (torch.empty(length, 1, heads, 2, dtype=dtype) for heads in (4, groups))
     assert cpu.attention_is_short(query, key) == short
+
+
+def test_experts_without_tokens(prepared):
+    """72 experts, and 32 tokens of two experts each at a time: some experts multiply matrices without rows."""
+    overrides = ["name=sparse", "train.micro_batch_size=1", "train.sequence_length=32", "train.steps=5"]
+    overrides += ["insertion.doses=[0,1]", "model.layers=1", "model.experts=72", "model.ffn=16"]
+    prepared.ok("plan", *overrides)
+    prepared.ok("train", *overrides)
+    lines = (prepared.directory("sparse") / "perturbed" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
