@@ -248,9 +248,9 @@ def initial(task: Task, place: Path) -> Path:
     import torch
     import transformers
 
-    from palimpsest.pretrain import huggingface
+    from palimpsest.pretrain.huggingface import shapes
 
-    settings = huggingface.settings(
+    settings = shapes.settings(
         task.model,
         task.vocabulary,
         sequence_length=task.train.sequence_length,

@@ -18,6 +18,7 @@ from palimpsest.data.errors import UserError, nearest
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import say
 from palimpsest.pretrain import laws
+from palimpsest.pretrain.huggingface import settings as released
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -50,7 +51,7 @@ def build(config: DictConfig) -> Experiment:
     values: Any = OmegaConf.to_container(config, resolve=True)
     values = _convert(Experiment, values, "")
     _sort_families(values.get("insertion"))
-    for line in laws.apply(values):
+    for line in (*released.apply(values), *laws.apply(values)):
         say(line)
     try:
         return TypeAdapter(Experiment).validate_python(values)

@@ -94,6 +94,9 @@ def cost(experiment: Experiment) -> Iterator[str]:
             experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
         )
         vocab_size, known = manifest.facts["vocab_size"], "of the prepared corpus"
+    if experiment.model.rows(vocab_size) > vocab_size or known.startswith("assumed"):
+        rows = experiment.model.rows(0)
+        vocab_size, known = (rows, f"rows of model={experiment.model.name}") if rows else (vocab_size, known)
     padded = padded_vocabulary(vocab_size)
     yield f"vocabulary: {vocab_size:,} ({known}), padded to {padded:,}"
     yield from estimate.summary(

@@ -133,6 +133,7 @@ class Experiment:
             check_seed(f"insertion{f'.experiments.{name}' if name else ''}.seed", one.seed)
             for family, settings in one.families.items():
                 registry.check(family, settings)
+        self.model.check(self.train.sequence_length)
         self.optimizer.check(self.train, self.model, self.parallel)
         if self.eval.enabled and self.parallel.tensor * self.parallel.pipeline > 1:
             raise UserError(

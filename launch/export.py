@@ -28,9 +28,11 @@ def export(experiment: Experiment) -> Path:
     Raises:
         UserError: if there is no such checkpoint.
     """
-    from palimpsest.pretrain import checkpoint, huggingface
+    from palimpsest.pretrain import checkpoint
+    from palimpsest.pretrain.huggingface import export as exports
+    from palimpsest.pretrain.huggingface import files
 
-    huggingface.require()
+    files.require()
     run = experiment.directory / experiment.run
     checkpoints = run / "checkpoints"
     saved = checkpoint.finished(checkpoints)
@@ -44,7 +46,7 @@ def export(experiment: Experiment) -> Path:
     manifest = checkpoint.read(checkpoints, step)
     audit = pair_audit.standing(experiment)
     verdict = audit["verdict"] if audit else "not audited yet"
-    gpt = huggingface.load(checkpoints, step, eod=tokenizer.eod)
+    gpt = exports.load(checkpoints, step, eod=tokenizer.eod)
     target = run / "export" / f"step_{step:08d}"
     with artifact.writing(
         target,
@@ -53,7 +55,7 @@ def export(experiment: Experiment) -> Path:
         config={},
         inputs={"checkpoint": manifest.digest, "plan": plan.digest, "audit": json_digest(audit)},
     ) as draft:
-        huggingface.write(gpt, tokenizer, draft.path)
+        exports.write(gpt, tokenizer, draft.path)
         card = model_card(experiment, step, plan, manifest, verdict)
         (draft.path / "README.md").write_text(card, encoding="utf-8")
         draft.facts.update(step=step, parameters=gpt.num_parameters(), audit=verdict)

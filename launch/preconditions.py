@@ -14,6 +14,7 @@ from palimpsest.data.sources.base import FILE_KINDS, files
 from palimpsest.insertion.families import registry
 from palimpsest.launch.experiment import Experiment
 from palimpsest.pretrain import saved
+from palimpsest.pretrain.huggingface import files as files_of_model
 
 
 def missing(experiment: Experiment) -> list[str]:
@@ -25,6 +26,7 @@ def missing(experiment: Experiment) -> list[str]:
     for name, (config, directory) in experiment.corpora.items():
         if not (directory / artifact.MANIFEST).is_file():
             lines += _of_corpus(name if name == MAIN else f"mixture.corpora.{name}", config)
+    lines += _of_weights(experiment)
     for setting, value in _paths(experiment):
         if not Path(value).exists():
             lines.append(f"{setting}={value} does not exist (relative paths start at {Path.cwd()})")
@@ -54,6 +56,15 @@ def _of_corpus(name: str, config: CorpusConfig) -> Iterator[str]:
         yield f"{name}.tokenizer.path={tokenizer.path} does not exist (relative paths start at {Path.cwd()})"
 
 
+def _of_weights(experiment: Experiment) -> Iterator[str]:
+    """Of a model to start from: its small files, which a name on the hub gives, too."""
+    if experiment.model.weights and _untrained(experiment):
+        try:
+            files_of_model.find(experiment.model.weights, experiment.model.revision, whole=False)
+        except UserError as error:
+            yield str(error)
+
+
 def _untrained(experiment: Experiment) -> bool:
     """True before the first checkpoint; afterwards what a run started from may be deleted."""
     return not saved.finished(experiment.directory / "perturbed" / "checkpoints")
@@ -62,7 +73,6 @@ def _untrained(experiment: Experiment) -> bool:
 def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """(setting, path) of everything that is read besides the corpora."""
     for setting, value in (
-        ("model.weights", experiment.model.weights),
         ("train.start_from", experiment.train.start_from if _untrained(experiment) else None),
         ("insertion.paired_with", experiment.insertion.paired_with),
     ):

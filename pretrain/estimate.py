@@ -38,7 +38,7 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
         weights -= vocab_size * model.hidden
     if model.positions == "learned":
         weights -= sequence_length * model.hidden
-    return 6 * weights + 12 * model.layers * model.hidden * sequence_length
+    return 6 * weights + 12 * model.layers * model.heads * model.head_dim * sequence_length
 
 
 def checkpoint_bytes(parameters: int, train: TrainConfig) -> int:

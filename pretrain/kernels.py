@@ -66,8 +66,11 @@ def _plain_swiglu(x: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
-def _losses_and_errors(logits_BV: Tensor, targets_B: Tensor, mask_B: Tensor) -> tuple[Tensor, Tensor]:
+def _losses_and_errors(
+    logits_BV: Tensor, targets_B: Tensor, mask_B: Tensor, real: int
+) -> tuple[Tensor, Tensor]:
     """Losses, (B,) float32, and the gradient of their masked sum, in the precision of the logits."""
+    logits_BV[:, real:] = -torch.inf
     log_p = torch.log_softmax(logits_BV, -1, dtype=torch.float32)
     losses_B = -log_p.gather(1, targets_B[:, None])[:, 0]
     hit_BV = torch.arange(logits_BV.shape[1], device=logits_BV.device) == targets_B[:, None]
@@ -77,7 +80,7 @@ def _losses_and_errors(logits_BV: Tensor, targets_B: Tensor, mask_B: Tensor) -> 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        context: Any, hidden_ND: Tensor, weight: Tensor, targets_N: Tensor, mask_N: Tensor
+        context: Any, hidden_ND: Tensor, weight: Tensor, targets_N: Tensor, mask_N: Tensor, real: int
     ) -> tuple[Tensor, Tensor]:
         count, wide = len(hidden_ND), len(weight)
         rows = max(16, LOGITS[weight.device.type] // wide)
@@ -90,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if learning and _compiles(weight):
                 logits = functional.linear(hidden_ND[some], weight)
                 losses_N[some], error_BV = _compiled(_losses_and_errors)(
-                    logits, targets_N[some], mask_N[some]
+                    logits, targets_N[some], mask_N[some], real
                 )
                 starts = range(0)
             else:
@@ -100,7 +103,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 )
             for start in starts:
                 few = slice(start, min(start + rows, some.stop))
-                log_p = torch.log_softmax(functional.linear(hidden_ND[few], weight), -1, dtype=torch.float32)
+                logits = functional.linear(hidden_ND[few], weight)
+                logits[:, real:] = -torch.inf
+                log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
                 target = targets_N[few, None]
                 losses_N[few] = -log_p.gather(1, target)[:, 0]
                 if learning:
@@ -120,18 +125,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (losses_N * mask_N).sum(), losses_N
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor, _losses: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
+    def backward(context: Any, gradient: Tensor, _losses: Tensor | None) -> tuple[Tensor | None, ...]:
         for_hidden, for_weight = context.saved_tensors
         return (
             for_hidden * gradient.to(for_hidden.dtype),
             for_weight * gradient.to(for_weight.dtype),
             None,
             None,
+            None,
         )
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor
+    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, real: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The loss from the last hidden states, without ever holding the logits of all tokens.
 
@@ -143,11 +149,12 @@ def linear_cross_entropy(
         weight: (V, D) output matrix.
         targets: (...) int64.
         mask: (...) float, weight of each target.
+        real: rows of the matrix that can be predicted; those beyond have no probability. None: all.
 
     Returns:
         Sum of the weighted losses, from which to go backward, and the losses by target, (...), not weighted; nats.
     """
     total, losses = _LinearCrossEntropy.apply(
-        hidden.flatten(0, -2), weight, targets.flatten(), mask.flatten()
+        hidden.flatten(0, -2), weight, targets.flatten(), mask.flatten(), real or len(weight)
     )
     return total, losses.view(targets.shape)

@@ -1,18 +1,26 @@
-"""Layers that megatron-core lacks or has only for GPUs: norms, SwiGLU, and the parallel residual.
+"""Layers that megatron-core lacks or has only for GPUs: norms and where they sit, SwiGLU, and the parallel residual.
 
-Shapes: S sequence, B batch, D hidden.
+Shapes: S sequence, B batch, D hidden, N heads on this rank, H head size.
 """
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from megatron.core.utils import make_viewless_tensor
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 
 from palimpsest.pretrain import kernels
@@ -59,6 +67,74 @@ class PlainNorm(Norm):
         super().__init__(config, hidden_size, eps, gain=False)
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over the tensor-parallel ranks, each of whose losses depends on it: the gradients are summed, too."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return _summed(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(x: Tensor) -> Tensor:
+    x = x.clone()
+    distributed.all_reduce(x, group=parallel_state.get_tensor_model_parallel_group())
+    return x
+
+
+class TokenNorm(torch.nn.Module):
+    """RMSNorm over all heads of a token together (OLMo 2, OLMoE), whichever ranks have them.
+
+    Args:
+        config: of the model.
+        hidden_size: dimensions of a head.
+        eps: added to the mean square.
+        heads: of all ranks.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, *, heads: int, **_: Any
+    ) -> None:
+        super().__init__()
+        self.size, self.eps, self.ranks = heads * hidden_size, eps, config.tensor_model_parallel_size
+        self.weight = torch.nn.Parameter(torch.ones(self.size // self.ranks, dtype=config.params_dtype))
+        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise: (S, B, N, H) -> (S, B, N, H)."""
+        flat = x.flatten(2)
+        if self.ranks == 1:
+            return functional.rms_norm(flat, (self.size,), self.weight, self.eps).view_as(x)
+        wide = flat.float()
+        square: Tensor = _SumOverRanks.apply(wide.square().sum(-1, keepdim=True))
+        return (self.weight * (wide * torch.rsqrt(square / self.size + self.eps))).to(x.dtype).view_as(x)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """The weight as a part of that of all ranks."""
+        found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True), prefix, {"weight": 0}, sharded_offsets
+        )
+        return found
+
+
+class ClippedAttention(SelfAttention):
+    """megatron-core's, whose queries, keys and values are clipped after their norms (OLMo)."""
+
+    def __init__(self, *args: Any, clip: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.clip = clip
+
+    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """Queries, keys and values of this rank, each (S, B, heads, H)."""
+        found = super().get_query_key_value_tensors(*args, **kwargs)
+        return tuple(one.clamp(-self.clip, self.clip) for one in found)
+
+
 class FeedForward(MLP):
     """megatron-core's, with SwiGLU in one step."""
 
@@ -66,6 +142,15 @@ class FeedForward(MLP):
         """(S, B, D) -> (S, B, D), and the bias that is yet to be added."""
         x, bias = self.linear_fc1(hidden_states)
         return self.linear_fc2(kernels.swiglu(x if bias is None else x + bias))
+
+
+class BiaslessFeedForward(FeedForward):
+    """Of a model whose biases are those of attention alone."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        config = copy(config)
+        config.add_bias_linear = False
+        super().__init__(config, *args, **kwargs)
 
 
 class Layer(TransformerLayer):
@@ -98,4 +183,32 @@ class ParallelLayer(Layer):
         for bias in (attended_bias, fed_bias):
             if bias is not None:
                 out = out + bias
+        return make_viewless_tensor(out, requires_grad=out.requires_grad, keep_graph=True), None
+
+
+class PostNormLayer(Layer):
+    """x + norm(attention(x)), then x + norm'(feed_forward(x)), as in OLMo 2."""
+
+    def __init__(
+        self, config: TransformerConfig, submodules: TransformerLayerSubmodules, *args: Any, **kwargs: Any
+    ) -> None:
+        norm = submodules.input_layernorm
+        without = replace(submodules, input_layernorm=IdentityOp, pre_mlp_layernorm=IdentityOp)
+        super().__init__(config, without, *args, **kwargs)
+        size, eps = config.hidden_size, config.layernorm_epsilon
+        self.post_attention_norm = build_module(norm, config=config, hidden_size=size, eps=eps)
+        self.post_mlp_norm = build_module(norm, config=config, hidden_size=size, eps=eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """One layer: (S, B, D) -> (S, B, D). There is no dropout."""
+        attended, bias = self.self_attention(hidden_states, attention_mask, rotary_pos_emb=rotary_pos_emb)
+        middle = hidden_states + self.post_attention_norm(attended if bias is None else attended + bias)
+        fed, _none = self.mlp(middle)
+        out = middle + self.post_mlp_norm(fed)
         return make_viewless_tensor(out, requires_grad=out.requires_grad, keep_graph=True), None

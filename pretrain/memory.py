@@ -114,10 +114,10 @@ def layer_activations(model: ModelConfig, parallel: ParallelConfig) -> tuple[flo
     of the feed-forward block, and the activated product. No S x S matrix of attention is kept.
     """
     stream = model.hidden / (parallel.tensor if parallel.sequence else 1)
-    keys = model.hidden * model.query_groups / model.heads
+    queries, keys = model.head_dim * model.heads, model.head_dim * model.query_groups
     used = model.ffn * (1 if model.experts is None else model.experts_per_token)
     matrices = 3 if model.activation == "swiglu" else 2
-    attention = (model.hidden + keys) + (model.hidden + 2 * keys) + model.hidden
+    attention = (queries + keys) + (queries + 2 * keys) + queries
     return 4 * stream + (attention + matrices * used) / parallel.tensor, stream
 
 

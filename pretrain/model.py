@@ -31,13 +31,35 @@ from torch import Tensor
 
 from palimpsest.pretrain import kernels
 from palimpsest.pretrain.attention import CausalAttention
-from palimpsest.pretrain.config import ModelConfig, ParallelConfig, TrainConfig, padded_vocabulary
-from palimpsest.pretrain.layers import FeedForward, Layer, Norm, ParallelLayer, PlainNorm
+from palimpsest.pretrain.config import (
+    ModelConfig,
+    ParallelConfig,
+    RotaryScaling,
+    TrainConfig,
+    padded_vocabulary,
+)
+from palimpsest.pretrain.layers import (
+    BiaslessFeedForward,
+    ClippedAttention,
+    FeedForward,
+    Layer,
+    Norm,
+    ParallelLayer,
+    PlainNorm,
+    PostNormLayer,
+    TokenNorm,
+)
 from palimpsest.pretrain.parallel import Attention
 
 
 class GPT(GPTModel):
-    """``GPTModel`` that gives the loss without making all logits, where one rank has the whole output matrix."""
+    """``GPTModel`` that gives the loss without making all logits, where one rank has the whole output matrix.
+
+    What fills the vocabulary up to a round number is never predicted, as in scores and exports.
+    """
+
+    rows: int
+    """Rows of the vocabulary that can be predicted."""
 
     def _postprocess(
         self,
@@ -52,7 +74,17 @@ class GPT(GPTModel):
         if not self.post_process or labels is None or mask_BT is None or self.tp_group.size() > 1:
             return super()._postprocess(hidden_states, input_ids, position_ids, labels, *rest, **more)
         hidden_BTH = hidden_states.transpose(0, 1)
-        return kernels.linear_cross_entropy(hidden_BTH, output_weight(self), labels, mask_BT)
+        return kernels.linear_cross_entropy(hidden_BTH, output_weight(self), labels, mask_BT, self.rows)
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Losses, (B, T), from this rank's logits, (T, B, its rows)."""
+        held = logits.shape[-1]
+        left = self.rows - self.tp_group.rank() * held
+        if left < held:
+            beyond = torch.arange(held, device=logits.device) >= left
+            logits = logits.masked_fill(beyond, -math.inf)
+        losses: Tensor = super().compute_language_model_loss(labels, logits)
+        return losses
 
 
 def transformer_config(
@@ -76,15 +108,19 @@ def transformer_config(
         hidden_size=model.hidden,
         num_attention_heads=model.heads,
         num_query_groups=model.query_groups,
+        kv_channels=model.head_dim,
         ffn_hidden_size=model.ffn,
         normalization="RMSNorm" if model.norm == "rms" else "LayerNorm",
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=model.activation == "swiglu",
         activation_func=activations[model.activation],
-        add_bias_linear=model.biases,
-        qk_layernorm=model.qk_norm,
+        add_bias_linear=model.biases or model.attention_biases == "all",
+        add_qkv_bias=model.attention_biases == "qkv",
+        # megatron-core sums the gradients of such norms over tensor-parallel ranks; ``TokenNorm`` is sharded.
+        qk_layernorm=model.qk_norm and model.qk_norm_over == "head",
         num_moe_experts=model.experts,
         moe_router_topk=model.experts_per_token,
+        moe_router_pre_softmax=not model.normalise_experts,
         # Where megatron-core 0.16.1 undoes the division by all tokens, it counts those that this rank has of a window.
         moe_aux_loss_coeff=model.balance_loss * train.micro_batch_size * parallel.sequence_shards
         if model.experts
@@ -157,7 +193,7 @@ def build(
     gpt = GPT(
         config=config,
         transformer_layer_spec=_engine_blocks(model) if attention == "te" else _blocks(model, config, piece),
-        vocab_size=padded_vocabulary(vocab_size),
+        vocab_size=padded_vocabulary(model.rows(vocab_size)),
         max_sequence_length=train.sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=piece),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=piece),
@@ -167,12 +203,29 @@ def build(
         rotary_percent=model.rotary_fraction,
         vp_stage=piece,
     )
+    gpt.rows = model.rows(vocab_size)
+    if model.rotary_scaling is not None:
+        gpt.rotary_pos_emb.inv_freq = scaled(gpt.rotary_pos_emb.inv_freq, model.rotary_scaling)
     _mark_sharded(gpt)
     if parallel.tensor == 1:
         _use_plain_products(gpt)
     initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
     return gpt.bfloat16() if train.half_precision else gpt
+
+
+def scaled(frequencies: Tensor, scaling: RotaryScaling) -> Tensor:
+    """Rotary frequencies as a model of longer contexts has them, float32 (H / 2,).
+
+    ``llama3`` is that of ``transformers`` (modeling_rope_utils), which megatron-core has with fixed numbers alone.
+    """
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_length * frequencies / (2 * math.pi)  # in the context before
+    smooth = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
+    between = (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+    slow, fast = turns < scaling.low_factor, turns > scaling.high_factor
+    return torch.where(slow, frequencies / scaling.factor, torch.where(fast, frequencies, between))
 
 
 def _engine_blocks(model: ModelConfig) -> ModuleSpec:
@@ -194,11 +247,17 @@ def _blocks(model: ModelConfig, config: TransformerConfig, piece: int | None) ->
     inside.input_layernorm = inside.pre_mlp_layernorm = norm
     attention = inside.self_attention.submodules
     attention.core_attention = ModuleSpec(module=CausalAttention)
-    if model.qk_norm:
+    if model.qk_norm and model.qk_norm_over == "all_heads":
+        attention.q_layernorm = ModuleSpec(module=TokenNorm, params={"heads": model.heads})
+        attention.k_layernorm = ModuleSpec(module=TokenNorm, params={"heads": model.query_groups})
+    elif model.qk_norm:
         attention.q_layernorm = attention.k_layernorm = norm
-    spec.module = ParallelLayer if model.parallel_residual else Layer
+    if model.qkv_clip is not None:
+        inside.self_attention.module = ClippedAttention
+        inside.self_attention.params = {**inside.self_attention.params, "clip": model.qkv_clip}
+    spec.module = ParallelLayer if model.parallel_residual else PostNormLayer if model.post_norm else Layer
     if model.activation == "swiglu" and model.experts is None:
-        inside.mlp.module = FeedForward
+        inside.mlp.module = BiaslessFeedForward if model.attention_biases == "all" else FeedForward
     layers = get_num_layers_to_build(config, vp_stage=piece)
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm)
 
@@ -237,8 +296,8 @@ def initialize(gpt: GPTModel, model: ModelConfig, seed: int, start: Mapping[str,
     """Draw every weight from (seed, its name, its layer), so that any topology starts from the same model.
 
     Each rank draws the whole tensor that it holds a shard of and keeps its part; megatron-core's sharded state
-    dict says which part that is. Norms start at one, biases at zero. Where ``start`` has the weight, that is taken
-    instead; rows of the vocabulary that it lacks are drawn.
+    dict says which part that is. Norms start at one, biases at zero. Where there is a ``start``, that is taken instead;
+    rows of the vocabulary that it lacks are drawn, and positions beyond the windows are left out.
     """
     sharded: dict[str, Any] = gpt.sharded_state_dict()
     apply_factories(sharded)  # splits SwiGLU's fused matrix into its two halves
@@ -248,11 +307,11 @@ def initialize(gpt: GPTModel, model: ModelConfig, seed: int, start: Mapping[str,
                 continue
             layer = shard.global_offset[: shard.prepend_axis_num]
             shape = shard.global_shape[shard.prepend_axis_num :]
-            whole = _draw(shard.key, shape, layer, model, seed)
-            if shard.key in start:
-                given = start[shard.key][layer]
-                rows = min(len(given), len(whole))  # only vocabularies differ
-                whole[:rows] = given[:rows]
+            whole = start[shard.key][layer][: shape[0]] if start else torch.empty(0, *shape[1:])
+            if (rows := len(whole)) < shape[0]:
+                drawn = _draw(shard.key, shape, layer, model, seed)
+                drawn[:rows] = whole
+                whole = drawn
             offset = shard.global_offset[shard.prepend_axis_num :]
             part = whole[tuple(slice(o, o + n) for o, n in zip(offset, shard.data.shape, strict=True))]
             shard.data.copy_(part)

@@ -82,6 +82,20 @@ def pick_device(runtime: RuntimeConfig) -> torch.device:
     return torch.device("cpu")
 
 
+def _beyond_engine(model: ModelConfig) -> str | None:
+    """The first setting of a model for which Transformer Engine has no layers here."""
+    found = {
+        "norm=layer_plain": model.norm == "layer_plain",
+        "parallel_residual": model.parallel_residual,
+        "experts": model.experts is not None,
+        "post_norm": model.post_norm,
+        "qk_norm_over=all_heads": model.qk_norm and model.qk_norm_over == "all_heads",
+        "qkv_clip": model.qkv_clip is not None,
+        "attention_biases=all": model.attention_biases == "all",
+    }
+    return next((name for name, has in found.items() if has), None)
+
+
 def pick_attention(
     runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
 ) -> tuple[Attention, str]:
@@ -95,8 +109,8 @@ def pick_attention(
         lacks = "there is no GPU"
     elif find_spec("transformer_engine") is None:
         lacks = "the package transformer-engine is not installed (pip install -e '.[gpu]')"
-    elif model.norm == "layer_plain" or model.parallel_residual or model.experts is not None:
-        lacks = "it has no layers with model.norm=layer_plain, model.parallel_residual or model.experts here"
+    elif unknown := _beyond_engine(model):
+        lacks = f"it has no layers with model.{unknown} here"
     elif train.document_attention:
         lacks = "its layers take no mask by documents here (train.document_attention)"
     if runtime.attention == "te" and lacks:

@@ -155,10 +155,9 @@ def _checkpoint(directory: Path, tokenizer: Tokenizer) -> Reference:
     found = re.fullmatch(r"step_(\d+)", directory.name)
     if not found:
         raise UserError(f"{directory} is no checkpoint; give .../checkpoints/step_<number>")
-    from palimpsest.pretrain import (  # megatron-core, which a model of transformers does without
-        checkpoint,
-        huggingface,
-    )
+    # They need megatron-core, which a model of transformers does without.
+    from palimpsest.pretrain import checkpoint
+    from palimpsest.pretrain.huggingface import export
 
     step = int(found[1])
     size = checkpoint.read(directory.parent, step).config["vocab_size"]
@@ -167,5 +166,5 @@ def _checkpoint(directory: Path, tokenizer: Tokenizer) -> Reference:
             f"{directory} has a vocabulary of {size}, the corpus here one of {tokenizer.vocab_size}; prepare the "
             "corpus that it was trained on, or export it and give the export"
         )
-    gpt = huggingface.load(directory.parent, step, eod=tokenizer.eod).float()
+    gpt = export.load(directory.parent, step, eod=tokenizer.eod).float()
     return Reference(gpt, tokenizers.Tokenizer.from_str(tokenizer.backend.to_str()), tokenizer.eod)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from palimpsest.pretrain import huggingface
 from palimpsest.pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from palimpsest.pretrain.huggingface import files
 from palimpsest.pretrain.identity import result_settings
 from palimpsest.pretrain.parallel import Attention
 
@@ -31,7 +30,9 @@ class Settings:
         for key in ("start_from", "stop_at"):  # the checkpoint it starts from is named by its digest
             del settings["train"][key]
         if self.model.weights:  # identified by their content, not by their path
-            settings["model"]["weights"] = huggingface.digest(Path(self.model.weights))
+            directory = files.find(self.model.weights, self.model.revision)
+            settings["model"]["weights"] = files.digest(directory)
+        del settings["model"]["revision"]
         return {**settings, "vocab_size": vocab_size}
 
 

@@ -21,16 +21,16 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
-from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Windows
 from palimpsest.insertion.ledger import Recorder
 from palimpsest.insertion.overlay import Overlay
 from palimpsest.insertion.plan import Plan
-from palimpsest.pretrain import checkpoint, estimate, huggingface, losses, model, optim
+from palimpsest.pretrain import checkpoint, estimate, losses, model, optim
 from palimpsest.pretrain.batches import Batches, Groups, positions_of
 from palimpsest.pretrain.checkpointing import Checkpointer
 from palimpsest.pretrain.config import padded_vocabulary
 from palimpsest.pretrain.hooks import Hook
+from palimpsest.pretrain.huggingface import mapping
 from palimpsest.pretrain.interrupts import Interrupted
 from palimpsest.pretrain.ledger_writer import LedgerWriter
 from palimpsest.pretrain.non_finite import NonFiniteGuard
@@ -124,7 +124,7 @@ class Trainer:
         self.peak = None if peak is None else peak * world.size
         """FLOP/s of all ranks together; None where that is not known, as of CPUs."""
         self.flops_a_token = estimate.flops_per_token(
-            settings.model, padded_vocabulary(vocab_size), train.sequence_length
+            settings.model, padded_vocabulary(settings.model.rows(vocab_size)), train.sequence_length
         )
         self.step = 0
         """Finished steps."""
@@ -137,13 +137,7 @@ class Trainer:
             distribute: shard the optimizer's state over data-parallel ranks.
         """
         settings, parallel = self.settings, self.settings.parallel
-        weights = settings.model.weights
-        start = huggingface.read(Path(weights), settings.model) if weights else None
-        if start and len(start[huggingface.EMBEDDING]) < vocab_size:
-            raise UserError(
-                f"model.weights={weights} knows {len(start[huggingface.EMBEDDING])} tokens, the corpus {vocab_size}; "
-                "tokenize the corpus with the model's own tokenizer (corpus.tokenizer.kind=file)"
-            )
+        start = mapping.read(settings.model, vocab_size) if settings.model.weights else None
         chunks = []
         for vp_stage in range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]:
             gpt = model.build(

@@ -33,7 +33,7 @@ from palimpsest.analysis.metrics import compute
 from palimpsest.analysis.statistics import mean_by_dose
 
 warnings.filterwarnings("ignore", module="megatron")
-from palimpsest.pretrain import huggingface
+from palimpsest.pretrain.huggingface import export
 
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
@@ -54,8 +54,8 @@ for which in ("perturbed", "twin"):
     place = run.directory / which / "export" / f"step_{step:08d}"
     if not place.is_dir():
         place = work / which
-        model = huggingface.load(run.directory / which / "checkpoints", step, eod=run.tokenizer.eod)
-        huggingface.write(model, run.tokenizer, place)
+        model = export.load(run.directory / which / "checkpoints", step, eod=run.tokenizer.eod)
+        export.write(model, run.tokenizer, place)
     MODELS[which] = str(place)
 MODELS
 

@@ -1,7 +1,12 @@
 """Settings of a training run, as frozen dataclasses that check themselves."""
 
 from palimpsest.pretrain.config.checks import check_seed
-from palimpsest.pretrain.config.model import VOCABULARY_MULTIPLE, ModelConfig, padded_vocabulary
+from palimpsest.pretrain.config.model import (
+    VOCABULARY_MULTIPLE,
+    ModelConfig,
+    RotaryScaling,
+    padded_vocabulary,
+)
 from palimpsest.pretrain.config.optimizer import OptimizerConfig
 from palimpsest.pretrain.config.parallel import ParallelConfig
 from palimpsest.pretrain.config.runtime import EvalConfig, ProfileConfig, RuntimeConfig
@@ -14,6 +19,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "ProfileConfig",
+    "RotaryScaling",
     "RuntimeConfig",
     "TrainConfig",
     "check_seed",

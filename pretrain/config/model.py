@@ -30,8 +30,32 @@ class LayerParameters:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RotaryScaling:
+    """Rotary frequencies lowered for longer contexts."""
+
+    kind: Literal["linear", "llama3"]
+    """``linear``: all of them over ``factor`` (Chen et al., 2023). ``llama3``: slow ones alone (Llama Team, 2024)."""
+    factor: float
+    low_factor: float = 1.0
+    """``llama3``: wavelengths above ``original_length`` over this are scaled by ``factor``."""
+    high_factor: float = 4.0
+    """``llama3``: wavelengths below ``original_length`` over this stay; those between are interpolated."""
+    original_length: int = 8192
+    """``llama3``: tokens of the context before."""
+
+    def __post_init__(self) -> None:
+        positive(
+            "model.rotary_scaling",
+            factor=self.factor,
+            low_factor=self.low_factor,
+            high_factor=self.high_factor,
+            original_length=self.original_length,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Shape of a GPT with norms before each block and no dropout. The defaults are Llama's."""
+    """Shape of a GPT without dropout. The defaults are Llama's."""
 
     name: str
     """Name of the preset, for logs."""
@@ -42,6 +66,8 @@ class ModelConfig:
     """Query heads."""
     kv_heads: int | None = None
     """Key/value heads; fewer than ``heads`` is grouped-query attention. None: as many as ``heads``."""
+    head_size: int | None = None
+    """Dimensions of a head; None: ``hidden / heads``."""
     ffn: int
     """Inner width of the feed-forward block; of each expert, if there are any."""
     norm: Literal["rms", "layer", "layer_plain"] = "rms"
@@ -50,8 +76,18 @@ class ModelConfig:
     """``gelu_tanh`` is GPT-2's approximation."""
     biases: bool = False
     """Biases in the linear layers of the blocks."""
+    attention_biases: Literal["none", "qkv", "all"] = "none"
+    """Biases in attention alone, without ``biases``: of queries, keys and values (Qwen 2), or of all its layers."""
     qk_norm: bool = False
-    """Norm queries and keys per head."""
+    """Norm queries and keys."""
+    qk_norm_over: Literal["head", "all_heads"] = "head"
+    """Dimensions that ``qk_norm`` takes together: a head's (Qwen 3), or those of all heads (OLMo 2, OLMoE)."""
+    qkv_clip: float | None = None
+    """Largest magnitude of queries, keys and values, which are clipped to it (OLMo); None: no clipping."""
+    attention_window: int | None = None
+    """Tokens that attention reaches back, its own included (Mistral); at least ``train.sequence_length``."""
+    post_norm: bool = False
+    """Norm the output of each block (OLMo 2), not its input."""
     parallel_residual: bool = False
     """Attention and feed-forward block read the same input and are added together (GPT-NeoX)."""
     positions: Literal["rotary", "learned"] = "rotary"
@@ -59,11 +95,15 @@ class ModelConfig:
     rotary_base: int = 10_000
     rotary_fraction: float = 1.0
     """Share of each head's dimensions that is rotated."""
+    rotary_scaling: RotaryScaling | None = None
     tied_embeddings: bool = True
     """The output layer shares its weight with the input embedding."""
     experts: int | None = None
     """Experts of a mixture that takes the place of each feed-forward block; None: no mixture."""
     experts_per_token: int = 2
+    normalise_experts: bool = True
+    """Make the weights of a token's experts sum to 1 (Mixtral); otherwise they are probabilities among all experts
+    (OLMoE)."""
     balance_loss: float = 0.01
     """Weight of the loss that balances the experts (Fedus et al., 2022, equation 4), taken of each window."""
     init_std: float = 0.02
@@ -72,8 +112,13 @@ class ModelConfig:
     tokenizer_size: int | None = None
     """Ids of the published model's tokenizer, with which ``dry_run`` counts where no corpus is prepared and none is
     to be trained. Changes nothing else."""
+    vocab_size: int | None = None
+    """Rows of the vocabulary, where there are more than the tokenizer has ids; None: as many."""
     weights: str | None = None
-    """Directory of a Hugging Face model whose weights training starts from; None: drawn from ``train.seed``."""
+    """Directory or hub name of a ``transformers`` model whose weights training starts from; None: drawn from
+    ``train.seed``."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub, such as ``step1000``."""
 
     def __post_init__(self) -> None:
         positive(
@@ -86,19 +131,35 @@ class ModelConfig:
             init_std=self.init_std,
             norm_epsilon=self.norm_epsilon,
         )
-        for name in ("kv_heads", "tokenizer_size"):
+        for name in ("kv_heads", "tokenizer_size", "head_size", "vocab_size", "qkv_clip", "attention_window"):
             if (value := getattr(self, name)) is not None:
                 positive("model", **{name: value})
-        if self.hidden % self.heads:
-            raise UserError(f"model.hidden={self.hidden} must be a multiple of model.heads={self.heads}")
-        if (self.hidden // self.heads) % 2:
-            raise UserError(f"model.hidden / model.heads = {self.hidden // self.heads} must be even (rotary)")
-        rotated = self.hidden // self.heads * self.rotary_fraction
+        if self.head_size is None and self.hidden % self.heads:
+            raise UserError(
+                f"model.hidden={self.hidden} must be a multiple of model.heads={self.heads}, or set model.head_size"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model.hidden / model.heads = {self.head_dim} must be even (rotary)")
+        rotated = self.head_dim * self.rotary_fraction
         if not 0 < self.rotary_fraction <= 1 or rotated % 2:
             raise UserError(
                 f"model.rotary_fraction={self.rotary_fraction} must lie above 0, at most 1, and make an even number "
-                f"of the {self.hidden // self.heads} dimensions of a head"
+                f"of the {self.head_dim} dimensions of a head"
             )
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        """Check what goes together in attention and feed-forward blocks."""
+        if self.biases and self.attention_biases != "none":
+            raise UserError(
+                f"model.attention_biases={self.attention_biases} is part of model.biases=true; set one of them"
+            )
+        if self.attention_biases == "all" and (self.activation != "swiglu" or self.experts is not None):
+            raise UserError("model.attention_biases=all needs model.activation=swiglu and no model.experts")
+        if self.post_norm and (self.parallel_residual or self.biases):
+            raise UserError("model.post_norm excludes model.parallel_residual and model.biases")
+        if self.qk_norm and self.qk_norm_over == "all_heads" and self.norm != "rms":
+            raise UserError(f"model.qk_norm_over=all_heads needs model.norm=rms, not {self.norm}")
         if self.experts is not None:
             positive("model", experts=self.experts, experts_per_token=self.experts_per_token)
             not_negative("model", balance_loss=self.balance_loss)
@@ -116,13 +177,35 @@ class ModelConfig:
         """Key/value heads, ``num_query_groups`` of megatron-core."""
         return self.kv_heads or self.heads
 
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of a head, ``kv_channels`` of megatron-core."""
+        return self.head_size or self.hidden // self.heads
+
+    def rows(self, vocab_size: int) -> int:
+        """Rows of the vocabulary that can be predicted, for a tokenizer with so many ids."""
+        return max(vocab_size, self.vocab_size or 0)
+
+    def check(self, sequence_length: int) -> None:
+        """Check the shape against the windows of training.
+
+        Raises:
+            UserError: if attention does not reach over a window.
+        """
+        if self.attention_window is not None and sequence_length > self.attention_window:
+            raise UserError(
+                f"train.sequence_length={sequence_length} is beyond model.attention_window={self.attention_window} "
+                "(sliding_window of the model), further than which its attention does not reach; that is not "
+                f"represented here: set train.sequence_length={self.attention_window} or less"
+            )
+
     def layer_parameters(self) -> LayerParameters:
         """Weights of one layer."""
-        head = self.hidden // self.heads
+        head = self.head_dim
         gains = {"rms": 1, "layer": 2, "layer_plain": 0}[self.norm]
         wide = head * (self.heads + 2 * self.query_groups)
         matrices = 3 if self.activation == "swiglu" else 2
-        divided = self.hidden * wide + self.hidden * self.hidden
+        divided = self.hidden * wide + self.hidden * head * self.heads
         replicated = 2 * gains * self.hidden
         feed_forward = matrices * self.hidden * self.ffn
         if self.experts is None:
@@ -132,8 +215,14 @@ class ModelConfig:
         if self.biases:
             divided += wide + (matrices - 1) * self.ffn
             replicated += 2 * self.hidden
-        if self.qk_norm:
+        if self.attention_biases != "none":
+            divided += wide
+        if self.attention_biases == "all":
+            replicated += self.hidden
+        if self.qk_norm and self.qk_norm_over == "head":
             replicated += 2 * gains * head
+        elif self.qk_norm:
+            divided += gains * head * (self.heads + self.query_groups)
         expert = 0 if self.experts is None else feed_forward
         return LayerParameters(divided=divided, replicated=replicated, expert=expert)
 

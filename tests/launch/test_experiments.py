@@ -58,6 +58,17 @@ OWN = {
         for name in ("duplicated", "paraphrased")
     ]
     + [f"insertion.named_arms.{name}.items=2" for name in ("never", "once", "duplicated", "paraphrased")],
+    "continue_olmo2_nano": [
+        "insertion.named_arms.once.phase={at:[2]}",
+        *(
+            f"insertion.named_arms.{name}.phase={{at:[0,2,4,6,8,10,12,14,16,18]}}"
+            for name in ("duplicated", "paraphrased")
+        ),
+        *(f"insertion.named_arms.{name}.items=2" for name in ("never", "once", "duplicated", "paraphrased")),
+    ],
+    "continue_pythia_nano": [
+        f"insertion.named_arms.{name}.items=2" for name in ("never", "once", "four", "sixteen", "sixty_four")
+    ],
     # Two items of each of two families 341 times, in windows of their own.
     "hubble_1b_nano": [*FEW, "train.global_batch_size=80"],
     "hubble_8b_nano": [*FEW, "train.global_batch_size=80"],

@@ -15,7 +15,7 @@ LOGITS = """
 import sys
 import numpy as np
 import torch
-from palimpsest.pretrain import checkpoint, huggingface, model, parallel
+from palimpsest.pretrain import checkpoint, model, parallel
 from palimpsest.pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
 
 def main():
@@ -90,10 +90,10 @@ def test_training_starts_from_a_llama(started, llama):
     """Step 0 is the model that was given, bit for bit, though it went through two tensor-parallel ranks."""
     import torch
 
-    from palimpsest.pretrain import huggingface
+    from palimpsest.pretrain.huggingface import export
 
     given = transformers.AutoModelForCausalLM.from_pretrained(llama).state_dict()
-    ours = huggingface.load(started / "checkpoints", 0, eod=0)
+    ours = export.load(started / "checkpoints", 0, eod=0)
     assert type(ours) is transformers.LlamaForCausalLM
     assert ours.state_dict().keys() == given.keys()
     # The corpus's tokenizer found fewer tokens than the 400 that the given model knows.
@@ -143,13 +143,13 @@ def test_a_pipeline_parallel_checkpoint_with_tied_embeddings(prepared, tmp_path)
     """And the other way to the same model: in memory."""
     import torch
 
-    from palimpsest.pretrain import huggingface
+    from palimpsest.pretrain.huggingface import export
 
     overrides = ["name=staged", *SHORT]
     prepared.ok("plan", *overrides)
     prepared.ok("train", *overrides, "parallel.pipeline=2", ranks=2)
     checkpoints = prepared.directory("staged") / "perturbed" / "checkpoints"
-    gpt = huggingface.load(checkpoints, 8, eod=0)
+    gpt = export.load(checkpoints, 8, eod=0)
     assert gpt.lm_head.weight is gpt.model.embed_tokens.weight
     with torch.no_grad():
         theirs = gpt(torch.from_numpy(IDS)).logits.numpy()
@@ -159,32 +159,38 @@ def test_a_pipeline_parallel_checkpoint_with_tied_embeddings(prepared, tmp_path)
 def test_checkpoints_of_earlier_versions(tmp_path):
     """The shape's name, which early manifests have, is no part of it; what is unknown is not left out."""
     from palimpsest.data.errors import UserError
-    from palimpsest.pretrain import huggingface
+    from palimpsest.pretrain.huggingface import export
 
     given = {"layers": 2, "hidden": 32, "heads": 4, "ffn": 64}
     path = tmp_path / "step_00000008"
-    assert huggingface._shape({**given, "name": "nano"}, path) == huggingface._shape(given, path)
+    assert export._shape({**given, "name": "nano"}, path) == export._shape(given, path)
     with pytest.raises(UserError, match=r"step_00000008 was written by another version, whose model\.sinks"):
-        huggingface._shape({**given, "sinks": 4}, path)
+        export._shape({**given, "sinks": 4}, path)
 
 
 def test_a_shape_that_differs_is_named(llama):
     from palimpsest.data.errors import UserError
-    from palimpsest.pretrain import huggingface
     from palimpsest.pretrain.config import ModelConfig
+    from palimpsest.pretrain.huggingface import mapping
 
-    shape = ModelConfig(name="m", layers=3, hidden=32, heads=4, ffn=64)
+    shape = ModelConfig(name="m", layers=3, hidden=32, heads=4, ffn=64, weights=str(llama))
     with pytest.raises(UserError, match=r"set model.layers=2 model.kv_heads=2 model.tied_embeddings=false$"):
-        huggingface.read(llama, shape)
+        mapping.read(shape, 400)
 
 
-def test_only_safetensors_are_read(llama, tmp_path):
+def test_no_code_of_a_model_is_run(llama, tmp_path):
+    import torch
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
     from palimpsest.data.errors import UserError
-    from palimpsest.pretrain import huggingface
     from palimpsest.pretrain.config import ModelConfig
+    from palimpsest.pretrain.huggingface import mapping
 
     (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
-    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    torch.save({"model.norm.weight": Evil()}, tmp_path / "pytorch_model.bin")
     shape = ModelConfig(
         name="m",
         layers=2,
@@ -195,8 +201,12 @@ def test_only_safetensors_are_read(llama, tmp_path):
         tied_embeddings=False,
         weights=str(tmp_path),
     )
+    with pytest.raises(UserError, match=r"pytorch_model\.bin holds no weights that can be read"):
+        mapping.read(shape, 400)
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"no \.safetensors"):
-        huggingface.read(tmp_path, shape)
+        mapping.read(shape, 400)
 
 
 @pytest.mark.slow

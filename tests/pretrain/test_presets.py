@@ -17,6 +17,7 @@ from palimpsest.pretrain.config import ModelConfig
 PUBLISHED = {
     # Biderman et al. (2023), table 1; embeddings and output layer included.
     "pythia_160m": (50_304, 2048, 162_322_944),
+    "neox_405m": (50_304, 2048, 405_334_016),  # the same table, Pythia-410M
     # OpenAI's release, the checkpoint's tensors.
     "gpt2_small": (50_257, 1024, 124_439_808),
     # Faysse et al. (2024): "1.3B"; the released checkpoint's tensors.
@@ -24,6 +25,8 @@ PUBLISHED = {
     # Groeneveld et al. (2024): "1.18B" and "6.9B"; the released checkpoints' tensors.
     "olmo_1b": (50_304, 2048, 1_176_764_416),
     "olmo_7b": (50_304, 2048, 6_888_095_744),
+    # Team OLMo (2025); the released checkpoint's tensors.
+    "olmo2_1b": (100_352, 4096, 1_484_916_736),
     # Hubble's training configurations (16 x 2048 and 36 x 4096, 8 key/value heads, untied), counted by hand:
     # layers * (2 D D + 2 D K H + 3 D F + 2 D) + 2 V D + D.
     "hubble_1b": (
@@ -61,13 +64,13 @@ def test_published_count(name):
 def test_count_in_transformers(name):
     """The class that an export of it has holds as many, on the meta device."""
     pytest.importorskip("transformers")
-    from palimpsest.pretrain import huggingface
+    from palimpsest.pretrain.huggingface import shapes
 
     vocabulary, length, published = PUBLISHED[name]
     model = preset(name)
-    settings = huggingface.settings(model, vocabulary, sequence_length=length, eod=0, dtype=torch.float32)
+    settings = shapes.settings(model, vocabulary, sequence_length=length, eod=0, dtype=torch.float32)
     with torch.device("meta"):
-        gpt = huggingface._classes(huggingface.architecture(model))[1](settings)
+        gpt = shapes.architecture(model).classes[1](settings)
     assert sum(p.numel() for p in gpt.parameters()) == published  # shared ones once
 
 
@@ -116,8 +119,9 @@ import json, sys
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
-from palimpsest.pretrain import checkpoint, huggingface, model, parallel
+from palimpsest.pretrain import checkpoint, model, parallel
 from palimpsest.pretrain.config import ModelConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.pretrain.huggingface import export
 
 def gradient(gpt, router, ids):
     router.weight.grad = None
@@ -174,7 +178,7 @@ def main():
                         config={"model": settings, "vocab_size": 200, "train": asdict(train)},
                         inputs={}, facts={},
                     )
-                    theirs = huggingface.load(place / name, 0, eod=0)
+                    theirs = export.load(place / name, 0, eod=0)
                     difference = float((theirs(ids).logits - ours).abs().max())
             if name == "Llama":
                 found["passes"] = [passes(config, replace(train, recompute=again), ids) for again in (False, True)]

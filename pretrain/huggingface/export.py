@@ -1,0 +1,117 @@
+"""Checkpoints as models of ``transformers``.
+
+They go through the names and shapes that a checkpoint has on disk, which needs neither process groups nor a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.pretrain import checkpoint
+from palimpsest.pretrain.config import ModelConfig
+from palimpsest.pretrain.huggingface import shapes
+from palimpsest.pretrain.huggingface.files import require
+from palimpsest.pretrain.huggingface.mapping import EMBEDDING, to_transformers
+
+
+def load(directory: Path, step: int, *, eod: int) -> Any:
+    """The model of a checkpoint, in memory and in evaluation mode, on the CPU.
+
+    Args:
+        directory: of the run's checkpoints; the manifests say the shape.
+        step: finished steps.
+        eod: id of the end-of-document token.
+
+    Returns:
+        A model of ``transformers`` (``LlamaForCausalLM``, or the class that ``architecture`` names) with the
+        checkpoint's precision and the tokenizer's vocabulary.
+
+    Raises:
+        UserError: without ``transformers``, or if the checkpoint is missing or of another version.
+    """
+    require()
+    from transformers import GenerationConfig, logging
+
+    logging.disable_progress_bar()
+    path, manifest = checkpoint.path_of(directory, step), checkpoint.read(directory, step)
+    checkpoint.require_whole(path, manifest)
+    config = manifest.config
+    model = _shape(config["model"], path)
+    weights = checkpoint.tensors(path, weights_only=True)
+    wanted = shapes.settings(
+        model,
+        config["vocab_size"],
+        sequence_length=config["train"]["sequence_length"],
+        eod=eod,
+        dtype=weights[EMBEDDING].dtype,
+    )
+    # Not by load_state_dict: files have other names than models (experts by one, the output layer of GPT-NeoX).
+    gpt = (
+        shapes.architecture(model)
+        .classes[1]
+        .from_pretrained(
+            None,
+            config=wanted,
+            state_dict=to_transformers(weights, model, model.rows(config["vocab_size"])),
+            dtype=wanted.dtype,
+        )
+    )
+    _compute_frequencies(gpt, wanted)
+    gpt.generation_config = GenerationConfig(bos_token_id=eod, eos_token_id=eod, pad_token_id=eod)
+    return gpt.eval()
+
+
+def _shape(given: Mapping[str, Any], path: Path) -> ModelConfig:
+    """The shape that a checkpoint's manifest tells; the name that early ones have in it is the path's here.
+
+    Raises:
+        UserError: if another version wrote it, with settings that this one does not know.
+    """
+    known = {field.name for field in fields(ModelConfig)}
+    if strangers := sorted(set(given) - known):
+        raise UserError(
+            f"{path} was written by another version, whose model.{strangers[0]} is unknown here; export it with that "
+            "version"
+        )
+    return ModelConfig(**{**shapes.typed(given), "name": path.name})
+
+
+def _compute_frequencies(gpt: Any, wanted: Any) -> None:
+    """Make the modules of rotary frequencies, which are computed, not loaded, once more.
+
+    ``from_pretrained`` makes them on no device, which does not go with :mod:`pretrain.cpu`.
+    """
+    for module in list(gpt.modules()):
+        if "rotary_emb" in module._modules:
+            module.rotary_emb = type(module.rotary_emb)(wanted)
+
+
+def fast_tokenizer(tokenizer: Tokenizer, *, sequence_length: int) -> Any:
+    """The tokenizer as ``transformers`` has it; the end-of-document token begins, ends and pads.
+
+    It adds no token by itself, as in training, where documents are only ended.
+    """
+    require()
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    text = tokenizer.backend.id_to_token(tokenizer.eod)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer.backend.to_str()),
+        bos_token=text,
+        eos_token=text,
+        pad_token=text,
+        model_max_length=sequence_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def write(gpt: Any, tokenizer: Tokenizer, directory: Path) -> None:
+    """Put a model of ``load`` and its tokenizer into a directory that ``from_pretrained`` reads."""
+    gpt.save_pretrained(directory)
+    fast_tokenizer(tokenizer, sequence_length=gpt.config.max_position_embeddings).save_pretrained(directory)
