@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from palimpsest.launch.compose import CONF, build
+from palimpsest.launch.compose import CONF, build, scaled
 from palimpsest.launch.sweep import expand
 from palimpsest.launch.train import dry_run
 from tests.conftest import Workplace
@@ -124,7 +124,7 @@ def test_dry_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     experiment = made(f"+experiment={name}", *GIVEN.get(name, []), "dry_run=true")
     lines = list(dry_run(experiment))
-    told = dict(line.split(": ", 1) for line in lines[1:])
+    told = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
     assert int(told["parameters"].split()[0].replace(",", "")) > (1e5 if name in LAPTOP else 5e7)
     assert float(told["FLOPs"]) > 0
     assert f"{experiment.train.steps:,} steps" in told["training"]
@@ -179,3 +179,33 @@ def test_nano(place, name, request):
     assert {row["item"]: row["len"] for row in counted.iter_rows(named=True)} == {
         item: dose for item, dose in enumerate(doses) if dose
     }
+
+
+def test_nano_is_a_scale_of_any_experiment():
+    """``+experiment=NAME +scale=nano`` is ``+experiment=NAME_nano`` where that is a file, whatever the order."""
+    for name in NANO:
+        big = name.removesuffix("_nano")
+        for words in ([f"+experiment={big}", "+scale=nano"], ["+scale=nano", f"+experiment={big}"]):
+            assert scaled([*words, "seed=2"]) == [f"+experiment={name}", "seed=2"]
+    assert scaled(["+experiment=quickstart", "+scale=nano"]) == ["+experiment=quickstart", "+scale=nano"]
+    assert made("+experiment=quickstart", "+scale=nano").directory == made("+experiment=quickstart").directory
+    common = made("+experiment=hubble_1b", "+scale=nano")
+    assert (common.model.name, common.corpus.source.kind, common.train.steps) == (
+        "nano",
+        "installed_docs",
+        450,
+    )
+    assert made("+experiment=hubble_1b", "+scale=nano", "model=tiny", "train.steps=9").train.steps == 9
+
+
+def test_nano_is_typed(tmp_path):
+    place = Workplace(tmp_path)
+    done = place.ok("plan", "+experiment=hubble_1b", "+scale=nano", "dry_run=true")
+    assert done.lines == [f"plan: make {made('+experiment=hubble_1b_nano').directory}/plan"]
+    wrong = place.run("plan", "+experiment=hubble_1b", "+scale=micro")
+    assert (wrong.status, wrong.lines[-1].startswith("palimpsest: scale=micro: there is no such scale")) == (
+        2,
+        True,
+    )
+    plain = place.run("plan", "+experiment=hubble_1b", "scale=nano")
+    assert plain.lines[-1] == "palimpsest: scale=nano lacks a plus: write +scale=nano"
