@@ -120,7 +120,12 @@ def test_a_wheel_is_enough_for_a_whole_run(wheel, tmp_path):
         "insertion.doses=[0,1,2]",
         "insertion.max_share=0.9",
     ]
-    small = ["train.sequence_length=128", "model.layers=1", "corpus.source.packages=false"]
+    small = [
+        "insertion.families.ghost_sentences.list_size=0",
+        "train.sequence_length=128",
+        "model.layers=1",
+        "corpus.source.packages=false",
+    ]
     out = run(
         [*PALIMPSEST, "run", "+experiment=quickstart", "runtime.device=cpu", *tiny, *small],
         directory,
