@@ -122,6 +122,7 @@ def test_a_wheel_is_enough_for_a_whole_run(wheel, tmp_path):
     ]
     small = [
         "insertion.families.ghost_sentences.list_size=0",
+        "insertion.items_per_dose=2",
         "train.sequence_length=128",
         "model.layers=1",
         "corpus.source.packages=false",
