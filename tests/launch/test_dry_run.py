@@ -9,7 +9,13 @@ import pytest
 from tests.conftest import Workplace
 
 QUICK = "+experiment=quickstart"
-SLURM = ("launcher=slurm_gpu", "launcher.account=me", "launcher.nodes=2", "launcher.gpus=4")
+SLURM = (
+    "launcher=slurm_gpu",
+    "launcher.account=me",
+    "launcher.nodes=2",
+    "launcher.processes=1",
+    "launcher.gpus=4",
+)
 
 
 @pytest.fixture
@@ -134,7 +140,7 @@ def test_missing_inputs_are_named_before_anything_is_submitted(place, sbatch):
     for missing in (
         "corpus.source.paths: corpora/train does not exist",
         "corpus.tokenizer.path=corpora/tokenizer.json does not exist",
-        "model.weights=weights/llama does not exist",
+        "model.weights=weights/llama is no directory here",
         "insertion.families.traps.path=checkpoints/reference does not exist",
     ):
         assert done.lines[-1].count(missing) == 1
@@ -143,7 +149,7 @@ def test_missing_inputs_are_named_before_anything_is_submitted(place, sbatch):
     run = place.run("run", "+experiment=traps_1b")
     assert (run.status, run.lines[-1].count("does not exist")) == (2, 3)
     dry = place.ok("sweep", *wanted, *SLURM, "dry_run=true", env=environment)
-    assert "missing: model.weights=weights/llama does not exist" in dry.out
+    assert "missing: model.weights=weights/llama is no directory here" in dry.out
     assert calls() == []
 
 
