@@ -442,18 +442,17 @@ class Run:
         """Estimates with 95 % intervals at every dose and checkpoint: means, gains over dose 0, AUC.
 
         Args:
-            names: of metrics. Those of the report (all of them, if none is named) come as the report has them, others
-                from one stratified bootstrap of the items (``analysis.statistics.bootstrap_all``).
+            names: of metrics; those of the report if none is named. Others are estimated like those, without p.
 
         Returns:
             Rows of :data:`analysis.statistics.ESTIMATE_SCHEMA`: run (also ``perturbed - twin``, item by item), step,
-            metric, statistic, family, dose, estimate, low, high, n, n_control, p, method.
+            metric, statistic, family, dose, estimate, low, high, n, n_control, clusters, clusters_control, p, method.
 
         Raises:
             UserError: for an unknown metric.
         """
-        from palimpsest.analysis.metrics import defaults
-        from palimpsest.analysis.statistics import bootstrap_all, difference_to_twin
+        from palimpsest.analysis.metrics import METRICS, defaults
+        from palimpsest.analysis.statistics import auc, difference_to_twin, gain_over_control, mean_by_dose
 
         if not names:
             return self.results.estimates
@@ -463,7 +462,11 @@ class Run:
             frames.append(self.results.estimates.filter(pl.col("metric").is_in(ours)))
         if others := [name for name in names if name not in ours]:
             rows = self.metrics(*others)
-            frames.append(bootstrap_all(pl.concat([rows, difference_to_twin(rows)])))
+            both = pl.concat([rows, difference_to_twin(rows)])
+            for name in others:
+                own, bounds = both.filter(pl.col("metric") == name), METRICS[name].bounds
+                frames += [mean_by_dose(own, bounds=bounds), gain_over_control(own, bounds=bounds)]
+            frames.append(auc(rows))
         return pl.concat(frames)
 
     @cached_property

@@ -14,16 +14,20 @@ from palimpsest.analysis import look
 from palimpsest.analysis.figures import pieces
 from palimpsest.analysis.figures.registry import figure
 from palimpsest.analysis.look import Figure
-from palimpsest.analysis.statistics import delong, logit_interval
+from palimpsest.analysis.statistics import pooled_auc
+from palimpsest.analysis.statistics.recognition import Arm
 from palimpsest.data.errors import UserError
 
 
-@figure(number=8, title="Membership: ROC curves", needs=("score", "member"), optional=("run",))
+@figure(
+    number=8, title="Membership: ROC curves", needs=("score", "member"), optional=("run", "family", "cluster")
+)
 def roc(rows: pl.DataFrame, *, width: int = 300, height: int = 300) -> Figure:
     """ROC curves, on linear axes and on logarithmic ones, where low false-positive rates show.
 
     ``TPR(t) = P(score >= t | member)`` against ``FPR(t) = P(score >= t | control)`` at every threshold; tied scores are
-    one step. The area and its interval are DeLong's.
+    one step. The area and its interval are those of :func:`analysis.statistics.auc`: within families, where rows have a
+    ``family``, over clusters, where they have a ``cluster``.
 
     Args:
         rows: one row an item and attack (``run``).
@@ -50,12 +54,11 @@ def roc(rows: pl.DataFrame, *, width: int = 300, height: int = 300) -> Figure:
             raise UserError(
                 f"figure roc: {name!r} has {inside.size} members and {outside.size} controls; two of each are needed"
             )
-        area = delong(inside, outside)
-        low, high = logit_interval(area.auc, area.variance, area.pairs)
+        area = pooled_auc(_families(own))
         fpr, tpr = points(inside, outside)
         lowest = min(lowest, 1 / outside.size)
         counts = f"n={inside.size:,}+{outside.size:,}"
-        label = f"{name} AUC {area.auc:.3f} [{low:.3f}, {high:.3f}], {counts}".strip()
+        label = f"{name} AUC {area['estimate']:.3f} [{area['low']:.3f}, {area['high']:.3f}], {counts}".strip()
         curves.append(pl.DataFrame({"run": label, "fpr": fpr, "tpr": tpr}))
     drawn = pl.concat(curves)
     names = pieces.series(drawn, "run")
@@ -78,6 +81,23 @@ def roc(rows: pl.DataFrame, *, width: int = 300, height: int = 300) -> Figure:
         ).properties(width=width, height=height, title="Logarithmic axes" if log else "Linear axes")
 
     return Figure(alt.hconcat(panel(False), panel(True)), drawn)
+
+
+def _families(rows: pl.DataFrame) -> list[tuple[Arm, Arm]]:
+    """Members and controls of each family, with their clusters."""
+    own = rows.with_row_index("place").with_columns(
+        family=pl.col("family") if "family" in rows.columns else pl.lit("all"),
+        cluster=pl.col("cluster") if "cluster" in rows.columns else pl.col("place").cast(pl.String),
+    )
+    return [
+        tuple(
+            (side["score"].to_numpy().astype(float), side["cluster"].to_numpy())
+            for side in (part.filter(pl.col("member")), part.filter(~pl.col("member")))
+        )
+        for part in own.with_columns(pl.col("member").cast(pl.Boolean)).partition_by(
+            "family", maintain_order=True
+        )
+    ]
 
 
 def _stacked(names: list[str]) -> alt.Color:

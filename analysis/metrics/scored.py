@@ -20,6 +20,7 @@ ROW_SCHEMA = {
     "item_id": pl.String,
     "family": pl.String,
     "stratum": pl.String,
+    "cluster": pl.String,
     "dose": pl.Int32,
     "question": pl.String,
     "metric": pl.String,
@@ -27,7 +28,8 @@ ROW_SCHEMA = {
     "reason": pl.String,
 }
 """Tidy metric rows. ``value`` is null exactly where ``reason`` says why it was not computed. ``question`` is the
-probe's name without what follows `` #``: what is asked, the same for all items of a family."""
+probe's name without what follows `` #``: what is asked, the same for all items of a family. ``cluster`` is the item's,
+empty where it has none."""
 
 READS = {
     "entropy": "column",
@@ -43,7 +45,7 @@ READS = {
 """What a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
 probe's text, the items, the probes, or the scores of the same probe at the same step in a reference run."""
 
-IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "dose", "question"]
+IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "cluster", "dose", "question"]
 APART = ["kind", "name", "correct", "target", "group", "complete"]
 """Further columns of ``Scored.rows``, where there are such."""
 ASKED = ["run", "step", "family", "item_id", "name"]
@@ -200,10 +202,15 @@ def _joined(
         raise ValueError(f"scores of a probe that is not among the probes: {strangers['probe_id'][0]!r}")
     if scores.select("run", "step", "probe_id").is_duplicated().any():
         raise ValueError("a probe was scored twice at one checkpoint of one run")
+    cluster = pl.col("cluster") if "cluster" in items.columns else pl.lit("").alias("cluster")
     wanted = (
         known.filter(pl.col("kind").is_in(list(kinds)))
-        .join(items.select("item_id", "stratum", "dose"), on="item_id", how="left")
-        .with_columns(pl.col("stratum").fill_null(pl.col("family")), pl.col("dose").cast(pl.Int32))
+        .join(items.select("item_id", "stratum", cluster, "dose"), on="item_id", how="left")
+        .with_columns(
+            pl.col("stratum").fill_null(pl.col("family")),
+            pl.col("cluster").fill_null(""),
+            pl.col("dose").cast(pl.Int32),
+        )
     )
     grid = scores.select("run", "step").unique().join(wanted, how="cross")
     return grid.join(

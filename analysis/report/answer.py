@@ -114,6 +114,15 @@ def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
     return f"{number(row['estimate'], digits, signed=signed)} [{number(low, digits)}, {number(high, digits)}]"
 
 
+def sizes(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Numbers of items, treated and controls, and of the clusters that they form where these are fewer."""
+    return _of(row["n"], row["clusters"]), _of(row["n_control"], row["clusters_control"])
+
+
+def _of(n: int, clusters: int | None) -> str:
+    return str(n) if clusters is None or clusters == n else f"{n} in {clusters} clusters"
+
+
 def p_value(p: float | None, least: float = 0.0) -> str:
     """A p-value for people; ``least``: the smallest that the test can give."""
     if p is not None and p <= least * (1 + 1e-9):
@@ -189,15 +198,16 @@ def _detail(gain: Mapping[str, Mapping[str, Any]], highest: int, unit: str, leas
     if not ours:
         return ""
     first = paired or ours
-    sizes = f"n = {first['n']} against {first['n_control']}, p {_equals(p_value(first['p'], least))}"
+    treated, controls = sizes(first)
+    told = f"n = {treated} against {controls}, p {_equals(p_value(first['p'], least))}"
     start = (
         f"At dose {highest}, inserted text gained {interval(first, signed=True)} {unit} over never-inserted"
     )
     if paired:
-        text = f"{start} controls, item by item against the twin, which decides ({sizes})"
+        text = f"{start} controls, item by item against the twin, which decides ({told})"
         text += f"; within the perturbed run {interval(ours, signed=True)}"
     else:
-        text = f"{start} controls ({sizes})"
+        text = f"{start} controls ({told})"
     if twin:
         return f"{text}; within the twin, which never saw it, {interval(twin, signed=True)}."
     return f"{text}; there is no twin to compare with."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 
 from palimpsest.analysis.metrics import METRICS, compute, defaults
@@ -13,9 +12,7 @@ from palimpsest.analysis.report.questions import question_estimates
 from palimpsest.analysis.statistics import (
     ESTIMATE_SCHEMA,
     PAIRED,
-    Method,
     auc,
-    clopper_pearson,
     difference_to_twin,
     gain_over_control,
     mean_by_dose,
@@ -98,20 +95,17 @@ def analyse(inputs: ReportInputs) -> Results:
 
 
 def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -> list[pl.DataFrame]:
-    rate = METRICS[name].rate
-    method: Method = "rate" if rate else "t"
-    limits = [pl.col(limit).clip(*METRICS[name].bounds) for limit in ("low", "high")]
-    frames = [mean_by_dose(rows, method=method).with_columns(limits)]
+    bounds = METRICS[name].bounds
+    limits = [pl.col(limit).clip(*bounds) for limit in ("low", "high")]
+    frames = [mean_by_dose(rows, bounds=bounds).with_columns(limits)]
     if rows["item_id"].null_count() == rows.height:
         return frames
-    # A difference of two 0/1 values is no rate, and a t interval of it can have width 0 wrongly.
-    both = rows if rate else pl.concat([rows, difference_to_twin(rows)])
+    both = pl.concat([rows, difference_to_twin(rows)])
     earlier, final = both.filter(pl.col("step") < step), both.filter(pl.col("step") == step)
-    if not rate:
-        frames.append(mean_by_dose(final.filter(pl.col("run") == PAIRED)))
-    frames.append(gain_over_control(earlier, method=method))
-    frames.append(gain_over_control(final, method=method, permutations=inputs.permutations, seed=inputs.seed))
-    frames.append(split_controls(final, method=method, seed=inputs.seed))
+    frames.append(mean_by_dose(final.filter(pl.col("run") == PAIRED), bounds=bounds))
+    frames.append(gain_over_control(earlier, bounds=bounds))
+    frames.append(gain_over_control(final, bounds=bounds, permutations=inputs.permutations, seed=inputs.seed))
+    frames.append(split_controls(final, bounds=bounds, seed=inputs.seed))
     if name in (inputs.primary, *inputs.metrics):
         frames.append(auc(rows))
     return frames
@@ -133,43 +127,54 @@ class Extraction:
     """What the perturbed run reproduced verbatim at the last checkpoint, among items long enough to test."""
 
     dose: int
-    """The highest dose that shows extraction; where none does, the highest tested."""
+    """The highest dose tested."""
     extracted: int
     tested: int
     above_control: bool
-    """Whether the interval of the difference from dose 0 lies above 0 at ``dose``."""
+    """Shown to be more than at dose 0, by the test that decides on every gain (:func:`effective_dose`)."""
     extracted_inserted: int
     tested_inserted: int
     """Of all doses above 0 together."""
     anywhere: bool
     """Whether any item, of any dose and in either run, was extracted."""
     limit: float
-    """Upper exact 95 % limit at ``dose``."""
+    """Upper 95 % limit at ``dose``."""
     limit_inserted: float
-    """Upper exact 95 % limit of all doses above 0 together."""
+    """Upper 95 % limit of all doses above 0 together."""
 
 
-def extraction(results: Results) -> Extraction | None:
-    """Verbatim extraction of inserted items; None if no inserted item was long enough to test."""
+def extraction(results: Results, alpha: float = 0.05) -> Extraction | None:
+    """Verbatim extraction of inserted items; None if no inserted item was long enough to test.
+
+    Args:
+        results: of the report.
+        alpha: level of the closed test.
+    """
     rates = results.at("mean", "verbatim", "perturbed").with_columns(hits=pl.col("estimate") * pl.col("n"))
-    inserted = rates.filter((pl.col("dose") > 0) & pl.col("estimate").is_not_null())
+    inserted = rates.filter((pl.col("dose") > 0) & pl.col("estimate").is_not_null()).sort("dose")
     if inserted.is_empty():
         return None
-    gains = results.at("gain", "verbatim", "perturbed").filter(pl.col("low") > 0)
-    shown = inserted.filter(pl.col("dose").is_in(gains["dose"].to_list()))
-    row = (shown if shown.height else inserted).sort("dose").row(-1, named=True)
-    hits, tested = round(inserted["hits"].sum()), int(inserted["n"].sum())
+    row = inserted.row(-1, named=True)
+    ours = results.rows.filter(
+        (pl.col("metric") == "verbatim")
+        & (pl.col("run") == "perturbed")
+        & (pl.col("step") == results.step)
+        & (pl.col("dose") > 0)
+    )
+    together = mean_by_dose(ours.with_columns(dose=pl.lit(1, pl.Int32)), bounds=(0.0, 1.0)).filter(
+        pl.col("family") == "all"
+    )
     twin = results.at("mean", "verbatim", "twin")
     return Extraction(
         dose=row["dose"],
         extracted=round(row["hits"]),
         tested=row["n"],
-        above_control=bool(shown.height),
-        extracted_inserted=hits,
-        tested_inserted=tested,
+        above_control=effective_dose(results, "verbatim", alpha=alpha) is not None,
+        extracted_inserted=round(inserted["hits"].sum()),
+        tested_inserted=int(inserted["n"].sum()),
         anywhere=bool((pl.concat([rates["estimate"], twin["estimate"]]) > 0).any()),
         limit=row["high"],
-        limit_inserted=float(clopper_pearson(np.array([hits]), np.array([tested]))[1][0]),
+        limit_inserted=float(together["high"][0]),
     )
 
 
@@ -194,7 +199,10 @@ def arm_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
         dose=pl.col("number").fill_null(0)
     )
     gains = gain_over_control(
-        numbered.select(rows.columns), permutations=inputs.permutations, seed=inputs.seed
+        numbered.select(rows.columns),
+        bounds=METRICS[inputs.primary].bounds,
+        permutations=inputs.permutations,
+        seed=inputs.seed,
     ).filter(pl.col("family") == "all")
     named = gains.rename({"dose": "number"}).join(arms, on="number", how="left").sort("number")
     return named.select("arm", *ESTIMATE_SCHEMA)

@@ -14,7 +14,7 @@ from palimpsest.analysis import figures
 from palimpsest.analysis.figures import Figure
 from palimpsest.analysis.metrics import METRICS, Metric
 from palimpsest.analysis.report import attacks
-from palimpsest.analysis.report.answer import interval, number, p_value, shown
+from palimpsest.analysis.report.answer import interval, number, p_value, shown, sizes
 from palimpsest.analysis.report.html import inline
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import (
@@ -120,13 +120,13 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
                 height=240,
             ),
             f"Share of items of which greedy decoding continues the first {k} tokens with exactly the next "
-            f"{m}; Clopper-Pearson intervals. {at}.",
+            f"{m}; exact mid-P intervals. {at}.",
         )
         yield (
             "prefixes",
             figures.extraction_rate(attacks.rates_by_prefix(inputs, results), width=560, height=240),
             f"Share of the perturbed run's items of which {m} tokens are reproduced, by tokens of context; "
-            f"Clopper-Pearson intervals. {at}.",
+            f"exact mid-P intervals. {at}.",
         )
     scores = attacks.roc_rows(inputs, results)
     if scores.height:
@@ -148,7 +148,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             height=240,
         ),
         "Probability that an inserted item scores higher than a control of its family; 0.5 (dashed) is "
-        f"chance; DeLong intervals. {at}.",
+        f"chance. {at}.",
     )
     if "cloze_loglik_per_byte" in found["metric"]:
         yield (
@@ -202,7 +202,7 @@ def gains_table(inputs: ReportInputs, results: Results, metric: str) -> Table:
     body = []
     for dose in sorted({dose for rows in gains.values() for dose in rows}):
         row = first.get(dose)
-        cells = [str(dose), str(row["n"]) if row else "–", str(row["n_control"]) if row else "–"]
+        cells = [str(dose), *(sizes(row) if row else ("–", "–"))]
         for run in runs:
             cells.append(_cell(gains[run], dose))
             cells.append(p_value(gains[run][dose]["p"], least) if dose in gains[run] else "–")
@@ -235,8 +235,7 @@ def arms_table(inputs: ReportInputs, results: Results) -> Table:
     body = [
         [
             row["arm"],
-            str(row["n"]),
-            str(row["n_control"]),
+            *sizes(row),
             interval(row, signed=True) if row["estimate"] is not None else "–",
             p_value(row["p"], least),
         ]
@@ -262,7 +261,7 @@ def family_table(inputs: ReportInputs, results: Results) -> Table:
         body.append(
             [
                 family,
-                str(gains[0][highest]["n"]) if highest in gains[0] else "0",
+                sizes(gains[0][highest])[0] if highest in gains[0] else "0",
                 *(_cell(rows, highest) for rows in gains),
                 _cell(area, highest, signed=False),
                 "none" if dose is None else str(dose),
@@ -309,8 +308,7 @@ def recognition_table(results: Results, metric: str) -> Table:
     body = [
         [
             str(dose),
-            str(row["n"]),
-            str(row["n_control"]),
+            *sizes(row),
             _cell(ours, dose, signed=False),
             _cell(twin, dose, signed=False),
         ]

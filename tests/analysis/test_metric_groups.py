@@ -86,7 +86,7 @@ from palimpsest.analysis.metrics.unlearning import (
     truth_ratio,
 )
 from palimpsest.analysis.metrics.watermark import combined_p, last_words_null, last_words_test, rank_test
-from palimpsest.analysis.statistics import bootstrap_all, delong, gain_over_control
+from palimpsest.analysis.statistics import delong
 from palimpsest.data.errors import UserError
 from tests.analysis.test_metrics import frames
 
@@ -481,53 +481,3 @@ def test_one_plan_serves_many_metrics_and_the_default_set_is_the_reports() -> No
         plan(["zlib_rato"])
     with pytest.raises(UserError, match="fraction"):
         Parameters(fraction=0)
-
-
-def test_bootstrap_of_everything_agrees_with_the_closed_forms_and_counts_what_it_leaves_out() -> None:
-    rng = np.random.default_rng(14)
-    dose = np.tile([0, 4, 16], 60)
-    stratum = np.repeat(["a", "b"], 90)
-    value = 0.3 * np.log2(1 + dose) + (stratum == "b") + rng.normal(0, 0.5, 180)
-    data = pl.DataFrame(
-        {
-            "run": "perturbed",
-            "step": 1,
-            "probe_id": [f"p{k}" for k in range(180)],
-            "family": "f",
-            "stratum": stratum,
-        }
-        | {
-            "item_id": [f"i{k}" for k in range(180)],
-            "dose": dose,
-            "metric": "m",
-            "value": value,
-            "reason": None,
-        },
-        schema_overrides={"dose": pl.Int32, "reason": pl.String},
-    )
-    found = bootstrap_all(data)
-    closed = gain_over_control(data).filter(pl.col("family") == "all").sort("dose")
-    gains = found.filter(pl.col("statistic") == "gain").sort("dose")
-    assert gains["estimate"].to_list() == pytest.approx(closed["estimate"].to_list())
-    for name in ("low", "high"):
-        assert gains[name].to_list() == pytest.approx(closed[name].to_list(), abs=0.04)
-    band = found.filter(pl.col("statistic") == "gain_band").sort("dose")
-    assert (band["high"] - band["low"] > gains["high"] - gains["low"]).all()
-    area = found.filter((pl.col("statistic") == "auc") & (pl.col("dose") == 16)).row(0, named=True)
-    plain = delong(value[dose == 16], value[dose == 0])
-    assert area["estimate"] == pytest.approx(plain.auc)
-    assert area["low"] == pytest.approx(plain.auc - 1.96 * math.sqrt(plain.variance), abs=0.03)
-    lonely = data.with_columns(stratum=pl.when(pl.col("dose") == 16).then(pl.lit("c")).otherwise("stratum"))
-    some = pl.concat(
-        [lonely, data.filter(pl.col("dose") == 16).with_columns(item_id=pl.col("item_id") + "x")]
-    )
-    left = bootstrap_all(some).filter((pl.col("statistic") == "gain") & (pl.col("dose") == 16))
-    assert left["method"].item().endswith("60 items of strata without controls left out")
-    # Five copies of every item in a cluster: the interval must not take them for five items.
-    five = pl.concat([data.with_columns(item_id=pl.format("{}-{}", "item_id", pl.lit(k))) for k in range(5)])
-    labels = five.select("item_id", cluster=pl.col("item_id").str.split("-").list.first())
-    naive, honest = (
-        bootstrap_all(five, clusters=c).filter((pl.col("statistic") == "mean") & (pl.col("dose") == 4))
-        for c in (None, labels)
-    )
-    assert (honest["high"] - honest["low"]).item() > 1.9 * (naive["high"] - naive["low"]).item()
