@@ -165,7 +165,7 @@ def single_exposure(values: pl.DataFrame, exposed: pl.DataFrame, width: int) -> 
             found.append(
                 {
                     "since": part["since"].mean(),
-                    "estimate": float(net.estimate_K[0]),
+                    "estimate": float(net.estimate[0]),
                     "low": low,
                     "high": high,
                     "n": net.n,

@@ -54,8 +54,8 @@ def membership_table(inputs: ReportInputs, results: Results) -> Table:
         body,
         "Membership attacks: AUC within families at each dose, and in the twin, which saw no item (0.5 is "
         f"chance). True positives: share of the dose-{highest} items called at a false positive rate of at most "
-        f"{100 * _FPR:g} % in each family, with 95 % limits given that threshold (in brackets, what scores without information "
-        "would call)." + note,
+        f"{100 * _FPR:g} % in each family, with 95 % limits given that threshold (in brackets, what scores "
+        "without information would call)." + note,
     )
 
 

@@ -29,11 +29,12 @@ RETAINED_SCHEMA = pl.Schema(
 )
 """One row a span of time. ``since_low`` and ``since_high``: smallest and largest number of steps from an item's first
 checkpoint after its last exposure to the later ones; ``n`` items in ``clusters``, and their controls; ``first`` and
-``later``: mean gain over dose 0 at either, of the n items with both; ``retained``: later / first, with Fieller's 95 % limits, null where the set is unbounded."""
+``later``: mean gain over dose 0 at either, of the n items with both; ``retained``: later / first, with Fieller's 95 %
+limits, null where the set is unbounded."""
 
 
 def retained(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """:func:`retention` of the primary metric: of the differences from the twin, or without one of the perturbed run."""
+    """:func:`retention` of the primary metric, of the differences from the twin or, without one, of the run."""
     rows = results.rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
     rows = (
         difference_to_twin(rows)
@@ -82,8 +83,8 @@ def retention(items: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
         net = net_of_controls(both, controls, 2)
         if net is None or net.clusters < 2:
             continue
-        top, bottom = (float(v) for v in net.estimate_K)
-        covariance = net.covariance_KK
+        top, bottom = (float(v) for v in net.estimate)
+        covariance = net.covariance
         ratio = fieller(
             top,
             bottom,

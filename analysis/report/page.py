@@ -25,8 +25,9 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     """Write the report into a directory.
 
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
-    ``estimates.csv``, ``forgetting.csv``, ``metrics.parquet`` and ``summary.json``; ``arms.csv`` where arms differ in
-    more than dose, and ``questions.csv`` where items are asked more than their text.
+    ``estimates.csv``, ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet`` and ``summary.json``; ``strata.csv`` where
+    families have several, ``arms.csv`` where arms differ in more than dose, and ``questions.csv`` where items are asked
+    more than their text.
 
     Args:
         inputs: what to report on.
@@ -42,6 +43,9 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     results.estimates.write_csv(directory / "estimates.csv")
     if results.arms.height:
         results.arms.write_csv(directory / "arms.csv")
+    results.ec50.write_csv(directory / "ec50.csv")
+    if results.strata.height:
+        results.strata.write_csv(directory / "strata.csv")
     if results.questions.height:
         results.questions.write_csv(directory / "questions.csv")
     results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
@@ -67,6 +71,8 @@ def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[
     return {
         "gains": sections.gains_table(inputs, results, inputs.primary),
         "arms": sections.arms_table(inputs, results),
+        "ec50": sections.ec50_table(results),
+        "strata": sections.strata_table(results),
         "families": sections.family_table(inputs, results),
         "verbatim": sections.verbatim_table(inputs, results),
         "recognition": sections.recognition_table(results, inputs.primary),

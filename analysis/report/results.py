@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from palimpsest.analysis.metrics import METRICS, compute, defaults
 from palimpsest.analysis.report.inputs import ReportInputs
@@ -12,11 +14,16 @@ from palimpsest.analysis.report.questions import question_estimates
 from palimpsest.analysis.statistics import (
     ESTIMATE_SCHEMA,
     PAIRED,
+    Ec50,
     auc,
+    clustered_ec50,
+    curve_ec50,
     difference_to_twin,
     gain_over_control,
     mean_by_dose,
     minimum_effective_dose,
+    per_item,
+    profile_ec50,
     split_controls,
 )
 
@@ -43,6 +50,10 @@ class Results:
     """The last checkpoint that all runs have: what headline numbers refer to."""
     last_steps: dict[str, int]
     """Run -> its own last checkpoint."""
+    ec50: pl.DataFrame
+    """Doses of half the effect at ``step`` (:func:`half_effects`)."""
+    strata: pl.DataFrame
+    """Gains within each stratum at ``step``, where families have several (:func:`strata_gains`)."""
     arms: pl.DataFrame
     """Gains by arm at ``step``, where arms differ in more than the dose (:func:`arm_gains`)."""
     attacks: pl.DataFrame
@@ -80,15 +91,17 @@ def analyse(inputs: ReportInputs) -> Results:
     frames = [pl.DataFrame(schema=ESTIMATE_SCHEMA)]
     for name in (name for name in names if not METRICS[name].by_question):
         frames += _of_metric(used.filter(pl.col("metric") == name), name, step, inputs)
-    arms = arm_gains(rows.filter(pl.col("step") == step), inputs)
     final = inputs.scores.filter(pl.col("step") == step)
     attacks = compute(inputs.items, inputs.probes, final, ATTACKS, inputs.parameters)
+    at_end = rows.filter(pl.col("step") == step)
     return Results(
         rows=rows,
+        ec50=half_effects(at_end, inputs),
+        strata=strata_gains(at_end, inputs),
         estimates=pl.concat(frames),
         step=step,
         last_steps=last_steps,
-        arms=arms,
+        arms=arm_gains(at_end, inputs),
         attacks=attacks,
         questions=question_estimates(rows, step, inputs),
     )
@@ -206,6 +219,102 @@ def arm_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
     ).filter(pl.col("family") == "all")
     named = gains.rename({"dose": "number"}).join(arms, on="number", how="left").sort("number")
     return named.select("arm", *ESTIMATE_SCHEMA)
+
+
+EC50_SCHEMA = {
+    "metric": pl.String,
+    "run": pl.String,
+    "ec50": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "slope": pl.Float64,
+    "shown": pl.String,
+    "method": pl.String,
+}
+"""One row a measure and run: the dose at which half of what can be remembered is, its 95 % limits (null: not reached,
+or no such limit), the slope a doubling, how it is printed, and how it was computed or why not."""
+
+
+def half_effects(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
+    """EC50 of the primary metric and of verbatim extraction, by run, and of the differences from the twin.
+
+    Args:
+        rows: metric rows at the last checkpoint.
+        inputs: of the report.
+
+    Returns:
+        Rows of ``EC50_SCHEMA``. The twin saw no dose: its EC50 should not be reached.
+    """
+    found = []
+    for metric in dict.fromkeys((inputs.primary, "verbatim")):
+        own = rows.filter((pl.col("metric") == metric) & pl.col("dose").is_not_null())
+        both = own if METRICS[metric].rate else pl.concat([own, difference_to_twin(own)])
+        for run in (PAIRED, "perturbed", "twin"):
+            items = per_item(both.filter(pl.col("run") == run))
+            if items.height:
+                found.append(
+                    {"metric": metric, "run": run} | _half(items, METRICS[metric].rate, inputs.alpha)
+                )
+    return pl.DataFrame(found, schema=EC50_SCHEMA)
+
+
+def _half(items: pl.DataFrame, rate: bool, alpha: float) -> dict[str, object]:
+    value, dose, stratum, cluster = (
+        items[name].to_numpy() for name in ("value", "dose", "stratum", "cluster")
+    )
+    levels = np.unique(dose)
+    least = 3 if rate else 4
+    try:
+        if levels.size < least:
+            raise ValueError(f"it takes {least} doses, not {levels.size}")
+        if rate:
+            table = items.group_by("dose").agg(pl.col("value").sum(), n=pl.len()).sort("dose")
+            found = profile_ec50(levels, table["value"].to_numpy(), table["n"].to_numpy(), alpha=alpha)
+            if items["cluster"].n_unique() < items.height:
+                found = _of_clusters(items, levels, found)
+        else:
+            found = curve_ec50(value, dose, stratum, cluster, alpha=alpha)
+    except ValueError as error:
+        told = f"not computed because {error}"
+        return {"ec50": None, "low": None, "high": None, "slope": None, "shown": "–", "method": told}
+    numbers = {"ec50": found.estimate, "low": found.low, "high": found.high, "slope": found.slope}
+    return {name: value if np.isfinite(value) else None for name, value in numbers.items()} | {
+        "shown": found.text,
+        "method": found.method,
+    }
+
+
+def _of_clusters(items: pl.DataFrame, levels: NDArray[np.float64], found: Ec50) -> Ec50:
+    """The EC50 of a rate with limits over clusters."""
+    if np.isinf(found.estimate):
+        return found
+    own = items.group_by("cluster", "dose").agg(pl.col("value").sum(), n=pl.len()).sort("cluster", "dose")
+    row = own["cluster"].rank("dense").to_numpy().astype(np.int64) - 1
+    column = np.searchsorted(levels, own["dose"].to_numpy())
+    hits, trials = np.zeros((2, row.max() + 1, levels.size))
+    hits[row, column], trials[row, column] = own["value"].to_numpy(), own["n"].to_numpy()
+    robust = clustered_ec50(levels, hits, trials)
+    return found._replace(
+        low=float(robust.low), high=float(robust.high), method="maximum likelihood, sandwich over clusters"
+    )
+
+
+def strata_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
+    """Gain of every dose over dose 0 within each stratum, where a family has several, else no rows.
+
+    Returns:
+        Estimate rows of the primary metric, ``family`` being the stratum: of the differences from the twin where there
+        is one, else of the perturbed run. They are not corrected for their number.
+    """
+    own = rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
+    if (own["run"] == "twin").any():
+        own = difference_to_twin(own)
+    several = own.group_by("family").agg(pl.col("stratum").n_unique()).filter(pl.col("stratum") > 1)["family"]
+    own = own.filter((pl.col("run") != "twin") & pl.col("family").is_in(several.to_list()))
+    if own.is_empty():
+        return pl.DataFrame(schema=ESTIMATE_SCHEMA)
+    gains = gain_over_control(own.with_columns(family="stratum"), bounds=METRICS[inputs.primary].bounds)
+    return gains.filter((pl.col("family") != "all") & pl.col("estimate").is_not_null())
 
 
 def not_computed(results: Results) -> pl.DataFrame:

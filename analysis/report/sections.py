@@ -108,7 +108,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             ),
             f"As above within each family. {at}.",
         )
-    extracted = extraction(results)
+    extracted = extraction(results, inputs.alpha)
     if extracted is not None and extracted.anywhere:
         yield (
             "verbatim",
@@ -225,6 +225,39 @@ def gains_table(inputs: ReportInputs, results: Results, metric: str) -> Table:
         frozenset({3, 4}),
         f"What decides is the column in bold, {compared}: its p, tested from the highest dose down and stopping at "
         f"the first above {inputs.alpha:g}. By it, {decided}.{pooled}",
+    )
+
+
+def ec50_table(results: Results) -> Table:
+    """Doses of half the effect, what decides first."""
+    body = [
+        [row["metric"], shown(row["run"]), row["shown"], number(row["slope"], 2), row["method"]]
+        for row in results.ec50.iter_rows(named=True)
+    ]
+    return Table(
+        ["measure", "run", "EC50 [95 %]", "slope", "method"],
+        body,
+        "The dose at which half of what can be remembered is (EC50), in insertions, by a logistic curve over log2 "
+        "dose; slope: per doubling. Not reached: no trend is shown, so there is no half of it, as in the twin. "
+        "> the highest dose: the curve has not bent yet.",
+        frozenset({0, 1, 4}),
+    )
+
+
+def strata_table(results: Results) -> Table:
+    """Gain within each stratum at the highest dose, where strata were planned; else empty."""
+    rows = (
+        results.strata.filter(pl.col("dose") == pl.col("dose").max())
+        if results.strata.height
+        else results.strata
+    )
+    body = [[row["family"], *sizes(row), interval(row, signed=True)] for row in rows.iter_rows(named=True)]
+    run = shown(rows["run"][0]) if rows.height else ""
+    dose = rows["dose"][0] if rows.height else 0
+    return Table(
+        ["stratum", "n", "controls", run],
+        body,
+        f"By stratum, at dose {dose}: gain over dose 0, {run}. Exploratory; strata.csv has all doses.",
     )
 
 

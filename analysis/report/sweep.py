@@ -13,10 +13,11 @@ import polars as pl
 from scipy import stats
 
 from palimpsest.analysis import look
+from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.report.answer import interval
 from palimpsest.analysis.report.html import inline, render
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.statistics import PAIRED
+from palimpsest.analysis.statistics import PAIRED, crossed_gains, difference_to_twin
 
 _NAMED = 4
 """Cells whose gains the first lines spell out."""
@@ -40,9 +41,22 @@ GAIN_SCHEMA = pl.Schema(
         "low": pl.Float64(),
         "high": pl.Float64(),
         "seeds": pl.UInt32(),
+        "over": pl.String(),
     }
 )
-"""One row a cell and dose: the mean gain over the cell's runs, its 95 % limits, and how many runs it is of."""
+"""One row a cell and dose: the mean gain over the cell's runs, its 95 % limits, how many runs it is of, and over what
+it generalises (``OVER``)."""
+OVER = {
+    "one run": "items like these, in this training run",
+    "draws": "items and training runs like these",
+    "draws, one training seed": "items like these, in training runs of this seed",
+    "shared items": "items and training runs like these; the runs share their items",
+    "these items": "training runs like these, with these very items",
+}
+"""What a cell's interval speaks of. Runs whose ``seed`` differs have items, assignment, order and weights of their own;
+where ``train.seed`` alone differs they share the items."""
+_TRAINING = "train.seed"
+"""The seed that leaves items and assignment as they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,31 +106,78 @@ def gains(run: SweepRun) -> pl.DataFrame:
 
 
 def aggregate(runs: Sequence[SweepRun]) -> pl.DataFrame:
-    """Mean gain of each cell at each dose.
+    """Mean gain of each cell at each dose, with limits over what varies in it (:data:`OVER`).
 
-    Runs that differ in the seed alone have their own items, assignment, order and weights; so between them the
-    estimates are independent, and the interval is Student's t over runs. Of one run it is that run's own.
+    Of one run the limits are its own. Runs with items of their own are independent: Student's t over the draws of
+    items, each the mean of its runs. Runs that share their items are crossed with them
+    (:func:`~analysis.statistics.crossed_gains`) where their metric rows are there; else the limits are t over runs, and
+    speak of these items alone.
 
     Returns:
         A table of ``GAIN_SCHEMA``.
     """
-    rows: list[dict[str, Any]] = []
-    tables = [(run.cell, gains(run)) for run in runs]
-    for cell in dict.fromkeys(name for name, _ in tables):
-        both = pl.concat([table for name, table in tables if name == cell])
-        for (dose,), part in both.group_by("dose", maintain_order=True):
-            low, high = limits(part["estimate"].to_numpy()) if part.height > 1 else part.row(0)[2:4]
-            rows.append(
-                {
-                    "cell": cell,
-                    "dose": dose,
-                    "estimate": float(part["estimate"].mean()),  # type: ignore[arg-type]
-                    "low": low,
-                    "high": high,
-                    "seeds": part.height,
-                }
-            )
-    return pl.DataFrame(rows, schema=GAIN_SCHEMA)
+    frames = [
+        _cell([run for run in runs if run.cell == cell]).with_columns(cell=pl.lit(cell))
+        for cell in dict.fromkeys(run.cell for run in runs)
+    ]
+    return (
+        pl.concat([frame.select(list(GAIN_SCHEMA)).cast(GAIN_SCHEMA) for frame in frames])
+        if frames
+        else (pl.DataFrame(schema=GAIN_SCHEMA))
+    )
+
+
+def _cell(runs: Sequence[SweepRun]) -> pl.DataFrame:
+    if len(runs) == 1:
+        return gains(runs[0]).with_columns(seeds=pl.lit(1), over=pl.lit("one run"))
+    draws: dict[tuple[str, ...], list[SweepRun]] = {}
+    for run in runs:
+        own = tuple(value for key, value in run.factors.items() if _seed(key) and key != _TRAINING)
+        draws.setdefault(own, []).append(run)
+    if len(draws) > 1:
+        means = pl.concat(
+            [
+                pl.concat([gains(run) for run in group]).group_by("dose").agg(pl.col("estimate").mean())
+                for group in draws.values()
+            ]
+        )
+        trained = any("seed" in run.factors or _TRAINING in run.factors for run in runs)
+        return _over_runs(means, len(runs), "draws" if trained else "draws, one training seed")
+    if (rows := _shared_rows(runs)) is not None:
+        bounds = METRICS[runs[0].summary["primary_metric"]].bounds
+        crossed = crossed_gains(rows, bounds=bounds)
+        return crossed.with_columns(seeds=pl.lit(len(runs)), over=pl.lit("shared items"))
+    return _over_runs(pl.concat([gains(run) for run in runs]), len(runs), "these items")
+
+
+def _over_runs(estimates: pl.DataFrame, runs: int, over: str) -> pl.DataFrame:
+    """t limits over the estimates of each dose; none where a dose has one."""
+    rows = []
+    for (dose,), part in estimates.group_by("dose", maintain_order=True):
+        low, high = limits(part["estimate"].to_numpy()) if part.height > 1 else (None, None)
+        rows.append({"dose": dose, "estimate": part["estimate"].mean(), "low": low, "high": high})
+    schema = {"dose": pl.Int64, "estimate": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    return pl.DataFrame(rows, schema=schema).sort("dose").with_columns(seeds=pl.lit(runs), over=pl.lit(over))
+
+
+def _shared_rows(runs: Sequence[SweepRun]) -> pl.DataFrame | None:
+    """Metric rows of runs with the same items, ``replicate`` being the run; None where a run's are missing."""
+    frames = []
+    for number, run in enumerate(runs):
+        path = run.directory / "report" / "metrics.parquet"
+        if not path.is_file():
+            return None
+        rows = pl.read_parquet(path).filter(
+            (pl.col("metric") == run.summary["primary_metric"])
+            & (pl.col("step") == run.summary["step"])
+            & pl.col("dose").is_not_null()
+        )
+        paired = difference_to_twin(rows) if (rows["run"] == "twin").any() else rows
+        frames.append(paired.with_columns(replicate=pl.lit(number), step=pl.lit(0, pl.Int64)))
+    same = frames[0].select("item_id", "dose").sort("item_id")
+    if any(not frame.select("item_id", "dose").sort("item_id").equals(same) for frame in frames):
+        return None
+    return pl.concat(frames)
 
 
 def limits(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 0.95) -> tuple[float, float]:
@@ -193,12 +254,13 @@ def _cells(rows: pl.DataFrame) -> Table:
     body = []
     for cell in rows["cell"].unique(maintain_order=True):
         own = {row["dose"]: row for row in rows.filter(pl.col("cell") == cell).iter_rows(named=True)}
-        seeds = max(row["seeds"] for row in own.values())
-        body.append(
-            [cell, str(seeds), *(interval(own[dose], signed=True) if dose in own else "–" for dose in doses)]
-        )
+        first = next(iter(own.values()))
+        cells = [interval(own[dose], signed=True) if dose in own else "–" for dose in doses]
+        body.append([cell, str(first["seeds"]), *cells, OVER[first["over"]]])
     return Table(
-        ["", "runs", *(f"dose {dose}" for dose in doses)], body, "Mean gain and 95 % interval, by dose"
+        ["", "runs", *(f"dose {dose}" for dose in doses), "the interval speaks of"],
+        body,
+        "Mean gain and 95 % interval, by dose",
     )
 
 
@@ -207,10 +269,12 @@ def headline(runs: Sequence[SweepRun]) -> str:
     if not runs:
         return "No run has an audit that passed: there is no answer yet."
     doses = sorted(
-        run.summary["minimum_effective_dose"] for run in runs if run.summary["verdict"] == "memorised"
+        run.summary["minimum_effective_dose"]
+        for run in runs
+        if run.summary["minimum_effective_dose"] is not None
     )
     if not doses:
-        return f"Inserted text did not become detectably more likely in any of {len(runs)} runs."
+        return f"Not shown: inserted text did not become more likely in any of {len(runs)} runs."
     first = str(doses[0]) if doses[0] == doses[-1] else f"{doses[0]} to {doses[-1]}, depending on the run,"
     return f"Inserted text became more likely in {len(doses)} of {len(runs)} runs, from dose {first} on."
 

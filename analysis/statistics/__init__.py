@@ -21,6 +21,7 @@ from palimpsest.analysis.statistics.clusters import (
 )
 from palimpsest.analysis.statistics.dose_curve import CurveFit, curve_ec50, fit_means
 from palimpsest.analysis.statistics.dose_response import (
+    crossed_gains,
     gain_over_control,
     mean_by_dose,
     minimum_effective_dose,
@@ -62,6 +63,7 @@ from palimpsest.analysis.statistics.net import Net, net_of_controls
 from palimpsest.analysis.statistics.power import (
     auc_error,
     detectable_effect,
+    effect_shown,
     items_for_auc,
     items_for_effect,
     items_for_one_event,
@@ -125,6 +127,7 @@ __all__ = [
     "clustered_ec50",
     "cochran_armitage",
     "compare_families",
+    "crossed_gains",
     "curve_ec50",
     "delong",
     "design_effect",
@@ -133,6 +136,7 @@ __all__ = [
     "difference_to_twin",
     "dilution_exponent",
     "dose_scores",
+    "effect_shown",
     "error_with_seeds",
     "estimates",
     "fieller",

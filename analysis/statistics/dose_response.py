@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from palimpsest.analysis.statistics.intervals import UNBOUNDED, Bounds, stratified
 from palimpsest.analysis.statistics.resampling import Alternative, permutation_p
@@ -64,6 +65,60 @@ def gain_over_control(
         for dose in doses
     ]
     return _compare(compared, "gain", bounds, permutations, seed, alternative)
+
+
+def crossed_gains(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED) -> pl.DataFrame:
+    """Gain of each dose over dose 0 in several training runs that share their items, for items and runs like these.
+
+    Items and runs are crossed random effects: ``var = v_items + max(0, v_runs - v_rest)``, v_items the variance of the
+    gain of the items' means over runs, v_runs that of the runs' gains over their number, and v_rest what items differ
+    in from run to run, which is in both (the method of moments of a two-way layout; Cameron, Gelbach & Miller 2011).
+    Each part has its own quantile of t (MOVER), so that few runs make a wide interval.
+
+    Args:
+        rows: metric rows of one run, step and metric, with a column ``replicate`` that names the training run.
+        bounds: of the metric's values (``Metric.bounds``).
+
+    Returns:
+        dose, estimate, low, high, runs; of all families.
+    """
+    identity = [name for name in rows.columns if name not in ("replicate", "value", "reason")]
+    shared = rows.with_columns(mean=pl.col("value").mean().over(identity))
+    pooled = _errors(rows.group_by(identity).agg(pl.col("value").mean()), bounds)
+    parts = shared.partition_by("replicate", maintain_order=True)
+    each = pl.concat([_errors(part.select(*identity, "value"), bounds) for part in parts])
+    rest = pl.concat(
+        [_errors(part.select(*identity, value=pl.col("value") - pl.col("mean")), UNBOUNDED) for part in parts]
+    )
+    runs = len(parts)
+    if runs < 2:
+        raise ValueError("an effect of runs needs two of them")
+    v_runs = each.group_by("dose").agg(v_runs=pl.col("estimate").var() / runs)
+    v_rest = rest.group_by("dose").agg(v_rest=(pl.col("error") ** 2).mean() / (runs - 1))
+    found = pooled.join(v_runs, on="dose").join(v_rest, on="dose").sort("dose")
+    error, df = found["error"].to_numpy(), found["df"].to_numpy()
+    between = np.maximum((found["v_runs"] - found["v_rest"]).to_numpy(), 0.0)
+    half = np.sqrt((stats.t.ppf(0.975, df) * error) ** 2 + stats.t.ppf(0.975, runs - 1) ** 2 * between)
+    return found.select(
+        "dose",
+        "estimate",
+        low=pl.col("estimate") - pl.Series(half),
+        high=pl.col("estimate") + pl.Series(half),
+        runs=pl.lit(runs, pl.UInt32),
+    )
+
+
+def _errors(rows: pl.DataFrame, bounds: Bounds) -> pl.DataFrame:
+    """dose, estimate, error, df of the gains of all families."""
+    items = by_group(per_item(rows).filter(pl.col("dose").is_not_null())).filter(pl.col("group") == "all")
+    compared = [
+        items.filter(pl.col("dose").is_in([0, dose])).with_columns(
+            arm=pl.col("dose") == dose, dose=pl.lit(dose, pl.Int32)
+        )
+        for dose in items.filter(pl.col("dose") > 0)["dose"].unique().sort()
+    ]
+    usable = comparable_cells(pl.concat(compared), KEYS).filter(pl.col("cell").is_not_null())
+    return _stratified(usable, bounds).select("dose", "estimate", "error", "df")
 
 
 def split_controls(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED, seed: int = 0) -> pl.DataFrame:

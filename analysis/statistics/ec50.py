@@ -197,7 +197,7 @@ class Ec50(NamedTuple):
             return "not reached"
         if not self.estimate <= self.max_dose:
             return f"> {self.max_dose:g}"
-        high = "inf" if math.isinf(self.high) else f"{self.high:.4g}"
+        high = "∞" if math.isinf(self.high) else f"{self.high:.3g}"
         return f"{self.estimate:.3g} [{self.low:.3g}, {high}]"
 
 
@@ -228,7 +228,8 @@ def profile_ec50(
     fit = fit_rates(doses, hits, trials, ceiling=ceiling)
     x = _axis(doses)
     if cochran_armitage(doses, hits, trials).p_greater > alpha:
-        return _answer(fit._replace(ec50=np.array(math.inf)), 0.0, math.inf, doses, "profile likelihood")
+        none = fit._replace(ec50=np.array(math.inf), slope=np.array(math.nan))
+        return _answer(none, 0.0, math.inf, doses, "profile likelihood")
     h, n = np.asarray(hits, np.float64)[None], np.asarray(trials, np.float64)[None]
     limit = float(fit.nll) + stats.chi2.ppf(level, 1) / 2
     centre = float(np.log2(fit.ec50))

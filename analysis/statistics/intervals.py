@@ -136,7 +136,7 @@ def stratified(
 
     Returns:
         The columns ``by``, estimate, low, high (null where an arm of a family has one cluster), n, n_control, clusters,
-        clusters_control.
+        clusters_control; error, the standard error, and df, its degrees of freedom.
     """
     parts = _parts(rows, by, bounds)
     arm = pl.col("arm")
@@ -163,7 +163,8 @@ def stratified(
             pl.when("enough").then(name).alias(name) for name in ("low", "high")
         )
     counts = ("n", "n_control", "clusters", "clusters_control")
-    return total.select(*by, "estimate", "low", "high", *counts)
+    total = total.with_columns(error=pl.Series(np.sqrt(v)), df=pl.Series(df))
+    return total.select(*by, "estimate", "low", "high", *counts, "error", "df")
 
 
 def _parts(rows: pl.DataFrame, by: Sequence[str], bounds: Bounds) -> pl.DataFrame:

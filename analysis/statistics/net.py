@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 class Net(NamedTuple):
     """Estimates of K outcomes and their covariance, in parts of independent clusters."""
 
-    estimate_K: Floats
+    estimate: Floats
     parts: list[tuple[Floats, int]]
     """Covariance (K, K) and degrees of freedom of each arm of each family."""
     n: int
@@ -29,7 +29,7 @@ class Net(NamedTuple):
     clusters_control: int
 
     @property
-    def covariance_KK(self) -> Floats:
+    def covariance(self) -> Floats:
         """Of the estimates."""
         return np.asarray(sum(part for part, _ in self.parts), np.float64)
 
@@ -43,10 +43,10 @@ class Net(NamedTuple):
 
     def limits(self, level: float = 0.95) -> tuple[float, float]:
         """Student's t interval of the first outcome."""
-        direction = np.eye(self.estimate_K.size)[0]
+        direction = np.eye(self.estimate.size)[0]
         half = float(stats.t.ppf((1 + level) / 2, self.freedom(direction)))
-        half *= float(np.sqrt(self.covariance_KK[0, 0]))
-        return float(self.estimate_K[0]) - half, float(self.estimate_K[0]) + half
+        half *= float(np.sqrt(self.covariance[0, 0]))
+        return float(self.estimate[0]) - half, float(self.estimate[0]) + half
 
 
 def net_of_controls(treated: pl.DataFrame, controls: pl.DataFrame, outcomes: int) -> Net | None:

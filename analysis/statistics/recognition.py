@@ -78,8 +78,8 @@ def auc_limits(parts: Sequence[Auc], weights: ArrayLike, level: float = 0.95) ->
     """Limits of a weighted mean of areas: all A with ``(mean - A)^2 <= z^2 k V(A)``.
 
     V is the weighted Hanley-McNeil variance of areas A over as many clusters, and ``k = (v + c) / (V(mean) + c)``
-    scales it to DeLong's v, c being small beside either unless the area is close to 0 or 1. There v falls to 0 and V does not:
-    so the limits move little when one pair changes, and the interval never has width 0 (cf. Newcombe 2006).
+    scales it to DeLong's v, c being small beside either unless the area is close to 0 or 1. There v falls to 0 and V
+    does not: so the limits move little when one pair changes, and the interval never has width 0 (cf. Newcombe 2006).
 
     Args:
         parts: areas, such as of families.

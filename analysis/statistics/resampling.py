@@ -38,7 +38,7 @@ def permutation_p(
     The statistic is ``sum_s k_s (mean_s,treated - mean_s,control)`` over cells, k_s the treated clusters in cell s.
     Arms are permuted among the clusters of a cell: exact under the null whatever the distribution, because that is how
     they were assigned. Where there are at most 20,000 assignments all are tried, and p is the share of those as
-    extreme; else p is ``(1 + #{stat* >= stat}) / (m + 1)`` (Phipson & Smyth 2010) and at least ``1 / (permutations + 1)``.
+    extreme; else p is ``(1 + #{stat* >= stat}) / (m + 1)`` (Phipson & Smyth 2010), at least ``1 / (permutations + 1)``.
 
     Args:
         value_N: one value an item.

@@ -19,11 +19,18 @@ from palimpsest.analysis.rows import single_exposure
 from palimpsest.analysis.statistics import (
     PAIRED,
     auc,
+    crossed_gains,
+    curve_ec50,
+    difference_to_twin,
     gain_over_control,
     mean_by_dose,
+    minimum_effective_dose,
     per_item,
+    profile_ec50,
+    rate,
     split_controls,
 )
+from palimpsest.analysis.statistics.power import of_arms
 
 MANY = 2000
 """Experiments of a row: the standard error of a coverage of 95 % is 0.5 %."""
@@ -284,7 +291,75 @@ def over_time(rng: np.random.Generator, many: int = 300) -> Iterator[Row]:
             yield Row(name, what, held, float(np.mean(high < truth)))
 
 
-PARTS = (gains, shares, areas, over_time)
+def sweeps(rng: np.random.Generator, many: int = 250) -> Iterator[Row]:
+    """Training runs that share their items: the truth is of other items and other runs."""
+    made = design(15, 15, families=2)
+    treated = made.dose > 0
+    for runs, sd in ((3, 0.1), (3, 0.4), (5, 0.2)):
+        low, high = [], []
+        for _ in range(many):
+            own = rng.normal(0, 1, len(treated)) * treated
+            frames = [
+                made.rows(
+                    (own + treated * rng.normal(1, sd) + rng.normal(0, 0.5, len(treated)))[None]
+                ).with_columns(replicate=pl.lit(run))
+                for run in range(runs)
+            ]
+            row = crossed_gains(pl.concat(frames)).row(0, named=True)
+            low.append(row["low"])
+            high.append(row["high"])
+        held = float(np.mean((np.array(low) <= 1) & (np.array(high) >= 1)))
+        yield Row(
+            "gain over runs that share items",
+            f"{runs} runs, sd of runs {sd}",
+            held,
+            float(np.mean(np.array(high) < 1)),
+        )
+
+
+def ec50s(rng: np.random.Generator, many: int = 250) -> Iterator[Row]:
+    """Doses of half the effect: half of them at 12 insertions."""
+    doses = np.array([0, 1, 4, 16, 64, 256])
+    for each, size in ((5, 1), (10, 1), (30, 1), (8, 3)):
+        dose = np.repeat(doses, each * size)
+        cluster = np.repeat(np.arange(len(doses) * each), size)
+        clusters = int(cluster[-1]) + 1
+        ends = []
+        for _ in range(many):
+            noise = rng.normal(0, 0.3, dose.size) + (rng.normal(0, 0.3, clusters)[cluster] if size > 1 else 0)
+            found = curve_ec50(rate(dose, 12, 1.3, 0.0) + noise, dose, None, cluster)
+            ends.append((found.low, found.high))
+        low, high = np.array(ends).T
+        what = f"continuous, 6 doses, {each} {'clusters of 3' if size > 1 else 'items'} each"
+        yield Row("EC50", what, float(np.mean((low <= 12) & (high >= 12))), float(np.mean(high < 12)))
+    for each in (10, 30):
+        ends = []
+        for hits in rng.binomial(each, rate(doses, 12, 1.3, 0.02), (many, len(doses))):
+            found = profile_ec50(doses, hits, np.full(len(doses), each))
+            ends.append((found.low, found.high))
+        low, high = np.array(ends).T
+        yield Row(
+            "EC50",
+            f"rate, 6 doses, {each} items each",
+            float(np.mean((low <= 12) & (high >= 12))),
+            float(np.mean(high < 12)),
+        )
+
+
+def power_held(rng: np.random.Generator, many: int = 400) -> Iterator[tuple[str, float]]:
+    """Share of experiments in which the report's decision finds the effect that ``plan.py power=true`` prints."""
+    for treated, controls in ((10, 10), (10, 30), (30, 30)):
+        made = design(treated, controls)
+        effect = of_arms([treated], controls, 0.3)[0].effect
+        own, ours, twin = (rng.normal(0, s, (many, len(made.dose))) for s in (2, 0.5**0.5, 0.5**0.5))
+        runs = [made.rows(own + ours + effect * (made.dose > 0)), made.rows(own + twin, "twin")]
+        gains_ = gain_over_control(difference_to_twin(pl.concat(runs)), permutations=499)
+        alone = gains_.filter(pl.col("family") == "all").partition_by("step")
+        found = [minimum_effective_dose(one) is not None for one in alone]
+        yield f"{treated} v {controls}", float(np.mean(found))
+
+
+PARTS = (gains, shares, areas, over_time, sweeps, ec50s)
 
 
 def table(seed: int = 0) -> Iterator[Row]:

@@ -31,6 +31,11 @@ def test_every_interval_of_the_report_holds_what_it_says() -> None:
     assert not wrong
 
 
+def test_the_report_finds_what_the_plan_says_it_shows() -> None:
+    for design, share in coverage.power_held(np.random.default_rng(0)):
+        assert 0.74 <= share <= 0.86, design
+
+
 def covered(low: np.ndarray, high: np.ndarray, truth: float) -> float:
     return float(np.mean((low <= truth) & (truth <= high)))
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from palimpsest.analysis.statistics import (
     auc_error,
@@ -205,6 +205,7 @@ def test_over_seeds_is_a_t_interval() -> None:
     )
 
 
+NELDER = {"xatol": 1e-9, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
 TIMES = np.geomspace(1, 4096, 13)
 TRUTHS = {
     "log_linear": 0.9 - 0.08 * np.log(TIMES),
@@ -235,6 +236,23 @@ def test_exact_curves_give_back_their_parameters() -> None:
     line = fit_curve(TIMES, TRUTHS["log_linear"], "log_linear").parameters
     assert line == pytest.approx({"a": 0.9, "b": 0.08}, rel=1e-6)
     assert math.isinf(fit_curve(TIMES[:4], TRUTHS["weibull"][:4], "weibull").aicc)
+
+
+def test_a_weibull_fit_is_the_least_squares_minimum() -> None:
+    """Along its ridge a search that zooms in stops short."""
+    rng = np.random.default_rng(3)
+    times = np.geomspace(1, 30_000, 12)
+    for k, c in ((0.08, 20.0), (0.15, 3e5), (0.5, 200.0), (3.0, 2e4)):
+        y = 0.9 * np.exp(-((times / c) ** k)) + rng.normal(0, 0.01, 12)
+
+        def squares(theta: np.ndarray, y: np.ndarray = y) -> float:
+            with np.errstate(over="ignore"):
+                s = np.exp(-((times / math.exp(theta[1])) ** math.exp(theta[0])))
+            return float(((y - s * (s @ y) / max(s @ s, 1e-300)) ** 2).sum())
+
+        starts = [(math.log(a), math.log(b)) for a in (0.05, 0.2, 1.0) for b in (0.01, 10.0, 1e3, 1e6)]
+        theirs = min(optimize.minimize(squares, s, method="Nelder-Mead", options=NELDER).fun for s in starts)
+        assert fit_curve(times, y, "weibull").rss <= theirs * (1 + 1e-6)
 
 
 def test_time_to_forget_is_found_between_checkpoints() -> None:
