@@ -1,4 +1,4 @@
-"""What a running experiment has done so far, as JSON values: what ``launch/watch.py`` shows.
+"""Progress of a running experiment as JSON values, for ``launch/watch.py``.
 
 Only what is new is read each time: the end of the logs, new parts of ledger and scores.
 """

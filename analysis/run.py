@@ -90,7 +90,7 @@ def _runs_at(given: Path) -> list[Path]:
 
 
 def _no_run(given: Path) -> str:
-    """Why there is no run at a place, and what to do."""
+    """Reason why there is no run at a place, and what to do."""
     for above in given.absolute().parents:
         if _is_run(above):
             return f"{given} is a part of a run; open {above}"
@@ -169,11 +169,11 @@ class Run:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """What the perturbed run consumed: frames ``windows`` (position, digest) and ``exposures``."""
+        """Ledger of the perturbed run: frames ``windows`` (position, digest) and ``exposures``."""
         return self.ledger_of("perturbed")
 
     def ledger_of(self, which: str) -> Ledger:
-        """What one of the pair consumed, up to its last checkpoint.
+        """Ledger of one of the pair, up to its last checkpoint.
 
         Args:
             which: ``perturbed`` or ``twin``.
@@ -486,7 +486,7 @@ class Run:
             vars(self).pop(name, None)
 
     def __repr__(self) -> str:
-        """What there is, in a few lines; reads manifests and logs, no scores."""
+        """Overview in a few lines; reads manifests and logs, no scores."""
         facts, shape = self.plan.manifest.facts, self.plan.shape
         lines = [
             f"<Run {self.name}",

@@ -91,7 +91,7 @@ def balance(rows: pl.DataFrame, *, limit: float = 0.1, width: int = 420) -> Figu
 
 @figure(number=18, title="Assignment of items to doses", needs=("family", "dose"))
 def assignment_flow(rows: pl.DataFrame, *, width: int = 460, height: int | None = None) -> Figure:
-    """How many items of each family went to each dose: widths count items.
+    """Flow of the items of each family to each dose: widths count items.
 
     Args:
         rows: one row an item, or one row a family and dose with ``n``. A null dose is called ``not assigned``.

@@ -170,7 +170,7 @@ def fitted(rows: pl.DataFrame, *, as_rate: bool) -> tuple[float, Any] | None:
 
 
 def _ticks(rows: pl.DataFrame) -> pl.DataFrame:
-    """Where the smallest detectable effect of each arm would show: above the run's own dose 0."""
+    """Ticks of the smallest detectable effect of each arm: above the run's own dose 0."""
     if "mde" not in rows.columns:
         return rows.head(0).select("run", "dose", y="estimate")
     zero = rows.filter(pl.col("dose") == 0).select("run", "metric", "family", base="estimate")
@@ -195,7 +195,7 @@ def _mde(rows: pl.DataFrame, axis: pieces.DoseAxis, names: Sequence[str]) -> lis
 
 @figure(number=2, title="Injection phase", needs=("phase", "start", "end", "step", *_ESTIMATES))
 def phases(rows: pl.DataFrame, *, y_title: str = "estimate", width: int = 330, height: int = 260) -> Figure:
-    """When exposures fall: the last checkpoint by dose, and the highest dose over training, phases shaded.
+    """Phases of the exposures: the last checkpoint by dose, and the highest dose over training, phases shaded.
 
     Args:
         rows: estimates by phase, dose and checkpoint; ``start`` and ``end`` of a phase are steps.

@@ -116,7 +116,7 @@ def token_strip(rows: pl.DataFrame, *, columns: int = 76, lowest: float = -10.0)
 
 
 def _placed(tokens: pl.DataFrame, columns: int) -> pl.DataFrame:
-    """Where each token lies when lines break between tokens: characters, so that monospaced text fits."""
+    """Places of the tokens when lines break between tokens: characters, so that monospaced text fits."""
     # Invisible characters would make a token vanish, or turn the text around.
     shown = tokens["token"].str.replace_all("\n", "⏎").str.replace_all(r"\p{C}", "�").to_list()
     line, at, places = 0, 0, []

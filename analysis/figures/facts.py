@@ -56,7 +56,7 @@ def acquisition(
 def retainability(
     rows: pl.DataFrame, *, y_title: str = "retainability R", width: int = 520, height: int = 280
 ) -> Figure:
-    """What is left of a local maximum t steps later, with the line ``R = c - a log10 t`` (Chang et al. 2024).
+    """Retention of a local maximum t steps later, with the line ``R = c - a log10 t`` (Chang et al. 2024).
 
     ``a`` is the decay constant per decade of steps, by unweighted least squares on the points drawn; the interval of
     a belongs to :func:`analysis.statistics.forgetting_slope`, over facts. ``t = 0`` has no logarithm: it is left out.

@@ -140,7 +140,7 @@ _AXES = {
     "step": "training step",
     "perplexity": "perplexity under the reference model",
 }
-"""What ``against`` may be, for a better title; others stand under their own name."""
+"""Values of ``against``, for a better title; others stand under their own name."""
 
 
 @figure(

@@ -1,4 +1,4 @@
-"""What figures are put together from: the dose axis, curves with bands and n, matrices, panels."""
+"""Parts of figures: the dose axis, curves with bands and n, matrices, panels."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def verbatim(scored: Scored, parameters: Parameters) -> Values:
 
 
 def run_lengths(hit_T: ArrayLike) -> NDArray[np.int64]:
-    """How many tokens in a row, from each token on, are argmax hits.
+    """Number of consecutive argmax hits from each token on.
 
     ``runlen(t) = min{j >= 0 : not hit_{t+j}}``; a suffix of m tokens after k tokens of context is extracted
     iff ``runlen(k) >= m`` (tokens counted from 0), so one pass answers for all k and m.

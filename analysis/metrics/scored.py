@@ -42,14 +42,14 @@ READS = {
     "probe_bits": "probes",
     "reference": "run",
 }
-"""What a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
+"""Inputs that a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
 probe's text, the items, the probes, or the scores of the same probe at the same step in a reference run."""
 
 IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "cluster", "dose", "question"]
 APART = ["kind", "name", "correct", "target", "group", "complete"]
 """Further columns of ``Scored.rows``, where there are such."""
 ASKED = ["run", "step", "family", "item_id", "name"]
-"""What the choices of one question, or the foils of one comparison, have in common."""
+"""Columns that the choices of one question, or the foils of one comparison, have in common."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,10 +72,10 @@ class Scored:
     rank: NDArray[np.int64]
     """Tokens that the model prefers to this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p under the
-    reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN where the
-    target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is a
-    column of ``rows``."""
+    """Columns that metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p
+    under the reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN where
+    the target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is
+    a column of ``rows``."""
 
     @property
     def position(self) -> NDArray[np.int64]:
@@ -166,7 +166,7 @@ def gather(
 
 
 def _of_probes(probes: pl.DataFrame, reads: set[str]) -> pl.DataFrame:
-    """What is read of the probes: whose they are, their target, their question, and what else is wanted and there."""
+    """Columns of the probes that are read: owner, target, question, and others that are wanted and there."""
     name = pl.col("name") if "name" in probes.columns else pl.lit("").alias("name")
     wanted = [
         "probe_id",
@@ -246,7 +246,7 @@ def _of_rows(values: pl.Series) -> NDArray[np.float64]:
 def lacking(
     items: pl.DataFrame, probes: pl.DataFrame, scores: pl.DataFrame, reads: Iterable[str], reference: str
 ) -> str:
-    """Why these cannot be read from the frames, or an empty string."""
+    """Reason why these cannot be read from the frames, or an empty string."""
     for name in reads:
         if READS[name] == "column" and name not in scores.columns:
             return f"the scores have no column {name!r}"

@@ -33,7 +33,7 @@ class Answer:
     verdict: str
     """One of :data:`VERDICTS`: what was shown, and no more; :attr:`caveats` belong to it."""
     caveats: tuple[str, ...]
-    """What limits the verdict, in few words: ``only 2 controls``, ``no twin``, ``not audited``, ``exploratory: ...``,
+    """Limits of the verdict, in few words: ``only 2 controls``, ``no twin``, ``not audited``, ``exploratory: ...``,
     ``one run``."""
     headline: str
     detail: str
@@ -51,7 +51,7 @@ class Answer:
     negative_control: Mapping[str, Mapping[str, Any]]
     """Run -> estimate row of the split controls."""
     extraction: Extraction | None
-    """What was reproduced verbatim; None if nothing could be tested."""
+    """Verbatim reproduction; None if nothing could be tested."""
 
 
 def answer(inputs: ReportInputs, results: Results) -> Answer:

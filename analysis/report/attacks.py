@@ -82,7 +82,7 @@ def _tpr(results: Results, name: str, dose: int) -> str:
 
 
 def roc_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
-    """What a ROC curve of each attack is drawn from: run (the attack), family, cluster, score, member.
+    """Rows of the ROC curves of the attacks: run (the attack), family, cluster, score, member.
 
     Items of the highest dose against those of dose 0 in the perturbed run, each score less the mean of its family's
     controls: across families, differences between kinds of text would pass for memory.

@@ -1,4 +1,4 @@
-"""What is left of a gain when an item is not seen any more."""
+"""Retention: the share of a gain that is left when an item is not seen any more."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def forgetting_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
 
 
 def forgetting_text(rows: pl.DataFrame) -> str:
-    """Why there is nothing on forgetting; empty where there is."""
+    """Reason why there is nothing on forgetting; empty where there is."""
     if rows.height:
         return ""
     return (

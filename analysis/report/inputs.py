@@ -1,4 +1,4 @@
-"""What a report is built from."""
+"""Inputs of a report."""
 
 from __future__ import annotations
 

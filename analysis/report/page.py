@@ -18,6 +18,7 @@ from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.question_tables import question_tables
 from palimpsest.analysis.report.results import Results, analyse
 from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.saving import csv_of, write
 from palimpsest.data.artifact import write_json
 
 
@@ -25,9 +26,9 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     """Write the report into a directory.
 
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
-    ``estimates.csv``, ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet`` and ``summary.json``; ``strata.csv`` where
-    families have several, ``arms.csv`` where arms differ in more than dose, and ``questions.csv`` where items are asked
-    more than their text.
+    ``estimates.csv``, ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet``, ``summary.json`` and ``coverage.md``;
+    ``strata.csv`` where families have several, ``arms.csv`` where arms differ in more than dose, and ``questions.csv``
+    where items are asked more than their text.
 
     Args:
         inputs: what to report on.
@@ -40,18 +41,19 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     results = analyse(inputs)
     found = answer(inputs, results)
     numbers = summary(inputs, results, found)
-    results.estimates.write_csv(directory / "estimates.csv")
+    write(directory / "estimates.csv", csv_of(results.estimates).encode())
     if results.arms.height:
-        results.arms.write_csv(directory / "arms.csv")
-    results.ec50.write_csv(directory / "ec50.csv")
+        write(directory / "arms.csv", csv_of(results.arms).encode())
+    write(directory / "ec50.csv", csv_of(results.ec50).encode())
     if results.strata.height:
-        results.strata.write_csv(directory / "strata.csv")
+        write(directory / "strata.csv", csv_of(results.strata).encode())
     if results.questions.height:
-        results.questions.write_csv(directory / "questions.csv")
+        write(directory / "questions.csv", csv_of(results.questions).encode())
     results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
     write_json(directory / "summary.json", numbers)
+    write(directory / "coverage.md", (Path(__file__).parent / "coverage.md").read_bytes())
     kept = forgetting.retained(results, inputs)
-    kept.write_csv(directory / "forgetting.csv")
+    write(directory / "forgetting.csv", csv_of(kept).encode())
     page = render(
         "template.html",
         browser=embed(inputs, results),

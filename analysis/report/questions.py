@@ -1,4 +1,4 @@
-"""What families ask besides the whole text, question by question: estimates."""
+"""Estimates question by question, of what families ask besides the whole text."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _rank_tests(used: pl.DataFrame, step: int) -> pl.DataFrame:
 
 
 def _chances(probes: pl.DataFrame) -> pl.DataFrame:
-    """What guessing gives: one in the number of choices; half the foils."""
+    """Score of guessing: one in the number of choices; half the foils."""
     question = pl.col("name").str.replace(r" #.*$", "")
     choices = (
         probes.filter(pl.col("kind") == "choice")

@@ -137,7 +137,7 @@ def effective_dose(results: Results, metric: str, family: str = "all", alpha: fl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extraction:
-    """What the perturbed run reproduced verbatim at the last checkpoint, among items long enough to test."""
+    """Verbatim reproduction of the perturbed run at the last checkpoint, among items long enough to test."""
 
     dose: int
     """The highest dose tested."""
@@ -149,7 +149,7 @@ class Extraction:
     tested_inserted: int
     """Of all doses above 0 together."""
     anywhere: bool
-    """Whether any item, of any dose and in either run, was extracted."""
+    """True if any item, of any dose and in either run, was extracted."""
     limit: float
     """Upper 95 % limit at ``dose``."""
     limit_inserted: float
@@ -318,7 +318,7 @@ def strata_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
 
 
 def not_computed(results: Results) -> pl.DataFrame:
-    """What has no value and why: metric, family, reason, probes, checkpoints (over all runs)."""
+    """Values that are missing, and the reason: metric, family, reason, probes, checkpoints (over all runs)."""
     # The twin is no reference to itself, which needs no saying.
     attacks = results.attacks.filter(
         ~pl.col("metric").is_in(results.rows["metric"].unique().to_list())

@@ -28,6 +28,9 @@ from palimpsest.analysis.report.results import (
 )
 from palimpsest.analysis.report.table import Table
 
+FILES = ("png", "svg", "csv")
+"""Of each figure. No PDF: its parts come out in another order each time, and a report is the same bytes twice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -42,7 +45,9 @@ def draw(inputs: ReportInputs, results: Results, directory: Path) -> dict[str, D
     """Draw and save every figure."""
     return {
         name: Drawn(
-            name, inline(figures.save(figure.chart, directory, name, figure.rows), name, caption), caption
+            name,
+            inline(figures.save(figure.chart, directory, name, figure.rows, formats=FILES), name, caption),
+            caption,
         )
         for name, figure, caption in _figures(inputs, results)
     }
@@ -165,7 +170,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
 
 
 def _at_dose_0(inputs: ReportInputs, results: Results) -> str:
-    """Why the runs differ where nothing was inserted, if they do."""
+    """Reason why the runs differ where nothing was inserted, if they do."""
     row = _by_dose(results.at("mean", inputs.primary, PAIRED)).get(0)
     if row is None or row["low"] is None or row["low"] <= 0:
         return ""
@@ -382,7 +387,7 @@ def items_table(inputs: ReportInputs, results: Results, limit: int = 8) -> Table
 
 
 def missing_table(results: Results) -> Table:
-    """What was not computed, and why."""
+    """Measures that were not computed, and the reason."""
     body = [
         [row["metric"], row["family"], row["reason"], str(row["probes"] or "–"), str(row["checkpoints"])]
         for row in not_computed(results).iter_rows(named=True)
@@ -403,7 +408,7 @@ def measures_table(inputs: ReportInputs) -> Table:
 
 
 def _higher(measure: Metric) -> str:
-    """What a higher value means: a likelier text is not yet a memorised one."""
+    """Meaning of a higher value: a likelier text is not yet a memorised one."""
     if measure.higher != "more memorised":
         return measure.higher
     if measure.unit.startswith("nats"):

@@ -16,7 +16,9 @@ from palimpsest.analysis import look
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.report.answer import interval
 from palimpsest.analysis.report.html import inline, render
+from palimpsest.analysis.report.sections import FILES
 from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.saving import csv_of, write
 from palimpsest.analysis.statistics import PAIRED, crossed_gains, difference_to_twin
 
 _NAMED = 4
@@ -53,7 +55,7 @@ OVER = {
     "shared items": "items and training runs like these; the runs share their items",
     "these items": "training runs like these, with these very items",
 }
-"""What a cell's interval speaks of. Runs whose ``seed`` differs have items, assignment, order and weights of their own;
+"""Scope of a cell's interval. Runs whose ``seed`` differs have items, assignment, order and weights of their own;
 where ``train.seed`` alone differs they share the items."""
 _TRAINING = "train.seed"
 """The seed that leaves items and assignment as they are."""
@@ -74,7 +76,7 @@ class SweepRun:
 
     @property
     def cell(self) -> str:
-        """What it shares with runs that differ from it in the seed alone."""
+        """Factors that it shares with runs that differ from it in the seed alone."""
         return (
             " ".join(f"{key}={value}" for key, value in self.factors.items() if not _seed(key)) or "all runs"
         )
@@ -319,8 +321,8 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
     y_title = f"gain, {unit}"
     audited = [run for run in runs if run.summary["audit"] == "PASS"]
     rows = aggregate(audited)
-    rows.write_csv(directory / "cells.csv")
-    pl.DataFrame(
+    write(directory / "cells.csv", csv_of(rows).encode())
+    table = pl.DataFrame(
         [
             {
                 **run.factors,
@@ -330,7 +332,8 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
             for run in runs
         ],
         infer_schema_length=None,
-    ).write_csv(directory / "runs.csv")
+    )
+    write(directory / "runs.csv", csv_of(table).encode())
     figures = {}
     captions = {
         "doses": "Mean gain by dose, of each cell",
@@ -354,7 +357,7 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         runs=_list(runs),
         cells=_cells(rows) if audited else None,
         figures={
-            key: inline(look.save(made.chart, directory, key, made.rows), key, captions[key])
+            key: inline(look.save(made.chart, directory, key, made.rows, formats=FILES), key, captions[key])
             for key, made in figures.items()
         },
     )

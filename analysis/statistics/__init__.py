@@ -13,11 +13,9 @@ from palimpsest.analysis.statistics.clusters import (
     cluster_mean,
     design_effect,
     did,
-    error_with_seeds,
     forgetting_slope,
     intraclass_correlation,
     log_slopes,
-    over_seeds,
 )
 from palimpsest.analysis.statistics.dose_curve import CurveFit, curve_ec50, fit_means
 from palimpsest.analysis.statistics.dose_response import (
@@ -51,13 +49,11 @@ from palimpsest.analysis.statistics.forgetting import (
 from palimpsest.analysis.statistics.intervals import UNBOUNDED, clopper_pearson, share_limits, stratified
 from palimpsest.analysis.statistics.low_fpr import LowFpr, tpr_at_fpr, tpr_at_heldout_threshold
 from palimpsest.analysis.statistics.multiplicity import (
-    Band,
     Ratio,
     benjamini_hochberg,
     fieller,
     fieller_of_items,
     holm,
-    simultaneous_band,
 )
 from palimpsest.analysis.statistics.net import Net, net_of_controls
 from palimpsest.analysis.statistics.power import (
@@ -101,7 +97,6 @@ __all__ = [
     "UNBOUNDED",
     "Activation",
     "Auc",
-    "Band",
     "Contrast",
     "CurveFit",
     "Dilution",
@@ -137,7 +132,6 @@ __all__ = [
     "dilution_exponent",
     "dose_scores",
     "effect_shown",
-    "error_with_seeds",
     "estimates",
     "fieller",
     "fieller_of_items",
@@ -167,7 +161,6 @@ __all__ = [
     "minimum_effective_mean",
     "minimum_effective_rate",
     "net_of_controls",
-    "over_seeds",
     "paired_share",
     "pairs_for_effect",
     "per_item",
@@ -176,7 +169,6 @@ __all__ = [
     "profile_ec50",
     "rate",
     "share_limits",
-    "simultaneous_band",
     "split_controls",
     "staircase_ec50",
     "stratified",

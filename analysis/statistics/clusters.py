@@ -7,7 +7,6 @@ clusters' sums vary by. Shape suffixes: N items, T checkpoints, C clusters; ``..
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -168,17 +167,3 @@ def intraclass_correlation(values_N: ArrayLike, cluster_N: ArrayLike) -> float:
     typical = (n - float((sizes**2).sum()) / n) / (clusters - 1)
     total = between + (typical - 1) * within
     return (between - within) / total if total > 0 else 0.0
-
-
-def error_with_seeds(error_items: float, sd_seed: float, seeds: int) -> float:
-    """Standard error with training seeds as a layer: ``sqrt(se_items^2 + sd_seed^2 / seeds)``.
-
-    More items never remove the second term: one run says nothing of other runs.
-    """
-    return math.sqrt(error_items**2 + sd_seed**2 / seeds)
-
-
-def over_seeds(estimate_S: ArrayLike, level: float = 0.95) -> Contrast:
-    """Mean over training seeds, each seed one observation, t with S-1 degrees of freedom."""
-    estimates = np.asarray(estimate_S, np.float64)
-    return cluster_mean(estimates, np.arange(estimates.shape[-1]), level)

@@ -310,7 +310,7 @@ def clustered_ec50(
 
 
 class Dilution(NamedTuple):
-    """How the EC50 grows with the corpus: ``EC50 ~ tokens^exponent``; 1 = only the density counts."""
+    """Growth of the EC50 with the corpus: ``EC50 ~ tokens^exponent``; 1 = only the density counts."""
 
     exponent: float
     low: float

@@ -248,7 +248,7 @@ def learning_rate_time(steps: ArrayLike, learning_rate: ArrayLike, since: float)
 
 
 class TimeToForget(NamedTuple):
-    """When items fall below a criterion: Weibull fitted to intervals, since forgetting happens between checkpoints."""
+    """Time until items fall below a criterion: a Weibull fitted to the intervals between checkpoints."""
 
     median: float
     low: float

@@ -125,7 +125,8 @@ def stratified(
     cell s (only the first term if no row is a control). A cell's mean has the variance ``C d2 / N^2``: C clusters of
     N items, and ``d2`` the variance of the clusters' sums of deviations from it, pooled over the cells of a family and
     arm, as cells of two or three clusters have no usable variance of their own, while doses and families do differ in
-    variance. Degrees of freedom by Satterthwaite (1946). With clusters of one item this is Welch's t.
+    variance. Degrees of freedom: ``(sum v)^2 / sum(v^2 / (df + 2)) - 2`` over the parts (Welch 1947), which is
+    Satterthwaite's without its bias for few. With clusters of one item this is Welch's t.
 
     Args:
         rows: value, family, cell, cluster (within one cell and arm), arm (true: treated) and the columns ``by``.
@@ -144,7 +145,7 @@ def stratified(
     total = parts.group_by(list(by), maintain_order=True).agg(
         estimate=(sign * pl.col("part")).sum(),
         v=pl.col("v").sum(),
-        v2=(pl.col("v") ** 2 / pl.col("df")).sum(),
+        v2=(pl.col("v") ** 2 / (pl.col("df") + 2)).sum(),
         third=(sign * pl.col("third")).sum(),
         enough=(pl.col("df") > 0).all(),
         n=pl.col("n").filter(arm).sum(),
@@ -153,7 +154,8 @@ def stratified(
         clusters_control=pl.col("clusters").filter(~arm).sum(),
     )
     v, v2 = total["v"].fill_nan(0).to_numpy(), total["v2"].fill_nan(0).to_numpy()
-    df = np.divide(v**2, v2, out=np.full(len(v), np.inf), where=v2 > 0)
+    # Squares of estimated variances are too large by (df + 2) / df, and so is the square of their sum.
+    df = np.maximum(np.divide(v**2, v2, out=np.full(len(v), np.inf), where=v2 > 0) - 2, 1.0)
     if np.isfinite(bounds).all():
         total = _bounded(total.with_columns(df=pl.Series(df)), parts, by, bounds, level)
     else:

@@ -66,8 +66,11 @@ def net_of_controls(treated: pl.DataFrame, controls: pl.DataFrame, outcomes: int
     """
     weights = [f"a{k}" for k in range(outcomes)]
     here = ["family", "step"]
+    controls = controls.sort("family", "cluster", "unit", "step")
     level = controls.group_by(here).agg(control=pl.col("value").mean(), count=pl.len())
-    rows = treated.join(level, on=here).with_columns(net=pl.col("value") - pl.col("control"))
+    # Sorted, so that sums have the same last digits every time.
+    order = ["family", "cluster", "unit", "step"]
+    rows = treated.join(level, on=here).sort(order).with_columns(net=pl.col("value") - pl.col("control"))
     items = (
         rows.group_by("family", "cluster", "unit")
         .agg((pl.col(a) * pl.col("net")).sum() for a in weights)
@@ -80,7 +83,7 @@ def net_of_controls(treated: pl.DataFrame, controls: pl.DataFrame, outcomes: int
     centre = pl.col(weights) - (pl.col(weights).mean() if alone else pl.col(weights).mean().over("family"))
     own = items.with_columns(centre / n)
     shares = rows.group_by(here).agg((pl.col(a).sum() / n) for a in weights)
-    others = controls.join(shares, on=here).join(level, on=here)
+    others = controls.join(shares, on=here).join(level, on=here).sort(order)
     influence = (pl.col("value") - pl.col("control")) / pl.col("count")
     theirs = others.with_columns((pl.col(a) * influence).alias(a) for a in weights)
     parts = [

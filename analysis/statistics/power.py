@@ -154,7 +154,7 @@ def items_against(effect: float, controls: float, *, alpha: float = 0.05, power:
 
 
 class ArmPower(NamedTuple):
-    """What an arm can show by the report's test (one-sided, against dose 0)."""
+    """Effects that an arm can show by the report's test (one-sided, against dose 0)."""
 
     items: int
     controls: int

@@ -73,15 +73,11 @@ from palimpsest.analysis.metrics.recognition import (
 from palimpsest.analysis.metrics.similarity import edit_similarity, rouge_l
 from palimpsest.analysis.metrics.unlearning import (
     closer_to_one,
-    curvature_edit,
     distance_to_retained,
     forget_quality,
-    gradient_difference_loss,
     model_utility,
     privacy_leak,
     probability_mean,
-    rmu_loss,
-    simnpo_loss,
     true_better,
     truth_ratio,
 )
@@ -393,27 +389,6 @@ def test_unlearning_measures() -> None:
     assert np.mean(np.array(null) <= 0.1) == pytest.approx(0.1, abs=0.04)
     same = forget_quality(np.arange(50.0), np.arange(50.0))
     assert (same.distance, same.p) == (0, 1)
-
-
-def test_unlearning_losses_in_their_limits() -> None:
-    assert simnpo_loss([-100.0], [10], beta=2.0) == pytest.approx(
-        -math.log(1 / (1 + math.exp(-20))), rel=1e-6
-    )
-    assert gradient_difference_loss(2.0, 1.0) == -1
-    u = np.array([3.0, 4.0])
-    hidden = np.tile(2 * u / 5, (4, 1))
-    assert rmu_loss(hidden, u, 2.0, hidden, hidden, 1.0) == pytest.approx(0)
-    assert rmu_loss(hidden, u, 2.0, hidden + 1, hidden, 0.5) == pytest.approx(0.5)
-
-
-def test_the_curvature_edit_keeps_all_none_and_the_strongest() -> None:
-    rng = np.random.default_rng(13)
-    w, a, g = rng.normal(size=(3, 4)), np.diag([4.0, 3.0, 2.0, 1.0]), np.diag([3.0, 2.0, 1.0])
-    assert curvature_edit(w, a, g, 1.0) == pytest.approx(w)
-    assert not curvature_edit(w, a, g, 0.0).any()
-    one = curvature_edit(w, a, g, 12 / 60)
-    assert one[0, 0] == pytest.approx(w[0, 0])
-    assert np.count_nonzero(np.abs(one) > 1e-12) == 1
 
 
 # The registered forms

@@ -128,6 +128,14 @@ def test_every_figure_comes_as_png_svg_and_the_csv_behind_it(
     assert json.loads((directory / "summary.json").read_text())["verdict"] == "reproduced"
 
 
+def test_a_report_is_the_same_bytes_twice(built: tuple[Path, dict[str, Any], _Page], tmp_path: Path) -> None:
+    directory, _, _ = built
+    build(experiment(steps=SMALL), tmp_path)
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir())
+    assert [n for n in names if (tmp_path / n).read_bytes() != (directory / n).read_bytes()] == []
+
+
 def test_the_page_says_what_decides_and_how_small_p_can_be(built: tuple[Path, dict[str, Any], _Page]) -> None:
     _, numbers, page = built
     assert "What decides is the column in bold, item by item against the twin" in page.text

@@ -19,7 +19,6 @@ from palimpsest.analysis.statistics import (
     design_effect,
     detectable_effect,
     did,
-    error_with_seeds,
     fieller,
     fieller_of_items,
     fit_curve,
@@ -35,10 +34,8 @@ from palimpsest.analysis.statistics import (
     items_for_spearman,
     learning_rate_time,
     mann_whitney_p,
-    over_seeds,
     paired_share,
     pairs_for_effect,
-    simultaneous_band,
     time_to_forget,
     tpr_at_fpr,
     tpr_at_heldout_threshold,
@@ -80,7 +77,6 @@ def test_power_gives_the_checked_numbers() -> None:
     rhos = [items_for_spearman(r) for r in (0.02, 0.05, 0.078, 0.1)]
     assert rhos == pytest.approx([20_797, 3_325, 1_365, 829], abs=1)
     assert [paired_share(0.9), paired_share(0.95)] == pytest.approx([0.19, 0.0975])
-    assert [error_with_seeds(0.0181, 0.02, s) for s in (1, 3)] == pytest.approx([0.0270, 0.0215], abs=5.1e-5)
     assert [design_effect(7, i) for i in (0.1, 0.5)] == pytest.approx([1.6, 4.0])
 
 
@@ -155,18 +151,6 @@ def test_holm_and_benjamini_hochberg() -> None:
     assert benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, math.nan, 0.02], nan_ok=True)
 
 
-def test_a_simultaneous_band_holds_the_whole_curve() -> None:
-    rng = np.random.default_rng(6)
-    inside = 0
-    for _ in range(200):
-        y = rng.normal(size=(50, 6))
-        replicates = y[rng.integers(0, 50, (400, 50))].mean(axis=1)
-        band = simultaneous_band(y.mean(axis=0), replicates)
-        inside += bool(np.all((band.low <= 0) & (band.high >= 0)))
-    assert 2.3 < band.critical < 3.1
-    assert inside / 200 == pytest.approx(0.95, abs=0.05)
-
-
 def test_fieller_solves_its_quadratic_and_says_when_it_is_unbounded() -> None:
     found = fieller(2.0, 4.0, 0.04, 0.09)
     for end in (found.low, found.high):
@@ -196,13 +180,6 @@ def test_chance_at_low_fpr_is_more_than_the_fpr() -> None:
     )
     assert low < 0.01 < high
     assert held.tpr > 0.7
-
-
-def test_over_seeds_is_a_t_interval() -> None:
-    found = over_seeds([1.0, 1.2, 1.1])
-    assert (found.low, found.high) == pytest.approx(
-        stats.t.interval(0.95, 2, 1.1, stats.sem([1.0, 1.2, 1.1]))
-    )
 
 
 NELDER = {"xatol": 1e-9, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
