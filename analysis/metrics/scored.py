@@ -73,9 +73,9 @@ class Scored:
     """Tokens that the model prefers to this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """Columns that metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p
-    under the reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN where
-    the target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is
-    a column of ``rows``."""
+    under the reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN
+    where the target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a
+    text, is a column of ``rows``."""
 
     @property
     def position(self) -> NDArray[np.int64]:
