@@ -16,7 +16,7 @@ from palimpsest.analysis.statistics.rows import BY, estimates, per_item
 
 Floats = NDArray[np.float64]
 
-_PRIOR = 3.0
+_PRIOR = 2.0
 """Weight of the model's variance beside the sample's, in variances of an area half a pair away from 1."""
 _METHOD = "DeLong over clusters within families, score limits"
 

@@ -292,3 +292,18 @@ def test_changed_files_are_noticed(prepared, tmp_path):
     scores.write_bytes(scores.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"scores.parquet was changed since it was written"):
         _ = run.scores
+
+
+def test_reading_writes_nothing(place):
+    """Somebody else's run needs no write permission."""
+
+    def tree():
+        return {path: path.lstat().st_mtime_ns for path in sorted((place / "runs" / "small").rglob("*"))}
+
+    before = tree()
+    run = palimpsest.open_run(place / "runs" / "small" / "run-0123abcd")
+    repr(run)
+    run.estimates("min_k_logprob")
+    run.figures.dose_response()
+    run.tokens(run.items["item_id"][0])
+    assert tree() == before
