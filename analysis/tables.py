@@ -12,9 +12,9 @@ from typing import Any
 
 import polars as pl
 
+from palimpsest.analysis.figures.export import csv_of, inert, write
 from palimpsest.analysis.report.answer import interval, number, p_value
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.saving import csv_of, inert, write
 from palimpsest.analysis.statistics import PAIRED
 from palimpsest.data.errors import UserError, nearest
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from palimpsest.analysis.figures.export import csv_of, write
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.report import attacks, design, forgetting, sections
 from palimpsest.analysis.report.answer import answer, summary
@@ -18,7 +19,6 @@ from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.question_tables import question_tables
 from palimpsest.analysis.report.results import Results, analyse
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.saving import csv_of, write
 from palimpsest.data.artifact import write_json
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from palimpsest.analysis import look
+from palimpsest.analysis.figures import theme
+from palimpsest.analysis.figures.export import csv_of, write
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.report.answer import interval
 from palimpsest.analysis.report.html import inline, render
 from palimpsest.analysis.report.sections import FILES
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.saving import csv_of, write
 from palimpsest.analysis.statistics import PAIRED, crossed_gains, difference_to_twin
 
 _NAMED = 4
@@ -193,7 +193,7 @@ def limits(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 0.95) -
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def _dose_figure(rows: pl.DataFrame, y_title: str) -> look.Figure:
+def _dose_figure(rows: pl.DataFrame, y_title: str) -> theme.Figure:
     """Gain by dose, one line a cell."""
     cells = rows["cell"].unique(maintain_order=True).to_list()
     # Doses as names, in order: dose 1 and dose 1,024 get the same room.
@@ -208,17 +208,17 @@ def _dose_figure(rows: pl.DataFrame, y_title: str) -> look.Figure:
     shapes = [_SHAPES[i % len(_SHAPES)] for i in range(len(cells))]
     colour = alt.Color("cell:N", title=None, sort=cells, scale=scale)
     shape = alt.Shape("cell:N", title=None, sort=cells, scale=alt.Scale(domain=cells, range=shapes))
-    base = alt.Chart(look.values(rows)).encode(x=x, xOffset=offset, color=colour)
+    base = alt.Chart(theme.values(rows)).encode(x=x, xOffset=offset, color=colour)
     chart = alt.layer(
         base.mark_rule(strokeWidth=1.6).encode(alt.Y("low:Q", title=y_title), alt.Y2("high")),
         base.mark_point(filled=True, size=60, opacity=1).encode(
             alt.Y("estimate:Q", title=y_title), shape=shape
         ),
     ).properties(width=620, height=300)
-    return look.Figure(look.styled(chart), rows)
+    return theme.Figure(theme.styled(chart), rows)
 
 
-def _factor_figure(runs: Sequence[SweepRun], y_title: str) -> look.Figure:
+def _factor_figure(runs: Sequence[SweepRun], y_title: str) -> theme.Figure:
     """Gain at the highest dose of each run, against each factor."""
     records = [
         {"factor": key, "level": value, "gain": table["estimate"][-1], "cell": run.cell}
@@ -234,21 +234,21 @@ def _factor_figure(runs: Sequence[SweepRun], y_title: str) -> look.Figure:
     for key in rows["factor"].unique(maintain_order=True):
         part = rows.filter(pl.col("factor") == key)
         levels = part["level"].unique(maintain_order=True).to_list()
-        base = alt.Chart(look.values(part)).encode(
+        base = alt.Chart(theme.values(part)).encode(
             x=alt.X("level:N", title=key, sort=levels, axis=alt.Axis(labelAngle=-30))
         )
         panels.append(
             alt.layer(
-                base.mark_point(filled=True, size=50, color=look.CONTROL_COLOUR).encode(
+                base.mark_point(filled=True, size=50, color=theme.CONTROL_COLOUR).encode(
                     alt.Y("gain:Q", title=y_title)
                 ),
-                base.mark_tick(thickness=3, size=26, color=look.INK).encode(
+                base.mark_tick(thickness=3, size=26, color=theme.INK).encode(
                     alt.Y("mean(gain):Q", title=y_title)
                 ),
             ).properties(width=max(140, 60 * len(levels)), height=220)
         )
     chart = alt.concat(*panels, columns=3).resolve_scale(y="shared")
-    return look.Figure(look.styled(chart), rows)
+    return theme.Figure(theme.styled(chart), rows)
 
 
 def _cells(rows: pl.DataFrame) -> Table:
@@ -357,7 +357,7 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         runs=_list(runs),
         cells=_cells(rows) if audited else None,
         figures={
-            key: inline(look.save(made.chart, directory, key, made.rows, formats=FILES), key, captions[key])
+            key: inline(theme.save(made.chart, directory, key, made.rows, formats=FILES), key, captions[key])
             for key, made in figures.items()
         },
     )

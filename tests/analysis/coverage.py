@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from palimpsest.analysis.report.forgetting import retention
-from palimpsest.analysis.rows import single_exposure
+from palimpsest.analysis.run.rows import single_exposure
 from palimpsest.analysis.statistics import (
     PAIRED,
     auc,

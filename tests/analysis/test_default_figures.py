@@ -14,8 +14,8 @@ import pytest
 import vl_convert
 from scipy import stats
 
-from palimpsest.analysis import figures, look
-from palimpsest.analysis.figures import FIGURES, examples, gallery
+from palimpsest.analysis import figures
+from palimpsest.analysis.figures import FIGURES, examples, gallery, theme
 from palimpsest.analysis.figures.membership import points
 from palimpsest.data.errors import UserError
 
@@ -152,7 +152,7 @@ def test_few_doses_are_drawn_and_nothing_is_fitted(doses: list[int]) -> None:
 def test_no_two_series_look_alike() -> None:
     for known in ([], ["perturbed", "twin"]):
         names = [*known, *(f"model {i}" for i in range(20))]
-        looks = list(zip(look.colours(names), look.shapes(names), strict=True))
+        looks = list(zip(theme.colours(names), theme.shapes(names), strict=True))
         assert len(set(looks)) == len(names)
         assert looks[: len(known)] == [("#D55E00", "circle"), ("#0072B2", "square")][: len(known)]
 

@@ -9,8 +9,8 @@ import pytest
 
 import palimpsest
 from palimpsest.analysis import figures
-from palimpsest.analysis.bound import bind
 from palimpsest.analysis.metrics import defaults
+from palimpsest.analysis.run.figures import bind
 from palimpsest.analysis.statistics import PAIRED
 from palimpsest.data.errors import UserError
 from tests.conftest import REPO

@@ -9,8 +9,8 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from palimpsest.analysis.saving import Figure as Figure
-from palimpsest.analysis.saving import save as save
+from palimpsest.analysis.figures.export import Figure as Figure
+from palimpsest.analysis.figures.export import save as save
 from palimpsest.analysis.statistics import PAIRED
 
 INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e7eb"

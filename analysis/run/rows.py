@@ -14,7 +14,7 @@ import polars as pl
 from palimpsest.data.errors import UserError
 
 if TYPE_CHECKING:
-    from palimpsest.analysis.run import Run
+    from palimpsest.analysis.run.files import RunFiles
 
 ATTACKS = ("loglik_per_token", "zlib_ratio", "min_k_logprob", "min_k_plus_plus", "reference_difference")
 """Membership scores, as metrics; higher = more likely a member."""
@@ -22,7 +22,7 @@ PREFIXES = (1, 2, 4, 8, 16, 32, 50)
 """Tokens of context."""
 
 
-def attacks(run: Run) -> pl.DataFrame:
+def attacks(run: RunFiles) -> pl.DataFrame:
     """``score`` and ``member`` of every item of the highest dose and of dose 0, one ``run`` an attack, last checkpoint.
 
     Of the perturbed run, less the mean of the controls of the item's family: kinds of text differ by themselves.
@@ -46,7 +46,7 @@ def attacks(run: Run) -> pl.DataFrame:
     )
 
 
-def areas(run: Run) -> pl.DataFrame:
+def areas(run: RunFiles) -> pl.DataFrame:
     """AUC of every attack against dose 0, within families, by dose (``against``, ``x``), last checkpoint."""
     from palimpsest.analysis.statistics import auc
 
@@ -63,7 +63,7 @@ def areas(run: Run) -> pl.DataFrame:
     )
 
 
-def extraction(run: Run) -> pl.DataFrame:
+def extraction(run: RunFiles) -> pl.DataFrame:
     """Share of items reproduced after each number of tokens of context (``against``, ``x``), one ``run`` a dose.
 
     The continuation is as long as the report's; items too short for context and continuation are left out, and ``n``
@@ -87,7 +87,7 @@ def extraction(run: Run) -> pl.DataFrame:
     return found.select("against", "x", "run", "estimate", "low", "high", "n")
 
 
-def longest(run: Run) -> pl.DataFrame:
+def longest(run: RunFiles) -> pl.DataFrame:
     """``length``: tokens of each item that greedy decoding reproduces after the report's prompt; one ``run`` a dose."""
     rows = run.metrics("longest_extracted", steps=[run.last_step])
     known = rows.filter((pl.col("run") == "perturbed") & pl.col("value").is_not_null()).sort(
@@ -98,25 +98,25 @@ def longest(run: Run) -> pl.DataFrame:
     )
 
 
-def lengths(run: Run) -> pl.DataFrame:
+def lengths(run: RunFiles) -> pl.DataFrame:
     """``tokens`` of every item, one ``group`` a dose."""
     items = run.items.sort("dose", "item_id")
     return items.select("item_id", tokens="length", group=pl.format("dose {}", "dose"))
 
 
-def assignment(run: Run) -> pl.DataFrame:
+def assignment(run: RunFiles) -> pl.DataFrame:
     """One row an item: ``family``, ``dose``."""
     return run.items.select("item_id", "family", "dose")
 
 
-def most_gained(run: Run) -> pl.DataFrame:
+def most_gained(run: RunFiles) -> pl.DataFrame:
     """The tokens of the inserted item that gained most over the twin: an example, chosen for being extreme."""
     from palimpsest.analysis.report.results import item_gains
 
     return run.tokens(item_gains(run.results, run.inputs()).row(0, named=True)["item_id"])
 
 
-def events(run: Run, stretches: int = 8) -> pl.DataFrame:
+def events(run: RunFiles, stretches: int = 8) -> pl.DataFrame:
     """Effect of a single exposure (items of dose 1) on the report's metric by steps since it, ``since``.
 
     The difference from the twin, less that of the family's never-inserted items at the same checkpoint, by stretches.
@@ -181,7 +181,7 @@ def single_exposure(values: pl.DataFrame, exposed: pl.DataFrame, width: int) -> 
     return pl.DataFrame(found, schema=schema).sort("since")
 
 
-def choices(run: Run) -> pl.DataFrame:
+def choices(run: RunFiles) -> pl.DataFrame:
     """Accuracy of choices between an answer and its decoys by what is asked (``field``), at the last checkpoint.
 
     The likeliest answer is chosen; equally likely ones share the point. ``n`` counts items, over whose clusters the
@@ -208,7 +208,7 @@ def choices(run: Run) -> pl.DataFrame:
     )
 
 
-ROWS: Mapping[str, Callable[[Run], pl.DataFrame]] = {
+ROWS: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "roc": attacks,
     "auc_against": areas,
     "extraction_rate": extraction,
