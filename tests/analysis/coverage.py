@@ -230,7 +230,7 @@ def shares(rng: np.random.Generator, many: int = MANY) -> Iterator[Row]:
     )
 
 
-def areas(rng: np.random.Generator, many: int = 1000) -> Iterator[Row]:
+def areas(rng: np.random.Generator, many: int = MANY) -> Iterator[Row]:
     """AUC."""
     from scipy import stats
 
