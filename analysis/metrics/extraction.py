@@ -34,14 +34,14 @@ def exact_match(scored: Scored, parameters: Parameters) -> Values:
 
 
 @metric(
-    name="verbatim",
+    name="extracted",
     needs=("verbatim",),
     formula="product of [rank = 0] over tokens k .. k+m-1 (k tokens of context, m reproduced)",
     unit="rate",
     rate=True,
     bounds=(0.0, 1.0),
 )
-def verbatim(scored: Scored, parameters: Parameters) -> Values:
+def extracted(scored: Scored, parameters: Parameters) -> Values:
     """k-extractable (Carlini et al. 2022): ``prod_{t=k}^{k+m-1} 1[rank_t = 0]``, tokens counted from 0; 0 or
     1.
 

@@ -42,7 +42,7 @@ print(f"items have up to {longest} tokens; the report asks for {SUFFIX} tokens a
 # %%
 suffix = min(SUFFIX, longest - max(PREFIXES))
 rates = pl.concat(
-    mean_by_dose(run.metrics("verbatim", steps=last, prefix=k, suffix=suffix), bounds=(0, 1)).with_columns(
+    mean_by_dose(run.metrics("extracted", steps=last, prefix=k, suffix=suffix), bounds=(0, 1)).with_columns(
         prefix=pl.lit(k)
     )
     for k in PREFIXES

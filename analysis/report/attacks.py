@@ -124,12 +124,12 @@ def prefix_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
         the n.
     """
     final = inputs.scores.filter((pl.col("run") == "perturbed") & (pl.col("step") == results.step))
-    scored, _ = gather(inputs.items, inputs.probes, final, METRICS["verbatim"].needs)
+    scored, _ = gather(inputs.items, inputs.probes, final, METRICS["extracted"].needs)
     frames = []
     for prefix in sorted({*_PREFIXES, inputs.parameters.prefix}):
-        found = METRICS["verbatim"].compute(scored, dataclasses.replace(inputs.parameters, prefix=prefix))
+        found = METRICS["extracted"].compute(scored, dataclasses.replace(inputs.parameters, prefix=prefix))
         rows = scored.rows.with_columns(
-            metric=pl.lit("verbatim"), value=pl.Series(found.value, dtype=pl.Float64)
+            metric=pl.lit("extracted"), value=pl.Series(found.value, dtype=pl.Float64)
         )
         rates = mean_by_dose(rows.filter(pl.Series(found.valid, dtype=pl.Boolean)), bounds=(0.0, 1.0))
         frames.append(

@@ -163,13 +163,13 @@ def extraction(results: Results, alpha: float = 0.05) -> Extraction | None:
         results: of the report.
         alpha: level of the closed test.
     """
-    rates = results.at("mean", "verbatim", "perturbed").with_columns(hits=pl.col("estimate") * pl.col("n"))
+    rates = results.at("mean", "extracted", "perturbed").with_columns(hits=pl.col("estimate") * pl.col("n"))
     inserted = rates.filter((pl.col("dose") > 0) & pl.col("estimate").is_not_null()).sort("dose")
     if inserted.is_empty():
         return None
     row = inserted.row(-1, named=True)
     ours = results.rows.filter(
-        (pl.col("metric") == "verbatim")
+        (pl.col("metric") == "extracted")
         & (pl.col("run") == "perturbed")
         & (pl.col("step") == results.step)
         & (pl.col("dose") > 0)
@@ -177,12 +177,12 @@ def extraction(results: Results, alpha: float = 0.05) -> Extraction | None:
     together = mean_by_dose(ours.with_columns(dose=pl.lit(1, pl.Int32)), bounds=(0.0, 1.0)).filter(
         pl.col("family") == "all"
     )
-    twin = results.at("mean", "verbatim", "twin")
+    twin = results.at("mean", "extracted", "twin")
     return Extraction(
         dose=row["dose"],
         extracted=round(row["hits"]),
         tested=row["n"],
-        above_control=effective_dose(results, "verbatim", alpha=alpha) is not None,
+        above_control=effective_dose(results, "extracted", alpha=alpha) is not None,
         extracted_inserted=round(inserted["hits"].sum()),
         tested_inserted=int(inserted["n"].sum()),
         anywhere=bool((pl.concat([rates["estimate"], twin["estimate"]]) > 0).any()),
@@ -246,7 +246,7 @@ def half_effects(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
         Rows of ``EC50_SCHEMA``. The twin saw no dose: its EC50 should not be reached.
     """
     found = []
-    for metric in dict.fromkeys((inputs.primary, "verbatim")):
+    for metric in dict.fromkeys((inputs.primary, "extracted")):
         own = rows.filter((pl.col("metric") == metric) & pl.col("dose").is_not_null())
         both = own if METRICS[metric].rate else pl.concat([own, difference_to_twin(own)])
         for run in (PAIRED, "perturbed", "twin"):

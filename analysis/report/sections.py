@@ -119,7 +119,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             "verbatim",
             figures.dose_response(
                 found,
-                "verbatim",
+                "extracted",
                 title="Verbatim extraction by dose",
                 y_title="share of items extracted",
                 height=240,
@@ -317,8 +317,8 @@ def family_table(inputs: ReportInputs, results: Results) -> Table:
 def verbatim_table(inputs: ReportInputs, results: Results) -> Table:
     """Extraction counts, the exact-match share beside them."""
     rates, twin, exact = (
-        _by_dose(results.at("mean", "verbatim", "perturbed")),
-        _by_dose(results.at("mean", "verbatim", "twin")),
+        _by_dose(results.at("mean", "extracted", "perturbed")),
+        _by_dose(results.at("mean", "extracted", "twin")),
         _by_dose(results.at("mean", "exact_match", "perturbed")),
     )
     body = [

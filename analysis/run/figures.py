@@ -40,7 +40,7 @@ FROM_RUN: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
 class Figures:
     """Every figure, drawn from one run.
 
-    ``run.figures.dose_response("verbatim")`` draws from the run's own rows; ``run.figures.dose_response(rows)`` from
+    ``run.figures.dose_response("extracted")`` draws from the run's own rows; ``run.figures.dose_response(rows)`` from
     yours. What a call returns shows itself in a notebook; ``.chart`` is the Altair chart, ``.rows`` exactly what it
     draws. ``dir(run.figures)`` lists them, ``help(run.figures.dose_response)`` says what a figure takes.
     """

@@ -251,7 +251,7 @@ class RunFiles:
     def metrics(self, *names: str, steps: Iterable[int] | None = None, **settings: Any) -> pl.DataFrame:
         """Metrics of every probe that they are defined on, at every checkpoint of both runs.
 
-        ``run.metrics("verbatim", prefix=8, suffix=16)``; ``analysis.metrics.METRICS`` has all names, and yours once
+        ``run.metrics("extracted", prefix=8, suffix=16)``; ``analysis.metrics.METRICS`` has all names, and yours once
         you have registered it with ``analysis.metrics.metric``.
 
         Args:

@@ -74,7 +74,7 @@ def extraction(run: RunFiles) -> pl.DataFrame:
     suffix = run.parameters.suffix
     frames = [
         mean_by_dose(
-            run.metrics("verbatim", steps=[run.last_step], prefix=prefix, suffix=suffix), bounds=(0.0, 1.0)
+            run.metrics("extracted", steps=[run.last_step], prefix=prefix, suffix=suffix), bounds=(0.0, 1.0)
         ).with_columns(x=pl.lit(prefix))
         for prefix in PREFIXES
     ]

@@ -754,7 +754,7 @@ def test_registered_metrics_over_random_stores(seed: int) -> None:
             "min_k_logprob": mem.min_k(lp, fraction),
             "min_k_plus_plus": mem.min_k_plus_plus(lp, [-h for h in entropy], variance, fraction).score,
             "clamped_variance_tokens": sum(v < 1e-6 for v in variance),
-            "verbatim": float(all(hit[k : k + m])) if long else None,
+            "extracted": float(all(hit[k : k + m])) if long else None,
             "suffix_loglik": inner if long else None,
             "np_discoverable": 1 - (1 - math.exp(inner)) ** n if long else None,
             "longest_extracted": run if len(lp) > k else None,
@@ -766,7 +766,7 @@ def test_registered_metrics_over_random_stores(seed: int) -> None:
 
 def test_a_row_with_a_nan_has_no_value_of_any_metric() -> None:
     items, probes, scores = frames([[-1.0, NAN, -2.0], [-1.0, -1.0, -1.0]], [[0, 0, 0], [0, 0, 0]])
-    names = ["exact_match", "verbatim", "min_k_logprob", "longest_extracted", "extraction_strength"]
+    names = ["exact_match", "extracted", "min_k_logprob", "longest_extracted", "extraction_strength"]
     rows = compute(items, probes, scores, names, Parameters(prefix=1, suffix=1))
     lost = rows.filter(pl.col("probe_id") == "i0/p")
     assert lost["value"].to_list() == [None] * 5

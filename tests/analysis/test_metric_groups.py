@@ -449,8 +449,9 @@ def test_one_plan_serves_many_metrics_and_the_default_set_is_the_reports() -> No
         ("zlib_bytes",),
     )
     assert sorted(name for name in defaults() if not METRICS[name].by_question) == [
-        "cloze_loglik_per_byte", "exact_match", "heldout_loglik_per_byte", "loglik_per_byte",
-        "loglik_per_token", "verbatim",
+        "cloze_loglik_per_byte", "exact_match", "extracted", "heldout_loglik_per_byte",
+        "loglik_per_byte",
+        "loglik_per_token",
     ]  # fmt: skip
     with pytest.raises(UserError, match="did you mean 'zlib_ratio'"):
         plan(["zlib_rato"])

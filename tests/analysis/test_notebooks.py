@@ -56,7 +56,7 @@ assert {-1.0, 0.0} <= set(table["stretch"])
     "hubble": """
 drawn = plot.rows.filter(pl.col("source") == "Hubble")
 assert drawn.height == 4 + 2 + 2 and drawn["table"].n_unique() == 3
-assert set(plot.rows.filter(pl.col("source") != "Hubble")["metric"]) == {"loglik_per_byte", "verbatim"}
+assert set(plot.rows.filter(pl.col("source") != "Hubble")["metric"]) == {"loglik_per_byte", "extracted"}
 """,
     "membership": """
 assert areas.filter(pl.col("run") == "twin")["metric"].n_unique() == 4  # the twin is no reference to itself

@@ -152,12 +152,12 @@ def test_the_page_says_what_decides_and_how_small_p_can_be(built: tuple[Path, di
 def test_the_dose_of_half_the_effect_is_in_the_report(built: tuple[Path, dict[str, Any], _Page]) -> None:
     directory, numbers, page = built
     rows = {(row["metric"], row["run"]): row for row in numbers["ec50"]}
-    verbatim = rows["verbatim", "perturbed"]
+    verbatim = rows["extracted", "perturbed"]
     assert 16 < verbatim["ec50"] < 64
     assert 1 < verbatim["low"] < verbatim["ec50"] < verbatim["high"]
     # The effect of the primary measure is linear in log dose: it has not bent at the highest dose, or only just.
     assert rows["loglik_per_byte", "perturbed - twin"]["high"] > 20
-    assert rows["loglik_per_byte", "twin"]["shown"] == rows["verbatim", "twin"]["shown"] == "not reached"
+    assert rows["loglik_per_byte", "twin"]["shown"] == rows["extracted", "twin"]["shown"] == "not reached"
     assert page.text.count("not reached") >= 2
     assert pl.read_csv(directory / "ec50.csv").height == len(rows) == 5
 

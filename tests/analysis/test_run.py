@@ -133,11 +133,11 @@ def test_frames_are_the_files(run):
 def test_metrics_by_hand(run):
     """ln p is LEVEL + GAIN x dose a token: nats a byte and hits follow by arithmetic."""
     assert (run.parameters.prefix, run.parameters.suffix) == (2, 3)  # as in the report
-    rows = run.metrics("loglik_per_token", "verbatim", steps=[20])
+    rows = run.metrics("loglik_per_token", "extracted", steps=[20])
     found = rows.filter((pl.col("metric") == "loglik_per_token") & (pl.col("run") == "perturbed"))
     expected = LEVEL + GAIN * found["dose"].cast(pl.Float64)
     assert found["value"].to_list() == pytest.approx(expected.to_list())
-    verbatim = rows.filter((pl.col("metric") == "verbatim") & (pl.col("run") == "perturbed"))
+    verbatim = rows.filter((pl.col("metric") == "extracted") & (pl.col("run") == "perturbed"))
     assert ((verbatim["value"] == 1) == (verbatim["dose"] == 4)).all()
     assert set(rows["step"]) == {20}
 
@@ -161,8 +161,8 @@ def test_estimates_by_hand(run, metric):
     [
         (lambda run: run.metrics("verbatm"), "unknown metric 'verbatm'; did you mean 'verbatim'"),
         (lambda run: run.estimates("verbatm"), "did you mean 'verbatim'"),
-        (lambda run: run.metrics("verbatim", prefx=3), "no setting 'prefx'; did you mean 'prefix'"),
-        (lambda run: run.metrics("verbatim", suffix=0), "suffix >= 1, not 2 and 0"),
+        (lambda run: run.metrics("extracted", prefx=3), "no setting 'prefx'; did you mean 'prefix'"),
+        (lambda run: run.metrics("extracted", suffix=0), "suffix >= 1, not 2 and 0"),
         (lambda run: run.metrics(steps=[7]), r"step 7 was not scored; these were: \[0, 20\]"),
         (lambda run: run.tokens("ghost-00003", 7), r"step 7 was not scored"),
         (lambda run: run.tokens("ghost-3"), r"the plan has no item 'ghost-3'; did you mean 'ghost-0000"),
