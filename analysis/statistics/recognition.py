@@ -97,7 +97,10 @@ def auc_limits(parts: Sequence[Auc], weights: ArrayLike, level: float = 0.95) ->
     edge = 0.5 / sum(part.pairs for part in parts)
     prior = _PRIOR * model(1 - edge)
     inside = min(max(mean, edge), 1 - edge)
-    scale = (float(w**2 @ [part.variance for part in parts]) + prior) / (model(inside) + prior)
+    variance = float(w**2 @ [part.variance for part in parts])
+    # All scores equal: what was seen does not vary, but that is no certainty.
+    tied = variance == 0 and 0 < mean < 1
+    scale = 1.0 if tied else (variance + prior) / (model(inside) + prior)
 
     def limit(end: float) -> float:
         near, far = mean, end

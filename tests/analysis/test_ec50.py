@@ -141,8 +141,9 @@ def test_a_continuous_curve_is_recovered_and_a_flat_one_is_not() -> None:
     copies = curve_ec50(*(np.repeat(a, 5) for a in (noisy, dose, np.zeros(dose.size), np.arange(dose.size))))
     assert copies[:3] == pytest.approx(single[:3])
     # Before the curve bends there is a lower limit only.
-    rising = curve_ec50(rate(dose, 4000, 1.3, 0.0) + rng.normal(0, 0.02, dose.size), dose)
+    rising = curve_ec50(np.exp2(np.log2(np.maximum(dose, 2**-9)) / 2) + rng.normal(0, 0.02, dose.size), dose)
     assert (rising.text, rising.high) == ("> 256", math.inf)
+    assert rising.low > 256
     flat = [curve_ec50(rng.normal(0, 0.1, dose.size), dose).text for _ in range(40)]
     assert flat.count("not reached") >= 34
 

@@ -137,7 +137,7 @@ def test_an_area_near_1_moves_little_with_one_pair() -> None:
     swapped[0], swapped[19] = 8.5, 9.0
     first, second = (one(auc(rows(v, dose, family, family)), family="all") for v in (perfect, swapped))
     assert (first["estimate"], first["high"]) == (1.0, 1.0)
-    assert 0.85 < first["low"] < 0.95  # type: ignore[operator]
+    assert 0.85 < first["low"] < 0.97  # type: ignore[operator]
     assert second["estimate"] == pytest.approx(1 - 1 / 300)
     assert abs(first["low"] - second["low"]) < 0.02  # type: ignore[operator]
     flipped = one(auc(rows(-perfect, dose, family, family)), family="all")
