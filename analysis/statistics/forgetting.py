@@ -158,7 +158,7 @@ def fit_curve(times: ArrayLike, mean_T: ArrayLike, family: str) -> Curve:
     """Least squares of one family: from the best points of a grid over its shape parameters by Nelder and Mead.
 
     For given shapes the other coefficients are linear, so only shapes are searched (variable projection, Golub &
-    Pereyra 1973), at most 20 powers of e beyond the grid.
+    Pereyra 1973), at most 60 powers of e beyond the grid.
     """
     chosen, t, y = FAMILIES[family], np.asarray(times, np.float64), np.asarray(mean_T, np.float64)
     _check_times(t)
@@ -183,7 +183,7 @@ def _minimum(family: Family, times: Floats, mean_T: Floats) -> Floats:
         return np.zeros(0)
     grid = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=-1)
     starts = grid[np.argsort(_solve(family, np.exp(grid)[None], times, mean_T[None])[0])[[0, 3, 10]]]
-    ends = [(axis[0] - 20, axis[-1] + 20) for axis in axes]
+    ends = [(axis[0] - 60, axis[-1] + 60) for axis in axes]
     scale = float(mean_T @ mean_T) or 1.0
 
     def squares(ln_shapes: Floats) -> float:
