@@ -140,8 +140,8 @@ def csv_of(rows: pl.DataFrame) -> str:
     """Rows as CSV, for people as well: no text in it is a live formula (:func:`inert`)."""
     plain = flat(rows)
     texts = [name for name, dtype in plain.schema.items() if dtype == pl.String]
-    starts = pl.any_horizontal(pl.col(name).str.starts_with(sign) for name in texts for sign in _FORMULA)
-    if texts and plain.select(starts.any()).item():
+    starts = [pl.col(name).str.starts_with(sign).any() for name in texts for sign in _FORMULA]
+    if starts and plain.select(pl.any_horizontal(starts)).item():
         plain = plain.with_columns(pl.col(texts).map_elements(inert, return_dtype=pl.String))
     return plain.rename({name: inert(name) for name in plain.columns}).write_csv()
 

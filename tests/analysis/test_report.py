@@ -341,8 +341,8 @@ def test_bad_inputs_are_refused_in_one_line() -> None:
     base = experiment(steps=(0, 8), per_cell=1)
     with pytest.raises(UserError, match="no scores of the perturbed run"):
         dataclasses.replace(base, scores=base.scores.filter(pl.col("run") == "twin"))
-    with pytest.raises(UserError, match="did you mean 'verbatim'"):
-        dataclasses.replace(base, primary="verbatm")
+    with pytest.raises(UserError, match="did you mean 'extracted'"):
+        dataclasses.replace(base, primary="extractd")
     with pytest.raises(UserError, match="cannot be called 'all'"):
         dataclasses.replace(base, items=base.items.with_columns(family=pl.lit("all")))
     with pytest.raises(UserError, match="dose 0"):
