@@ -140,8 +140,8 @@ def test_scores_that_do_not_fit_their_probes_are_refused() -> None:
 
 
 def test_names_are_checked_and_every_metric_states_its_formula() -> None:
-    with pytest.raises(UserError, match="did you mean 'verbatim'"):
-        compute(*frames([[-1.0]]), names=["verbatm"])
+    with pytest.raises(UserError, match="did you mean 'extracted'"):
+        compute(*frames([[-1.0]]), names=["extractd"])
     with pytest.raises(UserError, match="suffix >= 1"):
         Parameters(suffix=0)
     for found in METRICS.values():
