@@ -1,4 +1,4 @@
-"""What every formula asks of its numbers, so that no NaN passes for a low score and no empty set for a result."""
+"""Checks on the numbers of every formula, so that no NaN passes for a low score and no empty set for a result."""
 
 from __future__ import annotations
 

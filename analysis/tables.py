@@ -12,9 +12,9 @@ from typing import Any
 
 import polars as pl
 
+from palimpsest.analysis.figures.export import csv_of, inert, write
 from palimpsest.analysis.report.answer import interval, number, p_value
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.saving import flat, write
 from palimpsest.analysis.statistics import PAIRED
 from palimpsest.data.errors import UserError, nearest
 
@@ -124,7 +124,7 @@ def save(
         target = target.with_suffix("")
     target.parent.mkdir(parents=True, exist_ok=True)
     shown = as_text(table, digits=digits)
-    raw = flat(table).write_csv() if isinstance(table, pl.DataFrame) else _csv(table)
+    raw = csv_of(table) if isinstance(table, pl.DataFrame) else _csv(table)
     for suffix, text in (
         ("tex", to_latex(shown, caption=caption, label=label)),
         ("md", to_markdown(shown, caption=caption)),
@@ -252,5 +252,7 @@ def _csv(table: Table) -> str:
     """Cells as they are printed; a real minus sign becomes one that programs read."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([[str(cell).replace("−", "-") for cell in row] for row in (table.head, *table.body)])
+    writer.writerows(
+        [[inert(str(cell).replace("−", "-")) for cell in row] for row in (table.head, *table.body)]
+    )
     return text.getvalue()

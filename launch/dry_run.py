@@ -33,7 +33,8 @@ def stages(experiment: Experiment) -> Iterator[tuple[str, str]]:
     place = experiment.directory
     yield "audit", f"{'make anew' if (place / 'audit' / MANIFEST).is_file() else 'make'} {place / 'audit'}"
     yield "score", _scores(experiment)
-    yield "report", f"{'make anew' if (place / 'report' / MANIFEST).is_file() else 'make'} {place / 'report'}"
+    out = experiment.report.out or place / "report"
+    yield "report", f"{'make anew' if (out / MANIFEST).is_file() else 'make'} {out}"
 
 
 def lines(experiment: Experiment) -> Iterator[str]:

@@ -86,6 +86,8 @@ class ReportConfig:
     suffix_tokens: int
     metrics: tuple[str, ...]
     """More of ``analysis.metrics`` than the default ones."""
+    out: Path | None
+    """Directory of the report; None: ``report/`` of the run. Elsewhere, reading is all that the run must allow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

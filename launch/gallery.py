@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from palimpsest.analysis.figures import gallery
-from palimpsest.analysis.saving import FORMATS, Style
+from palimpsest.analysis.figures.export import FORMATS, Style
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.launch.process import say
 from palimpsest.launch.program import plain

@@ -24,16 +24,17 @@ def power(experiment: Experiment, wanted: float) -> None:
     if not 0 < wanted < 10:
         raise UserError(f"effect={wanted:g} must lie between 0 and 10 standard deviations")
     say(
-        "smallest effects that show with power .8 at alpha .05 (two-sided), in standard deviations of a score"
+        "smallest differences from dose 0 that the report's test (one-sided, alpha .05) shows with power .8, in "
+        "standard deviations: of an item's difference from itself in the twin, or, without a twin, of its score; "
+        "items of one cluster count as one"
     )
     for name, insertion in experiment.insertion.designs():
         if name:
             say(f"experiment {name}")
         _power_of(insertion, wanted)
-    each, pairs = powers.items_for_effect(wanted), powers.pairs_for_effect(wanted)
     say(
-        f"an effect of {wanted:g} takes {math.ceil(each):,} items with as many controls, or {math.ceil(pairs):,} items "
-        "against their own twins"
+        f"an effect of {wanted:g} standard deviations takes {math.ceil(powers.items_each(wanted)):,} items with as "
+        "many controls"
     )
 
 
@@ -49,14 +50,11 @@ def _power_of(insertion: InsertionConfig, wanted: float) -> None:
         treated = [(arm, size) for (arm, _), size in zip(arms[1:], sizes[1:], strict=True)]
         effects = powers.of_arms([size for _, size in treated], sizes[0], wanted)
         width = max(len(arm) for arm, _ in treated)
-        head = f"{'from dose 0':>11}  {f'of {len(effects)} arms':>10}  {'from its twin':>13}  {'rate above 0':>12}"
-        say(f"  {'arm':{width}}  {'items':>6}  {head}  {f'items for {wanted:g}':>14}")
+        head = f"{'effect':>7}  {'rate above 0':>12}  {f'items for {wanted:g}':>14}"
+        say(f"  {'arm':{width}}  {'items':>6}  {head}")
         for (arm, size), row in zip(treated, effects, strict=True):
             needed = "more controls" if math.isinf(row.needed) else f"{math.ceil(row.needed):,}"
-            say(
-                f"  {arm:{width}}  {size:6,}  {row.effect:11.3f}  {row.corrected:10.3f}  {row.paired:13.3f}"
-                f"  {row.rate:12.3f}  {needed:>14}"
-            )
+            say(f"  {arm:{width}}  {size:6,}  {row.effect:7.3f}  {row.rate:12.3f}  {needed:>14}")
 
 
 def effect_of(asked: Mapping[str, str]) -> float:

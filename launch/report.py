@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -20,8 +21,18 @@ from palimpsest.launch.program import program
 from palimpsest.pretrain.telemetry import WeightsAndBiases
 
 
+def place(experiment: Experiment) -> Path:
+    """Directory of the report."""
+    return experiment.report.out or experiment.directory / "report"
+
+
+def settings(experiment: Experiment) -> dict[str, Any]:
+    """Settings of the report that its contents depend on."""
+    return {name: value for name, value in resolved(experiment)["report"].items() if name != "out"}
+
+
 def report(experiment: Experiment) -> dict[str, Any]:
-    """Build ``report/report.html`` and what lies beside it.
+    """Build ``report.html`` and what lies beside it in :func:`place`.
 
     Returns:
         The summary: ``verdict``, ``headline``, ``detail``, ...
@@ -43,10 +54,10 @@ def report(experiment: Experiment) -> dict[str, Any]:
         metrics=experiment.report.metrics,
     )
     with artifact.writing(
-        run.directory / "report",
+        place(experiment),
         kind=KIND,
         schema_version=VERSION,
-        config=resolved(experiment)["report"],
+        config=settings(experiment),
         inputs={"plan": run.plan.digest, "audit": json_digest(audit), **run.score_digests},
     ) as draft:
         summary = build(inputs, draft.path)
@@ -60,7 +71,7 @@ def _upload(experiment: Experiment, run: Run, metric: str) -> None:
     name = f"{experiment.experiment}-{experiment.name}-report"
     assert experiment.wandb != "off"
     writer = WeightsAndBiases(experiment.wandb, name, resolved(experiment), run.directory)
-    rows = pl.read_csv(run.directory / "report" / "estimates.csv", infer_schema_length=None).filter(
+    rows = pl.read_csv(place(experiment) / "estimates.csv", infer_schema_length=None).filter(
         (pl.col("metric") == metric) & (pl.col("statistic") == "mean") & (pl.col("family") == "all")
     )
     for (step,), part in rows.sort("step").group_by("step", maintain_order=True):
@@ -69,7 +80,7 @@ def _upload(experiment: Experiment, run: Run, metric: str) -> None:
             for which, dose, estimate in part.select("run", "dose", "estimate").iter_rows()
         }
         writer.write({"step": step, **by_dose})
-    writer.keep(run.directory / "report", "report")
+    writer.keep(place(experiment), "report")
     writer.close()
 
 
@@ -77,7 +88,7 @@ def work(experiment: Experiment) -> int:
     """Report; status 3 if the audit failed."""
     summary = report(experiment)
     say(summary["headline"])
-    say(f"report: {experiment.directory / 'report' / 'report.html'}")
+    say(f"report: {place(experiment) / 'report.html'}")
     return INTEGRITY if summary["verdict"] == "audit failed" else 0
 
 

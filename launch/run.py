@@ -23,7 +23,7 @@ from palimpsest.launch.plan import plan
 from palimpsest.launch.prepare import prepare
 from palimpsest.launch.process import INTEGRITY, STATUS, end, end_with_parent, say
 from palimpsest.launch.program import program
-from palimpsest.launch.report import report
+from palimpsest.launch.report import place, report
 from palimpsest.launch.score import score
 from palimpsest.pretrain.interrupts import REQUEUE, SIGNALS
 
@@ -127,7 +127,7 @@ def work(experiment: Experiment) -> int:
     for number, (title, stage) in enumerate(stages, start=1):
         say(f"[{number}/{len(stages)}] {title}  ({time.monotonic() - began:.0f} s so far)")
         stage()
-    say(f"done in {time.monotonic() - began:.0f} s; open {experiment.directory / 'report' / 'report.html'}")
+    say(f"done in {time.monotonic() - began:.0f} s; open {place(experiment) / 'report.html'}")
     return 0 if result["verdict"] == "PASS" else INTEGRITY
 
 

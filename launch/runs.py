@@ -72,12 +72,13 @@ def _last_line(directory: Path) -> tuple[int, float | None]:
 
 
 def _verdict(report: Path) -> str | None:
-    """The verdict of a report; None if its summary is missing or damaged."""
+    """The verdict of a report with its caveats; None if its summary is missing or damaged."""
     try:
-        verdict = json.loads((report / "summary.json").read_bytes())["verdict"]
-    except (OSError, ValueError, LookupError, TypeError):
+        summary = json.loads((report / "summary.json").read_bytes())
+        told = [summary["verdict"], *summary.get("caveats", ())]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return verdict if isinstance(verdict, str) else None
+    return ", ".join(told) if all(isinstance(word, str) for word in told) else None
 
 
 def entry(directory: Path) -> Entry:

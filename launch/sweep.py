@@ -40,9 +40,10 @@ from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.launch import dry_run, preconditions, slurm
 from palimpsest.launch.compose import CONF, build, scaled
-from palimpsest.launch.experiment import Experiment, resolved
+from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import INTEGRITY, end_with_parent, locked, say
 from palimpsest.launch.program import guarded, program
+from palimpsest.launch.report import settings as report_settings
 
 KIND = "sweep"
 VERSION = 1
@@ -156,7 +157,7 @@ def verdict(experiment: Experiment) -> dict[str, Any] | None:
     if not (place / artifact.MANIFEST).is_file():
         return None
     manifest = artifact.read(place, kind=REPORT, schema_version=REPORT_VERSION)
-    if artifact.differences(manifest, config=resolved(experiment)["report"], inputs=manifest.inputs):
+    if artifact.differences(manifest, config=report_settings(experiment), inputs=manifest.inputs):
         return None
     summary: dict[str, Any] = json.loads((place / "summary.json").read_text(encoding="utf-8"))
     return summary

@@ -19,8 +19,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from palimpsest.analysis.progress import Progress
 from palimpsest.analysis.run import PAIR, open_run
+from palimpsest.analysis.run.progress import Progress
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.launch.process import say

@@ -8,6 +8,7 @@ intervals. To add one, write a function in a file of its group and decorate it w
 
 from palimpsest.analysis.figures.design import aa_pvalues, assignment_flow, balance, lengths
 from palimpsest.analysis.figures.doses import dose_response, interference, phases, shapes, wordings
+from palimpsest.analysis.figures.export import save
 from palimpsest.analysis.figures.extraction import extraction_rate, run_lengths, taxonomy, token_strip
 from palimpsest.analysis.figures.facts import acquisition, recognition_recall, retainability
 from palimpsest.analysis.figures.hubble import hubble, hubble_tables
@@ -17,8 +18,7 @@ from palimpsest.analysis.figures.profiles import event_study, memorisation_profi
 from palimpsest.analysis.figures.registry import COLUMNS, FIGURES, Registered, figure
 from palimpsest.analysis.figures.runs import controls, over_training, training_curves
 from palimpsest.analysis.figures.scale import capacity, limem, order_p, order_residuals, unlearning
-from palimpsest.analysis.look import Figure
-from palimpsest.analysis.saving import save
+from palimpsest.analysis.figures.theme import Figure
 
 __all__ = [
     "COLUMNS",

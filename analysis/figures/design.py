@@ -9,11 +9,10 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures import pieces, theme
 from palimpsest.analysis.figures.membership import histogram, steps, whole_bins
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures.theme import Figure
 from palimpsest.data.errors import UserError
 
 
@@ -32,7 +31,7 @@ def lengths(rows: pl.DataFrame, *, bins: int = 30, width: int = 560, height: int
     """
     rows = rows.filter(pl.col("tokens").is_not_null())
     if rows.is_empty():
-        return look.nothing("Lengths of the items", rows, reason="no item has a length")
+        return theme.nothing("Lengths of the items", rows, reason="no item has a length")
     drawn = histogram(rows, "tokens", "group", whole_bins(rows["tokens"], bins))
     return Figure(steps(drawn, "length (tokens)", width=width, height=height), drawn)
 
@@ -54,7 +53,7 @@ def balance(rows: pl.DataFrame, *, limit: float = 0.1, width: int = 420) -> Figu
     """
     rows = rows.filter(pl.col("difference").is_not_null() & pl.col("dose").is_not_null())
     if rows.is_empty():
-        return look.nothing("Balance", rows, reason="no covariate has a difference")
+        return theme.nothing("Balance", rows, reason="no covariate has a difference")
     doses = sorted(int(dose) for dose in rows["dose"].unique())
     ns = {
         d: pieces.counted(n)
@@ -78,10 +77,10 @@ def balance(rows: pl.DataFrame, *, limit: float = 0.1, width: int = 420) -> Figu
     )
     y = alt.Y("covariate:N", title=None, sort=order, axis=alt.Axis(ticks=False, labelLimit=200, grid=True))
     colour = alt.Color(
-        "arm:N", title=None, sort=arms, scale=alt.Scale(domain=arms, range=look.dose_colours(doses))
+        "arm:N", title=None, sort=arms, scale=alt.Scale(domain=arms, range=theme.dose_colours(doses))
     )
-    base = alt.Chart(look.values(drawn)).encode(y, yOffset=alt.YOffset("arm:N", sort=arms), color=colour)
-    layers: list[Any] = [look.line(x=0.0), look.line(x=limit), look.line(x=-limit)]
+    base = alt.Chart(theme.values(drawn)).encode(y, yOffset=alt.YOffset("arm:N", sort=arms), color=colour)
+    layers: list[Any] = [theme.line(x=0.0), theme.line(x=limit), theme.line(x=-limit)]
     if len(limits) == 2:
         layers.append(base.mark_rule(strokeWidth=1.2).encode(pieces.same(x, "low"), alt.X2("high")))
     layers.append(base.mark_point(filled=True, size=46, opacity=1).encode(x))
@@ -91,7 +90,7 @@ def balance(rows: pl.DataFrame, *, limit: float = 0.1, width: int = 420) -> Figu
 
 @figure(number=18, title="Assignment of items to doses", needs=("family", "dose"))
 def assignment_flow(rows: pl.DataFrame, *, width: int = 460, height: int | None = None) -> Figure:
-    """How many items of each family went to each dose: widths count items.
+    """Flow of the items of each family to each dose: widths count items.
 
     Args:
         rows: one row an item, or one row a family and dose with ``n``. A null dose is called ``not assigned``.
@@ -111,7 +110,7 @@ def assignment_flow(rows: pl.DataFrame, *, width: int = 460, height: int | None 
         raise UserError("figure assignment_flow: n counts items, and one is negative")
     counted = counted.filter(pl.col("n") > 0).sort("family", "dose", nulls_last=True)
     if counted.is_empty():
-        return look.nothing("Assignment of items to doses", counted, reason="no row counts an item")
+        return theme.nothing("Assignment of items to doses", counted, reason="no row counts an item")
     families = pieces.series(counted, "family")
     doses = counted["dose"].unique().sort(nulls_last=True).to_list()
     total = int(counted["n"].sum())
@@ -143,17 +142,17 @@ def assignment_flow(rows: pl.DataFrame, *, width: int = 460, height: int | None 
     ]
     x = alt.X("t:Q", axis=None, scale=alt.Scale(domain=[-0.55, 1.4], nice=False))
     y = alt.Y("low:Q", axis=None, scale=alt.Scale(domain=[most, 0], nice=False, zero=False))
-    colour = look.colour(families, "family", legend=False)
-    flow = alt.Chart(look.data(ribbons)).mark_area(opacity=0.45)
-    bars = alt.Chart(look.data(ends)).mark_rule(strokeWidth=7, color=look.INK, opacity=0.75)
+    colour = theme.colour(families, "family", legend=False)
+    flow = alt.Chart(theme.data(ribbons)).mark_area(opacity=0.45)
+    bars = alt.Chart(theme.data(ends)).mark_rule(strokeWidth=7, color=theme.INK, opacity=0.75)
     layers = [
         flow.encode(x, y, alt.Y2("high"), color=colour, detail="link:N"),
         bars.encode(x, y, alt.Y2("high")),
     ]
-    words = alt.Chart(look.data([{**end, "low": (end["low"] + end["high"]) / 2} for end in ends])).encode(
+    words = alt.Chart(theme.data([{**end, "low": (end["low"] + end["high"]) / 2} for end in ends])).encode(
         x, y, text="label:N"
     )
-    beside: dict[str, Any] = {"baseline": "middle", "fontSize": 12, "color": look.INK}
+    beside: dict[str, Any] = {"baseline": "middle", "fontSize": 12, "color": theme.INK}
     layers += [
         words.transform_filter("datum.side == 'left'").mark_text(align="right", dx=-9, **beside),
         words.transform_filter("datum.side == 'right'").mark_text(align="left", dx=9, **beside),
@@ -194,7 +193,7 @@ def aa_pvalues(rows: pl.DataFrame, *, width: int = 320, height: int = 320) -> Fi
     """
     rows = pieces.as_runs(rows, "run").filter(pl.col("p").is_not_null() & pl.col("p").is_not_nan())
     if rows.is_empty():
-        return look.nothing("p-values where nothing was done", rows, reason="no comparison has a p-value")
+        return theme.nothing("p-values where nothing was done", rows, reason="no comparison has a p-value")
     if not rows["p"].is_between(0, 1).all():
         raise UserError("figure aa_pvalues: p-values lie between 0 and 1")
     frames = []
@@ -216,15 +215,15 @@ def aa_pvalues(rows: pl.DataFrame, *, width: int = 320, height: int = 320) -> Fi
     names = pieces.series(drawn, "run")
     x = alt.X("expected:Q", title="uniform quantile", scale=alt.Scale(domain=[0, 1]))
     y = alt.Y("p:Q", title="p-value", scale=alt.Scale(domain=[0, 1]))
-    diagonal = alt.Chart(look.data([{"expected": 0, "p": 0}, {"expected": 1, "p": 1}]))
+    diagonal = alt.Chart(theme.data([{"expected": 0, "p": 0}, {"expected": 1, "p": 1}]))
     longest = max(frames, key=len)
     chart = alt.layer(
-        alt.Chart(look.values(longest))
-        .mark_area(color=look.MUTED, opacity=0.18)
+        alt.Chart(theme.values(longest))
+        .mark_area(color=theme.MUTED, opacity=0.18)
         .encode(x, alt.Y("low:Q", title="p-value"), alt.Y2("high")),
-        diagonal.mark_line(color=look.MUTED, strokeDash=[4, 4], strokeWidth=1).encode(x, y),
-        alt.Chart(look.values(drawn))
+        diagonal.mark_line(color=theme.MUTED, strokeDash=[4, 4], strokeWidth=1).encode(x, y),
+        alt.Chart(theme.values(drawn))
         .mark_point(filled=True, size=28, opacity=0.9)
-        .encode(x, y, look.colour(names), shape=look.shape(names)),
+        .encode(x, y, theme.colour(names), shape=theme.shape(names)),
     )
     return Figure(chart.properties(width=width, height=height), drawn)

@@ -9,10 +9,9 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures import pieces, theme
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures.theme import Figure
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.statistics import PAIRED, fit_means, fit_rates, rate
 
@@ -70,11 +69,11 @@ def dose_response(
     width, height = width or (250 if several else 560), height or (210 if several else 300)
     if rows.is_empty():
         why = f"no row of metric {metric}, statistic {statistic}, has a value"
-        return look.nothing(title or "Dose-response", rows, width, height, why)
+        return theme.nothing(title or "Dose-response", rows, width, height, why)
     axis = pieces.DoseAxis(rows)
     if not axis.at:
-        return look.nothing(title or "Dose-response", rows, width, height, "no row has a dose")
-    names = look.runs(rows)
+        return theme.nothing(title or "Dose-response", rows, width, height, "no row has a dose")
+    names = theme.runs(rows)
     drawn, scales = [], {}
     for name in metrics:
         own = rows.filter(pl.col("metric") == name)
@@ -137,13 +136,13 @@ def _fits(
         ]
         if ec50 <= axis.positive[-1] and ec50 >= axis.positive[0] / 2:
             marks.append({"run": name, "x": float(np.log2(ec50)), "text": f"EC50 {ec50:.3g}"})
-    x, colour = alt.X("x:Q"), look.colour(list(names))
+    x, colour = alt.X("x:Q"), theme.colour(list(names))
     layers: list[Any] = []
     if curves:
-        line = alt.Chart(look.data(curves)).mark_line(strokeDash=[2, 2], strokeWidth=1.4)
+        line = alt.Chart(theme.data(curves)).mark_line(strokeDash=[2, 2], strokeWidth=1.4)
         layers.append(line.encode(x, alt.Y("estimate:Q", scale=scale), colour))
     if marks:
-        base = alt.Chart(look.data(marks)).encode(x, color=colour)
+        base = alt.Chart(theme.data(marks)).encode(x, color=colour)
         layers.append(base.mark_rule(strokeDash=[1, 3], strokeWidth=1.4))
         placed = base.mark_text(align="right", dx=-4, dy=6, baseline="top", fontSize=11)
         layers.append(placed.encode(text="text:N", y=alt.value(0)))
@@ -170,7 +169,7 @@ def fitted(rows: pl.DataFrame, *, as_rate: bool) -> tuple[float, Any] | None:
 
 
 def _ticks(rows: pl.DataFrame) -> pl.DataFrame:
-    """Where the smallest detectable effect of each arm would show: above the run's own dose 0."""
+    """Ticks of the smallest detectable effect of each arm: above the run's own dose 0."""
     if "mde" not in rows.columns:
         return rows.head(0).select("run", "dose", y="estimate")
     zero = rows.filter(pl.col("dose") == 0).select("run", "metric", "family", base="estimate")
@@ -185,17 +184,17 @@ def _mde(rows: pl.DataFrame, axis: pieces.DoseAxis, names: Sequence[str]) -> lis
     ticks = _ticks(rows)
     if ticks.is_empty():
         return []
-    chart = alt.Chart(look.values(axis.place(ticks, names)))
+    chart = alt.Chart(theme.values(axis.place(ticks, names)))
     return [
         chart.mark_tick(thickness=2.5, width=16, opacity=0.9).encode(
-            alt.X("x:Q"), alt.Y("y:Q"), look.colour(names)
+            alt.X("x:Q"), alt.Y("y:Q"), theme.colour(names)
         )
     ]
 
 
 @figure(number=2, title="Injection phase", needs=("phase", "start", "end", "step", *_ESTIMATES))
 def phases(rows: pl.DataFrame, *, y_title: str = "estimate", width: int = 330, height: int = 260) -> Figure:
-    """When exposures fall: the last checkpoint by dose, and the highest dose over training, phases shaded.
+    """Phases of the exposures: the last checkpoint by dose, and the highest dose over training, phases shaded.
 
     Args:
         rows: estimates by phase, dose and checkpoint; ``start`` and ``end`` of a phase are steps.
@@ -214,9 +213,9 @@ def phases(rows: pl.DataFrame, *, y_title: str = "estimate", width: int = 330, h
     x = pieces.x_axis(top.with_columns(x="step"), "step", kind="linear", counts=False)
     spans = top.select("run", x="start", x_end="end").unique(maintain_order=True)
     shade = (
-        alt.Chart(look.values(spans))
+        alt.Chart(theme.values(spans))
         .mark_rect(opacity=0.12)
-        .encode(alt.X("x:Q"), alt.X2("x_end:Q"), color=look.colour(names))
+        .encode(alt.X("x:Q"), alt.X2("x_end:Q"), color=theme.colour(names))
     )
     right = alt.layer(shade, pieces.curves(top.with_columns(x="step"), x, y, names=names))
     counts = pieces.counted(top["n"].drop_nulls().unique().sort().to_list())

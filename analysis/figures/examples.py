@@ -57,11 +57,17 @@ def _dose_response(rng: np.random.Generator) -> Example:
     """``P = floor + (1 - floor) sigma(1.7 (log2 d - log2 EC50))``: EC50 27 and 130; a standard model at the floor."""
     frames = [
         pl.DataFrame(
-            {"run": run, "metric": "verbatim", "dose": DOSES, **_rates(rng, _curve(ec50), ITEMS), "mde": 0.03}
+            {
+                "run": run,
+                "metric": "extracted",
+                "dose": DOSES,
+                **_rates(rng, _curve(ec50), ITEMS),
+                "mde": 0.03,
+            }
         )
         for run, ec50 in (("8B", 27.0), ("1B", 130.0))
     ]
-    standard = {"run": ["standard"], "metric": ["verbatim"], "dose": [None], "mde": [None]}
+    standard = {"run": ["standard"], "metric": ["extracted"], "dose": [None], "mde": [None]}
     flat = pl.DataFrame(
         {**standard, **_rates(rng, np.array([0.01]), np.array([759]))}, schema=frames[0].schema
     )

@@ -8,12 +8,11 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures import pieces, theme
+from palimpsest.analysis.figures.export import FIXED
 from palimpsest.analysis.figures.membership import histogram, steps, whole_bins
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
-from palimpsest.analysis.saving import FIXED
+from palimpsest.analysis.figures.theme import Figure
 from palimpsest.data.errors import UserError
 
 _AXES: dict[str, tuple[str, pieces.Kind]] = {
@@ -94,8 +93,8 @@ def token_strip(rows: pl.DataFrame, *, columns: int = 76, lowest: float = -10.0)
         lines = int(part["line"].max()) + 1  # type: ignore[arg-type]
         x = alt.X("start:Q", axis=None, scale=alt.Scale(domain=[0, columns], nice=False))
         y = alt.Y("line:O", axis=None, scale=alt.Scale(domain=list(range(lines)), padding=0.08))
-        base = alt.Chart(look.values(part)).encode(x, y)
-        ink = alt.condition(f"datum.logprob > {0.35 * lowest}", alt.value("white"), alt.value(look.INK))
+        base = alt.Chart(theme.values(part)).encode(x, y)
+        ink = alt.condition(f"datum.logprob > {0.35 * lowest}", alt.value("white"), alt.value(theme.INK))
         text = base.mark_text(
             font="'DejaVu Sans Mono', Menlo, Consolas, monospace", fontSize=11, align="center"
         )
@@ -116,7 +115,7 @@ def token_strip(rows: pl.DataFrame, *, columns: int = 76, lowest: float = -10.0)
 
 
 def _placed(tokens: pl.DataFrame, columns: int) -> pl.DataFrame:
-    """Where each token lies when lines break between tokens: characters, so that monospaced text fits."""
+    """Places of the tokens when lines break between tokens: characters, so that monospaced text fits."""
     # Invisible characters would make a token vanish, or turn the text around.
     shown = tokens["token"].str.replace_all("\n", "⏎").str.replace_all(r"\p{C}", "�").to_list()
     line, at, places = 0, 0, []
@@ -148,7 +147,7 @@ def run_lengths(rows: pl.DataFrame, *, bins: int = 30, width: int = 560, height:
     """
     rows = pieces.as_runs(rows, "run").filter(pl.col("length").is_not_null())
     if rows.is_empty():
-        return look.nothing("Longest verbatim runs", rows, reason="no item has a length")
+        return theme.nothing("Longest verbatim runs", rows, reason="no item has a length")
     drawn = histogram(rows, "length", "run", whole_bins(rows["length"], bins))
     return Figure(steps(drawn, "longest run (tokens)", width=width, height=height), drawn)
 
@@ -198,13 +197,13 @@ def taxonomy(rows: pl.DataFrame, *, width: int = 300, height: int = 250) -> Figu
             f"datum.label=='{text}'?['{text}','{ns[x]}']:" for text, x in zip(labels, places, strict=True)
         )
         axis = alt.Axis(labelAngle=0, labelExpr=f"{pick}''", labelLineHeight=14, ticks=False)
-        base = alt.Chart(look.values(part)).encode(alt.X("at:N", title=against, sort=labels, axis=axis))
+        base = alt.Chart(theme.values(part)).encode(alt.X("at:N", title=against, sort=labels, axis=axis))
         return (
             base.mark_bar(stroke="white", strokeWidth=0.6)
             .encode(
                 alt.Y("bottom:Q", title="share of memorised texts", scale=alt.Scale(domain=[0, 1])),
                 alt.Y2("top"),
-                color=look.colour(names, "category"),
+                color=theme.colour(names, "category"),
             )
             .properties(width=width, height=height, title=f"over {against}")
         )

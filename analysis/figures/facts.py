@@ -8,10 +8,9 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures import pieces, theme
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures.theme import Figure
 
 
 @figure(
@@ -39,10 +38,10 @@ def acquisition(
     x = pieces.x_axis(rows, "training step", column="step", kind="linear", counts=False)
     y = pieces.y_axis(rows, y_title, 0.0)
     many = rows["step"].n_unique() > 25
-    layers: list[Any] = [look.line(y=0.0)]
+    layers: list[Any] = [theme.line(y=0.0)]
     if "injected" in rows.columns:
         at = rows.filter(pl.col("injected")).select("step").unique().sort("step")
-        lines = alt.Chart(look.values(at)).mark_rule(strokeDash=[1, 3], color=look.INK)
+        lines = alt.Chart(theme.values(at)).mark_rule(strokeDash=[1, 3], color=theme.INK)
         layers.append(lines.encode(x))
     layers.append(pieces.curves(drawn, x, y, points=not many))
     return Figure(alt.layer(*layers).properties(width=width, height=height), rows)
@@ -56,7 +55,7 @@ def acquisition(
 def retainability(
     rows: pl.DataFrame, *, y_title: str = "retainability R", width: int = 520, height: int = 280
 ) -> Figure:
-    """What is left of a local maximum t steps later, with the line ``R = c - a log10 t`` (Chang et al. 2024).
+    """Retention of a local maximum t steps later, with the line ``R = c - a log10 t`` (Chang et al. 2024).
 
     ``a`` is the decay constant per decade of steps, by unweighted least squares on the points drawn; the interval of
     a belongs to :func:`analysis.statistics.forgetting_slope`, over facts. ``t = 0`` has no logarithm: it is left out.
@@ -69,7 +68,7 @@ def retainability(
     """
     rows = rows.filter(pl.col("since") > 0)
     if rows.is_empty():
-        return look.nothing("Retainability", rows, reason="no row has steps since the maximum above 0")
+        return theme.nothing("Retainability", rows, reason="no row has steps since the maximum above 0")
     lines: list[dict[str, Any]] = []
     names: dict[str, str] = {}
     for depth in pieces.series(rows, "depth"):
@@ -93,15 +92,15 @@ def retainability(
         rows, "steps since the local maximum (log scale)", column="since", kind="log", counts=False
     )
     y = pieces.y_axis(rows, y_title, 0.0)
-    base_ = alt.Chart(look.values(drawn)).encode(x, color=look.colour(shown))
+    base_ = alt.Chart(theme.values(drawn)).encode(x, color=theme.colour(shown))
     layers = [
-        look.line(y=0.0),
+        theme.line(y=0.0),
         base_.mark_rule(strokeWidth=1.4, opacity=0.7).encode(pieces.same(y, "low"), alt.Y2("high")),
-        base_.mark_point(filled=True, size=50, opacity=1).encode(y, shape=look.shape(shown)),
+        base_.mark_point(filled=True, size=50, opacity=1).encode(y, shape=theme.shape(shown)),
     ]
     if lines:
-        fit = alt.Chart(look.data(lines)).mark_line(strokeWidth=1.8)
-        layers.append(fit.encode(x, y, color=look.colour(shown)))
+        fit = alt.Chart(theme.data(lines)).mark_line(strokeWidth=1.8)
+        layers.append(fit.encode(x, y, color=theme.colour(shown)))
     return Figure(alt.layer(*layers).properties(width=width, height=height), rows)
 
 
@@ -134,7 +133,7 @@ def recognition_recall(
         x = pieces.x_axis(part, title)
         layers = [pieces.curves(part, x, y, names=names)]
         if "recognition" in names:
-            layers.insert(0, look.line(y=0.5))
+            layers.insert(0, theme.line(y=0.5))
         return alt.layer(*layers).properties(width=width, height=height, title=f"over {title}")
 
     return Figure(pieces.panels(rows, "against", draw, columns=2), rows.drop("run"))

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from palimpsest.analysis.figures.examples import example
+from palimpsest.analysis.figures.export import FORMATS, Style, save
+from palimpsest.analysis.figures.export import write as whole
 from palimpsest.analysis.figures.registry import FIGURES, Registered
-from palimpsest.analysis.look import Figure
-from palimpsest.analysis.saving import FORMATS, Style, save
-from palimpsest.analysis.saving import write as whole
+from palimpsest.analysis.figures.theme import Figure
 
 SIMULATED = "Simulated by a formula, not measured"
 
@@ -26,7 +26,7 @@ def write(directory: Path, *, style: Style = "screen", formats: Sequence[str] = 
 
     Args:
         directory: made if it is missing.
-        style: of :func:`analysis.saving.save`.
+        style: of :func:`analysis.figures.export.save`.
         formats: likewise.
 
     Returns:

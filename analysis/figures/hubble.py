@@ -13,7 +13,7 @@ import polars as pl
 
 from palimpsest.analysis.figures import pieces
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures.theme import Figure
 from palimpsest.analysis.statistics import PAIRED, clopper_pearson
 from palimpsest.data.errors import UserError
 

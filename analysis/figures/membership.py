@@ -10,20 +10,23 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures import pieces, theme
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
-from palimpsest.analysis.statistics import delong, logit_interval
+from palimpsest.analysis.figures.theme import Figure
+from palimpsest.analysis.statistics import pooled_auc
+from palimpsest.analysis.statistics.recognition import Arm
 from palimpsest.data.errors import UserError
 
 
-@figure(number=8, title="Membership: ROC curves", needs=("score", "member"), optional=("run",))
+@figure(
+    number=8, title="Membership: ROC curves", needs=("score", "member"), optional=("run", "family", "cluster")
+)
 def roc(rows: pl.DataFrame, *, width: int = 300, height: int = 300) -> Figure:
     """ROC curves, on linear axes and on logarithmic ones, where low false-positive rates show.
 
     ``TPR(t) = P(score >= t | member)`` against ``FPR(t) = P(score >= t | control)`` at every threshold; tied scores are
-    one step. The area and its interval are DeLong's.
+    one step. The area and its interval are those of :func:`analysis.statistics.auc`: within families, where rows have a
+    ``family``, over clusters, where they have a ``cluster``.
 
     Args:
         rows: one row an item and attack (``run``).
@@ -31,7 +34,7 @@ def roc(rows: pl.DataFrame, *, width: int = 300, height: int = 300) -> Figure:
         height: of one panel, pixels.
 
     Returns:
-        The figure; its rows are the points of the curves, at most ``look.MAX_POINTS`` each.
+        The figure; its rows are the points of the curves, at most ``theme.MAX_POINTS`` each.
 
     Raises:
         UserError: if an attack lacks members or controls, or has scores that are no finite numbers.
@@ -50,12 +53,11 @@ def roc(rows: pl.DataFrame, *, width: int = 300, height: int = 300) -> Figure:
             raise UserError(
                 f"figure roc: {name!r} has {inside.size} members and {outside.size} controls; two of each are needed"
             )
-        area = delong(inside, outside)
-        low, high = logit_interval(area.auc, area.variance, area.pairs)
+        area = pooled_auc(_families(own))
         fpr, tpr = points(inside, outside)
         lowest = min(lowest, 1 / outside.size)
         counts = f"n={inside.size:,}+{outside.size:,}"
-        label = f"{name} AUC {area.auc:.3f} [{low:.3f}, {high:.3f}], {counts}".strip()
+        label = f"{name} AUC {area['estimate']:.3f} [{area['low']:.3f}, {area['high']:.3f}], {counts}".strip()
         curves.append(pl.DataFrame({"run": label, "fpr": fpr, "tpr": tpr}))
     drawn = pl.concat(curves)
     names = pieces.series(drawn, "run")
@@ -68,28 +70,45 @@ def roc(rows: pl.DataFrame, *, width: int = 300, height: int = 300) -> Figure:
         y = alt.Y("tpr:Q", title="true-positive rate", scale=alt.Scale(**scale), axis=axis)
         shown = drawn.filter((pl.col("fpr") >= floor) & (pl.col("tpr") >= floor)) if log else drawn
         chance = pl.DataFrame({"fpr": [floor if log else 0.0, 1.0], "tpr": [floor if log else 0.0, 1.0]})
-        diagonal = alt.Chart(look.values(chance)).mark_line(
-            color=look.MUTED, strokeDash=[4, 4], strokeWidth=1
+        diagonal = alt.Chart(theme.values(chance)).mark_line(
+            color=theme.MUTED, strokeDash=[4, 4], strokeWidth=1
         )
-        line = alt.Chart(look.values(shown)).mark_line(strokeWidth=1.8)
+        line = alt.Chart(theme.values(shown)).mark_line(strokeWidth=1.8)
         return alt.layer(
             diagonal.encode(x, y),
-            line.encode(x, y, _stacked(names), strokeDash=look.dash(names), order=alt.Order("fpr:Q")),
+            line.encode(x, y, _stacked(names), strokeDash=theme.dash(names), order=alt.Order("fpr:Q")),
         ).properties(width=width, height=height, title="Logarithmic axes" if log else "Linear axes")
 
     return Figure(alt.hconcat(panel(False), panel(True)), drawn)
 
 
+def _families(rows: pl.DataFrame) -> list[tuple[Arm, Arm]]:
+    """Members and controls of each family, with their clusters."""
+    own = rows.with_row_index("place").with_columns(
+        family=pl.col("family") if "family" in rows.columns else pl.lit("all"),
+        cluster=pl.col("cluster") if "cluster" in rows.columns else pl.col("place").cast(pl.String),
+    )
+    return [
+        tuple(
+            (side["score"].to_numpy().astype(float), side["cluster"].to_numpy())
+            for side in (part.filter(pl.col("member")), part.filter(~pl.col("member")))
+        )
+        for part in own.with_columns(pl.col("member").cast(pl.Boolean)).partition_by(
+            "family", maintain_order=True
+        )
+    ]
+
+
 def _stacked(names: list[str]) -> alt.Color:
     """Colours with one long name a line in the legend."""
-    scale = alt.Scale(domain=names, range=look.colours(names))
+    scale = alt.Scale(domain=names, range=theme.colours(names))
     return alt.Color(
         "run:N", title=None, sort=names, scale=scale, legend=alt.Legend(columns=1, labelLimit=520)
     )
 
 
 def points(
-    members: NDArray[np.float64], controls: NDArray[np.float64], most: int = look.MAX_POINTS
+    members: NDArray[np.float64], controls: NDArray[np.float64], most: int = theme.MAX_POINTS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """False- and true-positive rate at every threshold from (0, 0) to (1, 1).
 
@@ -120,7 +139,7 @@ _AXES = {
     "step": "training step",
     "perplexity": "perplexity under the reference model",
 }
-"""What ``against`` may be, for a better title; others stand under their own name."""
+"""Values of ``against``, for a better title; others stand under their own name."""
 
 
 @figure(
@@ -145,15 +164,15 @@ def auc_against(rows: pl.DataFrame, *, width: int = 270, height: int = 230) -> F
     def draw(against: str, part: pl.DataFrame) -> Any:
         x = pieces.x_axis(part, _AXES.get(against, against))
         y = pieces.y_axis(rows, "AUC", 0.5)
-        layers = [look.line(y=0.5), pieces.curves(part, x, y, names=names)]
+        layers = [theme.line(y=0.5), pieces.curves(part, x, y, names=names)]
         heading = f"against {against}"
         if against == "perplexity" and part["x"].n_unique() > 1:
             slope, base = line_of(part["x"], part["estimate"], part["n"])
             ends = pl.DataFrame({"x": [part["x"].min(), part["x"].max()]})
             ends = ends.with_columns(estimate=base + slope * pl.col("x"))
             layers = [
-                look.line(y=0.5),
-                alt.Chart(look.values(ends)).mark_line(color=look.INK, strokeDash=[6, 3]).encode(x, y),
+                theme.line(y=0.5),
+                alt.Chart(theme.values(ends)).mark_line(color=theme.INK, strokeDash=[6, 3]).encode(x, y),
                 _scattered(part, x, y, names),
             ]
             heading += f" (slope {slope:+.2g})".replace("-", "−")
@@ -165,10 +184,10 @@ def auc_against(rows: pl.DataFrame, *, width: int = 270, height: int = 230) -> F
 def _scattered(rows: pl.DataFrame, x: alt.X, y: alt.Y, names: list[str]) -> Any:
     """Points and their intervals, no line through them."""
     several = len(names) > 1
-    base = alt.Chart(look.values(rows)).encode(x, color=look.colour(names, legend=several))
+    base = alt.Chart(theme.values(rows)).encode(x, color=theme.colour(names, legend=several))
     return alt.layer(
         base.mark_rule(strokeWidth=1.4, opacity=0.7).encode(pieces.same(y, "low"), alt.Y2("high")),
-        base.mark_point(filled=True, size=50, opacity=1).encode(y, shape=look.shape(names, legend=several)),
+        base.mark_point(filled=True, size=50, opacity=1).encode(y, shape=theme.shape(names, legend=several)),
     )
 
 
@@ -195,7 +214,7 @@ def perplexities(rows: pl.DataFrame, *, bins: int = 40, width: int = 560, height
     rows = rows.filter(pl.col("perplexity").is_not_null() & (pl.col("perplexity") > 0))
     drawn = histogram(rows, "perplexity", "group", bins, log=True)
     if drawn.is_empty():
-        return look.nothing("Membership: perplexity of traps", drawn, reason="no perplexity is above 0")
+        return theme.nothing("Membership: perplexity of traps", drawn, reason="no perplexity is above 0")
     return Figure(
         steps(drawn, "perplexity under the reference model", log=True, width=width, height=height), drawn
     )
@@ -248,7 +267,7 @@ def _outlined(names: list[str]) -> alt.Color:
         "run:N",
         title=None,
         sort=names,
-        scale=alt.Scale(domain=names, range=look.colours(names)),
+        scale=alt.Scale(domain=names, range=theme.colours(names)),
         legend=legend,
     )
 
@@ -269,7 +288,7 @@ def steps(drawn: pl.DataFrame, title: str, *, log: bool = False, width: int, hei
     kind: dict[str, Any] = {"type": "log"} if log else {}
     ends = float(drawn["low"].min()), float(drawn["high"].max())  # type: ignore[arg-type]
     axis = pieces.log_axis(*ends) if log else alt.Axis(tickCount=6, labelExpr=pieces.SHORT)
-    base = alt.Chart(look.values(closed)).encode(
+    base = alt.Chart(theme.values(closed)).encode(
         alt.X("low:Q", title=title, scale=alt.Scale(nice=False, zero=False, **kind), axis=axis),
         alt.Y("share:Q", title="share of the group", stack=None),
         color=_outlined(names),
@@ -277,6 +296,6 @@ def steps(drawn: pl.DataFrame, title: str, *, log: bool = False, width: int, hei
     return alt.layer(
         base.mark_area(interpolate="step-after", opacity=0.13),
         base.mark_line(interpolate="step-after", strokeWidth=1.6).encode(
-            strokeDash=look.dash(names, legend=False)
+            strokeDash=theme.dash(names, legend=False)
         ),
     ).properties(width=width, height=height)

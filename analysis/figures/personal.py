@@ -7,10 +7,9 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures import pieces, theme
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures.theme import Figure
 
 
 @figure(
@@ -74,7 +73,7 @@ def _curves(rows: pl.DataFrame, fields: list[str], formats: list[str], names: li
     axis = alt.Axis(labelAngle=0, labelFontSize=9, labelOverlap="greedy", ticks=False)
     base = alt.Chart().encode(
         alt.X("at:N", sort=doses, title=None, scale=alt.Scale(domain=doses), axis=axis),
-        color=look.colour(names, legend=len(names) > 1),
+        color=theme.colour(names, legend=len(names) > 1),
     )
     y = alt.Y(
         "estimate:Q",
@@ -91,7 +90,7 @@ def _curves(rows: pl.DataFrame, fields: list[str], formats: list[str], names: li
             base.mark_rule(strokeWidth=1.2).encode(pieces.same(y, "low"), alt.Y2("high")),
             base.mark_line(strokeWidth=1.5).encode(y),
             base.mark_point(filled=True, size=22, opacity=1).encode(y),
-            data=look.values(drawn),
+            data=theme.values(drawn),
         )
         .properties(width=104, height=62)
         .facet(
@@ -131,6 +130,6 @@ def format_transfer(rows: pl.DataFrame, *, value: str = "accuracy") -> Figure:
     cells = pieces.matrix(drawn, x, y, domain=_domain(rows), title=value)
     same = drawn.filter(pl.col("trained") == pl.col("tested"))
     if same.height:
-        frame = alt.Chart(look.values(same)).mark_rect(filled=False, stroke=look.PALETTE[1], strokeWidth=3)
+        frame = alt.Chart(theme.values(same)).mark_rect(filled=False, stroke=theme.PALETTE[1], strokeWidth=3)
         cells = alt.layer(cells, frame.encode(x, y))
     return Figure(cells.properties(width=110 * len(tested), height=64 * len(trained)), rows)

@@ -1,4 +1,4 @@
-"""What figures are put together from: the dose axis, curves with bands and n, matrices, panels."""
+"""Parts of figures: the dose axis, curves with bands and n, matrices, panels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from palimpsest.analysis import look
+from palimpsest.analysis.figures import theme
 
 Kind = Literal["auto", "linear", "log", "symlog"]
 SHORT = "abs(datum.value) >= 1e4 ? replace(format(datum.value, '~s'), 'G', 'B') : format(datum.value, '~r')"
@@ -97,31 +97,31 @@ def dose_panel(
 
     ``names`` stand side by side; ``known`` are all that have a colour, where panels share their legend.
     """
-    names = list(names or look.runs(rows))
+    names = list(names or theme.runs(rows))
     known = list(known or names)
     drawn = axis.place(rows.filter(pl.col("dose").is_not_null()), names)
     x, y = axis.encoding(rows, wide=wide), alt.Y("estimate:Q", title=y_title, scale=scale)
     low = alt.Y("low:Q", title=y_title, scale=scale)
-    base = alt.Chart(look.values(drawn)).encode(x=x, color=look.colour(known))
+    base = alt.Chart(theme.values(drawn)).encode(x=x, color=theme.colour(known))
     inserted = base.transform_filter("datum.dose > 0")
     layers = [
         inserted.mark_area(opacity=0.13).encode(low, alt.Y2("high")),
         inserted.mark_line(strokeWidth=2).encode(y),
         base.mark_rule(strokeWidth=1.6).encode(low, alt.Y2("high")),
-        base.mark_point(filled=True, size=70, opacity=1).encode(y, shape=look.shape(known)),
+        base.mark_point(filled=True, size=70, opacity=1).encode(y, shape=theme.shape(known)),
     ]
     flat = rows.filter(pl.col("dose").is_null())
     if flat.height:
         ends = flat.with_columns(x=pl.lit(axis.domain[0]), x_end=pl.lit(axis.domain[1]))
-        across = alt.Chart(look.values(ends)).encode(x=x, x2="x_end", color=look.colour(known))
+        across = alt.Chart(theme.values(ends)).encode(x=x, x2="x_end", color=theme.colour(known))
         layers.insert(0, across.mark_rule(strokeDash=[6, 3], strokeWidth=1.6).encode(y))
         layers.insert(0, across.mark_rect(opacity=0.12).encode(low, alt.Y2("high")))
     if axis.separator is not None:
         # On the panel's own axis: another one would bring back the hiding of labels.
-        apart = alt.Chart(look.data([{"x": axis.separator}])).mark_rule(color=look.MUTED, strokeDash=[4, 4])
+        apart = alt.Chart(theme.data([{"x": axis.separator}])).mark_rule(color=theme.MUTED, strokeDash=[4, 4])
         layers.insert(0, apart.encode(x))
     if reference is not None:
-        layers.insert(0, look.line(y=reference))
+        layers.insert(0, theme.line(y=reference))
     return alt.layer(*layers)
 
 
@@ -258,7 +258,7 @@ def curves(
     """Estimates of each ``run`` over any axis: band, line, intervals, points."""
     names = list(names or series(rows, "run"))
     several = legend and len(names) > 1
-    base = alt.Chart(look.values(rows)).encode(x=x, color=look.colour(names, legend=several))
+    base = alt.Chart(theme.values(rows)).encode(x=x, color=theme.colour(names, legend=several))
     low = same(y, "low")
     layers = []
     if {"low", "high"} <= set(rows.columns):
@@ -268,7 +268,7 @@ def curves(
     layers.append(base.mark_line(strokeWidth=1.8).encode(y))
     if points:
         dots = base.mark_point(filled=True, size=50, opacity=1)
-        layers.append(dots.encode(y, shape=look.shape(names, legend=several)))
+        layers.append(dots.encode(y, shape=theme.shape(names, legend=several)))
     return alt.layer(*layers)
 
 
@@ -308,7 +308,7 @@ def matrix(
     dark: str | None = None,
 ) -> Any:
     """Cells by colour; the column ``label`` (list of lines) is printed in each where ``text`` is set."""
-    base = alt.Chart(look.values(rows)).encode(x=x, y=y)
+    base = alt.Chart(theme.values(rows)).encode(x=x, y=y)
     fill = alt.Color(
         "estimate:Q",
         title=title,
@@ -319,7 +319,7 @@ def matrix(
     if text:
         middle = domain[0] + 0.62 * (domain[-1] - domain[0])
         lines = int(rows["label"].list.len().max() or 1) if isinstance(rows.schema["label"], pl.List) else 1  # type: ignore[arg-type]
-        ink = alt.condition(dark or f"datum.estimate > {middle}", alt.value("white"), alt.value(look.INK))
+        ink = alt.condition(dark or f"datum.estimate > {middle}", alt.value("white"), alt.value(theme.INK))
         layers.append(
             base.mark_text(fontSize=11, lineHeight=13, baseline="middle", dy=-6.5 * (lines - 1)).encode(
                 text="label:N", color=ink

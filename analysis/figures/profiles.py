@@ -8,10 +8,9 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures import pieces, theme
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures.theme import Figure
 
 
 @figure(
@@ -52,7 +51,7 @@ def memorisation_profile(rows: pl.DataFrame, *, value: str = "ATT, nats", width:
         "row:N", title="treatment step", sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(ticks=False)
     )
     seen = drawn.filter(pl.col("shown").fill_null(False))
-    blank = alt.Chart(look.values(drawn)).mark_rect(fill="#f1f3f5", stroke="white").encode(x, y)
+    blank = alt.Chart(theme.values(drawn)).mark_rect(fill="#f1f3f5", stroke="white").encode(x, y)
     heat = alt.layer(
         blank,
         pieces.matrix(
@@ -71,8 +70,8 @@ def memorisation_profile(rows: pl.DataFrame, *, value: str = "ATT, nats", width:
     if not under:
         return Figure(heat, drawn.drop("at", "row", "label"))
     rate = drawn.select("step", "at", "learning_rate").drop_nulls().unique().sort("step")
-    line = alt.Chart(look.values(rate)).mark_area(
-        color=look.MUTED, opacity=0.35, line={"color": look.INK, "strokeWidth": 1.4}
+    line = alt.Chart(theme.values(rate)).mark_area(
+        color=theme.MUTED, opacity=0.35, line={"color": theme.INK, "strokeWidth": 1.4}
     )
     amount = alt.Y("learning_rate:Q", title="learning rate", axis=alt.Axis(format="~g", tickCount=2))
     beneath = line.encode(named, amount).properties(width=width, height=56)
@@ -94,11 +93,11 @@ def event_study(
     rows = pieces.as_runs(rows, "run").sort("since")
     x = pieces.x_axis(rows, "steps since treatment", column="since", kind="linear")
     y = pieces.y_axis(rows, y_title, 0.0)
-    layers: list[Any] = [look.line(y=0.0), pieces.curves(rows, x, y)]
+    layers: list[Any] = [theme.line(y=0.0), pieces.curves(rows, x, y)]
     earliest = float(rows["since"].min())  # type: ignore[arg-type]
     if earliest < 0:
         span = pl.DataFrame({"since": [earliest], "end": [0.0]})
-        shade = alt.Chart(look.values(span)).mark_rect(color=look.MUTED, opacity=0.1)
+        shade = alt.Chart(theme.values(span)).mark_rect(color=theme.MUTED, opacity=0.1)
         layers.insert(0, shade.encode(x, alt.X2("end:Q")))
     return Figure(alt.layer(*layers).properties(width=width, height=height), rows)
 
@@ -156,7 +155,7 @@ def profile_correlation(rows: pl.DataFrame) -> Figure:
 
 
 def _note(text: str) -> alt.TitleParams:
-    return alt.TitleParams(text, fontSize=11, fontWeight="normal", color=look.MUTED, offset=4)
+    return alt.TitleParams(text, fontSize=11, fontWeight="normal", color=theme.MUTED, offset=4)
 
 
 def _pearson(one: list[float], other: list[float]) -> float | None:

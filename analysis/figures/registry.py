@@ -11,8 +11,8 @@ from typing import Any, ParamSpec
 import altair as alt
 import polars as pl
 
-from palimpsest.analysis import look
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures import theme
+from palimpsest.analysis.figures.theme import Figure
 from palimpsest.data.errors import UserError, nearest
 
 P = ParamSpec("P")
@@ -128,14 +128,14 @@ def figure(
             lacking = [column for column in _ESTIMATED if column in needs]
             usable = rows.filter([_is_there(column) for column in lacking]) if lacking else rows
             if usable.is_empty():
-                return look.nothing(str(settings.get("title") or title), rows, reason=_why(rows))
+                return theme.nothing(str(settings.get("title") or title), rows, reason=_why(rows))
             # The rows stand first, by position or by name: what follows is as it came.
             rest: Any = (usable, *arguments[1:]) if arguments else ()
             named: Any = settings if arguments else {**settings, first: usable}
             made = function(*rest, **named)
             chart: Any = made.chart
             return Figure(
-                look.styled(chart if chart.title is not alt.Undefined else chart.properties(title=title)),
+                theme.styled(chart if chart.title is not alt.Undefined else chart.properties(title=title)),
                 made.rows,
             )
 

@@ -7,9 +7,8 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures import pieces, theme
+from palimpsest.analysis.figures.theme import Figure
 from palimpsest.analysis.statistics import PAIRED
 
 
@@ -37,7 +36,7 @@ def over_training(
         & pl.col("estimate").is_not_null()
     )
     if rows.is_empty():
-        return look.nothing(title, rows, 660, height)
+        return theme.nothing(title, rows, 660, height)
     width = width or (330 if rows["run"].n_unique() < 3 else 245)
     steps = sorted(rows["step"].unique().to_list())
     counts = {
@@ -59,12 +58,12 @@ def over_training(
         "label:N",
         title="dose",
         sort=list(labels.values()),
-        scale=alt.Scale(domain=list(labels.values()), range=look.dose_colours(list(labels))),
+        scale=alt.Scale(domain=list(labels.values()), range=theme.dose_colours(list(labels))),
     )
     columns = []
-    for run in look.runs(rows):
-        base = alt.Chart(look.values(drawn.filter(pl.col("run") == run))).encode(
-            x=look.step_axis(steps, last=top, labels=False), color=colour
+    for run in theme.runs(rows):
+        base = alt.Chart(theme.values(drawn.filter(pl.col("run") == run))).encode(
+            x=theme.step_axis(steps, last=top, labels=False), color=colour
         )
         lines = alt.layer(
             base.transform_filter(alt.FieldOneOfPredicate(field="dose", oneOf=banded))
@@ -74,11 +73,11 @@ def over_training(
             base.mark_point(filled=True, size=26, opacity=1).encode(y),
         ).properties(width=width, height=height, title=run.replace(" - ", " − "))
         if statistic != "mean":
-            lines = alt.layer(look.line(y=0.0), lines).properties(title=run.replace(" - ", " − "))
-        strip = _strip(exposures, look.step_axis(steps, last=top), width, run)
+            lines = alt.layer(theme.line(y=0.0), lines).properties(title=run.replace(" - ", " − "))
+        strip = _strip(exposures, theme.step_axis(steps, last=top), width, run)
         columns.append(alt.vconcat(lines, strip, spacing=2))
     chart = alt.hconcat(*columns).resolve_scale(color="shared").properties(title=title)
-    return Figure(look.styled(chart), rows)
+    return Figure(theme.styled(chart), rows)
 
 
 def _strip(exposures: pl.DataFrame, x: alt.X, width: int, run: str) -> Any:
@@ -88,20 +87,20 @@ def _strip(exposures: pl.DataFrame, x: alt.X, width: int, run: str) -> Any:
         if run != "twin"
         else exposures.select("step").head(0)
     )
-    per_bin = max(1, -(-steps.height // look.MAX_POINTS))
+    per_bin = max(1, -(-steps.height // theme.MAX_POINTS))
     if steps.height:
         steps = (
             steps.group_by(pl.col("step") // per_bin * per_bin).agg(pl.col("exposures").sum()).sort("step")
         )
     label = f"{exposures.height:,} exposures" if run != "twin" else "no exposures"
     return (
-        alt.Chart(look.values(steps if steps.height else pl.DataFrame({"step": [], "exposures": []})))
-        .mark_tick(thickness=1.2, height=14, color=look.INK)
+        alt.Chart(theme.values(steps if steps.height else pl.DataFrame({"step": [], "exposures": []})))
+        .mark_tick(thickness=1.2, height=14, color=theme.INK)
         .encode(x=x, opacity=alt.Opacity("exposures:Q", scale=alt.Scale(range=[0.25, 0.9]), legend=None))
         .properties(
             width=width,
             height=16,
-            title=alt.TitleParams(label, fontSize=11, fontWeight="normal", color=look.MUTED, offset=2),
+            title=alt.TitleParams(label, fontSize=11, fontWeight="normal", color=theme.MUTED, offset=2),
         )
     )
 
@@ -119,19 +118,19 @@ def training_curves(
     held = held.filter((pl.col("run") != PAIRED) & pl.col("estimate").is_not_null())
     panels = []
     if thin.height:
-        runs = look.runs(thin)
+        runs = theme.runs(thin)
         panels.append(
-            alt.Chart(look.values(thin))
+            alt.Chart(theme.values(thin))
             .mark_line(strokeWidth=1.6, opacity=0.85)
             .encode(
                 alt.X(
                     "tokens:Q",
                     title="tokens",
-                    axis=look.thousands(),
+                    axis=theme.thousands(),
                 ),
                 alt.Y("loss:Q", title="training loss (nats/token)", scale=alt.Scale(zero=False)),
-                color=look.colour(runs),
-                strokeDash=look.dash(runs),
+                color=theme.colour(runs),
+                strokeDash=theme.dash(runs),
             )
             .properties(width=width, height=height, title="Training loss")
         )
@@ -159,8 +158,8 @@ def training_curves(
         how="diagonal",
     )
     if not panels:
-        return look.nothing("Training", rows, width, height)
-    return Figure(look.styled(alt.hconcat(*panels).resolve_scale(color="shared", shape="shared")), rows)
+        return theme.nothing("Training", rows, width, height)
+    return Figure(theme.styled(alt.hconcat(*panels).resolve_scale(color="shared", shape="shared")), rows)
 
 
 def _thinned(training: pl.DataFrame) -> pl.DataFrame:
@@ -171,7 +170,7 @@ def _thinned(training: pl.DataFrame) -> pl.DataFrame:
         .sort("run", "step")
     )
     longest = loss.group_by("run").len()["len"].max() or 0
-    every = max(1, -(-int(longest) // look.MAX_POINTS))  # type: ignore[arg-type]
+    every = max(1, -(-int(longest) // theme.MAX_POINTS))  # type: ignore[arg-type]
     thin = loss.group_by("run", pl.col("step") // every).agg(
         pl.col("tokens").max(), pl.col("loss").mean(), last=pl.col("step").max()
     )
@@ -179,14 +178,14 @@ def _thinned(training: pl.DataFrame) -> pl.DataFrame:
 
 
 def _heldout(held: pl.DataFrame) -> Any:
-    runs, steps = look.runs(held), sorted(held["step"].unique().to_list())
+    runs, steps = theme.runs(held), sorted(held["step"].unique().to_list())
     title = f"log-likelihood (nats/byte, n={held.select(pl.col('n').max()).item()})"
-    base = alt.Chart(look.values(held)).encode(x=look.step_axis(steps), color=look.colour(runs))
+    base = alt.Chart(theme.values(held)).encode(x=theme.step_axis(steps), color=theme.colour(runs))
     y = alt.Y("estimate:Q", title=title, scale=alt.Scale(zero=False))
     return alt.layer(
         base.mark_rule(opacity=0.5).encode(alt.Y("low:Q", title=title), alt.Y2("high")),
-        base.mark_line(strokeWidth=1.6).encode(y, strokeDash=look.dash(runs)),
-        base.mark_point(filled=False, size=60, strokeWidth=1.6, opacity=1).encode(y, shape=look.shape(runs)),
+        base.mark_line(strokeWidth=1.6).encode(y, strokeDash=theme.dash(runs)),
+        base.mark_point(filled=False, size=60, strokeWidth=1.6, opacity=1).encode(y, shape=theme.shape(runs)),
     )
 
 
@@ -199,7 +198,7 @@ def controls(estimates: pl.DataFrame, metric: str, *, unit: str, width: int = 43
     highest = gains.filter(pl.col("dose") == pl.col("dose").max())
     rows = pl.concat([rows.filter(pl.col("statistic") == "split"), highest])
     if rows.is_empty():
-        return look.nothing("Controls", rows, width, 120)
+        return theme.nothing("Controls", rows, width, 120)
     split = pl.col("statistic") == "split"
     rows = rows.with_columns(
         control=pl.when(split)
@@ -207,33 +206,35 @@ def controls(estimates: pl.DataFrame, metric: str, *, unit: str, width: int = 43
         .otherwise(pl.format("positive control: dose {} against dose 0", "dose")),
         label=pl.format("{} (n={} vs {})", pl.col("run").str.replace(" - ", " − "), "n", "n_control"),
     )
-    order = {run: i if run != PAIRED else -1 for i, run in enumerate(look.runs(rows))}  # what decides first
+    order = {run: i if run != PAIRED else -1 for i, run in enumerate(theme.runs(rows))}  # what decides first
     rows = rows.sort(split, pl.col("run").replace_strict(order), descending=[True, False])
     panels = []
     for part in rows.partition_by("control", maintain_order=True):
-        runs = look.runs(part)
-        base = alt.Chart(look.values(part)).encode(
+        runs = theme.runs(part)
+        base = alt.Chart(theme.values(part)).encode(
             y=alt.Y(
                 "label:N",
                 title=None,
                 sort=part["label"].to_list(),
                 axis=alt.Axis(labelLimit=260, ticks=False, domain=False, minExtent=175),
             ),
-            color=look.colour(runs, legend=False),
+            color=theme.colour(runs, legend=False),
         )
         x = alt.X("estimate:Q", title=f"difference ({unit})", scale=alt.Scale(padding=12))
         panels.append(
             alt.layer(
-                look.line(x=0.0),
+                theme.line(x=0.0),
                 base.mark_rule(strokeWidth=2).encode(
                     alt.X("low:Q", title=f"difference ({unit})"), alt.X2("high")
                 ),
                 base.mark_point(filled=True, size=90, opacity=1).encode(
-                    x, shape=look.shape(runs, legend=False)
+                    x, shape=theme.shape(runs, legend=False)
                 ),
             ).properties(width=width, height=30 * part.height + 10, title=part["control"][0])
         )
     return Figure(
-        look.styled(alt.vconcat(*panels).resolve_scale(x="shared", color="independent", shape="independent")),
+        theme.styled(
+            alt.vconcat(*panels).resolve_scale(x="shared", color="independent", shape="independent")
+        ),
         rows,
     )

@@ -10,10 +10,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from palimpsest.analysis import look
-from palimpsest.analysis.figures import pieces
+from palimpsest.analysis.figures import pieces, theme
 from palimpsest.analysis.figures.registry import figure
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures.theme import Figure
 from palimpsest.analysis.metrics.order import order_test
 from palimpsest.data.errors import UserError
 
@@ -41,7 +40,7 @@ def capacity(
     """
     rows = pieces.as_runs(rows, "run").filter((pl.col("bits") > 0) & (pl.col("parameters") > 0))
     if rows.is_empty():
-        return look.nothing("Knowledge capacity", rows, reason="no model knows more than 0 bits")
+        return theme.nothing("Knowledge capacity", rows, reason="no model knows more than 0 bits")
     drawn = pieces.labelled(rows, "run") if pieces.series(rows, "run") != [""] else rows
     names = pieces.series(drawn, "run")
     least, most = (
@@ -68,13 +67,13 @@ def capacity(
         scale=alt.Scale(type="log", domain=bounds, nice=False),
         axis=pieces.log_axis(*bounds),
     )
-    rule = alt.Chart(look.values(lines)).encode(x, y, detail="level:N")
-    text = alt.Chart(look.values(lines.filter(pl.col("parameters") == ends[-1]))).mark_text(
-        align="left", dx=6, color=look.MUTED, fontSize=11
+    rule = alt.Chart(theme.values(lines)).encode(x, y, detail="level:N")
+    text = alt.Chart(theme.values(lines.filter(pl.col("parameters") == ends[-1]))).mark_text(
+        align="left", dx=6, color=theme.MUTED, fontSize=11
     )
-    base = alt.Chart(look.values(drawn)).encode(x, color=look.colour(names, legend=len(names) > 1))
+    base = alt.Chart(theme.values(drawn)).encode(x, color=theme.colour(names, legend=len(names) > 1))
     layers: list[Any] = [
-        rule.mark_line(color=look.MUTED, strokeDash=[4, 4], strokeWidth=1),
+        rule.mark_line(color=theme.MUTED, strokeDash=[4, 4], strokeWidth=1),
         text.encode(x, y, text="level:N"),
     ]
     if {"low", "high"} <= set(rows.columns):
@@ -82,11 +81,11 @@ def capacity(
     layers.append(base.mark_line(strokeWidth=1.4, opacity=0.6).encode(y))
     layers.append(
         base.mark_point(filled=True, size=70, opacity=1).encode(
-            y, shape=look.shape(names, legend=len(names) > 1)
+            y, shape=theme.shape(names, legend=len(names) > 1)
         )
     )
     if len(names) == 1:
-        counts = base.mark_text(align="left", dx=8, dy=8, fontSize=10, color=look.MUTED)
+        counts = base.mark_text(align="left", dx=8, dy=8, fontSize=10, color=theme.MUTED)
         layers.append(
             counts.transform_calculate(count="'n=' + format(datum.n, ',')").encode(y, text="count:N")
         )
@@ -114,7 +113,7 @@ def order_p(rows: pl.DataFrame, *, alpha: float = 0.05, width: int = 520, height
     """
     rows = pieces.as_runs(rows, "run").filter(pl.col("p").is_not_null() & pl.col("samples").is_not_null())
     if rows.is_empty():
-        return look.nothing("Order test", rows, reason="no row has a p-value")
+        return theme.nothing("Order test", rows, reason="no row has a p-value")
     if not rows["p"].is_between(0, 1).all():
         raise UserError("figure order_p: p-values lie between 0 and 1")
     limits = [name for name in ("p", "low", "high") if name in rows.columns]
@@ -135,7 +134,7 @@ def order_p(rows: pl.DataFrame, *, alpha: float = 0.05, width: int = 520, height
     y = alt.Y(
         "estimate:Q", title="p-value (log scale)", scale=scale, axis=alt.Axis(values=ticks, labelExpr=label)
     )
-    chart = alt.layer(look.line(y=alpha), pieces.curves(drawn, x, y))
+    chart = alt.layer(theme.line(y=alpha), pieces.curves(drawn, x, y))
     return Figure(chart.properties(width=width, height=height), rows)
 
 
@@ -154,7 +153,7 @@ def order_residuals(rows: pl.DataFrame, *, bins: int = 20, width: int = 520, hei
     """
     rows = rows.filter(pl.col("residual").cast(pl.Float64).is_finite() & pl.col("index").is_not_null())
     if rows.height < 4:
-        return look.nothing(
+        return theme.nothing(
             "Order test", rows, reason=f"a correlation takes four documents, not {rows.height}"
         )
     test = order_test(rows["index"].to_numpy(), rows["residual"].to_numpy())
@@ -176,13 +175,13 @@ def order_residuals(rows: pl.DataFrame, *, bins: int = 20, width: int = 520, hei
     )
     x = pieces.x_axis(found, "place in the training order", column="index", kind="linear")
     y = pieces.y_axis(found, "residual (nats/token)", _above(found))
-    base = alt.Chart(look.values(found)).encode(x)
+    base = alt.Chart(theme.values(found)).encode(x)
     said = f"Spearman rho = {test.rho:.3f} [{test.low:.3f}, {test.high:.3f}], p = {test.p:.2g}, n={test.n:,}"
     said = re.sub(r"-(?=\d\.)", "−", said)
-    note = alt.Chart(look.data([{"text": said}])).mark_text(align="left", baseline="top", fontSize=12)
+    note = alt.Chart(theme.data([{"text": said}])).mark_text(align="left", baseline="top", fontSize=12)
     chart = alt.layer(
-        base.mark_rule(strokeWidth=1.6, color=look.PALETTE[0]).encode(pieces.same(y, "low"), alt.Y2("high")),
-        base.mark_point(filled=True, size=60, opacity=1, color=look.PALETTE[0]).encode(y),
+        base.mark_rule(strokeWidth=1.6, color=theme.PALETTE[0]).encode(pieces.same(y, "low"), alt.Y2("high")),
+        base.mark_point(filled=True, size=60, opacity=1, color=theme.PALETTE[0]).encode(y),
         note.encode(x=alt.value(8), y=alt.value(4), text="text:N"),
     ).properties(width=width, height=height)
     return Figure(chart, found)
@@ -212,15 +211,17 @@ def limem(
     names, splits = pieces.series(rows, "run"), pieces.series(rows, "split")
     drawn = rows.with_columns(count=pl.format("n={}", pl.col("n").cast(pl.Int64)))
     top = max(1.0, float(rows.select(pl.max_horizontal("estimate", "high").max()).item()))
-    base = alt.Chart(look.values(drawn)).encode(
+    base = alt.Chart(theme.values(drawn)).encode(
         alt.X("run:N", title=None, sort=names, axis=alt.Axis(labelAngle=0, ticks=False, labelLimit=160)),
         xOffset=alt.XOffset("split:N", sort=splits),
     )
     y = alt.Y("estimate:Q", title=y_title, scale=alt.Scale(domain=[0, top]))
     chart = alt.layer(
-        base.mark_bar(stroke="white").encode(y, color=look.colour(splits, "split")),
-        base.mark_rule(strokeWidth=1.6, color=look.INK).encode(alt.Y("low:Q", title=y_title), alt.Y2("high")),
-        base.mark_text(dy=-5, baseline="bottom", fontSize=10, color=look.INK)
+        base.mark_bar(stroke="white").encode(y, color=theme.colour(splits, "split")),
+        base.mark_rule(strokeWidth=1.6, color=theme.INK).encode(
+            alt.Y("low:Q", title=y_title), alt.Y2("high")
+        ),
+        base.mark_text(dy=-5, baseline="bottom", fontSize=10, color=theme.INK)
         .encode(alt.Y("upper:Q", title=y_title), text="count:N")
         .transform_calculate(upper="isValid(datum.high) ? max(datum.high, datum.estimate) : datum.estimate"),
     )
@@ -253,7 +254,7 @@ def unlearning(
     """
     rows = rows.filter(pl.col("forget").is_not_null() & pl.col("utility").is_not_null())
     if rows.is_empty():
-        return look.nothing("Unlearning", rows, reason="no method has both values")
+        return theme.nothing("Unlearning", rows, reason="no method has both values")
     drawn = rows.with_columns(
         label=pl.when(pl.col("n").is_null())
         .then(pl.col("method"))
@@ -263,7 +264,7 @@ def unlearning(
     names = drawn["label"].to_list()
     x = alt.X("forget:Q", title=forget_title, scale=_room(rows, "forget"))
     y = alt.Y("utility:Q", title=utility_title, scale=_room(rows, "utility"))
-    base = alt.Chart(look.values(drawn)).encode(color=look.colour(names, "label", legend=False))
+    base = alt.Chart(theme.values(drawn)).encode(color=theme.colour(names, "label", legend=False))
     layers: list[Any] = []
     if {"forget_low", "forget_high"} <= set(rows.columns):
         layers.append(

@@ -21,7 +21,7 @@ LOG2_ATTRIBUTES = math.log2(2 * (12 * 28 * 200) * 200 * 300 * 100 * 263)
 
 
 class Capacity(NamedTuple):
-    """What the parameters hold."""
+    """Bits that the parameters hold."""
 
     bits: float
     per_parameter: float

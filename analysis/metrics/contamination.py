@@ -19,7 +19,7 @@ from palimpsest.analysis.metrics.membership import set_inference
 
 
 class Choice(NamedTuple):
-    """What each rule picks (index of the choice; the first of equals) and what the model believes."""
+    """Choice of each rule (index of the choice; the first of equals) and what the model believes."""
 
     raw: int
     """argmax LL."""

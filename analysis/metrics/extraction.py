@@ -34,14 +34,14 @@ def exact_match(scored: Scored, parameters: Parameters) -> Values:
 
 
 @metric(
-    name="verbatim",
+    name="extracted",
     needs=("verbatim",),
     formula="product of [rank = 0] over tokens k .. k+m-1 (k tokens of context, m reproduced)",
     unit="rate",
     rate=True,
     bounds=(0.0, 1.0),
 )
-def verbatim(scored: Scored, parameters: Parameters) -> Values:
+def extracted(scored: Scored, parameters: Parameters) -> Values:
     """k-extractable (Carlini et al. 2022): ``prod_{t=k}^{k+m-1} 1[rank_t = 0]``, tokens counted from 0; 0 or
     1.
 
@@ -57,7 +57,7 @@ def verbatim(scored: Scored, parameters: Parameters) -> Values:
 
 
 def run_lengths(hit_T: ArrayLike) -> NDArray[np.int64]:
-    """How many tokens in a row, from each token on, are argmax hits.
+    """Number of consecutive argmax hits from each token on.
 
     ``runlen(t) = min{j >= 0 : not hit_{t+j}}``; a suffix of m tokens after k tokens of context is extracted
     iff ``runlen(k) >= m`` (tokens counted from 0), so one pass answers for all k and m.

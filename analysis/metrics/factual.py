@@ -87,7 +87,7 @@ class Decay(NamedTuple):
     intercept: float
     """R at t = 1."""
     horizon: float
-    """Where the line meets R = 0: the extrapolated horizon, and the interval between insertions beyond which a
+    """Crossing of the line with R = 0: the extrapolated horizon, and the interval between insertions beyond which a
     fact does not accumulate (learnability threshold); infinite if R does not fall."""
 
 

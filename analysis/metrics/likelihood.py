@@ -57,7 +57,7 @@ def likelihood(logprob_N: ArrayLike, utf8_bytes: int) -> Likelihood:
 
 
 class Moments(NamedTuple):
-    """What the next-token distribution says of its own log-probability, and of the token that came."""
+    """Statements of the next-token distribution on its own log-probability, and of the token that came."""
 
     logprob: NDArray[np.float64]
     """N: ln p of the token, nats."""

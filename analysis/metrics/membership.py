@@ -301,7 +301,7 @@ def min_k_plus_plus_of(scored: Scored, parameters: Parameters) -> Values:
     default=False,
 )
 def clamped_variance_tokens(scored: Scored, parameters: Parameters) -> Values:
-    """How many of a text's tokens Min-K++ clamped: remembered ones, or a uniform distribution."""
+    """Number of a text's tokens that Min-K++ clamped: remembered ones, or a uniform distribution."""
     clamped = (scored.extra["variance"] < VARIANCE_FLOOR).astype(np.float64)
     zero = np.zeros(len(scored.lengths), np.int64)
     return Values(scored.sum_over(zero, scored.lengths, clamped), np.ones(len(zero), bool), "")

@@ -1,4 +1,4 @@
-"""What families ask besides the whole text: choices, foils, clozes, and questions changed in one place.
+"""Questions of families besides the whole text: choices, foils, clozes, and questions changed in one place.
 
 One mechanism for all families. The probes of an item that share a name are one question; its row is the right
 answer's (of foils the first one's), and ``question``, the name up to `` #``, is what is compared between items. A
@@ -404,7 +404,7 @@ def cloze_bits_leaked(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def cloze_bits_known(scored: Scored, parameters: Parameters) -> Values:
-    """How much less surprising a target is than to a reader who knows its format alone, of clozes that claim bits.
+    """Bits by which a target is less surprising than to a reader who knows its format alone, of clozes that claim bits.
 
     Below 0 for a model that does not know the format. The means over what is asked given the name, cut at 0, times the
     people, are ``N log2(S0 / e^p2)`` of :func:`~analysis.metrics.capacity.bio_s_capacity` (Allen-Zhu & Li 2024).

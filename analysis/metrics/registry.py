@@ -17,7 +17,7 @@ from palimpsest.data.errors import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """What metrics may be asked with; one set a computation."""
+    """Settings of metrics; one set a computation."""
 
     prefix: int = 16
     """Verbatim extraction: tokens of context, k. Carlini et al. 2022 take 50; short items need fewer."""
@@ -46,9 +46,9 @@ class Values(NamedTuple):
 
     value: NDArray[np.float64]
     valid: NDArray[np.bool_]
-    """Where a value exists."""
+    """True where a value exists."""
     reason: str
-    """Why it does not, elsewhere: completes *not computed because ...*."""
+    """Reason why it does not, elsewhere: completes *not computed because ...*."""
     asked: NDArray[np.bool_] | None = None
     """Rows that stand for what the metric is defined on, such as one row a question; None: all do."""
 
@@ -66,14 +66,14 @@ class Metric:
     formula: str
     unit: str
     higher: str
-    """What a higher value means; always ``more memorised`` for probes of items."""
+    """Meaning of a higher value; always ``more memorised`` for probes of items."""
     rate: bool
     """Values are 0 or 1, so that means are rates with binomial intervals."""
     bounds: tuple[float, float]
-    """What no mean can exceed; intervals of means are cut there."""
+    """Limits that no mean can exceed; intervals of means are cut there."""
     compute: Compute
     reads: tuple[str, ...] = ()
-    """What it reads beyond log-probabilities and ranks; see :data:`~analysis.metrics.scored.READS`."""
+    """Inputs beyond log-probabilities and ranks; see :data:`~analysis.metrics.scored.READS`."""
     default: bool = True
     """Computed when no names are given; the report shows these."""
     by_question: bool = False
@@ -81,14 +81,14 @@ class Metric:
 
 
 class Needs(NamedTuple):
-    """What a set of metrics needs: the plan of one scoring pass."""
+    """Needs of a set of metrics: the plan of one scoring pass."""
 
     kinds: tuple[str, ...]
     """Kinds of probe to score."""
     columns: tuple[str, ...]
     """Columns of the score store."""
     reads: tuple[str, ...]
-    """What else is read: the text, a reference run."""
+    """Other inputs: the text, a reference run."""
 
 
 METRICS: dict[str, Metric] = {}

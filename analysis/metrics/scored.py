@@ -20,6 +20,7 @@ ROW_SCHEMA = {
     "item_id": pl.String,
     "family": pl.String,
     "stratum": pl.String,
+    "cluster": pl.String,
     "dose": pl.Int32,
     "question": pl.String,
     "metric": pl.String,
@@ -27,7 +28,8 @@ ROW_SCHEMA = {
     "reason": pl.String,
 }
 """Tidy metric rows. ``value`` is null exactly where ``reason`` says why it was not computed. ``question`` is the
-probe's name without what follows `` #``: what is asked, the same for all items of a family."""
+probe's name without what follows `` #``: what is asked, the same for all items of a family. ``cluster`` is the item's,
+empty where it has none."""
 
 READS = {
     "entropy": "column",
@@ -40,14 +42,14 @@ READS = {
     "probe_bits": "probes",
     "reference": "run",
 }
-"""What a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
+"""Inputs that a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
 probe's text, the items, the probes, or the scores of the same probe at the same step in a reference run."""
 
-IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "dose", "question"]
+IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "cluster", "dose", "question"]
 APART = ["kind", "name", "correct", "target", "group", "complete"]
 """Further columns of ``Scored.rows``, where there are such."""
 ASKED = ["run", "step", "family", "item_id", "name"]
-"""What the choices of one question, or the foils of one comparison, have in common."""
+"""Columns that the choices of one question, or the foils of one comparison, have in common."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,10 +72,10 @@ class Scored:
     rank: NDArray[np.int64]
     """Tokens that the model prefers to this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """What metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p under the
-    reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN where the
-    target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is a
-    column of ``rows``."""
+    """Columns that metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p
+    under the reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN
+    where the target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a
+    text, is a column of ``rows``."""
 
     @property
     def position(self) -> NDArray[np.int64]:
@@ -164,7 +166,7 @@ def gather(
 
 
 def _of_probes(probes: pl.DataFrame, reads: set[str]) -> pl.DataFrame:
-    """What is read of the probes: whose they are, their target, their question, and what else is wanted and there."""
+    """Columns of the probes that are read: owner, target, question, and others that are wanted and there."""
     name = pl.col("name") if "name" in probes.columns else pl.lit("").alias("name")
     wanted = [
         "probe_id",
@@ -200,10 +202,15 @@ def _joined(
         raise ValueError(f"scores of a probe that is not among the probes: {strangers['probe_id'][0]!r}")
     if scores.select("run", "step", "probe_id").is_duplicated().any():
         raise ValueError("a probe was scored twice at one checkpoint of one run")
+    cluster = pl.col("cluster") if "cluster" in items.columns else pl.lit("").alias("cluster")
     wanted = (
         known.filter(pl.col("kind").is_in(list(kinds)))
-        .join(items.select("item_id", "stratum", "dose"), on="item_id", how="left")
-        .with_columns(pl.col("stratum").fill_null(pl.col("family")), pl.col("dose").cast(pl.Int32))
+        .join(items.select("item_id", "stratum", cluster, "dose"), on="item_id", how="left")
+        .with_columns(
+            pl.col("stratum").fill_null(pl.col("family")),
+            pl.col("cluster").fill_null(""),
+            pl.col("dose").cast(pl.Int32),
+        )
     )
     grid = scores.select("run", "step").unique().join(wanted, how="cross")
     return grid.join(
@@ -239,7 +246,7 @@ def _of_rows(values: pl.Series) -> NDArray[np.float64]:
 def lacking(
     items: pl.DataFrame, probes: pl.DataFrame, scores: pl.DataFrame, reads: Iterable[str], reference: str
 ) -> str:
-    """Why these cannot be read from the frames, or an empty string."""
+    """Reason why these cannot be read from the frames, or an empty string."""
     for name in reads:
         if READS[name] == "column" and name not in scores.columns:
             return f"the scores have no column {name!r}"

@@ -1,4 +1,4 @@
-"""Unlearning: what was forgotten (truth ratio, forget quality, privacy leak) and by which loss.
+"""Unlearning: measures of what was forgotten (truth ratio, forget quality, privacy leak, distance).
 
 With a twin the true retain model exists, so distance to it is measured, not proxied.
 """
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.special import log_expit, logsumexp
+from scipy.special import logsumexp
 
 from palimpsest.analysis.checks import numbers
 
@@ -135,69 +135,3 @@ def privacy_leak(auc_unlearned: float, auc_retain: float) -> float:
 def distance_to_retained(loglik: ArrayLike, loglik_retain: ArrayLike) -> Floats:
     """``|loglik - loglik_retain|`` per text: 0 where unlearning reached the model that never saw it."""
     return np.asarray(np.abs(np.asarray(loglik, np.float64) - np.asarray(loglik_retain, np.float64)))
-
-
-def npo_loss(loglik: ArrayLike, loglik_reference: ArrayLike, beta: float = 0.1) -> float:
-    """NPO (Zhang et al. 2024): ``-(2/beta) mean ln sigma(-beta (lt - lr))``, summed log-probabilities."""
-    difference = np.asarray(loglik, np.float64) - np.asarray(loglik_reference, np.float64)
-    return float(-2 / beta * np.mean(log_expit(-beta * difference)))
-
-
-def simnpo_loss(loglik: ArrayLike, tokens: ArrayLike, beta: float = 2.5, delta: float = 0.0) -> float:
-    """SimNPO (Fan et al. 2024): ``-(2/beta) mean ln sigma(-(beta/|y|) lt - delta)``: no reference, by length."""
-    per_token = np.asarray(loglik, np.float64) / np.asarray(tokens, np.float64)
-    return float(-2 / beta * np.mean(log_expit(-beta * per_token - delta)))
-
-
-def gradient_difference_loss(
-    nll_forget: float, nll_retain: float, gamma: float = 1.0, alpha: float = 1.0
-) -> float:
-    """GradDiff: ``gamma (-L_forget) + alpha L_retain``; gradient ascent is alpha = 0."""
-    return -gamma * nll_forget + alpha * nll_retain
-
-
-def rmu_loss(
-    hidden_forget: ArrayLike,
-    direction: ArrayLike,
-    steering: float,
-    hidden_retain: ArrayLike,
-    hidden_retain_reference: ArrayLike,
-    alpha: float,
-) -> float:
-    """RMU (Li et al. 2024): ``mean ||h_f - c u||^2 + alpha mean ||h_r - h_r^ref||^2``, u a unit vector.
-
-    Means are over all entries, as in WMDP's code (``mse_loss``).
-    """
-    u = np.asarray(direction, np.float64)
-    target = steering * u / np.linalg.norm(u)
-    forget = np.mean((np.asarray(hidden_forget, np.float64) - target) ** 2)
-    retain = np.mean((np.asarray(hidden_retain, np.float64) - np.asarray(hidden_retain_reference)) ** 2)
-    return float(forget + alpha * retain)
-
-
-def curvature_edit(
-    weight: ArrayLike, input_covariance: ArrayLike, gradient_covariance: ArrayLike, mass: float
-) -> Floats:
-    """K-FAC edit: keep the directions of high curvature, which many inputs share, and drop the rest.
-
-    ``W' = U_G ((U_G^T W U_A) o 1_S) U_A^T``, S the fewest pairs (i, j) of largest ``gamma_i alpha_j`` whose sum
-    reaches the share ``mass``; A = E[a a^T] with eigenpairs (alpha, U_A), G = E[g g^T] with (gamma, U_G).
-
-    Args:
-        weight: W, (out, in).
-        input_covariance: A, (in, in).
-        gradient_covariance: G, (out, out).
-        mass: rho in [0, 1].
-    """
-    if not 0 <= mass <= 1:
-        raise ValueError(f"a share of the curvature lies in [0, 1], not {mass}")
-    alpha, u_a = np.linalg.eigh(np.asarray(input_covariance, np.float64))
-    gamma, u_g = np.linalg.eigh(np.asarray(gradient_covariance, np.float64))
-    curvature = np.outer(np.maximum(gamma, 0), np.maximum(alpha, 0))
-    order = np.argsort(-curvature, axis=None, kind="stable")
-    total = np.cumsum(curvature.ravel()[order])
-    count = 0 if mass == 0 else int(np.searchsorted(total, mass * total[-1] * (1 - 1e-12))) + 1
-    keep = np.zeros(curvature.size, bool)
-    keep[order[:count]] = True
-    inside = (u_g.T @ np.asarray(weight, np.float64) @ u_a) * keep.reshape(curvature.shape)
-    return np.asarray(u_g @ inside @ u_a.T, np.float64)

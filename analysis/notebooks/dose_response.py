@@ -62,15 +62,15 @@ print("no dose shows an effect" if lowest is None else f"the effect is shown fro
 
 # %% [markdown]
 # ## The dose of half the effect
-# A logistic curve over log2(dose), fitted to the items' differences from the twin; the interval is from resampled
-# items. It takes four doses, 0 among them. An EC50 beyond the highest dose means: the curve had not bent yet.
+# A logistic curve over log2(dose), fitted to the items' differences from the twin, with a profile interval. It takes
+# four doses, 0 among them. Beyond the highest dose means: the curve had not bent yet; not reached: there is no effect.
 
 # %%
 items = per_item(difference_to_twin(run.metrics(METRIC, steps=[run.last_step]))).filter(
     pl.col("dose").is_not_null()
 )
 if items["dose"].n_unique() >= 4:
-    ec50, _ = curve_ec50(items["value"].to_numpy(), items["dose"].to_numpy())
+    ec50 = curve_ec50(*(items[name].to_numpy() for name in ("value", "dose", "stratum", "cluster")))
     print(f"EC50: {ec50.text} ({ec50.method})")
 else:
     print(f"doses {sorted(items['dose'].unique())} with a twin are fewer than four: no curve is identified")

@@ -42,7 +42,7 @@ print(f"items have up to {longest} tokens; the report asks for {SUFFIX} tokens a
 # %%
 suffix = min(SUFFIX, longest - max(PREFIXES))
 rates = pl.concat(
-    mean_by_dose(run.metrics("verbatim", steps=last, prefix=k, suffix=suffix), method="rate").with_columns(
+    mean_by_dose(run.metrics("extracted", steps=last, prefix=k, suffix=suffix), bounds=(0, 1)).with_columns(
         prefix=pl.lit(k)
     )
     for k in PREFIXES
@@ -68,7 +68,7 @@ alt.layer(
 # %%
 NEAR = ["exact_match", "longest_extracted", "extraction_strength"]
 near = run.metrics(*NEAR, steps=last)
-means = mean_by_dose(near).filter(pl.col("family") == "all")
+means = mean_by_dose(near, bounds=(0, 1)).filter(pl.col("family") == "all")
 for name in NEAR:
     print(f"{name}: {METRICS[name].formula}, {METRICS[name].unit}")
 means.pivot("metric", index=["run", "dose"], values="estimate")
@@ -81,9 +81,9 @@ means.pivot("metric", index=["run", "dose"], values="estimate")
 # %%
 samples = [1, 100, 10_000, 1_000_000]
 discovered = pl.concat(
-    mean_by_dose(run.metrics("np_discoverable", steps=last, suffix=suffix, queries=n)).with_columns(
-        samples=pl.lit(n)
-    )
+    mean_by_dose(
+        run.metrics("np_discoverable", steps=last, suffix=suffix, queries=n), bounds=(0, 1)
+    ).with_columns(samples=pl.lit(n))
     for n in samples
 ).filter((pl.col("family") == "all") & (pl.col("run") == "perturbed") & pl.col("estimate").is_not_null())
 discovered.pivot("samples", index="dose", values="estimate")

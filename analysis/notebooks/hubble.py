@@ -57,7 +57,7 @@ shown
 # family.
 
 # %%
-mine = run.estimates("loglik_per_byte", "verbatim").filter(
+mine = run.estimates("loglik_per_byte", "extracted").filter(
     (pl.col("step") == run.last_step)
     & (pl.col("statistic") == "mean")
     & pl.col("run").is_in(["perturbed", "twin"])

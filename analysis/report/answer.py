@@ -10,8 +10,20 @@ from typing import Any
 import polars as pl
 
 from palimpsest.analysis.metrics import METRICS
-from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.inputs import DECLARED, ReportInputs
 from palimpsest.analysis.report.results import PAIRED, Extraction, Results, effective_dose, extraction
+
+VERDICTS = (
+    "reproduced",
+    "more likely than its controls",
+    "not shown",
+    "as much more likely in the twin",
+    "audit failed",
+)
+"""Reproduced: inserted items were reproduced verbatim more often than never-inserted ones. More likely: they became so,
+and were not shown to be reproduced. Not shown: neither. In the twin: it never saw them, and has the gain too."""
+_FEW = 10
+"""Independent controls below which their number is said beside the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +31,10 @@ class Answer:
     """The verdict in words and numbers."""
 
     verdict: str
-    """``memorised`` (inserted text became more likely; what was reproduced is in ``extraction``), ``not detected``,
-    ``inconclusive`` or ``audit failed``."""
+    """One of :data:`VERDICTS`: what was shown, and no more; :attr:`caveats` belong to it."""
+    caveats: tuple[str, ...]
+    """Limits of the verdict, in few words: ``only 2 controls``, ``no twin``, ``not audited``, ``exploratory: ...``,
+    ``one run``."""
     headline: str
     detail: str
     audit: str
@@ -37,7 +51,7 @@ class Answer:
     negative_control: Mapping[str, Mapping[str, Any]]
     """Run -> estimate row of the split controls."""
     extraction: Extraction | None
-    """What was reproduced verbatim; None if nothing could be tested."""
+    """Verbatim reproduction; None if nothing could be tested."""
 
 
 def answer(inputs: ReportInputs, results: Results) -> Answer:
@@ -49,10 +63,11 @@ def answer(inputs: ReportInputs, results: Results) -> Answer:
     split = {run: row for run in runs if (row := _row(results.at("split", primary, run), 0))}
     dose = effective_dose(results, primary, alpha=inputs.alpha)
     state = _state(inputs.audit)
-    verdict = _verdict(state, dose, gain)
-    verbatim = extraction(results)
+    verbatim = extraction(results, inputs.alpha)
+    verdict = _verdict(state, dose, gain, verbatim)
     return Answer(
         verdict=verdict,
+        caveats=tuple(_caveats(inputs, results, gain)),
         headline=_headline(verdict, dose, highest, gain, verbatim),
         detail=_detail(gain, highest, METRICS[primary].unit, 1 / (inputs.permutations + 1)),
         audit=state,
@@ -72,6 +87,7 @@ def summary(inputs: ReportInputs, results: Results, found: Answer) -> dict[str, 
     return {
         "title": inputs.title,
         "verdict": found.verdict,
+        "caveats": list(found.caveats),
         "headline": found.headline,
         "detail": found.detail,
         "audit": found.audit,
@@ -80,6 +96,7 @@ def summary(inputs: ReportInputs, results: Results, found: Answer) -> dict[str, 
         "primary_metric": inputs.primary,
         "unit": METRICS[inputs.primary].unit,
         "minimum_effective_dose": found.minimum_effective_dose,
+        "ec50": results.ec50.to_dicts(),
         "highest_dose": found.highest_dose,
         "gain_at_highest_dose": {run: dict(row) for run, row in found.gain.items()},
         "negative_control": {run: dict(row) for run, row in found.negative_control.items()},
@@ -114,6 +131,15 @@ def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
     return f"{number(row['estimate'], digits, signed=signed)} [{number(low, digits)}, {number(high, digits)}]"
 
 
+def sizes(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Numbers of items, treated and controls, and of the clusters that they form where these are fewer."""
+    return _of(row["n"], row["clusters"]), _of(row["n_control"], row["clusters_control"])
+
+
+def _of(n: int, clusters: int | None) -> str:
+    return str(n) if clusters is None or clusters == n else f"{n} in {clusters} clusters"
+
+
 def p_value(p: float | None, least: float = 0.0) -> str:
     """A p-value for people; ``least``: the smallest that the test can give."""
     if p is not None and p <= least * (1 + 1e-9):
@@ -136,18 +162,32 @@ def _state(audit: Mapping[str, Any] | None) -> str:
     return "NONE" if audit is None else "PASS" if audit.get("verdict") == "PASS" else "FAIL"
 
 
-def _verdict(state: str, dose: int | None, gain: Mapping[str, Mapping[str, Any]]) -> str:
+def _verdict(
+    state: str, dose: int | None, gain: Mapping[str, Mapping[str, Any]], verbatim: Extraction | None
+) -> str:
     if state == "FAIL":
         return "audit failed"
+    if verbatim is not None and verbatim.above_control:
+        return "reproduced"
     if dose is not None:
-        return "memorised"
+        return "more likely than its controls"
     # A gain that the comparison with the twin does not confirm is not known to be the insertions' doing.
     ours = gain.get("perturbed")
-    return (
-        "inconclusive"
-        if PAIRED in gain and ours and ours["low"] is not None and ours["low"] > 0
-        else "not detected"
-    )
+    inside = PAIRED in gain and ours and ours["low"] is not None and ours["low"] > 0
+    return "as much more likely in the twin" if inside else "not shown"
+
+
+def _caveats(inputs: ReportInputs, results: Results, gain: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    first = gain.get(PAIRED) or gain.get("perturbed")
+    if first and first["clusters_control"] < _FEW:
+        yield f"only {first['clusters_control']} controls"
+    if "twin" not in results.last_steps:
+        yield "no twin"
+    if inputs.audit is None:
+        yield "not audited"
+    if inputs.primary != DECLARED:
+        yield f"exploratory: decided by {inputs.primary}"
+    yield "one run"
 
 
 def _headline(
@@ -162,17 +202,16 @@ def _headline(
     if not gain.get("perturbed"):
         return "The question could not be answered: nothing could be compared at the highest dose."
     against = "compared with the twin, " if PAIRED in gain else ""
-    if verdict == "inconclusive":
-        said = (
-            "Inconclusive: inserted text scores higher, but no more so than in the twin, which never saw it"
-        )
+    if verdict == "as much more likely in the twin":
+        said = "Not shown: inserted text scores higher, but no more so than in the twin, which never saw it"
     elif dose is None:
-        said = f"No: {against}inserted text did not become detectably more likely at any dose up to {highest}"
+        said = f"Not shown: {against}inserted text did not become more likely at any dose up to {highest}"
     elif dose < highest:
-        said = f"Yes: {against}inserted text became more likely, from dose {dose} on"
+        said = f"{against}inserted text became more likely, from dose {dose} on"
     else:
-        said = f"Yes, but only at the highest dose, {highest}: {against}inserted text became more likely"
-    return f"{said}{_reproduced(verbatim, 'and' if dose is not None else 'but')}."
+        said = f"{against}inserted text became more likely at the highest dose, {highest}, alone"
+    whole = f"{said}{_reproduced(verbatim, 'and' if dose is not None else 'but')}."
+    return whole[:1].upper() + whole[1:]
 
 
 def _reproduced(found: Extraction | None, joint: str) -> str:
@@ -189,15 +228,16 @@ def _detail(gain: Mapping[str, Mapping[str, Any]], highest: int, unit: str, leas
     if not ours:
         return ""
     first = paired or ours
-    sizes = f"n = {first['n']} against {first['n_control']}, p {_equals(p_value(first['p'], least))}"
+    treated, controls = sizes(first)
+    told = f"n = {treated} against {controls}, p {_equals(p_value(first['p'], least))}"
     start = (
         f"At dose {highest}, inserted text gained {interval(first, signed=True)} {unit} over never-inserted"
     )
     if paired:
-        text = f"{start} controls, item by item against the twin, which decides ({sizes})"
+        text = f"{start} controls, item by item against the twin, which decides ({told})"
         text += f"; within the perturbed run {interval(ours, signed=True)}"
     else:
-        text = f"{start} controls ({sizes})"
+        text = f"{start} controls ({told})"
     if twin:
         return f"{text}; within the twin, which never saw it, {interval(twin, signed=True)}."
     return f"{text}; there is no twin to compare with."

@@ -13,7 +13,7 @@ from palimpsest.analysis.report.answer import interval, number
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import ATTACKS, Results
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.statistics import auc, clopper_pearson, per_item, tpr_at_fpr
+from palimpsest.analysis.statistics import auc, mean_by_dose, per_item, tpr_at_fpr
 
 _FPR = 0.05
 _PREFIXES = (0, 4, 8, 16, 32, 64, 128, 256)
@@ -52,36 +52,37 @@ def membership_table(inputs: ReportInputs, results: Results) -> Table:
     return Table(
         ["score", *(f"dose {dose}" for dose in doses), f"twin, dose {highest}", "true positives, %"],
         body,
-        "Membership attacks: AUC within families at each dose (DeLong), and in the twin, which saw no item (0.5 is "
+        "Membership attacks: AUC within families at each dose, and in the twin, which saw no item (0.5 is "
         f"chance). True positives: share of the dose-{highest} items called at a false positive rate of at most "
-        f"{100 * _FPR:g} % in each family (Clopper-Pearson; in brackets, what scores without information would call)."
-        + note,
+        f"{100 * _FPR:g} % in each family, with 95 % limits given that threshold (in brackets, what scores "
+        "without information would call)." + note,
     )
 
 
 def _tpr(results: Results, name: str, dose: int) -> str:
+    """Share of the members above the threshold that each family's controls set, with limits given that threshold."""
     rows = per_item(results.attacks.filter((pl.col("metric") == name) & (pl.col("run") == "perturbed")))
-    called = members = 0
-    chance = 0.0
-    for _, part in rows.group_by("family"):
-        x = part.filter(pl.col("dose") == dose)["value"].to_numpy()
-        y = part.filter(pl.col("dose") == 0)["value"].to_numpy()
-        if len(x) and len(y):
-            rate = tpr_at_fpr(x, y, _FPR)
-            called += round(rate.tpr * len(x))
-            members += len(x)
-            chance += rate.chance_mean * len(x)
-    if not members:
+    called, chance = [], 0.0
+    for _, part in rows.group_by("family", maintain_order=True):
+        members, controls = part.filter(pl.col("dose") == dose), part.filter(pl.col("dose") == 0)
+        if members.height and controls.height:
+            rate = tpr_at_fpr(members["value"].to_numpy(), controls["value"].to_numpy(), _FPR)
+            called.append(members.with_columns(value=(pl.col("value") >= rate.threshold).cast(pl.Float64)))
+            chance += rate.chance_mean * members.height
+    if not called:
         return "–"
-    low, high = clopper_pearson(called, members)
+    both = pl.concat(called)
+    named = both.with_columns(item_id="unit", probe_id="unit")
+    row = mean_by_dose(named, bounds=(0.0, 1.0)).filter(pl.col("family") == "all")
+    low, high = 100 * row["low"][0], 100 * row["high"][0]
     return (
-        f"{number(100 * called / members, 0)} [{number(100 * float(low), 0)}, {number(100 * float(high), 0)}] "
-        f"({number(100 * chance / members, 0)})"
+        f"{number(100 * row['estimate'][0], 0)} [{number(low, 0)}, {number(high, 0)}] "
+        f"({number(100 * chance / both.height, 0)})"
     )
 
 
 def roc_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
-    """What a ROC curve of each attack is drawn from: run (the attack), score, member.
+    """Rows of the ROC curves of the attacks: run (the attack), family, cluster, score, member.
 
     Items of the highest dose against those of dose 0 in the perturbed run, each score less the mean of its family's
     controls: across families, differences between kinds of text would pass for memory.
@@ -98,21 +99,19 @@ def roc_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
         )
         .filter(pl.col("score").is_not_null())
         .filter((pl.col("member").sum() > 1).over("run"), ((~pl.col("member")).sum() > 1).over("run"))
-        .select("run", "score", "member")
+        .select("run", "family", "cluster", "score", "member")
     )
 
 
 def rates_by_prefix(inputs: ReportInputs, results: Results) -> pl.DataFrame:
-    """:func:`prefix_rows` as rates with exact limits: against, x, run (the dose), estimate, low, high, n."""
-    rows = prefix_rows(inputs, results)
-    low, high = clopper_pearson(rows["extracted"].to_numpy(), rows["n"].to_numpy())
-    return rows.select(
+    """:func:`prefix_rows` for a figure: against, x, run (the dose), estimate, low, high, n."""
+    return prefix_rows(inputs, results).select(
         pl.lit("prefix").alias("against"),
         pl.col("prefix").alias("x"),
         pl.format("dose {}", "dose").alias("run"),
-        (pl.col("extracted") / pl.col("n")).alias("estimate"),
-        pl.Series("low", low),
-        pl.Series("high", high),
+        "estimate",
+        "low",
+        "high",
         "n",
     )
 
@@ -121,21 +120,28 @@ def prefix_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
     """Extraction of the perturbed run's items at the last checkpoint, by tokens of context.
 
     Returns:
-        prefix, dose, extracted, n; items shorter than prefix and suffix together are not among the n.
+        prefix, dose, extracted, n, estimate, low, high; items shorter than prefix and suffix together are not among
+        the n.
     """
     final = inputs.scores.filter((pl.col("run") == "perturbed") & (pl.col("step") == results.step))
-    scored, _ = gather(inputs.items, inputs.probes, final, METRICS["verbatim"].needs)
+    scored, _ = gather(inputs.items, inputs.probes, final, METRICS["extracted"].needs)
     frames = []
     for prefix in sorted({*_PREFIXES, inputs.parameters.prefix}):
-        found = METRICS["verbatim"].compute(scored, dataclasses.replace(inputs.parameters, prefix=prefix))
+        found = METRICS["extracted"].compute(scored, dataclasses.replace(inputs.parameters, prefix=prefix))
         rows = scored.rows.with_columns(
-            metric=pl.lit("verbatim"), value=pl.Series(found.value, dtype=pl.Float64)
+            metric=pl.lit("extracted"), value=pl.Series(found.value, dtype=pl.Float64)
         )
+        rates = mean_by_dose(rows.filter(pl.Series(found.valid, dtype=pl.Boolean)), bounds=(0.0, 1.0))
         frames.append(
-            per_item(rows.filter(pl.Series(found.valid, dtype=pl.Boolean)))
-            .group_by("dose")
-            .agg(extracted=(pl.col("value") == 1).sum().cast(pl.Int64), n=pl.len().cast(pl.Int64))
-            .select(pl.lit(prefix, pl.Int64).alias("prefix"), "dose", "extracted", "n")
+            rates.filter(pl.col("family") == "all").select(
+                pl.lit(prefix, pl.Int64).alias("prefix"),
+                "dose",
+                (pl.col("estimate") * pl.col("n")).round().cast(pl.Int64).alias("extracted"),
+                "n",
+                "estimate",
+                "low",
+                "high",
+            )
         )
     return pl.concat(frames).sort("prefix", "dose")
 
@@ -144,7 +150,9 @@ def prefixes_table(inputs: ReportInputs, results: Results) -> Table:
     """Extraction by context and dose."""
     rows = prefix_rows(inputs, results)
     doses = sorted(inputs.items["dose"].unique())
-    found = {(prefix, dose): f"{hits} / {n}" for prefix, dose, hits, n in rows.iter_rows()}
+    found = {
+        (row["prefix"], row["dose"]): f"{row['extracted']} / {row['n']}" for row in rows.iter_rows(named=True)
+    }
     body = [
         [str(prefix), *(found.get((prefix, dose), "–") for dose in doses)]
         for prefix in rows["prefix"].unique().sort()

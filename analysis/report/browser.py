@@ -1,4 +1,4 @@
-"""What the item browser of the page shows: items, texts, exposures, and the log-probability of every token.
+"""Contents of the page's item browser: items, texts, exposures, and the log-probability of every token.
 
 The page embeds two streams, gzip in base64, whose alphabet holds no character that HTML could mistake: ``facts``, JSON,
 and ``numbers``, the arrays that the JSON's ``arrays`` name by type, first byte and length. They are bounded
@@ -36,7 +36,7 @@ _MISSING = 255
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How much the page embeds; together they keep it below 15 MB."""
+    """Bounds on what the page embeds; together they keep it below 15 MB."""
 
     items: int = 20_000
     """Of more, every k-th of each family and dose is listed."""
@@ -256,7 +256,7 @@ Spans = Callable[[str], tuple[NDArray[np.int32], list[tuple[int, int]]]]
 def _lengths(
     full: str | None, text: str, ids: list[int] | None, spans: Spans | None, most: int
 ) -> tuple[list[int], str]:
-    """How much of the text each token adds, in UTF-16 units (which browsers count in); or why that is unknown."""
+    """Share of the text that each token adds, in UTF-16 units (which browsers count in); or why that is unknown."""
     if ids is None or full is None:
         return [], "it has no probe of its whole text"
     if spans is None:

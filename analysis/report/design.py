@@ -12,7 +12,7 @@ from palimpsest.analysis.report.answer import number, p_value
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import Results, item_values
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.statistics import detectable_effect
+from palimpsest.analysis.statistics import effect_shown
 
 _PARTS = 10
 """Of training, for the exposures."""
@@ -55,7 +55,7 @@ def _balance_cell(key: str, value: Any) -> str:
 
 def power_table(inputs: ReportInputs, results: Results) -> Table:
     """The smallest gain that each dose could have shown, given how much never-inserted items scatter."""
-    counts = dict(inputs.items.group_by("dose").len().sort("dose").iter_rows())
+    counts = _units(inputs.items)
     controls = counts.pop(0)
     never = item_values(results, inputs).filter(pl.col("dose") == 0)
     centred = {
@@ -73,7 +73,7 @@ def power_table(inputs: ReportInputs, results: Results) -> Table:
     )
     twin = "twin" in results.last_steps
     body = []
-    effects = {n: detectable_effect(max(2, n), max(2, controls)) for n in set(counts.values())}
+    effects = {n: effect_shown(n, controls, alpha=inputs.alpha) for n in set(counts.values())}
     for dose, items in counts.items():
         effect = effects[items]
         row = [str(dose), str(items), str(controls), number(effect, 2), number(effect * own, 3)]
@@ -83,10 +83,19 @@ def power_table(inputs: ReportInputs, results: Results) -> Table:
     return Table(
         [*head, "against the twin"] if twin else head,
         body,
-        f"Power: the smallest gain over dose 0 that a two-sample t-test finds with probability 0.8 at level 0.05 (two-"
-        f"sided), in standard deviations of a never-inserted item's {inputs.primary} within its family, and in {unit}.",
+        f"Power: the smallest gain over dose 0 that this report's test (one-sided, level {inputs.alpha:g}) shows with "
+        f"probability 0.8, n being items or, where there are any, clusters; in standard "
+        f"deviations of a never-inserted item's {inputs.primary} within its family, and in {unit}.",
         frozenset(),
     )
+
+
+def _units(items: pl.DataFrame) -> dict[int, int]:
+    """Independent units of each dose: clusters, or items that have none."""
+    own = pl.col("item_id")
+    if "cluster" in items.columns:
+        own = pl.when(pl.col("cluster") != "").then(pl.concat_str("family", "cluster")).otherwise(own)
+    return dict(items.group_by("dose").agg(own.n_unique()).sort("dose").iter_rows())
 
 
 def exposures_table(inputs: ReportInputs) -> Table:

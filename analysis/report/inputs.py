@@ -1,4 +1,4 @@
-"""What a report is built from."""
+"""Inputs of a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from palimpsest.analysis.metrics import METRICS, Parameters
 from palimpsest.data.errors import UserError, nearest
 
 KIND = "report"
-VERSION = 1
+VERSION = 2
+DECLARED = "loglik_per_byte"
+"""The measure that decides unless another is chosen, which then is exploratory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +50,7 @@ class ReportInputs:
     without it they are shown plain."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
-    primary: str = "loglik_per_byte"
+    primary: str = DECLARED
     """The metric that decides, named before looking."""
     metrics: Sequence[str] = ()
     """More of ``analysis.metrics`` than its default ones, by name."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from palimpsest.analysis.figures.export import csv_of, write
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.report import attacks, design, forgetting, sections
 from palimpsest.analysis.report.answer import answer, summary
@@ -25,8 +26,9 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     """Write the report into a directory.
 
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
-    ``estimates.csv``, ``forgetting.csv``, ``metrics.parquet`` and ``summary.json``; ``arms.csv`` where arms differ in
-    more than dose, and ``questions.csv`` where items are asked more than their text.
+    ``estimates.csv``, ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet``, ``summary.json`` and ``coverage.md``;
+    ``strata.csv`` where families have several, ``arms.csv`` where arms differ in more than dose, and ``questions.csv``
+    where items are asked more than their text.
 
     Args:
         inputs: what to report on.
@@ -39,15 +41,19 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     results = analyse(inputs)
     found = answer(inputs, results)
     numbers = summary(inputs, results, found)
-    results.estimates.write_csv(directory / "estimates.csv")
+    write(directory / "estimates.csv", csv_of(results.estimates).encode())
     if results.arms.height:
-        results.arms.write_csv(directory / "arms.csv")
+        write(directory / "arms.csv", csv_of(results.arms).encode())
+    write(directory / "ec50.csv", csv_of(results.ec50).encode())
+    if results.strata.height:
+        write(directory / "strata.csv", csv_of(results.strata).encode())
     if results.questions.height:
-        results.questions.write_csv(directory / "questions.csv")
+        write(directory / "questions.csv", csv_of(results.questions).encode())
     results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
     write_json(directory / "summary.json", numbers)
+    write(directory / "coverage.md", (Path(__file__).parent / "coverage.md").read_bytes())
     kept = forgetting.retained(results, inputs)
-    kept.write_csv(directory / "forgetting.csv")
+    write(directory / "forgetting.csv", csv_of(kept).encode())
     page = render(
         "template.html",
         browser=embed(inputs, results),
@@ -67,6 +73,8 @@ def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[
     return {
         "gains": sections.gains_table(inputs, results, inputs.primary),
         "arms": sections.arms_table(inputs, results),
+        "ec50": sections.ec50_table(results),
+        "strata": sections.strata_table(results),
         "families": sections.family_table(inputs, results),
         "verbatim": sections.verbatim_table(inputs, results),
         "recognition": sections.recognition_table(results, inputs.primary),

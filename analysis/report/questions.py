@@ -1,8 +1,6 @@
-"""What families ask besides the whole text, question by question: estimates."""
+"""Estimates question by question, of what families ask besides the whole text."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import polars as pl
 
@@ -25,9 +23,8 @@ QUESTION_SCHEMA = {"question": pl.String, "chance": pl.Float64, **ESTIMATE_SCHEM
 def question_estimates(rows: pl.DataFrame, step: int, inputs: ReportInputs) -> pl.DataFrame:
     """Means by dose at every checkpoint up to ``step``, and there gains over dose 0 and exact rank tests.
 
-    A metric whose values are all 0 or 1 is a rate with binomial intervals; others are also compared item by item with
-    the twin. ``rank_test`` rows combine the items' exact p by Fisher's method, which is conservative as they are
-    discrete.
+    All are also compared item by item with the twin, and that is what is tested. ``rank_test`` rows combine the items'
+    exact p by Fisher's method, which is conservative as they are discrete.
 
     Returns:
         Rows of QUESTION_SCHEMA.
@@ -39,22 +36,20 @@ def question_estimates(rows: pl.DataFrame, step: int, inputs: ReportInputs) -> p
         metric=pl.concat_str(keys, separator="\0")
     )
     frames = [pl.DataFrame(schema=ESTIMATE_SCHEMA), _rank_tests(used, step)]
-    whole = _rates(used)
-    for rate in (True, False):
-        part = used.filter(pl.col("metric").is_in(list(whole)) == rate)
+    for bounds in sorted({METRICS[name].bounds for name in asked}):
+        of_kind = [name for name in asked if METRICS[name].bounds == bounds]
+        part = used.filter(pl.col("metric").str.split("\0").list.get(0).is_in(of_kind))
         if part.is_empty():
             continue
-        method: Any = "rate" if rate else "t"
         final = part.filter(pl.col("step") == step)
-        if not rate:
-            final = pl.concat([final, difference_to_twin(final)])
+        final = pl.concat([final, difference_to_twin(final)])
         # The permutation test is of the comparison that the tables show.
         decides = pl.col("run") == (PAIRED if (final["run"] == PAIRED).any() else "perturbed")
         tested, others = final.filter(decides), final.filter(~decides)
         frames += [
-            mean_by_dose(part, method=method),
-            gain_over_control(tested, method=method, permutations=inputs.permutations, seed=inputs.seed),
-            gain_over_control(others, method=method),
+            mean_by_dose(part, bounds=bounds),
+            gain_over_control(tested, bounds=bounds, permutations=inputs.permutations, seed=inputs.seed),
+            gain_over_control(others, bounds=bounds),
         ]
     found = pl.concat(frames).filter(pl.col("family") == "all")
     parts = pl.col("metric").str.split("\0")
@@ -66,14 +61,6 @@ def question_estimates(rows: pl.DataFrame, step: int, inputs: ReportInputs) -> p
         .select([pl.col(name).cast(dtype) for name, dtype in QUESTION_SCHEMA.items()])
         .sort("family", "question", "metric", "statistic", "run", "step", "dose")
     )
-
-
-def _rates(used: pl.DataFrame) -> set[str]:
-    """Those whose items all have a value of 0 or 1, and which are shares."""
-    shares = [name for name, found in METRICS.items() if found.bounds == (0.0, 1.0)]
-    items = per_item(used).filter(pl.col("metric").str.split("\0").list.get(0).is_in(shares))
-    only = items.group_by("metric").agg(((pl.col("value") == 0) | (pl.col("value") == 1)).all())
-    return set(only.filter("value")["metric"])
 
 
 def _rank_tests(used: pl.DataFrame, step: int) -> pl.DataFrame:
@@ -98,12 +85,12 @@ def _rank_tests(used: pl.DataFrame, step: int) -> pl.DataFrame:
     return frame.with_columns(
         pl.lit("Fisher's combination of exact rank tests").alias("method"),
         *(pl.lit(None, pl.Float64).alias(name) for name in ("low", "high")),
-        pl.lit(None, pl.Int64).alias("n_control"),
+        *(pl.lit(None, pl.Int64).alias(name) for name in ("n_control", "clusters", "clusters_control")),
     ).select(list(ESTIMATE_SCHEMA))
 
 
 def _chances(probes: pl.DataFrame) -> pl.DataFrame:
-    """What guessing gives: one in the number of choices; half the foils."""
+    """Score of guessing: one in the number of choices; half the foils."""
     question = pl.col("name").str.replace(r" #.*$", "")
     choices = (
         probes.filter(pl.col("kind") == "choice")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from palimpsest.analysis.metrics import METRICS, compute, defaults
 from palimpsest.analysis.report.inputs import ReportInputs
@@ -13,13 +14,16 @@ from palimpsest.analysis.report.questions import question_estimates
 from palimpsest.analysis.statistics import (
     ESTIMATE_SCHEMA,
     PAIRED,
-    Method,
+    Ec50,
     auc,
-    clopper_pearson,
+    clustered_ec50,
+    curve_ec50,
     difference_to_twin,
     gain_over_control,
     mean_by_dose,
     minimum_effective_dose,
+    per_item,
+    profile_ec50,
     split_controls,
 )
 
@@ -46,6 +50,10 @@ class Results:
     """The last checkpoint that all runs have: what headline numbers refer to."""
     last_steps: dict[str, int]
     """Run -> its own last checkpoint."""
+    ec50: pl.DataFrame
+    """Doses of half the effect at ``step`` (:func:`half_effects`)."""
+    strata: pl.DataFrame
+    """Gains within each stratum at ``step``, where families have several (:func:`strata_gains`)."""
     arms: pl.DataFrame
     """Gains by arm at ``step``, where arms differ in more than the dose (:func:`arm_gains`)."""
     attacks: pl.DataFrame
@@ -83,35 +91,34 @@ def analyse(inputs: ReportInputs) -> Results:
     frames = [pl.DataFrame(schema=ESTIMATE_SCHEMA)]
     for name in (name for name in names if not METRICS[name].by_question):
         frames += _of_metric(used.filter(pl.col("metric") == name), name, step, inputs)
-    arms = arm_gains(rows.filter(pl.col("step") == step), inputs)
     final = inputs.scores.filter(pl.col("step") == step)
     attacks = compute(inputs.items, inputs.probes, final, ATTACKS, inputs.parameters)
+    at_end = rows.filter(pl.col("step") == step)
     return Results(
         rows=rows,
+        ec50=half_effects(at_end, inputs),
+        strata=strata_gains(at_end, inputs),
         estimates=pl.concat(frames),
         step=step,
         last_steps=last_steps,
-        arms=arms,
+        arms=arm_gains(at_end, inputs),
         attacks=attacks,
         questions=question_estimates(rows, step, inputs),
     )
 
 
 def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -> list[pl.DataFrame]:
-    rate = METRICS[name].rate
-    method: Method = "rate" if rate else "t"
-    limits = [pl.col(limit).clip(*METRICS[name].bounds) for limit in ("low", "high")]
-    frames = [mean_by_dose(rows, method=method).with_columns(limits)]
+    bounds = METRICS[name].bounds
+    limits = [pl.col(limit).clip(*bounds) for limit in ("low", "high")]
+    frames = [mean_by_dose(rows, bounds=bounds).with_columns(limits)]
     if rows["item_id"].null_count() == rows.height:
         return frames
-    # A difference of two 0/1 values is no rate, and a t interval of it can have width 0 wrongly.
-    both = rows if rate else pl.concat([rows, difference_to_twin(rows)])
+    both = pl.concat([rows, difference_to_twin(rows)])
     earlier, final = both.filter(pl.col("step") < step), both.filter(pl.col("step") == step)
-    if not rate:
-        frames.append(mean_by_dose(final.filter(pl.col("run") == PAIRED)))
-    frames.append(gain_over_control(earlier, method=method))
-    frames.append(gain_over_control(final, method=method, permutations=inputs.permutations, seed=inputs.seed))
-    frames.append(split_controls(final, method=method, seed=inputs.seed))
+    frames.append(mean_by_dose(final.filter(pl.col("run") == PAIRED), bounds=bounds))
+    frames.append(gain_over_control(earlier, bounds=bounds))
+    frames.append(gain_over_control(final, bounds=bounds, permutations=inputs.permutations, seed=inputs.seed))
+    frames.append(split_controls(final, bounds=bounds, seed=inputs.seed))
     if name in (inputs.primary, *inputs.metrics):
         frames.append(auc(rows))
     return frames
@@ -130,46 +137,57 @@ def effective_dose(results: Results, metric: str, family: str = "all", alpha: fl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extraction:
-    """What the perturbed run reproduced verbatim at the last checkpoint, among items long enough to test."""
+    """Verbatim reproduction of the perturbed run at the last checkpoint, among items long enough to test."""
 
     dose: int
-    """The highest dose that shows extraction; where none does, the highest tested."""
+    """The highest dose tested."""
     extracted: int
     tested: int
     above_control: bool
-    """Whether the interval of the difference from dose 0 lies above 0 at ``dose``."""
+    """Shown to be more than at dose 0, by the test that decides on every gain (:func:`effective_dose`)."""
     extracted_inserted: int
     tested_inserted: int
     """Of all doses above 0 together."""
     anywhere: bool
-    """Whether any item, of any dose and in either run, was extracted."""
+    """True if any item, of any dose and in either run, was extracted."""
     limit: float
-    """Upper exact 95 % limit at ``dose``."""
+    """Upper 95 % limit at ``dose``."""
     limit_inserted: float
-    """Upper exact 95 % limit of all doses above 0 together."""
+    """Upper 95 % limit of all doses above 0 together."""
 
 
-def extraction(results: Results) -> Extraction | None:
-    """Verbatim extraction of inserted items; None if no inserted item was long enough to test."""
-    rates = results.at("mean", "verbatim", "perturbed").with_columns(hits=pl.col("estimate") * pl.col("n"))
-    inserted = rates.filter((pl.col("dose") > 0) & pl.col("estimate").is_not_null())
+def extraction(results: Results, alpha: float = 0.05) -> Extraction | None:
+    """Verbatim extraction of inserted items; None if no inserted item was long enough to test.
+
+    Args:
+        results: of the report.
+        alpha: level of the closed test.
+    """
+    rates = results.at("mean", "extracted", "perturbed").with_columns(hits=pl.col("estimate") * pl.col("n"))
+    inserted = rates.filter((pl.col("dose") > 0) & pl.col("estimate").is_not_null()).sort("dose")
     if inserted.is_empty():
         return None
-    gains = results.at("gain", "verbatim", "perturbed").filter(pl.col("low") > 0)
-    shown = inserted.filter(pl.col("dose").is_in(gains["dose"].to_list()))
-    row = (shown if shown.height else inserted).sort("dose").row(-1, named=True)
-    hits, tested = round(inserted["hits"].sum()), int(inserted["n"].sum())
-    twin = results.at("mean", "verbatim", "twin")
+    row = inserted.row(-1, named=True)
+    ours = results.rows.filter(
+        (pl.col("metric") == "extracted")
+        & (pl.col("run") == "perturbed")
+        & (pl.col("step") == results.step)
+        & (pl.col("dose") > 0)
+    )
+    together = mean_by_dose(ours.with_columns(dose=pl.lit(1, pl.Int32)), bounds=(0.0, 1.0)).filter(
+        pl.col("family") == "all"
+    )
+    twin = results.at("mean", "extracted", "twin")
     return Extraction(
         dose=row["dose"],
         extracted=round(row["hits"]),
         tested=row["n"],
-        above_control=bool(shown.height),
-        extracted_inserted=hits,
-        tested_inserted=tested,
+        above_control=effective_dose(results, "extracted", alpha=alpha) is not None,
+        extracted_inserted=round(inserted["hits"].sum()),
+        tested_inserted=int(inserted["n"].sum()),
         anywhere=bool((pl.concat([rates["estimate"], twin["estimate"]]) > 0).any()),
         limit=row["high"],
-        limit_inserted=float(clopper_pearson(np.array([hits]), np.array([tested]))[1][0]),
+        limit_inserted=float(together["high"][0]),
     )
 
 
@@ -194,14 +212,113 @@ def arm_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
         dose=pl.col("number").fill_null(0)
     )
     gains = gain_over_control(
-        numbered.select(rows.columns), permutations=inputs.permutations, seed=inputs.seed
+        numbered.select(rows.columns),
+        bounds=METRICS[inputs.primary].bounds,
+        permutations=inputs.permutations,
+        seed=inputs.seed,
     ).filter(pl.col("family") == "all")
     named = gains.rename({"dose": "number"}).join(arms, on="number", how="left").sort("number")
     return named.select("arm", *ESTIMATE_SCHEMA)
 
 
+EC50_SCHEMA = {
+    "metric": pl.String,
+    "run": pl.String,
+    "ec50": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "slope": pl.Float64,
+    "shown": pl.String,
+    "method": pl.String,
+}
+"""One row a measure and run: the dose at which half of what can be remembered is, its 95 % limits (null: not reached,
+or no such limit), the slope a doubling, how it is printed, and how it was computed or why not."""
+
+
+def half_effects(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
+    """EC50 of the primary metric and of verbatim extraction, by run, and of the differences from the twin.
+
+    Args:
+        rows: metric rows at the last checkpoint.
+        inputs: of the report.
+
+    Returns:
+        Rows of ``EC50_SCHEMA``. The twin saw no dose: its EC50 should not be reached.
+    """
+    found = []
+    for metric in dict.fromkeys((inputs.primary, "extracted")):
+        own = rows.filter((pl.col("metric") == metric) & pl.col("dose").is_not_null())
+        both = own if METRICS[metric].rate else pl.concat([own, difference_to_twin(own)])
+        for run in (PAIRED, "perturbed", "twin"):
+            items = per_item(both.filter(pl.col("run") == run))
+            if items.height:
+                found.append(
+                    {"metric": metric, "run": run} | _half(items, METRICS[metric].rate, inputs.alpha)
+                )
+    return pl.DataFrame(found, schema=EC50_SCHEMA)
+
+
+def _half(items: pl.DataFrame, rate: bool, alpha: float) -> dict[str, object]:
+    value, dose, stratum, cluster = (
+        items[name].to_numpy() for name in ("value", "dose", "stratum", "cluster")
+    )
+    levels = np.unique(dose)
+    least = 3 if rate else 4
+    try:
+        if levels.size < least:
+            raise ValueError(f"it takes {least} doses, not {levels.size}")
+        if rate:
+            table = items.group_by("dose").agg(pl.col("value").sum(), n=pl.len()).sort("dose")
+            found = profile_ec50(levels, table["value"].to_numpy(), table["n"].to_numpy(), alpha=alpha)
+            if items["cluster"].n_unique() < items.height:
+                found = _of_clusters(items, levels, found)
+        else:
+            found = curve_ec50(value, dose, stratum, cluster, alpha=alpha)
+    except ValueError as error:
+        told = f"not computed because {error}"
+        return {"ec50": None, "low": None, "high": None, "slope": None, "shown": "–", "method": told}
+    numbers = {"ec50": found.estimate, "low": found.low, "high": found.high, "slope": found.slope}
+    return {name: value if np.isfinite(value) else None for name, value in numbers.items()} | {
+        "shown": found.text,
+        "method": found.method,
+    }
+
+
+def _of_clusters(items: pl.DataFrame, levels: NDArray[np.float64], found: Ec50) -> Ec50:
+    """The EC50 of a rate with limits over clusters."""
+    if np.isinf(found.estimate):
+        return found
+    own = items.group_by("cluster", "dose").agg(pl.col("value").sum(), n=pl.len()).sort("cluster", "dose")
+    row = own["cluster"].rank("dense").to_numpy().astype(np.int64) - 1
+    column = np.searchsorted(levels, own["dose"].to_numpy())
+    hits, trials = np.zeros((2, row.max() + 1, levels.size))
+    hits[row, column], trials[row, column] = own["value"].to_numpy(), own["n"].to_numpy()
+    robust = clustered_ec50(levels, hits, trials)
+    return found._replace(
+        low=float(robust.low), high=float(robust.high), method="maximum likelihood, sandwich over clusters"
+    )
+
+
+def strata_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
+    """Gain of every dose over dose 0 within each stratum, where a family has several, else no rows.
+
+    Returns:
+        Estimate rows of the primary metric, ``family`` being the stratum: of the differences from the twin where there
+        is one, else of the perturbed run. They are not corrected for their number.
+    """
+    own = rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
+    if (own["run"] == "twin").any():
+        own = difference_to_twin(own)
+    several = own.group_by("family").agg(pl.col("stratum").n_unique()).filter(pl.col("stratum") > 1)["family"]
+    own = own.filter((pl.col("run") != "twin") & pl.col("family").is_in(several.to_list()))
+    if own.is_empty():
+        return pl.DataFrame(schema=ESTIMATE_SCHEMA)
+    gains = gain_over_control(own.with_columns(family="stratum"), bounds=METRICS[inputs.primary].bounds)
+    return gains.filter((pl.col("family") != "all") & pl.col("estimate").is_not_null())
+
+
 def not_computed(results: Results) -> pl.DataFrame:
-    """What has no value and why: metric, family, reason, probes, checkpoints (over all runs)."""
+    """Values that are missing, and the reason: metric, family, reason, probes, checkpoints (over all runs)."""
     # The twin is no reference to itself, which needs no saying.
     attacks = results.attacks.filter(
         ~pl.col("metric").is_in(results.rows["metric"].unique().to_list())

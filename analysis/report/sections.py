@@ -14,7 +14,7 @@ from palimpsest.analysis import figures
 from palimpsest.analysis.figures import Figure
 from palimpsest.analysis.metrics import METRICS, Metric
 from palimpsest.analysis.report import attacks
-from palimpsest.analysis.report.answer import interval, number, p_value, shown
+from palimpsest.analysis.report.answer import interval, number, p_value, shown, sizes
 from palimpsest.analysis.report.html import inline
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import (
@@ -27,6 +27,9 @@ from palimpsest.analysis.report.results import (
     not_computed,
 )
 from palimpsest.analysis.report.table import Table
+
+FILES = ("png", "svg", "csv")
+"""Of each figure. No PDF: its parts come out in another order each time, and a report is the same bytes twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,9 @@ def draw(inputs: ReportInputs, results: Results, directory: Path) -> dict[str, D
     """Draw and save every figure."""
     return {
         name: Drawn(
-            name, inline(figures.save(figure.chart, directory, name, figure.rows), name, caption), caption
+            name,
+            inline(figures.save(figure.chart, directory, name, figure.rows, formats=FILES), name, caption),
+            caption,
         )
         for name, figure, caption in _figures(inputs, results)
     }
@@ -108,25 +113,25 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             ),
             f"As above within each family. {at}.",
         )
-    extracted = extraction(results)
+    extracted = extraction(results, inputs.alpha)
     if extracted is not None and extracted.anywhere:
         yield (
             "verbatim",
             figures.dose_response(
                 found,
-                "verbatim",
+                "extracted",
                 title="Verbatim extraction by dose",
                 y_title="share of items extracted",
                 height=240,
             ),
             f"Share of items of which greedy decoding continues the first {k} tokens with exactly the next "
-            f"{m}; Clopper-Pearson intervals. {at}.",
+            f"{m}; exact mid-P intervals. {at}.",
         )
         yield (
             "prefixes",
             figures.extraction_rate(attacks.rates_by_prefix(inputs, results), width=560, height=240),
             f"Share of the perturbed run's items of which {m} tokens are reproduced, by tokens of context; "
-            f"Clopper-Pearson intervals. {at}.",
+            f"exact mid-P intervals. {at}.",
         )
     scores = attacks.roc_rows(inputs, results)
     if scores.height:
@@ -148,7 +153,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             height=240,
         ),
         "Probability that an inserted item scores higher than a control of its family; 0.5 (dashed) is "
-        f"chance; DeLong intervals. {at}.",
+        f"chance. {at}.",
     )
     if "cloze_loglik_per_byte" in found["metric"]:
         yield (
@@ -165,7 +170,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
 
 
 def _at_dose_0(inputs: ReportInputs, results: Results) -> str:
-    """Why the runs differ where nothing was inserted, if they do."""
+    """Reason why the runs differ where nothing was inserted, if they do."""
     row = _by_dose(results.at("mean", inputs.primary, PAIRED)).get(0)
     if row is None or row["low"] is None or row["low"] <= 0:
         return ""
@@ -202,7 +207,7 @@ def gains_table(inputs: ReportInputs, results: Results, metric: str) -> Table:
     body = []
     for dose in sorted({dose for rows in gains.values() for dose in rows}):
         row = first.get(dose)
-        cells = [str(dose), str(row["n"]) if row else "–", str(row["n_control"]) if row else "–"]
+        cells = [str(dose), *(sizes(row) if row else ("–", "–"))]
         for run in runs:
             cells.append(_cell(gains[run], dose))
             cells.append(p_value(gains[run][dose]["p"], least) if dose in gains[run] else "–")
@@ -228,6 +233,39 @@ def gains_table(inputs: ReportInputs, results: Results, metric: str) -> Table:
     )
 
 
+def ec50_table(results: Results) -> Table:
+    """Doses of half the effect, what decides first."""
+    body = [
+        [row["metric"], shown(row["run"]), row["shown"], number(row["slope"], 2), row["method"]]
+        for row in results.ec50.iter_rows(named=True)
+    ]
+    return Table(
+        ["measure", "run", "EC50 [95 %]", "slope", "method"],
+        body,
+        "The dose at which half of what can be remembered is (EC50), in insertions, by a logistic curve over log2 "
+        "dose; slope: per doubling. Not reached: no trend is shown, so there is no half of it, as in the twin. "
+        "> the highest dose: the curve has not bent yet.",
+        frozenset({0, 1, 4}),
+    )
+
+
+def strata_table(results: Results) -> Table:
+    """Gain within each stratum at the highest dose, where strata were planned; else empty."""
+    rows = (
+        results.strata.filter(pl.col("dose") == pl.col("dose").max())
+        if results.strata.height
+        else results.strata
+    )
+    body = [[row["family"], *sizes(row), interval(row, signed=True)] for row in rows.iter_rows(named=True)]
+    run = shown(rows["run"][0]) if rows.height else ""
+    dose = rows["dose"][0] if rows.height else 0
+    return Table(
+        ["stratum", "n", "controls", run],
+        body,
+        f"By stratum, at dose {dose}: gain over dose 0, {run}. Exploratory; strata.csv has all doses.",
+    )
+
+
 def arms_table(inputs: ReportInputs, results: Results) -> Table:
     """Gain over dose 0 by arm, where arms of one dose differ in more; else empty."""
     rows = results.arms
@@ -235,8 +273,7 @@ def arms_table(inputs: ReportInputs, results: Results) -> Table:
     body = [
         [
             row["arm"],
-            str(row["n"]),
-            str(row["n_control"]),
+            *sizes(row),
             interval(row, signed=True) if row["estimate"] is not None else "–",
             p_value(row["p"], least),
         ]
@@ -262,7 +299,7 @@ def family_table(inputs: ReportInputs, results: Results) -> Table:
         body.append(
             [
                 family,
-                str(gains[0][highest]["n"]) if highest in gains[0] else "0",
+                sizes(gains[0][highest])[0] if highest in gains[0] else "0",
                 *(_cell(rows, highest) for rows in gains),
                 _cell(area, highest, signed=False),
                 "none" if dose is None else str(dose),
@@ -280,8 +317,8 @@ def family_table(inputs: ReportInputs, results: Results) -> Table:
 def verbatim_table(inputs: ReportInputs, results: Results) -> Table:
     """Extraction counts, the exact-match share beside them."""
     rates, twin, exact = (
-        _by_dose(results.at("mean", "verbatim", "perturbed")),
-        _by_dose(results.at("mean", "verbatim", "twin")),
+        _by_dose(results.at("mean", "extracted", "perturbed")),
+        _by_dose(results.at("mean", "extracted", "twin")),
         _by_dose(results.at("mean", "exact_match", "perturbed")),
     )
     body = [
@@ -309,8 +346,7 @@ def recognition_table(results: Results, metric: str) -> Table:
     body = [
         [
             str(dose),
-            str(row["n"]),
-            str(row["n_control"]),
+            *sizes(row),
             _cell(ours, dose, signed=False),
             _cell(twin, dose, signed=False),
         ]
@@ -351,7 +387,7 @@ def items_table(inputs: ReportInputs, results: Results, limit: int = 8) -> Table
 
 
 def missing_table(results: Results) -> Table:
-    """What was not computed, and why."""
+    """Measures that were not computed, and the reason."""
     body = [
         [row["metric"], row["family"], row["reason"], str(row["probes"] or "–"), str(row["checkpoints"])]
         for row in not_computed(results).iter_rows(named=True)
@@ -372,7 +408,7 @@ def measures_table(inputs: ReportInputs) -> Table:
 
 
 def _higher(measure: Metric) -> str:
-    """What a higher value means: a likelier text is not yet a memorised one."""
+    """Meaning of a higher value: a likelier text is not yet a memorised one."""
     if measure.higher != "more memorised":
         return measure.higher
     if measure.unit.startswith("nats"):

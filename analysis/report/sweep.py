@@ -12,11 +12,14 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from palimpsest.analysis import look
+from palimpsest.analysis.figures import theme
+from palimpsest.analysis.figures.export import csv_of, write
+from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.report.answer import interval
 from palimpsest.analysis.report.html import inline, render
+from palimpsest.analysis.report.sections import FILES
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.statistics import PAIRED
+from palimpsest.analysis.statistics import PAIRED, crossed_gains, difference_to_twin
 
 _NAMED = 4
 """Cells whose gains the first lines spell out."""
@@ -40,9 +43,22 @@ GAIN_SCHEMA = pl.Schema(
         "low": pl.Float64(),
         "high": pl.Float64(),
         "seeds": pl.UInt32(),
+        "over": pl.String(),
     }
 )
-"""One row a cell and dose: the mean gain over the cell's runs, its 95 % limits, and how many runs it is of."""
+"""One row a cell and dose: the mean gain over the cell's runs, its 95 % limits, how many runs it is of, and over what
+it generalises (``OVER``)."""
+OVER = {
+    "one run": "items like these, in this training run",
+    "draws": "items and training runs like these",
+    "draws, one training seed": "items like these, in training runs of this seed",
+    "shared items": "items and training runs like these; the runs share their items",
+    "these items": "training runs like these, with these very items",
+}
+"""Scope of a cell's interval. Runs whose ``seed`` differs have items, assignment, order and weights of their own;
+where ``train.seed`` alone differs they share the items."""
+_TRAINING = "train.seed"
+"""The seed that leaves items and assignment as they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +76,7 @@ class SweepRun:
 
     @property
     def cell(self) -> str:
-        """What it shares with runs that differ from it in the seed alone."""
+        """Factors that it shares with runs that differ from it in the seed alone."""
         return (
             " ".join(f"{key}={value}" for key, value in self.factors.items() if not _seed(key)) or "all runs"
         )
@@ -92,31 +108,78 @@ def gains(run: SweepRun) -> pl.DataFrame:
 
 
 def aggregate(runs: Sequence[SweepRun]) -> pl.DataFrame:
-    """Mean gain of each cell at each dose.
+    """Mean gain of each cell at each dose, with limits over what varies in it (:data:`OVER`).
 
-    Runs that differ in the seed alone have their own items, assignment, order and weights; so between them the
-    estimates are independent, and the interval is Student's t over runs. Of one run it is that run's own.
+    Of one run the limits are its own. Runs with items of their own are independent: Student's t over the draws of
+    items, each the mean of its runs. Runs that share their items are crossed with them
+    (:func:`~analysis.statistics.crossed_gains`) where their metric rows are there; else the limits are t over runs, and
+    speak of these items alone.
 
     Returns:
         A table of ``GAIN_SCHEMA``.
     """
-    rows: list[dict[str, Any]] = []
-    tables = [(run.cell, gains(run)) for run in runs]
-    for cell in dict.fromkeys(name for name, _ in tables):
-        both = pl.concat([table for name, table in tables if name == cell])
-        for (dose,), part in both.group_by("dose", maintain_order=True):
-            low, high = limits(part["estimate"].to_numpy()) if part.height > 1 else part.row(0)[2:4]
-            rows.append(
-                {
-                    "cell": cell,
-                    "dose": dose,
-                    "estimate": float(part["estimate"].mean()),  # type: ignore[arg-type]
-                    "low": low,
-                    "high": high,
-                    "seeds": part.height,
-                }
-            )
-    return pl.DataFrame(rows, schema=GAIN_SCHEMA)
+    frames = [
+        _cell([run for run in runs if run.cell == cell]).with_columns(cell=pl.lit(cell))
+        for cell in dict.fromkeys(run.cell for run in runs)
+    ]
+    return (
+        pl.concat([frame.select(list(GAIN_SCHEMA)).cast(GAIN_SCHEMA) for frame in frames])
+        if frames
+        else (pl.DataFrame(schema=GAIN_SCHEMA))
+    )
+
+
+def _cell(runs: Sequence[SweepRun]) -> pl.DataFrame:
+    if len(runs) == 1:
+        return gains(runs[0]).with_columns(seeds=pl.lit(1), over=pl.lit("one run"))
+    draws: dict[tuple[str, ...], list[SweepRun]] = {}
+    for run in runs:
+        own = tuple(value for key, value in run.factors.items() if _seed(key) and key != _TRAINING)
+        draws.setdefault(own, []).append(run)
+    if len(draws) > 1:
+        means = pl.concat(
+            [
+                pl.concat([gains(run) for run in group]).group_by("dose").agg(pl.col("estimate").mean())
+                for group in draws.values()
+            ]
+        )
+        trained = any("seed" in run.factors or _TRAINING in run.factors for run in runs)
+        return _over_runs(means, len(runs), "draws" if trained else "draws, one training seed")
+    if (rows := _shared_rows(runs)) is not None:
+        bounds = METRICS[runs[0].summary["primary_metric"]].bounds
+        crossed = crossed_gains(rows, bounds=bounds)
+        return crossed.with_columns(seeds=pl.lit(len(runs)), over=pl.lit("shared items"))
+    return _over_runs(pl.concat([gains(run) for run in runs]), len(runs), "these items")
+
+
+def _over_runs(estimates: pl.DataFrame, runs: int, over: str) -> pl.DataFrame:
+    """t limits over the estimates of each dose; none where a dose has one."""
+    rows = []
+    for (dose,), part in estimates.group_by("dose", maintain_order=True):
+        low, high = limits(part["estimate"].to_numpy()) if part.height > 1 else (None, None)
+        rows.append({"dose": dose, "estimate": part["estimate"].mean(), "low": low, "high": high})
+    schema = {"dose": pl.Int64, "estimate": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    return pl.DataFrame(rows, schema=schema).sort("dose").with_columns(seeds=pl.lit(runs), over=pl.lit(over))
+
+
+def _shared_rows(runs: Sequence[SweepRun]) -> pl.DataFrame | None:
+    """Metric rows of runs with the same items, ``replicate`` being the run; None where a run's are missing."""
+    frames = []
+    for number, run in enumerate(runs):
+        path = run.directory / "report" / "metrics.parquet"
+        if not path.is_file():
+            return None
+        rows = pl.read_parquet(path).filter(
+            (pl.col("metric") == run.summary["primary_metric"])
+            & (pl.col("step") == run.summary["step"])
+            & pl.col("dose").is_not_null()
+        )
+        paired = difference_to_twin(rows) if (rows["run"] == "twin").any() else rows
+        frames.append(paired.with_columns(replicate=pl.lit(number), step=pl.lit(0, pl.Int64)))
+    same = frames[0].select("item_id", "dose").sort("item_id")
+    if any(not frame.select("item_id", "dose").sort("item_id").equals(same) for frame in frames):
+        return None
+    return pl.concat(frames)
 
 
 def limits(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 0.95) -> tuple[float, float]:
@@ -130,7 +193,7 @@ def limits(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 0.95) -
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def _dose_figure(rows: pl.DataFrame, y_title: str) -> look.Figure:
+def _dose_figure(rows: pl.DataFrame, y_title: str) -> theme.Figure:
     """Gain by dose, one line a cell."""
     cells = rows["cell"].unique(maintain_order=True).to_list()
     # Doses as names, in order: dose 1 and dose 1,024 get the same room.
@@ -145,17 +208,17 @@ def _dose_figure(rows: pl.DataFrame, y_title: str) -> look.Figure:
     shapes = [_SHAPES[i % len(_SHAPES)] for i in range(len(cells))]
     colour = alt.Color("cell:N", title=None, sort=cells, scale=scale)
     shape = alt.Shape("cell:N", title=None, sort=cells, scale=alt.Scale(domain=cells, range=shapes))
-    base = alt.Chart(look.values(rows)).encode(x=x, xOffset=offset, color=colour)
+    base = alt.Chart(theme.values(rows)).encode(x=x, xOffset=offset, color=colour)
     chart = alt.layer(
         base.mark_rule(strokeWidth=1.6).encode(alt.Y("low:Q", title=y_title), alt.Y2("high")),
         base.mark_point(filled=True, size=60, opacity=1).encode(
             alt.Y("estimate:Q", title=y_title), shape=shape
         ),
     ).properties(width=620, height=300)
-    return look.Figure(look.styled(chart), rows)
+    return theme.Figure(theme.styled(chart), rows)
 
 
-def _factor_figure(runs: Sequence[SweepRun], y_title: str) -> look.Figure:
+def _factor_figure(runs: Sequence[SweepRun], y_title: str) -> theme.Figure:
     """Gain at the highest dose of each run, against each factor."""
     records = [
         {"factor": key, "level": value, "gain": table["estimate"][-1], "cell": run.cell}
@@ -171,21 +234,21 @@ def _factor_figure(runs: Sequence[SweepRun], y_title: str) -> look.Figure:
     for key in rows["factor"].unique(maintain_order=True):
         part = rows.filter(pl.col("factor") == key)
         levels = part["level"].unique(maintain_order=True).to_list()
-        base = alt.Chart(look.values(part)).encode(
+        base = alt.Chart(theme.values(part)).encode(
             x=alt.X("level:N", title=key, sort=levels, axis=alt.Axis(labelAngle=-30))
         )
         panels.append(
             alt.layer(
-                base.mark_point(filled=True, size=50, color=look.CONTROL_COLOUR).encode(
+                base.mark_point(filled=True, size=50, color=theme.CONTROL_COLOUR).encode(
                     alt.Y("gain:Q", title=y_title)
                 ),
-                base.mark_tick(thickness=3, size=26, color=look.INK).encode(
+                base.mark_tick(thickness=3, size=26, color=theme.INK).encode(
                     alt.Y("mean(gain):Q", title=y_title)
                 ),
             ).properties(width=max(140, 60 * len(levels)), height=220)
         )
     chart = alt.concat(*panels, columns=3).resolve_scale(y="shared")
-    return look.Figure(look.styled(chart), rows)
+    return theme.Figure(theme.styled(chart), rows)
 
 
 def _cells(rows: pl.DataFrame) -> Table:
@@ -193,12 +256,13 @@ def _cells(rows: pl.DataFrame) -> Table:
     body = []
     for cell in rows["cell"].unique(maintain_order=True):
         own = {row["dose"]: row for row in rows.filter(pl.col("cell") == cell).iter_rows(named=True)}
-        seeds = max(row["seeds"] for row in own.values())
-        body.append(
-            [cell, str(seeds), *(interval(own[dose], signed=True) if dose in own else "–" for dose in doses)]
-        )
+        first = next(iter(own.values()))
+        cells = [interval(own[dose], signed=True) if dose in own else "–" for dose in doses]
+        body.append([cell, str(first["seeds"]), *cells, OVER[first["over"]]])
     return Table(
-        ["", "runs", *(f"dose {dose}" for dose in doses)], body, "Mean gain and 95 % interval, by dose"
+        ["", "runs", *(f"dose {dose}" for dose in doses), "the interval speaks of"],
+        body,
+        "Mean gain and 95 % interval, by dose",
     )
 
 
@@ -207,10 +271,12 @@ def headline(runs: Sequence[SweepRun]) -> str:
     if not runs:
         return "No run has an audit that passed: there is no answer yet."
     doses = sorted(
-        run.summary["minimum_effective_dose"] for run in runs if run.summary["verdict"] == "memorised"
+        run.summary["minimum_effective_dose"]
+        for run in runs
+        if run.summary["minimum_effective_dose"] is not None
     )
     if not doses:
-        return f"Inserted text did not become detectably more likely in any of {len(runs)} runs."
+        return f"Not shown: inserted text did not become more likely in any of {len(runs)} runs."
     first = str(doses[0]) if doses[0] == doses[-1] else f"{doses[0]} to {doses[-1]}, depending on the run,"
     return f"Inserted text became more likely in {len(doses)} of {len(runs)} runs, from dose {first} on."
 
@@ -255,8 +321,8 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
     y_title = f"gain, {unit}"
     audited = [run for run in runs if run.summary["audit"] == "PASS"]
     rows = aggregate(audited)
-    rows.write_csv(directory / "cells.csv")
-    pl.DataFrame(
+    write(directory / "cells.csv", csv_of(rows).encode())
+    table = pl.DataFrame(
         [
             {
                 **run.factors,
@@ -266,7 +332,8 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
             for run in runs
         ],
         infer_schema_length=None,
-    ).write_csv(directory / "runs.csv")
+    )
+    write(directory / "runs.csv", csv_of(table).encode())
     figures = {}
     captions = {
         "doses": "Mean gain by dose, of each cell",
@@ -290,7 +357,7 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         runs=_list(runs),
         cells=_cells(rows) if audited else None,
         figures={
-            key: inline(look.save(made.chart, directory, key, made.rows), key, captions[key])
+            key: inline(theme.save(made.chart, directory, key, made.rows, formats=FILES), key, captions[key])
             for key, made in figures.items()
         },
     )

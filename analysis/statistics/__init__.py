@@ -9,27 +9,17 @@ from palimpsest.analysis.statistics.adaptive import (
 )
 from palimpsest.analysis.statistics.clusters import (
     Contrast,
-    cluster_bootstrap,
     cluster_contrast,
     cluster_mean,
-    clustered_auc,
     design_effect,
     did,
-    error_with_seeds,
     forgetting_slope,
     intraclass_correlation,
     log_slopes,
-    over_seeds,
-)
-from palimpsest.analysis.statistics.counts import (
-    bootstrap_auc,
-    bootstrap_means,
-    draw_counts,
-    percentile_limits,
 )
 from palimpsest.analysis.statistics.dose_curve import CurveFit, curve_ec50, fit_means
 from palimpsest.analysis.statistics.dose_response import (
-    Method,
+    crossed_gains,
     gain_over_control,
     mean_by_dose,
     minimum_effective_dose,
@@ -42,7 +32,6 @@ from palimpsest.analysis.statistics.ec50 import (
     clustered_ec50,
     dilution_exponent,
     fit_rates,
-    parametric_ec50,
     profile_ec50,
     rate,
 )
@@ -57,20 +46,20 @@ from palimpsest.analysis.statistics.forgetting import (
     learning_rate_time,
     time_to_forget,
 )
-from palimpsest.analysis.statistics.intervals import clopper_pearson, rate_difference, stratified_t
+from palimpsest.analysis.statistics.intervals import UNBOUNDED, clopper_pearson, share_limits, stratified
 from palimpsest.analysis.statistics.low_fpr import LowFpr, tpr_at_fpr, tpr_at_heldout_threshold
 from palimpsest.analysis.statistics.multiplicity import (
-    Band,
     Ratio,
     benjamini_hochberg,
     fieller,
     fieller_of_items,
     holm,
-    simultaneous_band,
 )
+from palimpsest.analysis.statistics.net import Net, net_of_controls
 from palimpsest.analysis.statistics.power import (
     auc_error,
     detectable_effect,
+    effect_shown,
     items_for_auc,
     items_for_effect,
     items_for_one_event,
@@ -79,8 +68,8 @@ from palimpsest.analysis.statistics.power import (
     paired_share,
     pairs_for_effect,
 )
-from palimpsest.analysis.statistics.recognition import Auc, auc, delong, logit_interval
-from palimpsest.analysis.statistics.resampling import bootstrap, contrast, permutation_p
+from palimpsest.analysis.statistics.recognition import Auc, auc, auc_limits, delong, pooled_auc
+from palimpsest.analysis.statistics.resampling import permutation_p
 from palimpsest.analysis.statistics.rows import (
     ESTIMATE_SCHEMA,
     PAIRED,
@@ -89,7 +78,6 @@ from palimpsest.analysis.statistics.rows import (
     per_item,
 )
 from palimpsest.analysis.statistics.spacing import Activation, base_level_activation, fit_activation
-from palimpsest.analysis.statistics.summary import bootstrap_all
 from palimpsest.analysis.statistics.trends import (
     Effective,
     Trend,
@@ -106,9 +94,9 @@ __all__ = [
     "ESTIMATE_SCHEMA",
     "FAMILIES",
     "PAIRED",
+    "UNBOUNDED",
     "Activation",
     "Auc",
-    "Band",
     "Contrast",
     "CurveFit",
     "Dilution",
@@ -118,28 +106,23 @@ __all__ = [
     "Forgetting",
     "Interaction",
     "LowFpr",
-    "Method",
+    "Net",
     "Ratio",
     "Thresholds",
     "TimeToForget",
     "Trend",
     "auc",
     "auc_error",
+    "auc_limits",
     "base_level_activation",
     "benjamini_hochberg",
-    "bootstrap",
-    "bootstrap_all",
-    "bootstrap_auc",
-    "bootstrap_means",
     "clopper_pearson",
-    "cluster_bootstrap",
     "cluster_contrast",
     "cluster_mean",
-    "clustered_auc",
     "clustered_ec50",
     "cochran_armitage",
     "compare_families",
-    "contrast",
+    "crossed_gains",
     "curve_ec50",
     "delong",
     "design_effect",
@@ -148,8 +131,7 @@ __all__ = [
     "difference_to_twin",
     "dilution_exponent",
     "dose_scores",
-    "draw_counts",
-    "error_with_seeds",
+    "effect_shown",
     "estimates",
     "fieller",
     "fieller_of_items",
@@ -173,26 +155,23 @@ __all__ = [
     "items_for_spearman",
     "learning_rate_time",
     "log_slopes",
-    "logit_interval",
     "mann_whitney_p",
     "mean_by_dose",
     "minimum_effective_dose",
     "minimum_effective_mean",
     "minimum_effective_rate",
-    "over_seeds",
+    "net_of_controls",
     "paired_share",
     "pairs_for_effect",
-    "parametric_ec50",
     "per_item",
-    "percentile_limits",
     "permutation_p",
+    "pooled_auc",
     "profile_ec50",
     "rate",
-    "rate_difference",
-    "simultaneous_band",
+    "share_limits",
     "split_controls",
     "staircase_ec50",
-    "stratified_t",
+    "stratified",
     "time_to_forget",
     "tpr_at_fpr",
     "tpr_at_heldout_threshold",

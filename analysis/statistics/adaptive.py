@@ -106,7 +106,7 @@ def _profile(nll: Callable[[Floats], float], middle: float) -> float:
 
 
 def _limit(nll: Callable[[Floats], float], middle: float, step: float, limit: float) -> float:
-    """Where the profile crosses the limit, left or right of the middle; infinite if not within 60 doublings."""
+    """Crossing of the profile and the limit, left or right of the middle; infinite if not within 60 doublings."""
     inside, outside = middle, middle + step
     while _profile(nll, outside) <= limit:
         inside, outside = outside, outside + 2 * (outside - middle)

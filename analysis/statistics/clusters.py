@@ -1,4 +1,4 @@
-"""Clustered items and correlated checkpoints: means, contrasts, difference-in-differences, forgetting slopes, AUC.
+"""Clustered items and correlated checkpoints: means, contrasts, difference-in-differences, forgetting slopes.
 
 Items of one person, book or template are alike, and so are neighbouring checkpoints of one item. Each estimate here is
 a sum over clusters, whatever happens along time is first reduced to one number an item, and the error is what the
@@ -7,15 +7,11 @@ clusters' sums vary by. Shape suffixes: N items, T checkpoints, C clusters; ``..
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-
-from palimpsest.analysis.checks import numbers
-from palimpsest.analysis.statistics.power import auc_error
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -151,86 +147,6 @@ def forgetting_slope(
     return cluster_contrast(log_slopes(values_NT, times_T), treated_N, cluster_N, level)
 
 
-def clustered_auc(
-    members: ArrayLike,
-    controls: ArrayLike,
-    member_cluster: ArrayLike,
-    control_cluster: ArrayLike,
-    level: float = 0.95,
-) -> Contrast:
-    """AUC with a clustered DeLong error (Obuchowski 1997), interval on the logit scale, t.
-
-    ``var = I/(I-1) sum_i (sum of placement deviations of i's members / m + of its controls / n)^2``, over
-    clusters i; one-item clusters give DeLong's variance (up to the factor of clusters that lie in one arm only,
-    which take their own arm's I). Exactly 0 or 1 has no logit: its limit is Clopper-Pearson's on
-    min(clusters) pairs.
-
-    Args:
-        members: (..., m) scores, higher = member.
-        controls: (..., n).
-        member_cluster: (m,) labels.
-        control_cluster: (n,) labels; one label in both arms is one cluster.
-        level: of the interval.
-    """
-    x, y = numbers(members, "members"), numbers(controls, "controls")
-    cx, cy = np.asarray(member_cluster), np.asarray(control_cluster)
-    wins = (x[..., :, None] > y[..., None, :]) + 0.5 * (x[..., :, None] == y[..., None, :])
-    area = wins.mean((-1, -2))
-    deviations = np.concatenate(
-        [
-            (wins.mean(-1) - area[..., None]) / x.shape[-1],
-            (wins.mean(-2) - area[..., None]) / y.shape[-1],
-        ],
-        axis=-1,
-    )
-    codes = np.unique(np.concatenate([cx, cy]), return_inverse=True)[1].astype(np.int64)
-    sums = _sums(deviations, codes)
-    m, n = np.unique(cx).size, np.unique(cy).size
-    if min(m, n) < 2:
-        raise ValueError("an AUC with an interval needs two clusters in both arms")
-    if np.intersect1d(cx, cy).size:
-        factor, df = np.full(sums.shape[-1], sums.shape[-1] / (sums.shape[-1] - 1)), sums.shape[-1] - 1.0
-        degrees = np.full(area.shape, df)
-        variance = (factor * sums**2).sum(-1)
-    else:
-        own = np.isin(np.arange(sums.shape[-1]), codes[: cx.size])
-        v1 = (sums[..., own] ** 2).sum(-1) * m / (m - 1)
-        v0 = (sums[..., ~own] ** 2).sum(-1) * n / (n - 1)
-        variance, spread = v1 + v0, v1**2 / (m - 1) + v0**2 / (n - 1)
-        degrees = np.divide(variance**2, spread, out=np.full(area.shape, np.inf), where=spread > 0)
-    # All scores equal: what was seen does not vary, but that is no certainty. At 0 and 1 the limits need no error.
-    single = np.array([auc_error(float(a), m, n) ** 2 for a in area.ravel()]).reshape(area.shape)
-    still = (variance == 0) & (area > 0) & (area < 1)
-    variance, degrees = np.where(still, single, variance), np.where(still, min(m, n) - 1.0, degrees)
-    inside = np.clip(area, 1e-12, 1 - 1e-12)
-    centre = np.log(inside / (1 - inside))
-    half = stats.t.ppf((1 + level) / 2, degrees) * np.sqrt(variance) / (inside * (1 - inside))
-    bound = ((1 - level) / 2) ** (1 / min(m, n))
-    low = np.where(area == 1, bound, np.where(area == 0, 0.0, 1 / (1 + np.exp(half - centre))))
-    high = np.where(area == 0, 1 - bound, np.where(area == 1, 1.0, 1 / (1 + np.exp(-half - centre))))
-    return Contrast(np.asarray(area), np.sqrt(variance), degrees, low, high)
-
-
-def cluster_bootstrap(
-    values_NM: ArrayLike, treated_N: ArrayLike, cluster_N: ArrayLike, *, replicates: int = 1000, seed: int = 0
-) -> Floats:
-    """Replicates of the contrast of means with whole clusters resampled within arms; (B, M).
-
-    Count-based: a replicate is a vector of how often each cluster was drawn, and its means two matrix products.
-    """
-    y = np.asarray(values_NM, np.float64)
-    y = y.reshape(len(y), -1)
-    treated, cluster = np.asarray(treated_N, bool), np.asarray(cluster_N)
-    rng = np.random.default_rng(seed)
-    found = np.zeros((replicates, y.shape[1]))
-    for sign, arm in ((1.0, treated), (-1.0, ~treated)):
-        codes = np.unique(cluster[arm], return_inverse=True)[1].astype(np.int64)
-        sums, sizes = _sums(y[arm].T, codes), np.bincount(codes).astype(np.float64)
-        drawn = rng.multinomial(sizes.size, np.full(sizes.size, 1 / sizes.size), replicates)
-        found += sign * (drawn @ sums.T) / (drawn @ sizes)[:, None]
-    return found
-
-
 def design_effect(cluster_size: float, icc: float) -> float:
     """Kish: ``1 + (m - 1) ICC``, by which the variance of a mean over clusters of m exceeds that of as many
     independent items."""
@@ -251,17 +167,3 @@ def intraclass_correlation(values_N: ArrayLike, cluster_N: ArrayLike) -> float:
     typical = (n - float((sizes**2).sum()) / n) / (clusters - 1)
     total = between + (typical - 1) * within
     return (between - within) / total if total > 0 else 0.0
-
-
-def error_with_seeds(error_items: float, sd_seed: float, seeds: int) -> float:
-    """Standard error with training seeds as a layer: ``sqrt(se_items^2 + sd_seed^2 / seeds)``.
-
-    More items never remove the second term: one run says nothing of other runs.
-    """
-    return math.sqrt(error_items**2 + sd_seed**2 / seeds)
-
-
-def over_seeds(estimate_S: ArrayLike, level: float = 0.95) -> Contrast:
-    """Mean over training seeds, each seed one observation, t with S-1 degrees of freedom."""
-    estimates = np.asarray(estimate_S, np.float64)
-    return cluster_mean(estimates, np.arange(estimates.shape[-1]), level)

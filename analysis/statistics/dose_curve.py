@@ -1,19 +1,28 @@
-"""Dose-response of continuous measures: lower level, rise, slope and EC50 by least squares on the arms' means.
+"""Dose-response of continuous measures: lower level, rise, slope and EC50 by least squares on the doses' means.
 
-Shape suffixes: E separate fits (bootstrap replicates), D doses, P grid points, N items, C clusters.
+Shape suffixes: E separate fits, D doses, M values of log2 EC50, S slopes, C clusters, N items.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 from scipy.special import expit
 
 from palimpsest.analysis.statistics.ec50 import Ec50
+from palimpsest.analysis.statistics.trends import trend_permutation_p
 
 Floats = NDArray[np.float64]
+
+_SLOPES = np.log([0.1, 10.0])
+"""ln of the least and largest slope a doubling that is tried."""
+_FAR = 15
+"""Doublings beyond the highest dose up to which an EC50 is looked for."""
+METHOD = "least squares on the doses' means, profile F"
 
 
 class CurveFit(NamedTuple):
@@ -28,115 +37,146 @@ class CurveFit(NamedTuple):
     rise: Floats
     """From dose 0 to infinite dose; positive."""
     rss: Floats
-    """Weighted residual sum of squares over the arms' means."""
+    """Weighted residual sum of squares over the doses' means."""
 
 
-def _best(
-    x_D: Floats, weight_ED: Floats, mean_ED: Floats, ln_slope_EP: Floats, middle_EP: Floats
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """For each fit the best of its P shapes; low and rise are linear given them."""
-    s = expit(np.exp(ln_slope_EP)[..., None] * (x_D - middle_EP[..., None]))
-    w = (weight_ED / weight_ED.sum(-1, keepdims=True))[:, None]
-    s_mean = (w * s).sum(-1)
-    y_mean = (w * mean_ED[:, None]).sum(-1)
-    s_c, y_c = s - s_mean[..., None], mean_ED[:, None] - y_mean[..., None]
-    both, spread, total = (w * s_c * y_c).sum(-1), (w * s_c**2).sum(-1), (w * y_c**2).sum(-1)
-    rise = np.maximum(np.divide(both, spread, out=np.zeros_like(both), where=spread > 1e-12), 0)
-    rss = total - 2 * rise * both + rise**2 * spread
-    pick = np.argmin(rss, axis=1)
-    rows = np.arange(len(pick))
-    chosen = rise[rows, pick]
-    return pick, rss[rows, pick], chosen, y_mean[rows, 0] - chosen * s_mean[rows, pick]
+def _axis(doses: ArrayLike) -> Floats:
+    dose = np.asarray(doses, np.float64)
+    if dose.size < 4:
+        raise ValueError(f"four parameters need four doses, not {dose.size}")
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log2(dose))
+
+
+def _surface(
+    x_D: Floats, mean_D: Floats, precision_DD: Floats, middle_M: Floats, ln_slope_S: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Weighted squares (M, S), and the low level and rise that are best at each; rise is not negative."""
+    s = expit(np.exp(ln_slope_S)[None, :, None] * (x_D - middle_M[:, None, None]))
+    ones = precision_DD.sum(0)
+    a, u = float(ones.sum()), float(ones @ mean_D)
+    b, weighted = s @ ones, s @ precision_DD
+    c, v = (weighted * s).sum(-1), weighted @ mean_D
+    spread = a * c - b**2
+    rise = np.maximum(np.divide(a * v - b * u, spread, out=np.zeros_like(b), where=spread > 1e-12 * a * c), 0)
+    low = (u - b * rise) / a
+    residual = mean_D - low[..., None] - rise[..., None] * s
+    return ((residual @ precision_DD) * residual).sum(-1), low, rise
+
+
+def _best(x_D: Floats, mean_D: Floats, precision_DD: Floats) -> tuple[float, float, float, float, float]:
+    """log2 EC50, ln slope, low, rise and squares: the best of a grid, then of ever finer ones around it."""
+    finite = x_D[np.isfinite(x_D)]
+    middle = np.linspace(finite.min() - 1, finite.max() + 3, 33)
+    slope = np.linspace(*_SLOPES, 16)
+    span_m, span_s = (float(axis[1] - axis[0]) for axis in (middle, slope))
+    for _ in range(16):
+        squares, low, rise = _surface(x_D, mean_D, precision_DD, middle, slope)
+        at = np.unravel_index(np.argmin(squares), squares.shape)
+        best = (
+            float(middle[at[0]]),
+            float(slope[at[1]]),
+            float(low[at]),
+            float(rise[at]),
+            float(squares[at]),
+        )
+        middle = best[0] + span_m * np.linspace(-1, 1, 9)
+        slope = best[1] + span_s * np.linspace(-1, 1, 9)
+        span_m, span_s = span_m * 0.5, span_s * 0.5
+    return best
 
 
 def fit_means(doses: ArrayLike, means: ArrayLike, weights: ArrayLike) -> CurveFit:
-    """Weighted least squares, all fits at once: a grid over slope and EC50, then six rounds of zooming in.
+    """Weighted least squares of the curve, a fit for each entry of the leading axes.
 
     With fewer than four doses the curve is not identified. An EC50 far beyond the highest dose and a rise without
     bound are the same thing seen twice: report such an EC50 as "> max dose".
 
     Args:
         doses: (D,); dose 0 gives the lower level.
-        means: (..., D) mean of each arm.
-        weights: (..., D) or (D,): items of each arm, or inverse variances.
+        means: (..., D) mean of each dose.
+        weights: (..., D) or (D,): items of each dose, or inverse variances.
     """
-    dose = np.asarray(doses, np.float64)
-    y = np.asarray(means, np.float64)
-    if dose.size < 4:
-        raise ValueError(f"four parameters need four doses, not {dose.size}")
-    with np.errstate(divide="ignore"):
-        x = np.log2(dose)
-    finite = x[np.isfinite(x)]
-    flat = y.reshape(-1, dose.size)
-    w = np.broadcast_to(np.asarray(weights, np.float64), y.shape).reshape(flat.shape)
-    ln_slope, middle = (
-        g.ravel()
-        for g in np.meshgrid(
-            np.linspace(np.log(0.1), np.log(10), 16), np.linspace(finite.min() - 1, finite.max() + 3, 33)
-        )
-    )
-    fits = len(flat)
-    a, m = np.broadcast_to(ln_slope, (fits, ln_slope.size)), np.broadcast_to(middle, (fits, middle.size))
-    rows, span_a, span_m = np.arange(fits), 0.31, float(finite.max() - finite.min() + 4) / 32
-    zoom = np.array(np.meshgrid(np.linspace(-1, 1, 7), np.linspace(-1, 1, 7))).reshape(2, 1, -1)
-    for _ in range(8):
-        pick, rss, rise, low = _best(x, w, flat, a, m)
-        best_a, best_m = a[rows, pick], m[rows, pick]
-        a, m = best_a[:, None] + span_a * zoom[0], best_m[:, None] + span_m * zoom[1]
-        span_a, span_m = span_a * 0.45, span_m * 0.45
-    shape = y.shape[:-1]
-    spread, level = np.ptp(flat, axis=-1), np.abs(flat).max(-1)
-    ec50 = np.where((rise > 0) & (spread > 1e-12 * level), np.exp2(best_m), np.inf)
-    return CurveFit(*(part.reshape(shape) for part in (ec50, np.exp(best_a), low, rise, rss)))
+    x, y = _axis(doses), np.asarray(means, np.float64)
+    w = np.broadcast_to(np.asarray(weights, np.float64), y.shape)
+    rows = []
+    for mean, weight in zip(y.reshape(-1, x.size), w.reshape(-1, x.size), strict=True):
+        middle, ln_slope, low, rise, squares = _best(x, mean, np.diag(weight / weight.sum()))
+        flat = rise <= 0 or np.ptp(mean) <= 1e-12 * np.abs(mean).max()
+        rows.append((math.inf if flat else 2**middle, math.exp(ln_slope), low, rise, squares))
+    return CurveFit(*(np.array(column).reshape(y.shape[:-1]) for column in zip(*rows, strict=True)))
+
+
+def dose_means(
+    value_N: Floats, dose_N: Floats, stratum_N: NDArray[np.generic], cluster_N: NDArray[np.generic]
+) -> tuple[Floats, Floats, Floats, int]:
+    """Doses, their means free of what strata differ in, the covariance of these, and its degrees of freedom.
+
+    Ordinary least squares of the clusters' means on dose and stratum, both as factors.
+    """
+    _, first, code = np.unique(cluster_N, return_index=True, return_inverse=True)
+    y = np.bincount(code, weights=value_N) / np.bincount(code)
+    levels, dose = np.unique(dose_N[first], return_inverse=True)
+    strata = np.unique(stratum_N[first], return_inverse=True)[1]
+    blocks = np.eye(int(strata.max()) + 1)[strata][:, 1:]
+    design = np.column_stack([np.eye(levels.size)[dose], blocks - blocks.mean(0)])
+    solution = np.linalg.pinv(design)
+    residual = y - design @ (solution @ y)
+    df = y.size - int(np.linalg.matrix_rank(design))
+    if df < 1:
+        raise ValueError("an EC50 with an interval needs more clusters than doses and strata")
+    covariance = (residual @ residual) / df * (solution @ solution.T)
+    d = levels.size
+    return levels, (solution @ y)[:d], covariance[:d, :d], df
 
 
 def curve_ec50(
     values_N: ArrayLike,
     dose_N: ArrayLike,
+    stratum_N: ArrayLike | None = None,
     cluster_N: ArrayLike | None = None,
     *,
-    replicates: int = 1000,
-    seed: int = 0,
+    alpha: float = 0.05,
     level: float = 0.95,
-) -> tuple[Ec50, CurveFit]:
-    """EC50 of a continuous measure with a percentile interval, clusters resampled within doses.
+) -> Ec50:
+    """EC50 of a continuous measure with a profile interval: ``Q(m) - Q_min <= F_level(1, df)``, m = log2 EC50.
+
+    Q are the squares of the doses' means (:func:`dose_means`) from the curve, weighted by their covariance, at the best
+    low level, rise and slope given m (Bates & Watts 1988). Where a permutation test shows no trend, there is no half of
+    an effect: the EC50 is not reached.
 
     Args:
         values_N: one value an item, higher = more memorised.
         dose_N: its dose.
-        cluster_N: its cluster, which has one dose; every item its own if None.
-        replicates: bootstrap samples.
-        seed: of the bootstrap.
+        stratum_N: its stratum, within which doses were assigned; all in one if None.
+        cluster_N: its cluster, which has one dose and stratum; every item its own if None.
+        alpha: level of the test of a trend.
         level: of the interval.
-
-    Returns:
-        The EC50 (``floor`` holds the lower level), and the fits of the replicates.
     """
     y, dose = np.asarray(values_N, np.float64), np.asarray(dose_N, np.float64)
+    stratum = np.zeros(y.size, np.int64) if stratum_N is None else np.asarray(stratum_N)
     cluster = np.arange(y.size) if cluster_N is None else np.asarray(cluster_N)
-    levels = np.unique(dose)
-    rng = np.random.default_rng(seed)
-    means, sizes, drawn = [], [], []
-    for here in (dose == level_ for level_ in levels):
-        codes = np.unique(cluster[here], return_inverse=True)[1]
-        size = np.bincount(codes).astype(np.float64)
-        total = np.bincount(codes, weights=y[here])
-        counts = rng.multinomial(size.size, np.full(size.size, 1 / size.size), replicates)
-        means.append(total.sum() / size.sum())
-        sizes.append(size.sum())
-        drawn.append((counts @ total) / (counts @ size))
-    fit = fit_means(levels, np.array(means), np.array(sizes))
-    replicas = fit_means(levels, np.stack(drawn, axis=1), np.array(sizes))
-    # On the log scale, cut short of infinity: between two infinite replicates interpolation would give NaN.
-    ends = np.quantile(np.minimum(np.log2(replicas.ec50), 1023), [(1 - level) / 2, (1 + level) / 2])
-    low, high = np.where(ends < 1023, np.exp2(ends), np.inf)
-    answer = Ec50(
-        float(fit.ec50),
-        float(low),
-        float(high),
-        float(fit.slope),
-        float(fit.low),
-        float(levels.max()),
-        "least squares on means, cluster bootstrap, percentile",
+    _axis(np.unique(dose))
+    _, first, code = np.unique(cluster, return_index=True, return_inverse=True)
+    own = np.bincount(code, weights=y) / np.bincount(code)
+    p = trend_permutation_p(own, dose[first], stratum[first], permutations=999)
+    levels, mean, covariance, df = dose_means(y, dose, stratum, cluster)
+    x, top = _axis(levels), float(levels.max())
+    if p > alpha or not covariance.any():
+        return Ec50(math.inf, 0.0, math.inf, math.nan, float(mean[0]), top, METHOD)
+    precision = np.linalg.pinv(covariance, hermitian=True)
+    middle, ln_slope, low, _, least = _best(x, mean, precision)
+    finite = x[np.isfinite(x)]
+    grid = np.linspace(finite.min() - 10, finite.max() + _FAR, 801)
+    squares = _surface(x, mean, precision, grid, np.linspace(*_SLOPES, 61))[0].min(1)
+    inside = np.flatnonzero(squares - least <= stats.f.ppf(level, 1, df))
+    ends = (grid[inside[0]], grid[inside[-1]]) if inside.size else (middle, middle)
+    return Ec50(
+        2**middle,
+        0.0 if inside.size and inside[0] == 0 else float(2 ** min(ends[0], middle)),
+        math.inf if inside.size and inside[-1] == grid.size - 1 else float(2 ** max(ends[1], middle)),
+        math.exp(ln_slope),
+        low,
+        top,
+        METHOD,
     )
-    return answer, replicas

@@ -2,65 +2,47 @@
 control.
 
 All functions take metric rows (``analysis.metrics``; several runs, steps and metrics at once) and return
-estimate rows (:data:`~analysis.statistics.rows.ESTIMATE_SCHEMA`). Items are the unit; intervals are 95 %.
-
-The default interval is the stratified Welch t: with 5 to 10 items a cell the percentile bootstrap of the same
-estimate covers less than it says (``tests/analysis/test_statistics.py`` measures both).
+estimate rows (:data:`~analysis.statistics.rows.ESTIMATE_SCHEMA`). Clusters of items are the unit; intervals are 95 %,
+of :func:`~analysis.statistics.intervals.stratified`.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import Literal
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
-from palimpsest.analysis.statistics.intervals import clopper_pearson, rate_difference, stratified_t
-from palimpsest.analysis.statistics.resampling import bootstrap, permutation_p
-from palimpsest.analysis.statistics.rows import BY, by_group, comparable_cells, estimates, per_item
-
-Method = Literal["t", "bootstrap", "rate"]
-"""``t``: stratified Welch t. ``bootstrap``: stratified percentile bootstrap. ``rate``: exact binomial, values
-0/1."""
+from palimpsest.analysis.statistics.intervals import UNBOUNDED, Bounds, stratified
+from palimpsest.analysis.statistics.resampling import Alternative, permutation_p
+from palimpsest.analysis.statistics.rows import BY, PAIRED, by_group, comparable_cells, estimates, per_item
 
 KEYS = [*BY, "group", "dose"]
-_NAMES = {
-    "t": "stratified Welch t",
-    "bootstrap": "stratified percentile bootstrap",
-}
 
 
-def mean_by_dose(
-    rows: pl.DataFrame, *, method: Method = "t", replicates: int = 2000, seed: int = 0
-) -> pl.DataFrame:
+def mean_by_dose(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED) -> pl.DataFrame:
     """Mean over the items of each dose (``statistic = mean``), for each family and for all.
 
     Args:
         rows: metric rows.
-        method: interval; ``rate`` gives Clopper-Pearson.
-        replicates: bootstrap samples.
-        seed: of the bootstrap.
+        bounds: of the metric's values (``Metric.bounds``); differences from the twin have twice the reach.
     """
     items = by_group(per_item(rows)).with_columns(arm=pl.lit(True))
-    if method == "rate":
-        return _rates(items)
-    # A stratum with one item has no variance; a family of such strata is taken as one.
-    alone = pl.len().over([*KEYS, "family"]) - pl.col("stratum").n_unique().over([*KEYS, "family"]) < 1
+    # A stratum with one cluster has no variance; a family of such strata is taken as one.
+    here = [*KEYS, "family"]
+    alone = pl.col("cluster").n_unique().over(here) - pl.col("stratum").n_unique().over(here) < 1
     items = items.with_columns(cell=pl.when(alone).then(pl.lit("**")).otherwise("stratum"))
-    found = stratified_t(items, KEYS).drop("n_control")
-    if method == "bootstrap":
-        found = _with_bootstrap(found, items, replicates, seed)
-    return _finish(found, "mean", _NAMES[method])
+    return _finish(_stratified(items, bounds).drop("n_control", "clusters_control"), "mean", bounds)
 
 
 def gain_over_control(
     rows: pl.DataFrame,
     *,
-    method: Method = "t",
+    bounds: Bounds = UNBOUNDED,
     permutations: int = 0,
-    replicates: int = 2000,
     seed: int = 0,
+    alternative: Alternative = "greater",
 ) -> pl.DataFrame:
     """Gain of each dose over dose 0 (``statistic = gain``): what the insertions added.
 
@@ -69,10 +51,10 @@ def gain_over_control(
 
     Args:
         rows: metric rows.
-        method: interval; ``rate`` compares the two plain rates (MOVER on Clopper-Pearson limits).
-        permutations: if positive, ``p`` is the one-sided permutation p, doses permuted within strata.
-        replicates: bootstrap samples.
-        seed: of bootstrap and permutations.
+        bounds: of the metric's values (``Metric.bounds``).
+        permutations: if positive, ``p`` is the permutation p, doses permuted over clusters within strata.
+        seed: of the permutations.
+        alternative: of p: ``greater`` (one-sided) or ``two-sided``.
     """
     items = by_group(per_item(rows).filter(pl.col("dose").is_not_null()))
     doses = items.filter(pl.col("dose") > 0)["dose"].unique().sort()
@@ -82,24 +64,78 @@ def gain_over_control(
         )
         for dose in doses
     ]
-    return _compare(compared, "gain", method, permutations, replicates, seed)
+    return _compare(compared, "gain", bounds, permutations, seed, alternative)
 
 
-def split_controls(rows: pl.DataFrame, *, method: Method = "t", seed: int = 0) -> pl.DataFrame:
+def crossed_gains(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED) -> pl.DataFrame:
+    """Gain of each dose over dose 0 in several training runs that share their items, for items and runs like these.
+
+    Items and runs are crossed random effects: ``var = v_items + max(0, v_runs - v_rest)``, v_items the variance of the
+    gain of the items' means over runs, v_runs that of the runs' gains over their number, and v_rest what items differ
+    in from run to run, which is in both (the method of moments of a two-way layout; Cameron, Gelbach & Miller 2011).
+    Each part has its own quantile of t (MOVER), so that few runs make a wide interval.
+
+    Args:
+        rows: metric rows of one run, step and metric, with a column ``replicate`` that names the training run.
+        bounds: of the metric's values (``Metric.bounds``).
+
+    Returns:
+        dose, estimate, low, high, runs; of all families.
+    """
+    identity = [name for name in rows.columns if name not in ("replicate", "value", "reason")]
+    shared = rows.with_columns(mean=pl.col("value").mean().over(identity))
+    pooled = _errors(rows.group_by(identity).agg(pl.col("value").mean()), bounds)
+    parts = shared.partition_by("replicate", maintain_order=True)
+    each = pl.concat([_errors(part.select(*identity, "value"), bounds) for part in parts])
+    rest = pl.concat(
+        [_errors(part.select(*identity, value=pl.col("value") - pl.col("mean")), UNBOUNDED) for part in parts]
+    )
+    runs = len(parts)
+    if runs < 2:
+        raise ValueError("an effect of runs needs two of them")
+    v_runs = each.group_by("dose").agg(v_runs=pl.col("estimate").var() / runs)
+    v_rest = rest.group_by("dose").agg(v_rest=(pl.col("error") ** 2).mean() / (runs - 1))
+    found = pooled.join(v_runs, on="dose").join(v_rest, on="dose").sort("dose")
+    error, df = found["error"].to_numpy(), found["df"].to_numpy()
+    between = np.maximum((found["v_runs"] - found["v_rest"]).to_numpy(), 0.0)
+    half = np.sqrt((stats.t.ppf(0.975, df) * error) ** 2 + stats.t.ppf(0.975, runs - 1) ** 2 * between)
+    return found.select(
+        "dose",
+        "estimate",
+        low=pl.col("estimate") - pl.Series(half),
+        high=pl.col("estimate") + pl.Series(half),
+        runs=pl.lit(runs, pl.UInt32),
+    )
+
+
+def _errors(rows: pl.DataFrame, bounds: Bounds) -> pl.DataFrame:
+    """dose, estimate, error, df of the gains of all families."""
+    items = by_group(per_item(rows).filter(pl.col("dose").is_not_null())).filter(pl.col("group") == "all")
+    compared = [
+        items.filter(pl.col("dose").is_in([0, dose])).with_columns(
+            arm=pl.col("dose") == dose, dose=pl.lit(dose, pl.Int32)
+        )
+        for dose in items.filter(pl.col("dose") > 0)["dose"].unique().sort()
+    ]
+    usable = comparable_cells(pl.concat(compared), KEYS).filter(pl.col("cell").is_not_null())
+    return _stratified(usable, bounds).select("dose", "estimate", "error", "df")
+
+
+def split_controls(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED, seed: int = 0) -> pl.DataFrame:
     """Negative control (``statistic = split``): dose 0 against dose 0, in two random halves, by the same
     estimator.
 
-    Its interval contains 0 in 95 of 100 experiments; one that does not is a reason to look closer. Halves
-    differ by at most one item in every stratum and are the same for every run, step and metric.
+    Its interval contains 0 in 95 of 100 experiments; one that does not is a reason to look closer. Clusters are not
+    torn apart; halves differ by at most one of them in every stratum and are the same for every run, step and metric.
     """
     controls = per_item(rows).filter(pl.col("dose") == 0)
-    units = controls.select("unit", "family", "stratum").unique().sort("family", "stratum", "unit")
+    units = controls.select("cluster", "family", "stratum").unique().sort("family", "stratum", "cluster")
     shuffled = units.with_columns(key=pl.Series(np.random.default_rng(seed).random(units.height)))
     # Alternating through the sorted strata, not within each, also balances strata of odd size against each
     # other.
     halves = shuffled.sort("family", "stratum", "key").with_columns(arm=pl.int_range(pl.len()) % 2 == 0)
-    compared = by_group(controls.join(halves.select("unit", "arm"), on="unit"))
-    return _compare([compared] if compared.height else [], "split", method, 0, 0, seed)
+    compared = by_group(controls.join(halves.select("cluster", "arm"), on="cluster"))
+    return _compare([compared] if compared.height else [], "split", bounds, 0, 0, "greater")
 
 
 def minimum_effective_dose(gains: pl.DataFrame, *, alpha: float = 0.05) -> int | None:
@@ -124,7 +160,12 @@ def minimum_effective_dose(gains: pl.DataFrame, *, alpha: float = 0.05) -> int |
 
 
 def _compare(
-    frames: list[pl.DataFrame], statistic: str, method: Method, permutations: int, replicates: int, seed: int
+    frames: list[pl.DataFrame],
+    statistic: str,
+    bounds: Bounds,
+    permutations: int,
+    seed: int,
+    alternative: Alternative,
 ) -> pl.DataFrame:
     if not frames:
         return estimates(pl.DataFrame())
@@ -135,24 +176,36 @@ def _compare(
         .group_by(KEYS)
         .agg(left_out=pl.len().cast(pl.Int64))
     )
-    if method == "rate":
-        found, name = _rate_gains(usable), "difference of rates, MOVER on Clopper-Pearson limits"
-    else:
-        found, name = stratified_t(usable, KEYS), _NAMES[method]
-        if method == "bootstrap":
-            found = _with_bootstrap(found, usable, replicates, seed)
+    found = _stratified(usable, bounds)
     if permutations:
-        found = found.join(_p_values(usable, permutations, seed), on=KEYS, how="left")
-    return _finish(found.join(left_out, on=KEYS, how="full", coalesce=True), statistic, name)
+        found = found.join(_p_values(usable, permutations, seed, alternative), on=KEYS, how="left")
+    return _finish(found.join(left_out, on=KEYS, how="full", coalesce=True), statistic, bounds)
 
 
-def _finish(found: pl.DataFrame, statistic: str, name: str) -> pl.DataFrame:
+def _stratified(items: pl.DataFrame, bounds: Bounds) -> pl.DataFrame:
+    """Estimates of a run's values and of differences from the twin, which reach twice as far."""
+    low, high = bounds
+    paired = pl.col("run") == PAIRED
+    return pl.concat(
+        [
+            stratified(items.filter(~paired), KEYS, bounds),
+            stratified(items.filter(paired), KEYS, (low - high, high - low)),
+        ]
+    )
+
+
+def _finish(found: pl.DataFrame, statistic: str, bounds: Bounds) -> pl.DataFrame:
     left_out = pl.col("left_out") if "left_out" in found.columns else pl.lit(None, pl.Int64)
+    name = (
+        "exact mid-P, within families, MOVER"
+        if np.isfinite(bounds).all()
+        else "stratified Welch t, skewness-corrected"
+    )
     method = (
         pl.when(pl.col("estimate").is_null())
         .then(pl.lit("not computed because no control shares a family with these items"))
         .when(pl.col("low").is_null())
-        .then(pl.lit("no interval because an arm of a family has one item"))
+        .then(pl.lit("no interval because an arm of a family has one item or cluster"))
         .when(left_out.is_not_null())
         .then(pl.format(name + "; {} items of families without controls left out", left_out))
         .otherwise(pl.lit(name))
@@ -162,66 +215,24 @@ def _finish(found: pl.DataFrame, statistic: str, name: str) -> pl.DataFrame:
     )
 
 
-def _rates(items: pl.DataFrame) -> pl.DataFrame:
-    found = items.group_by(KEYS).agg(hits=pl.col("value").sum(), n=pl.len().cast(pl.Int64))
-    low, high = clopper_pearson(found["hits"].to_numpy(), found["n"].to_numpy())
-    found = found.with_columns(
-        estimate=pl.col("hits") / pl.col("n"), low=pl.Series(low), high=pl.Series(high)
-    )
-    return _finish(found, "mean", "Clopper-Pearson")
-
-
-def _rate_gains(usable: pl.DataFrame) -> pl.DataFrame:
-    arm, value = pl.col("arm"), pl.col("value")
-    found = usable.group_by(KEYS).agg(
-        x1=value.filter(arm).sum(),
-        n=arm.sum().cast(pl.Int64),
-        x0=value.filter(~arm).sum(),
-        n_control=(~arm).sum().cast(pl.Int64),
-    )
-    x1, n1, x0, n0 = (found[name].to_numpy() for name in ("x1", "n", "x0", "n_control"))
-    low, high = rate_difference(x1, n1, x0, n0)
-    return found.with_columns(estimate=pl.Series(x1 / n1 - x0 / n0), low=pl.Series(low), high=pl.Series(high))
-
-
-def _groups(usable: pl.DataFrame) -> list[tuple[tuple[object, ...], pl.DataFrame]]:
-    return list(
-        usable.sort([*KEYS, "family", "cell", "unit"])
-        .partition_by(KEYS, as_dict=True, maintain_order=True)
-        .items()
-    )
-
-
-def _arrays(group: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    cell = (group["family"] + "\0" + group["cell"]).rank("dense").to_numpy().astype(np.int64)
-    return group["value"].to_numpy(), cell, group["arm"].to_numpy()
-
-
-def _seed(seed: int, keys: tuple[object, ...]) -> int:
-    # From the metric, family and dose but not the run: perturbed and twin see the same draws.
-    return zlib.crc32(repr((seed, *keys[1:])).encode())
-
-
-def _p_values(usable: pl.DataFrame, permutations: int, seed: int) -> pl.DataFrame:
-    found = [
-        (*keys, permutation_p(*_arrays(group), permutations=permutations, seed=_seed(seed, keys)))
-        for keys, group in _groups(usable)
-    ]
-    schema = {name: usable.schema[name] for name in KEYS} | {"p": pl.Float64}
-    return pl.DataFrame(found, schema=schema, orient="row")
-
-
-def _with_bootstrap(found: pl.DataFrame, usable: pl.DataFrame, replicates: int, seed: int) -> pl.DataFrame:
-    limits = [
+def _p_values(usable: pl.DataFrame, permutations: int, seed: int, alternative: Alternative) -> pl.DataFrame:
+    coded = usable.with_columns(code=pl.struct("family", "cell").rank("dense").cast(pl.Int64))
+    groups = coded.sort([*KEYS, "code", "unit"]).partition_by(KEYS, as_dict=True, maintain_order=True)
+    rows = [
         (
             *keys,
-            *np.quantile(
-                bootstrap(*_arrays(group), replicates=replicates, seed=_seed(seed, keys)), [0.025, 0.975]
+            permutation_p(
+                group["value"].to_numpy(),
+                group["code"].to_numpy(),
+                group["arm"].to_numpy(),
+                group["cluster"].to_numpy(),
+                permutations=permutations,
+                # From the metric, family and dose but not the run: perturbed and twin see the same draws.
+                seed=zlib.crc32(repr((seed, *keys[1:])).encode()),
+                alternative=alternative,
             ),
         )
-        for keys, group in _groups(usable)
+        for keys, group in groups.items()
     ]
-    schema = {name: usable.schema[name] for name in KEYS} | {"low": pl.Float64, "high": pl.Float64}
-    return found.drop("low", "high").join(
-        pl.DataFrame(limits, schema=schema, orient="row"), on=KEYS, how="left", nulls_equal=True
-    )
+    schema = {name: usable.schema[name] for name in KEYS} | {"p": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")

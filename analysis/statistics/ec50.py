@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from scipy.special import expit, logit, xlog1py, xlogy
 
+from palimpsest.analysis.statistics.trends import cochran_armitage
+
 Floats = NDArray[np.float64]
 
 _FLOOR_LOGIT = -25.0
@@ -178,6 +180,7 @@ class Ec50(NamedTuple):
     """An EC50 with its interval."""
 
     estimate: float
+    """Infinite where the dose has no effect."""
     low: float
     high: float
     """Infinite where the data set no upper limit."""
@@ -188,10 +191,13 @@ class Ec50(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As printed in a table: ``27.2 [24.5, 29.9]``, or ``> 256`` when the estimate is extrapolated."""
+        """As printed in a table: ``27.2 [24.5, 29.9]``, ``> 256`` when the estimate is extrapolated, or ``not reached``
+        where there is no effect of which it could be the half."""
+        if math.isinf(self.estimate):
+            return "not reached"
         if not self.estimate <= self.max_dose:
             return f"> {self.max_dose:g}"
-        high = "inf" if math.isinf(self.high) else f"{self.high:.4g}"
+        high = "∞" if math.isinf(self.high) else f"{self.high:.3g}"
         return f"{self.estimate:.3g} [{self.low:.3g}, {high}]"
 
 
@@ -200,38 +206,30 @@ def _answer(fit: DoseFit, low: float, high: float, doses: ArrayLike, method: str
     return Ec50(float(fit.ec50), low, high, float(fit.slope), float(fit.floor), top, method)
 
 
-def parametric_ec50(
+def profile_ec50(
     doses: ArrayLike,
     hits: ArrayLike,
     trials: ArrayLike,
     *,
     ceiling: float = 1.0,
-    replicates: int = 1000,
-    seed: int = 0,
+    alpha: float = 0.05,
     level: float = 0.95,
-) -> tuple[Ec50, DoseFit]:
-    """EC50 with a percentile interval of the parametric bootstrap: hits redrawn from the fitted rates.
+) -> Ec50:
+    """EC50 with a profile-likelihood interval: ``2 (nll(m) - nll_min) <= chi2_1``, m = log2 EC50.
 
-    Only the sampling of items is in it; one training run a cell says nothing of seeds.
-
-    Returns:
-        The EC50, and the fits of the replicates (for slopes, floors and ratios between corpora).
+    Args:
+        doses: (D,) insertions.
+        hits: (D,) successes of independent items.
+        trials: (D,) items.
+        ceiling: rate at infinite dose.
+        alpha: level of the Cochran-Armitage test of a rise, without which the EC50 is not reached.
+        level: of the interval.
     """
     fit = fit_rates(doses, hits, trials, ceiling=ceiling)
-    n = np.asarray(trials, np.int64)
-    p = rate(doses, fit.ec50, fit.slope, fit.floor, ceiling)
-    drawn = np.random.default_rng(seed).binomial(n, p, (replicates, n.size))
-    replicas = fit_rates(doses, drawn, n, ceiling=ceiling)
-    low, high = np.quantile(replicas.ec50, [(1 - level) / 2, (1 + level) / 2])
-    return _answer(fit, float(low), float(high), doses, "parametric bootstrap, percentile"), replicas
-
-
-def profile_ec50(
-    doses: ArrayLike, hits: ArrayLike, trials: ArrayLike, *, ceiling: float = 1.0, level: float = 0.95
-) -> Ec50:
-    """EC50 with a profile-likelihood interval: ``2 (nll(m) - nll_min) <= chi2_1``, m = log2 EC50."""
-    fit = fit_rates(doses, hits, trials, ceiling=ceiling)
     x = _axis(doses)
+    if cochran_armitage(doses, hits, trials).p_greater > alpha:
+        none = fit._replace(ec50=np.array(math.inf), slope=np.array(math.nan))
+        return _answer(none, 0.0, math.inf, doses, "profile likelihood")
     h, n = np.asarray(hits, np.float64)[None], np.asarray(trials, np.float64)[None]
     limit = float(fit.nll) + stats.chi2.ppf(level, 1) / 2
     centre = float(np.log2(fit.ec50))
@@ -312,34 +310,33 @@ def clustered_ec50(
 
 
 class Dilution(NamedTuple):
-    """How the EC50 grows with the corpus: ``EC50 ~ tokens^exponent``; 1 = only the density counts."""
+    """Growth of the EC50 with the corpus: ``EC50 ~ tokens^exponent``; 1 = only the density counts."""
 
     exponent: float
     low: float
     high: float
 
 
-def dilution_exponent(
-    ec50_small: float,
-    ec50_large: float,
-    tokens_ratio: float,
-    replicas: tuple[ArrayLike, ArrayLike] | None = None,
-) -> Dilution:
+def dilution_exponent(small: Ec50, large: Ec50, tokens_ratio: float) -> Dilution:
     """``ln(EC50_large / EC50_small) / ln(tokens_large / tokens_small)``; two corpora suggest, they make no law.
 
+    Limits put those of the two independent EC50s together on the log scale (MOVER; Zou & Donner 2008).
+
     Args:
-        ec50_small: in the smaller corpus.
-        ec50_large: in the larger.
+        small: in the smaller corpus.
+        large: in the larger.
         tokens_ratio: of their sizes, above 1.
-        replicas: bootstrap EC50s of both, for a percentile interval; independent runs, paired at random.
     """
-    if tokens_ratio <= 1 or min(ec50_small, ec50_large) <= 0:
-        raise ValueError("a dilution exponent needs positive EC50s and a ratio of corpora above 1")
+    if (
+        tokens_ratio <= 1
+        or not 0 < min(small.estimate, large.estimate) <= max(small.estimate, large.estimate) < math.inf
+    ):
+        raise ValueError("a dilution exponent needs EC50s that were reached and a ratio of corpora above 1")
     scale = math.log(tokens_ratio)
-    estimate = math.log(ec50_large / ec50_small) / scale
-    if replicas is None:
-        return Dilution(estimate, math.nan, math.nan)
-    small, large = (np.asarray(r, np.float64) for r in replicas)
-    size = min(small.size, large.size)
-    low, high = np.quantile(np.log(large[:size] / small[:size]) / scale, [0.025, 0.975])
-    return Dilution(estimate, float(low), float(high))
+    estimate = math.log(large.estimate / small.estimate) / scale
+
+    def away(one: Ec50, end: float) -> float:
+        return abs(math.log(end / one.estimate)) / scale if 0 < end < math.inf else math.inf
+
+    low = estimate - math.hypot(away(large, large.low), away(small, small.high))
+    return Dilution(estimate, low, estimate + math.hypot(away(large, large.high), away(small, small.low)))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
 
 Floats = NDArray[np.float64]
 
@@ -154,14 +155,14 @@ def _aicc(rss: Floats, n: int, k: int) -> Floats:
 
 
 def fit_curve(times: ArrayLike, mean_T: ArrayLike, family: str) -> Curve:
-    """Least squares of one family: the best of a grid over its shape parameters, then refined.
+    """Least squares of one family: from the best points of a grid over its shape parameters by Nelder and Mead.
 
     For given shapes the other coefficients are linear, so only shapes are searched (variable projection, Golub &
-    Pereyra 1973).
+    Pereyra 1973), at most 60 powers of e beyond the grid.
     """
     chosen, t, y = FAMILIES[family], np.asarray(times, np.float64), np.asarray(mean_T, np.float64)
     _check_times(t)
-    best = _search(chosen, t, y[None], rounds=50)[0][0]
+    best = _minimum(chosen, t, y)
     raw = chosen.basis(best[None], t)[0]
     coefficients, *_ = np.linalg.lstsq(raw.T, y, rcond=None)
     fitted = coefficients @ raw
@@ -173,6 +174,32 @@ def fit_curve(times: ArrayLike, mean_T: ArrayLike, family: str) -> Curve:
     parameters |= {name: float(v) for (name, _), v in zip(chosen.shapes, best, strict=True)}
     k = chosen.linear + len(chosen.shapes) + 1
     return Curve(family, parameters, least, float(_aicc(np.array(least), t.size, k)), fitted)
+
+
+def _minimum(family: Family, times: Floats, mean_T: Floats) -> Floats:
+    """Shapes with the least squares. A grid that zooms in would stop short along a ridge, as the Weibull's has."""
+    axes = _axes(family, times, 40)
+    if not axes:
+        return np.zeros(0)
+    grid = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=-1)
+    starts = grid[np.argsort(_solve(family, np.exp(grid)[None], times, mean_T[None])[0])[[0, 3, 10]]]
+    ends = [(axis[0] - 60, axis[-1] + 60) for axis in axes]
+    scale = float(mean_T @ mean_T) or 1.0
+
+    def squares(ln_shapes: Floats) -> float:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            found = _solve(family, np.exp(ln_shapes)[None, None], times, mean_T[None])[0, 0] / scale
+        return float(found) if np.isfinite(found) else math.inf
+
+    options = {"xatol": 1e-9, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
+    best, least = starts[0], math.inf
+    for start in starts:
+        for _ in range(2):  # once more from where it stopped: a simplex can collapse on a ridge
+            found = minimize(squares, start, method="Nelder-Mead", bounds=ends, options=options)
+            start = found.x
+        if found.fun < least:
+            best, least = found.x, float(found.fun)
+    return np.exp(best)
 
 
 def _check_times(times: Floats) -> None:
@@ -221,7 +248,7 @@ def learning_rate_time(steps: ArrayLike, learning_rate: ArrayLike, since: float)
 
 
 class TimeToForget(NamedTuple):
-    """When items fall below a criterion: Weibull fitted to intervals, since forgetting happens between checkpoints."""
+    """Time until items fall below a criterion: a Weibull fitted to the intervals between checkpoints."""
 
     median: float
     low: float

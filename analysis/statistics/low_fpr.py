@@ -20,7 +20,7 @@ class LowFpr(NamedTuple):
     high: float
     """95 % Clopper-Pearson over members, the threshold taken as given."""
     fpr: float
-    """What the controls really give at that threshold; at most a."""
+    """False positive rate of the controls at that threshold; at most a."""
     threshold: float
     """Members and controls at or above it are called; infinite if no threshold keeps the FPR."""
     members: int

@@ -1,4 +1,4 @@
-"""Many tests and whole curves: Holm, Benjamini-Hochberg, simultaneous bands; ratios by Fieller's theorem."""
+"""Many tests: Holm, Benjamini-Hochberg; and ratios by Fieller's theorem."""
 
 from __future__ import annotations
 
@@ -37,29 +37,6 @@ def benjamini_hochberg(p_values: ArrayLike) -> Floats:
     ``p_(i) -> min_{j>=i} min(1, m p_(j) / j)``. NaN stays NaN.
     """
     return _adjusted(p_values, "fdr_bh")
-
-
-class Band(NamedTuple):
-    """Simultaneous limits of a curve."""
-
-    low: Floats
-    high: Floats
-    critical: float
-    """Multiple of the standard error; 1.96 would hold at one point only."""
-
-
-def simultaneous_band(estimate_D: ArrayLike, replicates_BD: ArrayLike, level: float = 0.95) -> Band:
-    """Max-t band: ``estimate +- c se``, c the quantile over replicates of ``max_d |rep_d - estimate_d| / se_d``.
-
-    The whole curve lies inside with the given confidence (Montiel Olea & Plagborg-Moller 2019). Points without
-    spread have width 0.
-    """
-    estimate, replicates = np.asarray(estimate_D, np.float64), np.asarray(replicates_BD, np.float64)
-    error = replicates.std(axis=0, ddof=1)
-    away = np.abs(replicates - estimate)
-    scaled = np.divide(away, error, out=np.zeros_like(away), where=error > 0)
-    critical = float(np.quantile(scaled.max(axis=1), level))
-    return Band(estimate - critical * error, estimate + critical * error, critical)
 
 
 class Ratio(NamedTuple):

@@ -1,6 +1,8 @@
 """Power: how many items an experiment needs, before it is run. Real numbers; round up for a design.
 
-Two-sided alpha = .05 and power .8 unless told otherwise. ``solve`` is statsmodels' wherever it has the test.
+Alpha = .05 and power .8 unless told otherwise. The report's test of a gain is one-sided, of items' differences from the
+twin (without a twin: of their scores) between a dose and dose 0, by permutation: :func:`of_arms`. Clusters count as
+items do. The other functions are two-sided, as designs are usually quoted.
 """
 
 from __future__ import annotations
@@ -105,41 +107,60 @@ def items_for_spearman(rho: float, *, alpha: float = 0.05, power: float = 0.8) -
     return 3 + 1.06 * ((a + b) / math.atanh(rho)) ** 2
 
 
+def power_of_effect(effect: float, items: float, controls: float, *, alpha: float = 0.05) -> float:
+    """Power of the one-sided two-sample t-test, which that of the permutation test approaches (noncentral t).
+
+    Args:
+        effect: standardised difference.
+        items: treated.
+        controls: never inserted.
+        alpha: level, one-sided.
+    """
+    shift = effect * math.sqrt(items * controls / (items + controls))
+    freedom = items + controls - 2
+    limit = float(stats.t.ppf(1 - alpha, freedom))
+    # The noncentral t fails for many degrees of freedom, where the normal is as good.
+    return float(stats.norm.sf(limit - shift) if freedom > _NORMAL else stats.nct.sf(limit, freedom, shift))
+
+
+def effect_shown(items: float, controls: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest standardised difference from dose 0 that the report's test shows; nan with a single item or control."""
+    if min(items, controls) < 2:
+        return math.nan
+    return float(
+        brentq(lambda effect: power_of_effect(effect, items, controls, alpha=alpha) - power, 0.0, 1e3)
+    )
+
+
+def rate_shown(items: int, controls: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest rate that is shown to be above the controls' where none of these is a hit; nan if none is.
+
+    Exactly: the fewest hits that Fisher's one-sided test calls, and the rate at which so many come with the power.
+    """
+    total = items + controls
+    needed = next(
+        (k for k in range(1, items + 1) if stats.hypergeom.sf(k - 1, total, k, items) <= alpha), None
+    )
+    return math.nan if needed is None else float(stats.beta.ppf(power, needed, items - needed + 1))
+
+
 def items_against(effect: float, controls: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Treated items to detect a standardised effect against a given number of controls; infinite if no number does."""
+    """Treated items for a standardised effect against a given number of controls; infinite if no number does."""
 
     def lacking(items: float) -> float:
-        # statsmodels' noncentral t fails for many degrees of freedom, where the normal is as good.
-        shift = effect * math.sqrt(items * controls / (items + controls))
-        freedom = items + controls - 2
-        limit = float(stats.t.ppf(1 - alpha / 2, freedom))
-        tail = stats.norm.sf(limit - shift) if freedom > _NORMAL else stats.nct.sf(limit, freedom, shift)
-        return float(tail) - power
+        return power_of_effect(effect, items, controls, alpha=alpha) - power
 
     return math.inf if lacking(_MANY) < 0 else 2.0 if lacking(2.0) > 0 else float(brentq(lacking, 2.0, _MANY))
 
 
-def detectable_rate(items: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest rate told from 0 with this many items and as many controls (``items_for_rates``); nan if none is."""
-    lowest = items_for_rates(0.0, 1 - 1e-9, alpha=alpha, power=power)
-    if items < lowest:
-        return math.nan
-    return float(
-        brentq(lambda rate: items_for_rates(0.0, rate, alpha=alpha, power=power) - items, 1e-9, 1 - 1e-9)
-    )
-
-
 class ArmPower(NamedTuple):
-    """What an arm can show; standardised effects are in standard deviations of an item's score."""
+    """Effects that an arm can show by the report's test (one-sided, against dose 0)."""
 
     items: int
     controls: int
     effect: float
-    """Smallest standardised difference from the never-inserted items (two-sample t)."""
-    corrected: float
-    """The same, with alpha divided by the number of arms."""
-    paired: float
-    """Smallest standardised mean difference of an item from itself in the twin (paired t)."""
+    """Smallest difference from dose 0, in standard deviations of what is compared: an item's difference from itself in
+    the twin, or, without a twin, its score."""
     rate: float
     """Smallest rate, such as of verbatim extraction, where that of the controls is 0."""
     needed: float
@@ -149,28 +170,27 @@ class ArmPower(NamedTuple):
 def of_arms(
     items: Sequence[int], controls: int, wanted: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> list[ArmPower]:
-    """Power of a design, arm by arm.
+    """Power of a design, arm by arm, each by itself: doses are tested from the highest down at the same level.
 
     Args:
         items: of each arm that inserts.
         controls: never-inserted items.
         wanted: standardised effect.
+        alpha: level, one-sided.
+        power: probability of showing the effect.
     """
     return [
         ArmPower(
             count,
             controls,
-            detectable_effect(count, controls, alpha=alpha, power=power),
-            detectable_effect(count, controls, alpha=alpha, power=power, comparisons=len(items)),
-            _paired(count, alpha=alpha, power=power),
-            detectable_rate(min(count, controls), alpha=alpha, power=power),
+            effect_shown(count, controls, alpha=alpha, power=power),
+            rate_shown(count, controls, alpha=alpha, power=power),
             items_against(wanted, controls, alpha=alpha, power=power),
         )
         for count in items
     ]
 
 
-def _paired(pairs: float, *, alpha: float, power: float) -> float:
-    from statsmodels.stats.power import TTestPower
-
-    return float(TTestPower().solve_power(None, nobs=pairs, alpha=alpha, power=power))
+def items_each(effect: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Items for a standardised effect with as many controls, by the report's test."""
+    return float(brentq(lambda items: power_of_effect(effect, items, items, alpha=alpha) - power, 1.5, _MANY))

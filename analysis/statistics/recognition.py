@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from palimpsest.analysis.checks import numbers
 from palimpsest.analysis.statistics.power import auc_error
 from palimpsest.analysis.statistics.rows import BY, estimates, per_item
+
+Floats = NDArray[np.float64]
+
+_PRIOR = 2.0
+"""Weight of the model's variance beside the sample's, in variances of an area half a pair away from 1."""
+_METHOD = "DeLong over clusters within families, score limits"
 
 
 class Auc(NamedTuple):
@@ -20,46 +27,92 @@ class Auc(NamedTuple):
     auc: float
     """P(member > control) + P(equal)/2."""
     variance: float
-    """DeLong; where that is 0 (AUC 0 or 1, or all scores equal) Hanley-McNeil, at the edges half a pair away."""
+    """DeLong, over clusters; 0 where all placements agree, as at an area of 0 or 1."""
+    members: int
+    """Clusters of members."""
+    controls: int
+    """Clusters of controls."""
     pairs: int
-    """min(members, controls): how many disjoint pairs there are."""
+    """Pairs of an item and a control."""
 
 
-def delong(members: ArrayLike, controls: ArrayLike) -> Auc:
-    """AUC and its variance from placement values (DeLong, DeLong & Clarke-Pearson 1988).
+def delong(
+    members: ArrayLike,
+    controls: ArrayLike,
+    member_cluster: ArrayLike | None = None,
+    control_cluster: ArrayLike | None = None,
+) -> Auc:
+    """AUC and its variance from placement values (DeLong, DeLong & Clarke-Pearson 1988; Obuchowski 1997).
 
-    ``var = S_members / m + S_controls / n``, S the sample variances of the placements. Higher scores mean
-    member.
+    ``var = C/(C-1) sum_c (sum of c's deviations of placements)^2 / m^2`` over the clusters of the members, and likewise
+    over those of the controls; with clusters of one item that is ``S_members / m + S_controls / n``, S the sample
+    variances of the placements. Higher scores mean member.
 
     Args:
-        members: at least 2 scores, none NaN.
-        controls: at least 2 scores, none NaN.
+        members: scores, of at least 2 clusters, none NaN.
+        controls: scores, likewise.
+        member_cluster: labels of the members' clusters; every member its own if None.
+        control_cluster: of the controls'.
     """
     x = numbers(members, "members of an AUC with an interval", 2)
     y = numbers(controls, "controls of an AUC with an interval", 2)
     wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
     area = float(wins.mean())
-    variance = wins.mean(axis=1).var(ddof=1) / len(x) + wins.mean(axis=0).var(ddof=1) / len(y)
-    if area in (0.0, 1.0):
-        variance = auc_error((area * len(x) * len(y) + 0.5) / (len(x) * len(y) + 1), len(x), len(y)) ** 2
-    elif variance == 0:
-        variance = auc_error(area, len(x), len(y)) ** 2
-    return Auc(area, float(variance), min(len(x), len(y)))
+    first, m = _variance(wins.mean(axis=1) - area, member_cluster, "members")
+    second, n = _variance(wins.mean(axis=0) - area, control_cluster, "controls")
+    return Auc(area, first + second, m, n, wins.size)
 
 
-def logit_interval(area: float, variance: float, pairs: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of an AUC, symmetric on the logit scale, so that it stays within 0 and 1.
+def _variance(deviation: Floats, cluster: ArrayLike | None, which: str) -> tuple[float, int]:
+    """Variance of a mean of placements, and the number of clusters."""
+    labels = np.arange(deviation.size) if cluster is None else np.asarray(cluster)
+    sums = np.bincount(np.unique(labels, return_inverse=True)[1], weights=deviation)
+    if sums.size < 2:
+        raise ValueError(
+            f"{which} of an AUC with an interval: 2 or more clusters are needed, not {sums.size}"
+        )
+    return float((sums**2).sum() * sums.size / (sums.size - 1) / deviation.size**2), sums.size
 
-    An AUC of exactly 1 (or 0) has no logit. Then every one of ``pairs`` disjoint member-control pairs, which
-    are independent, is ordered right, and Clopper-Pearson bounds their rate: ``[((1 - level)/2)^(1/pairs),
-    1]``.
+
+def auc_limits(parts: Sequence[Auc], weights: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Limits of a weighted mean of areas: all A with ``(mean - A)^2 <= z^2 k V(A)``.
+
+    V is the weighted Hanley-McNeil variance of areas A over as many clusters, and ``k = (v + c) / (V(mean) + c)``
+    scales it to DeLong's v, c being small beside either unless the area is close to 0 or 1. There v falls to 0 and V
+    does not: so the limits move little when one pair changes, and the interval never has width 0 (cf. Newcombe 2006).
+
+    Args:
+        parts: areas, such as of families.
+        weights: of each.
+        level: confidence.
     """
-    if area in (0.0, 1.0):
-        bound = ((1 - level) / 2) ** (1 / pairs)
-        return (bound, 1.0) if area == 1.0 else (0.0, 1 - bound)
-    centre = np.log(area / (1 - area))
-    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) / (area * (1 - area))
-    return float(1 / (1 + np.exp(half - centre))), float(1 / (1 + np.exp(-half - centre)))
+    w = np.asarray(weights, np.float64) / np.sum(weights)
+    mean = float(w @ [part.auc for part in parts])
+    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
+
+    def model(area: float) -> float:
+        errors = [auc_error(area, part.members, part.controls) for part in parts]
+        return float(w**2 @ np.square(errors))
+
+    edge = 0.5 / sum(part.pairs for part in parts)
+    prior = _PRIOR * model(1 - edge)
+    inside = min(max(mean, edge), 1 - edge)
+    variance = float(w**2 @ [part.variance for part in parts])
+    # All scores equal: what was seen does not vary, but that is no certainty.
+    tied = variance == 0 and 0 < mean < 1
+    scale = 1.0 if tied else (variance + prior) / (model(inside) + prior)
+
+    def limit(end: float) -> float:
+        near, far = mean, end
+        for _ in range(50):
+            middle = (near + far) / 2
+            if (mean - middle) ** 2 <= z2 * scale * model(middle):
+                near = middle
+            else:
+                far = middle
+        return (near + far) / 2
+
+    return (0.0 if mean == 0 else limit(0.0)), (1.0 if mean == 1 else limit(1.0))
 
 
 def auc(rows: pl.DataFrame) -> pl.DataFrame:
@@ -67,7 +120,7 @@ def auc(rows: pl.DataFrame) -> pl.DataFrame:
 
     Computed within families and averaged with the treated items as weights: across families, differences
     between kinds of text would pass for memory. Because items were randomised, members and controls are
-    exchangeable but for the insertions. Families with fewer than two items in either arm are left out and
+    exchangeable but for the insertions. Families with fewer than two clusters in either arm are left out and
     counted in ``method``.
 
     Args:
@@ -76,53 +129,52 @@ def auc(rows: pl.DataFrame) -> pl.DataFrame:
     out: list[dict[str, object]] = []
     items = per_item(rows).filter(pl.col("dose").is_not_null())
     for (run, step, metric), group in items.partition_by(BY, as_dict=True, maintain_order=True).items():
-        values = {
-            key: part["value"].to_numpy()
+        arms = {
+            key: (part["value"].to_numpy(), part["cluster"].to_numpy())
             for key, part in group.partition_by(["family", "dose"], as_dict=True).items()
         }
-        families = sorted({str(family) for family, _ in values})
-        for dose in sorted({int(dose) for _, dose in values} - {0}):
-            arms = {
-                f: (values.get((f, dose), np.zeros(0)), values.get((f, 0), np.zeros(0))) for f in families
-            }
-            for family, members in [("all", families), *((f, [f]) for f in families)]:
-                chosen = {f: arms[f] for f in members if len(arms[f][0])}
-                if chosen:
-                    out.append(
-                        {"run": run, "step": step, "metric": metric, "family": family, "dose": dose}
-                        | _pooled(chosen)
-                    )
+        families = sorted({str(family) for family, _ in arms})
+        for dose in sorted({int(dose) for _, dose in arms} - {0}):
+            there = [family for family in families if (family, dose) in arms]
+            for family, chosen in [("all", there), *((f, [f]) for f in there)]:
+                pairs = [(arms[f, dose], arms.get((f, 0), (np.zeros(0), np.zeros(0)))) for f in chosen]
+                base = {"run": run, "step": step, "metric": metric, "family": family, "dose": dose}
+                out.append(base | pooled_auc(pairs))
     return estimates(pl.DataFrame(out).with_columns(statistic=pl.lit("auc")) if out else pl.DataFrame())
 
 
-def _pooled(arms: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, object]:
-    usable = {f: pair for f, pair in arms.items() if min(len(pair[0]), len(pair[1])) >= 2}
-    left_out = sum(len(members) for f, (members, _) in arms.items() if f not in usable)
+Arm = tuple[NDArray[np.float64], NDArray[np.generic]]
+"""Scores, and the cluster of each."""
+
+
+def pooled_auc(families: Sequence[tuple[Arm, Arm]]) -> dict[str, object]:
+    """The AUC within families as an estimate: estimate, low, high, n, n_control, clusters, clusters_control, method.
+
+    Args:
+        families: members and controls of each; those with fewer than two clusters in an arm are left out.
+    """
+    usable = [pair for pair in families if all(np.unique(cluster).size >= 2 for _, cluster in pair)]
+    n, lost = (sum(len(one[0][0]) for one in group) for group in (usable, families))
     if not usable:
-        return {
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "n": 0,
-            "n_control": 0,
-            "method": "not computed because no family has two items in both arms",
-        }
-    weights = np.array([len(members) for members, _ in usable.values()], float)
-    weights /= weights.sum()
-    parts = [delong(*pair) for pair in usable.values()]
-    # A weighted mean of ones can miss 1 by rounding, and 1 is a case of its own.
-    area = parts[0].auc if len({p.auc for p in parts}) == 1 else float(weights @ [p.auc for p in parts])
-    low, high = logit_interval(
-        area, float(weights**2 @ [p.variance for p in parts]), sum(p.pairs for p in parts)
+        nothing = dict.fromkeys(("n", "n_control", "clusters", "clusters_control"), 0)
+        told = "not computed because no family has two items or clusters in both arms"
+        return {"estimate": None, "low": None, "high": None, **nothing, "method": told}
+    parts = [delong(x, y, cx, cy) for (x, cx), (y, cy) in usable]
+    weights = np.array([len(x) for (x, _), _ in usable], np.float64)
+    # A weighted mean of ones can miss 1 by rounding.
+    area = (
+        parts[0].auc
+        if len({p.auc for p in parts}) == 1
+        else float(weights @ [p.auc for p in parts] / weights.sum())
     )
-    method = (
-        "DeLong within families, logit" if area not in (0.0, 1.0) else "Clopper-Pearson on disjoint pairs"
-    )
+    low, high = auc_limits(parts, weights)
     return {
         "estimate": area,
         "low": low,
-        "high": high,
-        "n": sum(len(members) for members, _ in usable.values()),
-        "n_control": sum(len(controls) for _, controls in usable.values()),
-        "method": method + (f"; {left_out} items of families with too few left out" if left_out else ""),
+        "high": 1.0 if area == 1 else high,
+        "n": n,
+        "n_control": sum(len(y) for _, (y, _) in usable),
+        "clusters": sum(part.members for part in parts),
+        "clusters_control": sum(part.controls for part in parts),
+        "method": _METHOD + (f"; {lost - n} items of families with too few left out" if lost > n else ""),
     }

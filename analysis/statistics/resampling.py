@@ -1,9 +1,13 @@
-"""Stratified bootstrap and permutation, vectorised over replicates; the loops run over cells only.
+"""Permutation tests of a difference between arms, clusters permuted within cells.
 
-Shape suffixes: N items, B replicates.
+Shape suffixes: N items, C clusters, B permutations.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,61 +17,77 @@ from palimpsest.analysis.checks import numbers
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Codes = NDArray[np.int64]
+Alternative = Literal["greater", "two-sided"]
+
+_ALL = 20_000
+"""Assignments up to which all of them are tried."""
 
 
-def contrast(value_N: Floats, cell_N: Codes, treated_N: Bools) -> float:
-    """``sum_s w_s (mean_s,treated - mean_s,control)``, w_s = share of the treated in cell s.
+def permutation_p(
+    value_N: Floats,
+    cell_N: Codes,
+    treated_N: Bools,
+    cluster_N: NDArray[np.generic] | None = None,
+    *,
+    permutations: int,
+    seed: int,
+    alternative: Alternative = "greater",
+) -> float:
+    """p of the treated being higher, or different, under the randomisation that assigned them.
 
-    Without any control it is the mean of the treated.
-    """
-    total = 0.0
-    for cell in np.unique(cell_N):
-        here = cell_N == cell
-        total += _cell(value_N[here & treated_N], value_N[here & ~treated_N])
-    return float(total / treated_N.sum())
+    The statistic is ``sum_s k_s (mean_s,treated - mean_s,control)`` over cells, k_s the treated clusters in cell s.
+    Arms are permuted among the clusters of a cell: exact under the null whatever the distribution, because that is how
+    they were assigned. Where there are at most 20,000 assignments all are tried, and p is the share of those as
+    extreme; else p is ``(1 + #{stat* >= stat}) / (m + 1)`` (Phipson & Smyth 2010), at least ``1 / (permutations + 1)``.
 
-
-def _cell(treated: Floats, control: Floats) -> float:
-    return float(len(treated) * (treated.mean() - (control.mean() if len(control) else 0.0)))
-
-
-def bootstrap(value_N: Floats, cell_N: Codes, treated_N: Bools, *, replicates: int, seed: int) -> Floats:
-    """Replicates of :func:`contrast` with items resampled within cell x arm; shape B."""
-    rng = np.random.default_rng(seed)
-    total_B = np.zeros(replicates)
-    for cell in np.unique(cell_N):
-        here = cell_N == cell
-        treated, control = value_N[here & treated_N], value_N[here & ~treated_N]
-        total_B += len(treated) * _resampled_means(treated, replicates, rng)
-        if len(control):
-            total_B -= len(treated) * _resampled_means(control, replicates, rng)
-    replicated: Floats = total_B / treated_N.sum()
-    return replicated
-
-
-def _resampled_means(values: Floats, replicates: int, rng: np.random.Generator) -> Floats:
-    means: Floats = values[rng.integers(0, len(values), (replicates, len(values)))].mean(axis=1)
-    return means
-
-
-def permutation_p(value_N: Floats, cell_N: Codes, treated_N: Bools, *, permutations: int, seed: int) -> float:
-    """One-sided p of the treated being higher: arms permuted within cells, ``(1 + #{stat* >= stat}) / (m +
-    1)``.
-
-    Exact under the null whatever the distribution, because the arms were assigned at random within strata
-    (Phipson & Smyth 2010 for the ones). Smallest possible value: ``1 / (permutations + 1)``.
+    Args:
+        value_N: one value an item.
+        cell_N: code of the cell within which arms are exchangeable.
+        treated_N: true for the treated.
+        cluster_N: each item's cluster, of one cell and arm; every item its own if None.
+        permutations: drawn, where not all are tried.
+        seed: of the draws.
+        alternative: ``greater`` or ``two-sided``.
     """
     value_N = numbers(value_N, "values of a permutation test")
+    cluster = np.arange(value_N.size) if cluster_N is None else np.asarray(cluster_N)
+    _, first, code = np.unique(cluster, return_index=True, return_inverse=True)
+    sums, sizes = np.bincount(code, weights=value_N), np.bincount(code).astype(np.float64)
+    cell, treated = np.asarray(cell_N)[first], np.asarray(treated_N)[first]
+    cells = [np.flatnonzero(cell == one) for one in np.unique(cell)]
+    counts = [int(treated[here].sum()) for here in cells]
+    exact = math.prod(math.comb(len(h), k) for h, k in zip(cells, counts, strict=True)) <= _ALL
     rng = np.random.default_rng(seed)
-    observed, total_B = 0.0, np.zeros(permutations)
-    for cell in np.unique(cell_N):
-        here = cell_N == cell
-        values, treated = value_N[here], int((here & treated_N).sum())
-        control = len(values) - treated
-        observed += _cell(value_N[here & treated_N], value_N[here & ~treated_N])
-        order = np.argsort(rng.random((permutations, len(values))), axis=1)
-        chosen_B = values[order[:, :treated]].sum(axis=1)
-        total_B += treated * (chosen_B / treated - (values.sum() - chosen_B) / control)
+    observed, drawn = 0.0, np.zeros(1 if exact else permutations)
+    for here, count in zip(cells, counts, strict=True):
+        own = sums[here], sizes[here]
+        observed += float(_statistic(*own, treated[here][None])[0])
+        if exact:
+            drawn = np.add.outer(drawn, _statistic(*own, _every(len(here), count))).ravel()
+        else:
+            order = np.argsort(rng.random((permutations, len(here))), axis=1)
+            drawn = drawn + _statistic(*own, order < count)
     # Equal statistics must count as equal although they were summed in another order.
     slack = 1e-12 * max(1.0, float(np.abs(value_N).max()) * len(value_N))
-    return float((1 + np.sum(total_B >= observed - slack)) / (permutations + 1))
+    if alternative == "two-sided":
+        observed, drawn = abs(observed), np.abs(drawn)
+    extreme = int(np.sum(drawn >= observed - slack))
+    return extreme / drawn.size if exact else (1 + extreme) / (permutations + 1)
+
+
+def _statistic(sum_C: Floats, size_C: Floats, treated_BC: Bools) -> Floats:
+    """``k (mean_treated - mean_control)`` of one cell under each assignment; 0 where an arm is empty."""
+    chosen = treated_BC.astype(np.float64)
+    inside, items = chosen @ sum_C, chosen @ size_C
+    outside, others = sum_C.sum() - inside, size_C.sum() - items
+    both = (items > 0) & (others > 0)
+    difference = inside / np.where(both, items, 1) - outside / np.where(both, others, 1)
+    return np.asarray(np.where(both, chosen.sum(1) * difference, 0.0))
+
+
+def _every(size: int, count: int) -> Bools:
+    """All choices of ``count`` out of ``size``, one a row."""
+    rows = np.array(list(itertools.combinations(range(size), count)), np.int64).reshape(-1, count)
+    chosen = np.zeros((len(rows), size), bool)
+    np.put_along_axis(chosen, rows, True, axis=1)
+    return chosen

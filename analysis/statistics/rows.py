@@ -18,11 +18,14 @@ ESTIMATE_SCHEMA = {
     "high": pl.Float64,
     "n": pl.Int64,
     "n_control": pl.Int64,
+    "clusters": pl.Int64,
+    "clusters_control": pl.Int64,
     "p": pl.Float64,
     "method": pl.String,
 }
-"""Estimate rows. ``family`` is ``all`` for pooled ones; ``n`` counts items (passages for held-out text);
-``low``/``high`` bound a 95 % interval, null where there is none, and ``method`` says how or why not."""
+"""Estimate rows. ``family`` is ``all`` for pooled ones; ``n`` counts items (passages for held-out text) and
+``clusters`` the independent units that they form (as many as items where each is its own); ``low``/``high`` bound a
+95 % interval, null where there is none, and ``method`` says how or why not."""
 
 PAIRED = "perturbed - twin"
 """The ``run`` of rows that are per-item differences between the two runs."""
@@ -48,14 +51,19 @@ def estimates(frame: pl.DataFrame) -> pl.DataFrame:
 def per_item(rows: pl.DataFrame) -> pl.DataFrame:
     """One value an item: the mean over its probes.
 
-    Items are what was randomised, so items, not probes, are what intervals resample. Rows without a value are
-    left out here; they stay in the metric rows, where they are counted. Held-out passages have no item and
+    Clusters of items are what was randomised, so clusters, not items or probes, are what errors and tests are over.
+    ``cluster`` names the item's, or the item itself where it has none (or ``rows`` have no such column). Rows without a
+    value are left out here; they stay in the metric rows, where they are counted. Held-out passages have no item and
     count as themselves.
     """
+    unit = pl.coalesce("item_id", "probe_id")
+    own = pl.lit(None, pl.String)
+    if "cluster" in rows.columns:
+        own = pl.when(pl.col("cluster") != "").then(pl.concat_str("family", "cluster", separator="\0"))
     return (
         rows.filter(pl.col("value").is_not_null())
-        .with_columns(unit=pl.coalesce("item_id", "probe_id"))
-        .group_by([*BY, "unit", "family", "stratum", "dose"])
+        .with_columns(unit=unit, cluster=pl.coalesce(own, unit))
+        .group_by([*BY, "unit", "cluster", "family", "stratum", "dose"])
         .agg(pl.col("value").cast(pl.Float64).mean())
         .sort([*BY, "unit"])
     )
@@ -92,7 +100,7 @@ def comparable_cells(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     lack an arm cannot be compared: their rows come back with a null cell, for the caller to count.
 
     Args:
-        rows: family, stratum, arm (true: treated) and the columns ``by``.
+        rows: family, stratum, cluster, arm (true: treated) and the columns ``by``.
         by: columns that tell one comparison from another.
     """
     by = [*by, "family"]
@@ -100,7 +108,7 @@ def comparable_cells(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     lacks = rows.with_columns(cell=pl.col("stratum")).with_columns(
         cell=pl.when(arms.over([*by, "cell"]) < 2).then(pl.lit("*")).otherwise("cell")
     )
-    freedom = pl.len().over([*by, "arm"]) - pl.col("cell").n_unique().over([*by, "arm"])
+    freedom = pl.col("cluster").n_unique().over([*by, "arm"]) - pl.col("cell").n_unique().over([*by, "arm"])
     return (
         lacks.with_columns(
             whole=((arms.over([*by, "cell"]) < 2) | (freedom < 1)).any().over(by),

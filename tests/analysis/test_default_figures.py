@@ -14,8 +14,8 @@ import pytest
 import vl_convert
 from scipy import stats
 
-from palimpsest.analysis import figures, look
-from palimpsest.analysis.figures import FIGURES, examples, gallery
+from palimpsest.analysis import figures
+from palimpsest.analysis.figures import FIGURES, examples, gallery, theme
 from palimpsest.analysis.figures.membership import points
 from palimpsest.data.errors import UserError
 
@@ -140,7 +140,7 @@ def test_intervals_that_are_missing_leave_the_estimates(name: str) -> None:
 
 @pytest.mark.parametrize("doses", [[0], [4], [0, 4]])
 def test_few_doses_are_drawn_and_nothing_is_fitted(doses: list[int]) -> None:
-    rows = estimates(run=["a"] * len(doses), metric="verbatim", dose=doses, estimate=[0.25] * len(doses))
+    rows = estimates(run=["a"] * len(doses), metric="extracted", dose=doses, estimate=[0.25] * len(doses))
     figure = figures.dose_response(rows, fit=True)
     assert {(r["dose"], r["estimate"]) for r in records(figure.chart, "dose", "estimate")} == {
         (d, 0.25) for d in doses
@@ -152,7 +152,7 @@ def test_few_doses_are_drawn_and_nothing_is_fitted(doses: list[int]) -> None:
 def test_no_two_series_look_alike() -> None:
     for known in ([], ["perturbed", "twin"]):
         names = [*known, *(f"model {i}" for i in range(20))]
-        looks = list(zip(look.colours(names), look.shapes(names), strict=True))
+        looks = list(zip(theme.colours(names), theme.shapes(names), strict=True))
         assert len(set(looks)) == len(names)
         assert looks[: len(known)] == [("#D55E00", "circle"), ("#0072B2", "square")][: len(known)]
 
@@ -245,7 +245,7 @@ def hubble_wikipedia() -> pl.DataFrame:
     low = stats.beta.ppf(0.025, HITS, ITEMS - HITS + 1)
     high = stats.beta.ppf(0.975, HITS + 1, ITEMS - HITS)
     columns = {"dose": DOSES, "estimate": HITS / ITEMS, "low": low, "high": high, "n": ITEMS, "mde": 0.05}
-    return pl.DataFrame({"run": "8B-100B", "metric": "verbatim", **columns})
+    return pl.DataFrame({"run": "8B-100B", "metric": "extracted", **columns})
 
 
 def test_dose_response_marks_the_published_ec50_and_draws_points_where_the_axes_say() -> None:
@@ -277,8 +277,8 @@ def test_dose_response_marks_the_published_ec50_and_draws_points_where_the_axes_
 
 
 def test_a_run_that_does_not_rise_has_no_ec50_and_a_standard_model_is_a_flat_band() -> None:
-    flat = estimates(run=["twin"] * 6, metric="verbatim", dose=DOSES.tolist(), estimate=[0.02] * 6)
-    standard = estimates(run=["standard"], metric=["verbatim"], dose=[None], estimate=[0.01])
+    flat = estimates(run=["twin"] * 6, metric="extracted", dose=DOSES.tolist(), estimate=[0.02] * 6)
+    standard = estimates(run=["standard"], metric=["extracted"], dose=[None], estimate=[0.01])
     figure = figures.dose_response(pl.concat([flat, standard], how="vertical_relaxed"), fit=True)
     assert not any("EC50" in str(r) for r in records(figure.chart, "text"))
     (band,) = records(figure.chart, "x_end")

@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from palimpsest.analysis import figures, look
+from palimpsest.analysis import figures
+from palimpsest.analysis.figures import theme
 from palimpsest.analysis.statistics import estimates
 
 
@@ -123,8 +124,8 @@ def test_the_axis_holds_every_interval_and_doses_have_colours_of_their_own() -> 
     walk(figure.chart.to_dict())
     assert domains
     assert all(low < 0.4 and high > 0.01 * 64 + 0.6 for low, high in domains)
-    assert len(set(look.dose_colours([0, 1, 2, 4, 8, 16, 32, 64, 128]))) == 9
-    assert len(look.dose_colours([0, 8])) == 2
+    assert len(set(theme.dose_colours([0, 1, 2, 4, 8, 16, 32, 64, 128]))) == 9
+    assert len(theme.dose_colours([0, 8])) == 2
 
 
 def test_controls_show_the_split_and_the_highest_dose() -> None:

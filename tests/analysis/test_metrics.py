@@ -87,7 +87,7 @@ def test_heldout_passages_have_no_item() -> None:
 def test_verbatim_wants_every_token_of_the_suffix_and_nothing_of_the_prefix() -> None:
     ranks = [[5, 5, 0, 0, 0, 9], [5, 5, 0, 1, 0, 0], [0, 0, 0, 0]]
     data = frames([[-1.0] * len(row) for row in ranks], ranks)
-    rows = compute(*data, names=["verbatim"], parameters=Parameters(prefix=2, suffix=3))
+    rows = compute(*data, names=["extracted"], parameters=Parameters(prefix=2, suffix=3))
     assert rows["value"].to_list() == [1.0, 0.0, None]
     assert rows["reason"].to_list() == [None, None, "it is shorter than 2 + 3 tokens"]
 
@@ -107,7 +107,7 @@ def test_flat_arrays_say_what_a_loop_over_tokens_says(ranks: list[list[int]], k:
         [sum(r == 0 for r in row) / len(row) for row in ranks]
     )
     expected = [float(all(r == 0 for r in row[k : k + m])) if len(row) >= k + m else None for row in ranks]
-    assert value("verbatim", *data, parameters=Parameters(prefix=k, suffix=m)) == expected
+    assert value("extracted", *data, parameters=Parameters(prefix=k, suffix=m)) == expected
 
 
 def test_sums_are_exact_where_float32_is_not() -> None:
@@ -140,8 +140,8 @@ def test_scores_that_do_not_fit_their_probes_are_refused() -> None:
 
 
 def test_names_are_checked_and_every_metric_states_its_formula() -> None:
-    with pytest.raises(UserError, match="did you mean 'verbatim'"):
-        compute(*frames([[-1.0]]), names=["verbatm"])
+    with pytest.raises(UserError, match="did you mean 'extracted'"):
+        compute(*frames([[-1.0]]), names=["extractd"])
     with pytest.raises(UserError, match="suffix >= 1"):
         Parameters(suffix=0)
     for found in METRICS.values():

@@ -24,7 +24,7 @@ HOLDS = {
 import math
 assert math.isclose(known_bits, math.log2(28 * 12 * 200 / 2) + math.log2(16 * 32 * 32 / 2))
 assert set(leaked["people"]) == {4} and set(accuracy["chance"]) == {0.25}
-from palimpsest.analysis.rows import choices
+from palimpsest.analysis.run.rows import choices
 fields = choices(run).group_by("run", "dose").agg(right=(pl.col("estimate") * pl.col("n")).sum(), n=pl.col("n").sum())
 both = accuracy.join(fields, on=["run", "dose"], suffix="_by_field")
 assert both.height == 8 and (both["right"] - both["right_by_field"]).abs().max() < 1e-9
@@ -56,7 +56,7 @@ assert {-1.0, 0.0} <= set(table["stretch"])
     "hubble": """
 drawn = plot.rows.filter(pl.col("source") == "Hubble")
 assert drawn.height == 4 + 2 + 2 and drawn["table"].n_unique() == 3
-assert set(plot.rows.filter(pl.col("source") != "Hubble")["metric"]) == {"loglik_per_byte", "verbatim"}
+assert set(plot.rows.filter(pl.col("source") != "Hubble")["metric"]) == {"loglik_per_byte", "extracted"}
 """,
     "membership": """
 assert areas.filter(pl.col("run") == "twin")["metric"].n_unique() == 4  # the twin is no reference to itself

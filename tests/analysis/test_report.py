@@ -52,7 +52,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def test_a_known_effect_is_found_and_the_twin_shows_none(built: tuple[Path, dict[str, Any], _Page]) -> None:
     _, numbers, page = built
-    assert numbers["verdict"] == "memorised"
+    assert numbers["verdict"] == "reproduced"
+    assert numbers["caveats"] == ["one run"]
     gain = numbers["gain_at_highest_dose"]
     truth = 0.06 * np.log2(65) / 4  # four bytes a token
     assert gain["perturbed"]["low"] < truth < gain["perturbed"]["high"]
@@ -124,7 +125,15 @@ def test_every_figure_comes_as_png_svg_and_the_csv_behind_it(
         ).height
         == 10
     )
-    assert json.loads((directory / "summary.json").read_text())["verdict"] == "memorised"
+    assert json.loads((directory / "summary.json").read_text())["verdict"] == "reproduced"
+
+
+def test_a_report_is_the_same_bytes_twice(built: tuple[Path, dict[str, Any], _Page], tmp_path: Path) -> None:
+    directory, _, _ = built
+    build(experiment(steps=SMALL), tmp_path)
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir())
+    assert [n for n in names if (tmp_path / n).read_bytes() != (directory / n).read_bytes()] == []
 
 
 def test_the_page_says_what_decides_and_how_small_p_can_be(built: tuple[Path, dict[str, Any], _Page]) -> None:
@@ -140,15 +149,60 @@ def test_the_page_says_what_decides_and_how_small_p_can_be(built: tuple[Path, di
     assert "perturbed − twin" in controls[0]
 
 
+def test_the_dose_of_half_the_effect_is_in_the_report(built: tuple[Path, dict[str, Any], _Page]) -> None:
+    directory, numbers, page = built
+    rows = {(row["metric"], row["run"]): row for row in numbers["ec50"]}
+    verbatim = rows["extracted", "perturbed"]
+    assert 16 < verbatim["ec50"] < 64
+    assert 1 < verbatim["low"] < verbatim["ec50"] < verbatim["high"]
+    # The effect of the primary measure is linear in log dose: it has not bent at the highest dose, or only just.
+    assert rows["loglik_per_byte", "perturbed - twin"]["high"] > 20
+    assert rows["loglik_per_byte", "twin"]["shown"] == rows["extracted", "twin"]["shown"] == "not reached"
+    assert page.text.count("not reached") >= 2
+    assert pl.read_csv(directory / "ec50.csv").height == len(rows) == 5
+
+
+def test_strata_have_a_table_where_they_were_planned(built: tuple[Path, dict[str, Any], _Page]) -> None:
+    directory, _, page = built
+    strata = pl.read_csv(directory / "strata.csv")
+    assert strata["family"].n_unique() == 6
+    assert set(strata["n"]) == {5}
+    assert "biography/short" in page.text
+    assert "By stratum, at dose 64" in page.text
+
+
+def test_the_first_screen_says_what_the_verdict_rests_on(built: tuple[Path, dict[str, Any], _Page]) -> None:
+    _, _, page = built
+    first = page.text[: page.text.index("Gain by dose")]
+    assert "another training run would differ is not in the intervals" in re.sub(r"\s+", " ", first)
+    few = experiment(steps=SMALL, per_cell=1)
+    assert _answer(few).caveats == ("only 6 controls", "one run")
+
+
+def test_clusters_stand_beside_items(tmp_path: Path) -> None:
+    base = experiment(steps=SMALL)
+    cluster = pl.format("c{}-{}", "dose", pl.int_range(pl.len()).over("stratum", "dose") // 2)
+    grouped = base.items.with_columns(cluster=pl.concat_str("stratum", cluster))
+    numbers = build(dataclasses.replace(base, items=grouped, permutations=99), tmp_path)
+    gain = numbers["gain_at_highest_dose"]["perturbed - twin"]
+    assert (gain["n"], gain["clusters"], gain["clusters_control"]) == (30, 18, 18)
+    assert "n = 30 in 18 clusters against 30 in 18 clusters" in numbers["detail"]
+    estimates = pl.read_csv(tmp_path / "estimates.csv", infer_schema_length=None)
+    own = estimates.filter((pl.col("statistic") == "auc") & (pl.col("family") == "all"))
+    assert set(own["clusters"]) == {18}
+
+
 def test_nothing_extracted_is_said_in_words_and_not_drawn(tmp_path: Path) -> None:
     base = experiment(steps=SMALL)
     missed = base.scores.with_columns(rank=pl.col("rank").list.eval(pl.element() * 0 + 7))
     numbers = build(dataclasses.replace(base, scores=missed, permutations=99), tmp_path)
     assert re.search(r"; 0 of \d+ inserted items were reproduced verbatim\.$", numbers["headline"])
+    assert numbers["verdict"] == "more likely than its controls"
     text = _Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     found = numbers["verbatim_extraction"]
     assert f"0 of {found['tested_inserted']} inserted items extracted" in text
-    assert found["limit_inserted"] == pytest.approx(1 - 0.025 ** (1 / found["tested_inserted"]))
+    # Not far from the rule of three, though families and strata are kept apart.
+    assert 0.02 < found["limit_inserted"] < 3.7 / found["tested_inserted"] * 3**0.5
     assert not (tmp_path / "verbatim.png").exists()
     assert "≤ 0.01" in text
 
@@ -236,8 +290,8 @@ def _answer(inputs: ReportInputs) -> Answer:
 
 def test_no_effect_gives_no() -> None:
     found = _answer(experiment(effect=0.0, steps=SMALL, seed=3))
-    assert found.verdict == "not detected"
-    assert found.headline.startswith("No")
+    assert found.verdict == "not shown"
+    assert found.headline.startswith("Not shown: ")
     assert found.minimum_effective_dose is None
 
 
@@ -255,7 +309,7 @@ def test_a_gain_in_the_twin_too_is_not_called_memory() -> None:
     ours = base.scores.filter(pl.col("run") == "perturbed")
     same = pl.concat([ours, ours.with_columns(run=pl.lit("twin"))])
     found = _answer(dataclasses.replace(base, scores=same))
-    assert found.verdict == "inconclusive"
+    assert found.verdict == "as much more likely in the twin"
     assert any("twin's interval" in warning for warning in found.warnings)
 
 
@@ -266,6 +320,7 @@ def test_no_twin_no_audit_and_runs_of_unequal_length_are_said() -> None:
     )
     assert any("no twin" in warning for warning in alone.warnings)
     assert any("no audit" in warning for warning in alone.warnings)
+    assert alone.caveats == ("no twin", "not audited", "one run")
     shorter = base.scores.filter((pl.col("run") == "perturbed") | (pl.col("step") < 250))
     inputs = dataclasses.replace(base, scores=shorter)
     assert analyse(inputs).step == 16
@@ -286,8 +341,8 @@ def test_bad_inputs_are_refused_in_one_line() -> None:
     base = experiment(steps=(0, 8), per_cell=1)
     with pytest.raises(UserError, match="no scores of the perturbed run"):
         dataclasses.replace(base, scores=base.scores.filter(pl.col("run") == "twin"))
-    with pytest.raises(UserError, match="did you mean 'verbatim'"):
-        dataclasses.replace(base, primary="verbatm")
+    with pytest.raises(UserError, match="did you mean 'extracted'"):
+        dataclasses.replace(base, primary="extractd")
     with pytest.raises(UserError, match="cannot be called 'all'"):
         dataclasses.replace(base, items=base.items.with_columns(family=pl.lit("all")))
     with pytest.raises(UserError, match="dose 0"):

@@ -248,8 +248,13 @@ def test_exposures_by_tenth_of_training(inputs):
 
 def test_power_is_that_of_a_t_test(inputs, results):
     table = power_table(inputs, results)
-    # 12 items a dose against 12 controls: d = 1.199 (Cohen 1988, two-sided .05, power .8).
-    assert {tuple(row[1:4]) for row in table.body} == {("12", "12", "1.20")}
+    # 12 items a dose against 12 controls: d = 1.052 (one-sided .05, power .8).
+    assert {tuple(row[1:4]) for row in table.body} == {("12", "12", "1.05")}
+    three = inputs.items.with_columns(
+        cluster=pl.format("c{}", pl.int_range(pl.len()).over("family", "dose") // 3)
+    ).with_columns(cluster=pl.concat_str("cluster", pl.col("dose").cast(pl.String), separator="/"))
+    clustered = power_table(dataclasses.replace(inputs, items=three), results)
+    assert all(int(row[1]) < 12 and float(row[3]) > 1.05 for row in clustered.body)
 
 
 def test_extraction_by_prefix_counts_runs_of_hits(inputs):

@@ -431,7 +431,7 @@ def test_the_page_of_a_sweep(chromium: Any, tmp_path: Path) -> None:
             ]
             pl.DataFrame(rows, schema=ESTIMATE_SCHEMA).write_csv(place / "report" / "estimates.csv")
             summary = {"primary_metric": "loglik_per_byte", "unit": "nats/byte", "step": 9, "audit": "PASS"}
-            summary |= {"verdict": "memorised", "minimum_effective_dose": 4}
+            summary |= {"verdict": "more likely than its controls", "minimum_effective_dose": 4}
             (place / "report" / "summary.json").write_text(json.dumps(summary))
             factors = {"seed": str(seed), "model": f"{model}<b>\u202e"}
             runs.append(

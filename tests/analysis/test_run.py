@@ -9,8 +9,8 @@ import pytest
 
 import palimpsest
 from palimpsest.analysis import figures
-from palimpsest.analysis.bound import bind
 from palimpsest.analysis.metrics import defaults
+from palimpsest.analysis.run.figures import bind
 from palimpsest.analysis.statistics import PAIRED
 from palimpsest.data.errors import UserError
 from tests.conftest import REPO
@@ -133,11 +133,11 @@ def test_frames_are_the_files(run):
 def test_metrics_by_hand(run):
     """ln p is LEVEL + GAIN x dose a token: nats a byte and hits follow by arithmetic."""
     assert (run.parameters.prefix, run.parameters.suffix) == (2, 3)  # as in the report
-    rows = run.metrics("loglik_per_token", "verbatim", steps=[20])
+    rows = run.metrics("loglik_per_token", "extracted", steps=[20])
     found = rows.filter((pl.col("metric") == "loglik_per_token") & (pl.col("run") == "perturbed"))
     expected = LEVEL + GAIN * found["dose"].cast(pl.Float64)
     assert found["value"].to_list() == pytest.approx(expected.to_list())
-    verbatim = rows.filter((pl.col("metric") == "verbatim") & (pl.col("run") == "perturbed"))
+    verbatim = rows.filter((pl.col("metric") == "extracted") & (pl.col("run") == "perturbed"))
     assert ((verbatim["value"] == 1) == (verbatim["dose"] == 4)).all()
     assert set(rows["step"]) == {20}
 
@@ -161,8 +161,8 @@ def test_estimates_by_hand(run, metric):
     [
         (lambda run: run.metrics("verbatm"), "unknown metric 'verbatm'; did you mean 'verbatim'"),
         (lambda run: run.estimates("verbatm"), "did you mean 'verbatim'"),
-        (lambda run: run.metrics("verbatim", prefx=3), "no setting 'prefx'; did you mean 'prefix'"),
-        (lambda run: run.metrics("verbatim", suffix=0), "suffix >= 1, not 2 and 0"),
+        (lambda run: run.metrics("extracted", prefx=3), "no setting 'prefx'; did you mean 'prefix'"),
+        (lambda run: run.metrics("extracted", suffix=0), "suffix >= 1, not 2 and 0"),
         (lambda run: run.metrics(steps=[7]), r"step 7 was not scored; these were: \[0, 20\]"),
         (lambda run: run.tokens("ghost-00003", 7), r"step 7 was not scored"),
         (lambda run: run.tokens("ghost-3"), r"the plan has no item 'ghost-3'; did you mean 'ghost-0000"),
@@ -292,3 +292,18 @@ def test_changed_files_are_noticed(prepared, tmp_path):
     scores.write_bytes(scores.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"scores.parquet was changed since it was written"):
         _ = run.scores
+
+
+def test_reading_writes_nothing(place):
+    """Somebody else's run needs no write permission."""
+
+    def tree():
+        return {path: path.lstat().st_mtime_ns for path in sorted((place / "runs" / "small").rglob("*"))}
+
+    before = tree()
+    run = palimpsest.open_run(place / "runs" / "small" / "run-0123abcd")
+    repr(run)
+    run.estimates("min_k_logprob")
+    run.figures.dose_response()
+    run.tokens(run.items["item_id"][0])
+    assert tree() == before

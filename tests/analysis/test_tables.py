@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -144,3 +145,18 @@ def test_what_is_not_there_is_said() -> None:
     with pytest.raises(UserError, match="label='a b'"):
         tables.to_latex(rows(), label="a b")
     assert body(tables.to_latex(rows().head(0))) == []
+
+
+FORMULAS = ['=HYPERLINK("http://x.org","a")', "+1+1", "@SUM(A1)", "-2+3", "\t=1", "=1"]
+
+
+def test_no_csv_holds_a_live_formula(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"item": FORMULAS, "value": [-1.5, 2.0, -3.0, 0.5, 1.0, 2.0], "=cell": "plain"})
+    tables.save(frame, tmp_path / "frame")
+    tables.save(Table(["=head", "n"], [[cell, "−0.5 [−1.0, 0.1]"] for cell in FORMULAS]), tmp_path / "table")
+    for name in ("frame", "table"):
+        read = list(csv.reader((tmp_path / f"{name}.csv").open(encoding="utf-8", newline="")))
+        assert [row[0] for row in read[1:]] == [f"'{cell}" for cell in FORMULAS]
+        assert not [cell for row in read for cell in row if cell.startswith(("=", "@", "\t", "+"))]
+    assert read[1][1] == "-0.5 [-1.0, 0.1]"
+    assert pl.read_csv(tmp_path / "frame.csv")["value"].to_list() == frame["value"].to_list()

@@ -36,7 +36,6 @@ from palimpsest.analysis.metrics.profiles import memorization_profile, naive_dif
 from palimpsest.analysis.metrics.unlearning import (
     distance_of_forget_quality,
     forget_quality,
-    npo_loss,
     truth_ratio,
 )
 from palimpsest.data.errors import UserError
@@ -154,10 +153,6 @@ def test_published_palimpsest_p_values() -> None:
     assert spearman_p(-0.07789184431337588, 99_997) == pytest.approx(2.337829800803965e-134, rel=1e-9)
     assert spearman_p(-0.1652056402400564, 10_000) == pytest.approx(4.025806953374e-62, rel=1e-11)
     assert spearman_p(-0.0302454599424546, 10_000) == pytest.approx(2.487483471811234e-3, rel=1e-9)
-
-
-def test_o20_npo() -> None:
-    assert npo_loss([-20, -35], [-18, -30], 0.1) == digits(10.722159)
 
 
 def test_truth_ratio_of_the_toy_item_differs_by_mean() -> None:

@@ -13,28 +13,20 @@ def figures(lines, arm):
 
 
 def test_hubbles_wikipedia_arms(tmp_path):
-    """Against 759 controls 759, 379, 152 and 76 items show effects of .144, .176, .249 and .338; with alpha divided by
-    the five arms .176, .215, .304 and .412. An effect of .2 takes 393 items an arm, or 198 pairs."""
+    """Against 759 controls n items show ``(1.645 + 0.842) sqrt(1/n + 1/759)``, one-sided; an effect of .2 takes 310."""
     done = Workplace(tmp_path, SMALL).ok("plan", "power=true", "effect=0.2", "insertion=hubble")
     assert "biographies: 2,500 items are never inserted" in done.lines
     lines = done.lines[done.lines.index("passages: 759 items are never inserted") :]
-    expected = {
-        1: (759, 0.144, 0.176),
-        16: (379, 0.176, 0.215),
-        64: (152, 0.249, 0.304),
-        256: (76, 0.338, 0.412),
-    }
-    for dose, (items, effect, corrected) in expected.items():
+    for dose, items in {1: 759, 16: 379, 64: 152, 256: 76}.items():
         found = figures(lines, f"dose {dose}")
         assert found[0] == items
-        assert found[1:3] == pytest.approx([effect, corrected], abs=1.1e-3)  # printed with three digits
-    assert figures(lines, "dose 64")[4] == pytest.approx(0.05, abs=5e-4)  # 152 items an arm tell .05 from 0
-    # 759 controls: more than 246 treated (what 4:1 takes) and fewer than 393 (what 1:1 takes) show an effect of .2.
-    assert 246 < figures(lines, "dose 1")[5] < 393
-    assert (
-        "an effect of 0.2 takes 394 items with as many controls, or 199 items against their own twins"
-        in done.out
-    )
+        assert found[1] == pytest.approx(2.4865 * (1 / items + 1 / 759) ** 0.5, abs=2e-3)
+    # Two hits of 152 and none of 759 are called; a rate of .0196 gives two hits with probability .8.
+    assert pytest.approx(0.8, abs=2e-3) == 1 - (1 - 0.0196) ** 152 - 152 * 0.0196 * (1 - 0.0196) ** 151
+    assert figures(lines, "dose 64")[2] == pytest.approx(0.0196, abs=6e-4)
+    # As many items as controls, 310, show an effect of .2; against 759 controls fewer do.
+    assert 150 < figures(lines, "dose 1")[3] < 310
+    assert "an effect of 0.2 standard deviations takes 310 items with as many controls" in done.out
     assert not (tmp_path / "runs").exists()
 
 

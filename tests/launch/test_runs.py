@@ -48,7 +48,11 @@ def place(prepared, tmp_path):
     for name in ("scored-1", "finished-1"):
         for step in (0, 1, 20):  # 7 is not scored
             make(base / name / "scores" / "perturbed" / f"step_{step:08d}", "scores", a="1")
-    make(base / "finished-1" / "report", "report", summary__json=json.dumps({"verdict": "memorised"}))
+    make(
+        base / "finished-1" / "report",
+        "report",
+        summary__json=json.dumps({"verdict": "reproduced", "caveats": ["one run"]}),
+    )
     (base / "broken-1").mkdir()
     (tmp_path / "runs" / "corpora" / "text-1").mkdir(parents=True)
     return tmp_path
@@ -78,7 +82,7 @@ def test_states(place):
     }
     assert (found["stopped"].step, found["stopped"].steps) == (7, 20)
     assert found["stopped"].loss == pytest.approx(8.3)
-    assert found["finished"].verdict == "memorised"
+    assert found["finished"].verdict == "reproduced, one run"
     files = sum(p.stat().st_size for p in (place / "runs/small/trained-1").rglob("*") if p.is_file())
     assert found["trained"].size == files
 
@@ -130,7 +134,7 @@ def test_listing_and_mistakes(place):
     assert len(listed) == 1 + 7
     assert listed[0].split() == ["run", "state", "step", "loss", "verdict", "size"]
     (line,) = [line for line in listed if line.startswith("small/finished-1")]
-    assert line.split()[1:5] == ["finished", "20/20", "7.000", "memorised"]
+    assert line.split()[1:5] == ["finished", "20/20", "7.000", "reproduced,"]
     for arguments, told in (
         (["purge"], "did you mean 'prune'"),
         (["remove=small/finishd-1"], "did you mean 'small/finished-1'"),

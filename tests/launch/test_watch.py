@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import polars as pl
 import pytest
 
-from palimpsest.analysis import progress
-from palimpsest.analysis.run import open_run
+from palimpsest.analysis.run import open_run, progress
 from palimpsest.data.errors import UserError
 from palimpsest.launch import watch
 from palimpsest.launch.program import plain

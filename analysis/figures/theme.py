@@ -1,4 +1,4 @@
-"""How figures look: colours, scales, and the one style."""
+"""Theme of the figures: colours, scales, and the one style."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from palimpsest.analysis.saving import Figure as Figure
-from palimpsest.analysis.saving import save as save
+from palimpsest.analysis.figures.export import Figure as Figure
+from palimpsest.analysis.figures.export import save as save
 from palimpsest.analysis.statistics import PAIRED
 
 INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e7eb"
@@ -87,7 +87,7 @@ def runs(rows: pl.DataFrame) -> list[str]:
 
 
 def _by_run(runs: Sequence[str], known: dict[str, str], pool: Sequence[str]) -> list[str]:
-    """What each run is known by, and for others what of the pool is left."""
+    """Marks of each run, and for others what of the pool is left."""
     taken = {known[run] for run in runs if run in known}
     spare = [value for value in pool if value not in taken] or list(pool)
     others = [run for run in runs if run not in known]

@@ -1,4 +1,4 @@
-"""What a running experiment has done so far, as JSON values: what ``launch/watch.py`` shows.
+"""Progress of a running experiment as JSON values, for ``launch/watch.py``.
 
 Only what is new is read each time: the end of the logs, new parts of ledger and scores.
 """
@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 
 from palimpsest.analysis import scores
-from palimpsest.analysis.bound import PRIMARY
 from palimpsest.analysis.metrics import METRICS, Parameters, compute
-from palimpsest.analysis.run import PAIR, Run
+from palimpsest.analysis.run.figures import PRIMARY
+from palimpsest.analysis.run.files import PAIR, RunFiles
 from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
@@ -70,7 +70,7 @@ class Progress:
         run: which; it may be planned only.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunFiles) -> None:
         self.run = run
         self._logs = {which: Log(run.directory / which / "metrics.jsonl") for which in PAIR}
         self._scored: dict[str, pl.DataFrame] = {}
@@ -230,7 +230,7 @@ def _stop(parts: Mapping[str, tuple[Manifest, Mapping[str, Any]]]) -> int:
     return max(int(manifest.config["stop"]) for manifest, _ in parts.values())
 
 
-def planned(run: Run) -> pl.DataFrame:
+def planned(run: RunFiles) -> pl.DataFrame:
     """The plan's exposures as the ledger records them (``insertion.ledger.EXPOSURE_SCHEMA``)."""
     wordings = run.plan.wordings.select(
         pl.int_range(pl.len(), dtype=pl.Int32).alias("wording"),

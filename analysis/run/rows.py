@@ -14,7 +14,7 @@ import polars as pl
 from palimpsest.data.errors import UserError
 
 if TYPE_CHECKING:
-    from palimpsest.analysis.run import Run
+    from palimpsest.analysis.run.files import RunFiles
 
 ATTACKS = ("loglik_per_token", "zlib_ratio", "min_k_logprob", "min_k_plus_plus", "reference_difference")
 """Membership scores, as metrics; higher = more likely a member."""
@@ -22,7 +22,7 @@ PREFIXES = (1, 2, 4, 8, 16, 32, 50)
 """Tokens of context."""
 
 
-def attacks(run: Run) -> pl.DataFrame:
+def attacks(run: RunFiles) -> pl.DataFrame:
     """``score`` and ``member`` of every item of the highest dose and of dose 0, one ``run`` an attack, last checkpoint.
 
     Of the perturbed run, less the mean of the controls of the item's family: kinds of text differ by themselves.
@@ -35,11 +35,18 @@ def attacks(run: Run) -> pl.DataFrame:
     return (
         items.with_columns(score=pl.col("value") - control)
         .filter(pl.col("dose").is_in([0, items["dose"].max()]) & pl.col("score").is_not_null())
-        .select(run="metric", item_id="unit", family="family", score="score", member=pl.col("dose") > 0)
+        .select(
+            run="metric",
+            item_id="unit",
+            family="family",
+            cluster="cluster",
+            score="score",
+            member=pl.col("dose") > 0,
+        )
     )
 
 
-def areas(run: Run) -> pl.DataFrame:
+def areas(run: RunFiles) -> pl.DataFrame:
     """AUC of every attack against dose 0, within families, by dose (``against``, ``x``), last checkpoint."""
     from palimpsest.analysis.statistics import auc
 
@@ -56,7 +63,7 @@ def areas(run: Run) -> pl.DataFrame:
     )
 
 
-def extraction(run: Run) -> pl.DataFrame:
+def extraction(run: RunFiles) -> pl.DataFrame:
     """Share of items reproduced after each number of tokens of context (``against``, ``x``), one ``run`` a dose.
 
     The continuation is as long as the report's; items too short for context and continuation are left out, and ``n``
@@ -67,7 +74,7 @@ def extraction(run: Run) -> pl.DataFrame:
     suffix = run.parameters.suffix
     frames = [
         mean_by_dose(
-            run.metrics("verbatim", steps=[run.last_step], prefix=prefix, suffix=suffix), method="rate"
+            run.metrics("extracted", steps=[run.last_step], prefix=prefix, suffix=suffix), bounds=(0.0, 1.0)
         ).with_columns(x=pl.lit(prefix))
         for prefix in PREFIXES
     ]
@@ -80,7 +87,7 @@ def extraction(run: Run) -> pl.DataFrame:
     return found.select("against", "x", "run", "estimate", "low", "high", "n")
 
 
-def longest(run: Run) -> pl.DataFrame:
+def longest(run: RunFiles) -> pl.DataFrame:
     """``length``: tokens of each item that greedy decoding reproduces after the report's prompt; one ``run`` a dose."""
     rows = run.metrics("longest_extracted", steps=[run.last_step])
     known = rows.filter((pl.col("run") == "perturbed") & pl.col("value").is_not_null()).sort(
@@ -91,66 +98,78 @@ def longest(run: Run) -> pl.DataFrame:
     )
 
 
-def lengths(run: Run) -> pl.DataFrame:
+def lengths(run: RunFiles) -> pl.DataFrame:
     """``tokens`` of every item, one ``group`` a dose."""
     items = run.items.sort("dose", "item_id")
     return items.select("item_id", tokens="length", group=pl.format("dose {}", "dose"))
 
 
-def assignment(run: Run) -> pl.DataFrame:
+def assignment(run: RunFiles) -> pl.DataFrame:
     """One row an item: ``family``, ``dose``."""
     return run.items.select("item_id", "family", "dose")
 
 
-def most_gained(run: Run) -> pl.DataFrame:
+def most_gained(run: RunFiles) -> pl.DataFrame:
     """The tokens of the inserted item that gained most over the twin: an example, chosen for being extreme."""
     from palimpsest.analysis.report.results import item_gains
 
     return run.tokens(item_gains(run.results, run.inputs()).row(0, named=True)["item_id"])
 
 
-def events(run: Run, stretches: int = 8) -> pl.DataFrame:
+def events(run: RunFiles, stretches: int = 8) -> pl.DataFrame:
     """Effect of a single exposure (items of dose 1) on the report's metric by steps since it, ``since``.
 
     The difference from the twin, less that of the family's never-inserted items at the same checkpoint, by stretches.
     A run has so many of them, and none lies across the exposure; each comes with its mean step and a 95 % interval over
-    items, which ``n`` counts; those of a single item are left out. Right after the exposure's step ``since`` is 1.
+    clusters of items, with the error of the controls' mean in it; ``n`` counts items, and stretches of a single cluster
+    are left out. Right after the exposure's step ``since`` is 1.
 
     Raises:
         UserError: if there is no twin, or no item of dose 1.
     """
-    from palimpsest.analysis.statistics import cluster_mean, difference_to_twin, per_item
+    from palimpsest.analysis.statistics import difference_to_twin, per_item
 
-    values = per_item(difference_to_twin(run.metrics("loglik_per_byte"))).rename({"unit": "item_id"})
-    control = (
-        values.filter(pl.col("dose") == 0).group_by("step", "family").agg(control=pl.col("value").mean())
-    )
-    rows = (
-        values.filter(pl.col("dose") == 1)
-        .join(control, on=["step", "family"])
-        .join(run.exposures.select("item_id", exposed="step"), on="item_id")
-        .with_columns(gain=pl.col("value") - pl.col("control"), since=pl.col("step") - pl.col("exposed"))
-    )
-    if rows.is_empty():
+    values = per_item(difference_to_twin(run.metrics("loglik_per_byte")))
+    exposed = run.exposures.select(unit="item_id", exposed="step")
+    if not (values["dose"] == 1).any():
         raise UserError(
             f"{run.name} has no items of dose 1 with scores in both runs: there is no event to study"
         )
-    width = max(1, -(-run.plan.shape.steps // stretches))
-    # Stretches end where the exposure falls: none mixes what was before it with what came after.
-    rows = rows.with_columns(stretch=(pl.col("since") - 1) // width)
+    return single_exposure(values, exposed, max(1, -(-run.plan.shape.steps // stretches)))
+
+
+def single_exposure(values: pl.DataFrame, exposed: pl.DataFrame, width: int) -> pl.DataFrame:
+    """The effect of one exposure by steps since it: ``since``, ``estimate``, ``low``, ``high``, ``n``.
+
+    Args:
+        values: as :func:`analysis.statistics.per_item` gives them, of one metric and run.
+        exposed: ``unit`` and the step of its exposure, ``exposed``.
+        width: of a stretch, steps.
+    """
+    from palimpsest.analysis.statistics import net_of_controls
+
+    controls = values.filter(pl.col("dose") == 0)
+    rows = (
+        values.filter(pl.col("dose") == 1)
+        .join(controls.select("family", "step").unique(), on=["family", "step"])
+        .join(exposed, on="unit")
+        .with_columns(since=pl.col("step") - pl.col("exposed"))
+        # Stretches end where the exposure falls: none mixes what was before it with what came after.
+        .with_columns(stretch=(pl.col("since") - 1) // width)
+    )
     found = []
     for part in rows.partition_by("stretch"):
-        n = part["item_id"].n_unique()
-        if n > 1:
-            effect = cluster_mean(part["gain"].to_numpy(), part["item_id"].rank("dense").to_numpy())
+        net = net_of_controls(part.with_columns(a0=1 / pl.len().over("unit")), controls, 1)
+        if net is not None and net.clusters > 1:
+            low, high = net.limits()
             found.append(
                 {
                     "since": part["since"].mean(),
-                    "estimate": effect.estimate,
-                    "low": effect.low,
-                    "high": effect.high,
+                    "estimate": float(net.estimate[0]),
+                    "low": low,
+                    "high": high,
+                    "n": net.n,
                 }
-                | {"n": n}
             )
     schema = {
         "since": pl.Float64,
@@ -162,49 +181,34 @@ def events(run: Run, stretches: int = 8) -> pl.DataFrame:
     return pl.DataFrame(found, schema=schema).sort("since")
 
 
-def choices(run: Run) -> pl.DataFrame:
+def choices(run: RunFiles) -> pl.DataFrame:
     """Accuracy of choices between an answer and its decoys by what is asked (``field``), at the last checkpoint.
 
-    The likeliest answer is chosen; limits are exact (Clopper and Pearson). ``n`` counts questions, ``run`` is the run.
+    The likeliest answer is chosen; equally likely ones share the point. ``n`` counts items, over whose clusters the
+    limits are, as everywhere; ``run`` is the run.
 
     Raises:
         UserError: if no probe is a choice.
     """
-    from palimpsest.analysis.statistics import clopper_pearson
+    from palimpsest.analysis.statistics import mean_by_dose
 
-    asked = run.probes.filter(pl.col("kind") == "choice").select(
-        "probe_id", "item_id", "name", "correct", "target_start"
-    )
-    if asked.is_empty():
+    if not (run.probes["kind"] == "choice").any():
         raise UserError(f"{run.name} has no choices: none of its families asks for one")
-    loglik = pl.col("logprob").list.slice(pl.col("target_start")).list.sum()
-    picked = (
-        run.scores.filter(pl.col("step") == run.last_step)
-        .join(asked, on="probe_id")
-        .join(run.items.select("item_id", "dose"), on="item_id")
-        .sort("run", "item_id", "name", "probe_id")
-        .group_by("run", "name", "dose", "item_id", maintain_order=True)
-        .agg(right=pl.col("correct").get(loglik.arg_max()))
-    )
-    counted = (
-        picked.group_by("run", "name", "dose")
-        .agg(pl.col("right").sum(), n=pl.len())
-        .sort("name", "run", "dose")
-    )
-    low, high = clopper_pearson(counted["right"].to_numpy(), counted["n"].to_numpy())
-    return counted.select(
+    rows = run.metrics("choice_accuracy", steps=[run.last_step]).with_columns(metric="question")
+    found = mean_by_dose(rows, bounds=(0.0, 1.0)).filter(pl.col("family") == "all")
+    return found.sort("metric", "run", "dose").select(
         pl.lit("choice among decoys").alias("format"),
         "run",
         "dose",
         "n",
-        field="name",
-        estimate=pl.col("right") / pl.col("n"),
-        low=pl.Series(low),
-        high=pl.Series(high),
+        field="metric",
+        estimate="estimate",
+        low="low",
+        high="high",
     )
 
 
-ROWS: Mapping[str, Callable[[Run], pl.DataFrame]] = {
+ROWS: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "roc": attacks,
     "auc_against": areas,
     "extraction_rate": extraction,

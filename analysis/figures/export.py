@@ -28,9 +28,9 @@ _DPI = 300
 _NARROWEST = 0.5
 """Share of its own width below which no panel is shrunk; the whole figure is, then."""
 _LEGIBLE = 1.35
-"""How much more than that a figure may be shrunk: beyond, its type is smaller than 5 points."""
+"""Factor by which a figure may be shrunk beyond that: farther, its type is smaller than 5 points."""
 FIXED = "fixed"
-"""How the name of a part begins that is not to be made narrower."""
+"""Prefix of the name of a part that is not to be made narrower."""
 _CHILDREN = ("hconcat", "vconcat", "concat")
 
 
@@ -106,7 +106,7 @@ def save(
         "png": lambda: vl_convert.svg_to_png(points, **dots),
         "svg": svg.encode,
         "pdf": lambda: vl_convert.svg_to_pdf(points),
-        "csv": flat(drawn).write_csv().encode,
+        "csv": csv_of(drawn).encode,
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (suffix for suffix in FORMATS if suffix in formats):
@@ -125,6 +125,25 @@ def write(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_NUMBER = re.compile(r"[+-]?[0-9][0-9.,]*(e[+-]?[0-9]+)?( ?\[.*\])?")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def inert(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: an apostrophe before what would start one, but for numbers."""
+    return f"'{cell}" if cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
+
+
+def csv_of(rows: pl.DataFrame) -> str:
+    """Rows as CSV, for people as well: no text in it is a live formula (:func:`inert`)."""
+    plain = flat(rows)
+    texts = [name for name, dtype in plain.schema.items() if dtype == pl.String]
+    starts = [pl.col(name).str.starts_with(sign).any() for name in texts for sign in _FORMULA]
+    if starts and plain.select(pl.any_horizontal(starts)).item():
+        plain = plain.with_columns(pl.col(texts).map_elements(inert, return_dtype=pl.String))
+    return plain.rename({name: inert(name) for name in plain.columns}).write_csv()
 
 
 def flat(rows: pl.DataFrame) -> pl.DataFrame:

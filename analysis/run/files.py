@@ -1,15 +1,12 @@
-"""A run, opened for reading: ``run = palimpsest.open_run("runs/quickstart")``.
+"""The files of a run, read when they are first asked for, and the tables that follow from them.
 
-A run's directory holds the pair, ``perturbed`` and ``twin``, and one run object reads both. Opening costs milliseconds:
-files are read, and checked against their digests, when they are first asked for, and kept. Torch is never imported.
+Everything but the figures (:mod:`analysis.run.figures`), which are drawn from these.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import cached_property
@@ -25,7 +22,6 @@ from palimpsest.pretrain import saved
 from palimpsest.pretrain.saved import parse
 
 if TYPE_CHECKING:
-    from palimpsest.analysis.bound import Figures
     from palimpsest.analysis.metrics import Parameters
     from palimpsest.analysis.report import ReportInputs, Results
     from palimpsest.data.tokenizer import Tokenizer
@@ -36,94 +32,10 @@ log = logging.getLogger(__name__)
 
 PAIR = ("perturbed", "twin")
 """The two runs of a pair; the twin may be absent."""
-ENVIRONMENT = "PALIMPSEST_RUN"
-"""Environment variable: the run that is opened where none is named."""
-_SHOWN = 8
 _MOST_CORPORA = 4
 
 
-def open_run(path: str | Path | None = None) -> Run:
-    """Open a run for reading.
-
-    Args:
-        path: the run's directory, ``runs/<experiment>/<name>-<digest>``. The digest may be left out, and the name too
-            where the experiment has one run only. None: what ``PALIMPSEST_RUN`` names, or else the run in ``runs/`` of
-            this directory, or of the nearest one above it, that was scored last (or planned last, if none is scored).
-
-    Returns:
-        The run; nothing of it has been read yet.
-
-    Raises:
-        UserError: if there is no run at that place, or more than one.
-    """
-    if path is None and not os.environ.get(ENVIRONMENT):
-        return Run(_newest(Path.cwd()))
-    given = Path(path or os.environ[ENVIRONMENT]).expanduser()
-    found = _runs_at(given)
-    if len(found) > 1:
-        more = f", ... ({len(found)} in all)" if len(found) > _SHOWN else ""
-        raise UserError(
-            f"{given} means several runs: {', '.join(str(p) for p in found[:_SHOWN])}{more}; give one of them"
-        )
-    if not found:
-        raise UserError(_no_run(given))
-    return Run(found[0])
-
-
-def _is_run(directory: Path) -> bool:
-    return (directory / "plan" / artifact.MANIFEST).is_file()
-
-
-def _below(directory: Path) -> list[Path]:
-    """The runs in a directory of runs, or of one experiment."""
-    levels = ("*/plan", "*/*/plan")
-    return sorted({p.parent for level in levels for p in directory.glob(level) if _is_run(p.parent)})
-
-
-def _runs_at(given: Path) -> list[Path]:
-    if _is_run(given):
-        return [given]
-    if given.is_dir():
-        return _below(given)
-    digest = "[0-9a-f]" * 8
-    return sorted(p for p in given.parent.glob(f"{glob.escape(given.name)}-{digest}") if _is_run(p))
-
-
-def _no_run(given: Path) -> str:
-    """Why there is no run at a place, and what to do."""
-    for above in given.absolute().parents:
-        if _is_run(above):
-            return f"{given} is a part of a run; open {above}"
-    if given.is_file():
-        return f"{given} is a file; give the directory of a run, runs/<experiment>/<name>-<digest>"
-    if not given.exists():
-        others = [p.name for p in given.parent.glob("*") if p.is_dir()] if given.parent.is_dir() else []
-        return f"there is no {given}" + (
-            nearest(given.name, others) or "; runs lie in runs/<experiment>/<name>-<digest>"
-        )
-    if any((given / which).is_dir() for which in PAIR):
-        return f"{given} is an unfinished run: it has no plan; run launch/plan.py first"
-    return f"{given} is not a run and holds none; runs lie in runs/<experiment>/<name>-<digest>, each with a plan"
-
-
-def _newest(start: Path) -> Path:
-    """The run scored last, or else planned last, in the nearest ``runs/``."""
-    for directory in (start, *start.parents):
-        found = _below(directory / "runs")
-        if found:
-            return max(found, key=_age)
-    raise UserError(
-        f"there is no run in {start / 'runs'}, nor in a directory above; name one: palimpsest.open_run('...'), or "
-        f"{ENVIRONMENT}=... in the environment"
-    )
-
-
-def _age(run: Path) -> tuple[float, float]:
-    scored = [p.stat().st_mtime for p in run.glob(f"scores/perturbed/step_*/{artifact.MANIFEST}")]
-    return max(scored, default=0.0), (run / "plan" / artifact.MANIFEST).stat().st_mtime
-
-
-class Run:
+class RunFiles:
     """A run on disk: the plan, what was consumed, the scores of the pair, and what follows from them.
 
     Everything is read when first asked for. What a stage has not made yet raises a ``UserError`` that names the stage.
@@ -169,11 +81,11 @@ class Run:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """What the perturbed run consumed: frames ``windows`` (position, digest) and ``exposures``."""
+        """Ledger of the perturbed run: frames ``windows`` (position, digest) and ``exposures``."""
         return self.ledger_of("perturbed")
 
     def ledger_of(self, which: str) -> Ledger:
-        """What one of the pair consumed, up to its last checkpoint.
+        """Ledger of one of the pair, up to its last checkpoint.
 
         Args:
             which: ``perturbed`` or ``twin``.
@@ -339,7 +251,7 @@ class Run:
     def metrics(self, *names: str, steps: Iterable[int] | None = None, **settings: Any) -> pl.DataFrame:
         """Metrics of every probe that they are defined on, at every checkpoint of both runs.
 
-        ``run.metrics("verbatim", prefix=8, suffix=16)``; ``analysis.metrics.METRICS`` has all names, and yours once
+        ``run.metrics("extracted", prefix=8, suffix=16)``; ``analysis.metrics.METRICS`` has all names, and yours once
         you have registered it with ``analysis.metrics.metric``.
 
         Args:
@@ -442,18 +354,17 @@ class Run:
         """Estimates with 95 % intervals at every dose and checkpoint: means, gains over dose 0, AUC.
 
         Args:
-            names: of metrics. Those of the report (all of them, if none is named) come as the report has them, others
-                from one stratified bootstrap of the items (``analysis.statistics.bootstrap_all``).
+            names: of metrics; those of the report if none is named. Others are estimated like those, without p.
 
         Returns:
             Rows of :data:`analysis.statistics.ESTIMATE_SCHEMA`: run (also ``perturbed - twin``, item by item), step,
-            metric, statistic, family, dose, estimate, low, high, n, n_control, p, method.
+            metric, statistic, family, dose, estimate, low, high, n, n_control, clusters, clusters_control, p, method.
 
         Raises:
             UserError: for an unknown metric.
         """
-        from palimpsest.analysis.metrics import defaults
-        from palimpsest.analysis.statistics import bootstrap_all, difference_to_twin
+        from palimpsest.analysis.metrics import METRICS, defaults
+        from palimpsest.analysis.statistics import auc, difference_to_twin, gain_over_control, mean_by_dose
 
         if not names:
             return self.results.estimates
@@ -463,15 +374,12 @@ class Run:
             frames.append(self.results.estimates.filter(pl.col("metric").is_in(ours)))
         if others := [name for name in names if name not in ours]:
             rows = self.metrics(*others)
-            frames.append(bootstrap_all(pl.concat([rows, difference_to_twin(rows)])))
+            both = pl.concat([rows, difference_to_twin(rows)])
+            for name in others:
+                own, bounds = both.filter(pl.col("metric") == name), METRICS[name].bounds
+                frames += [mean_by_dose(own, bounds=bounds), gain_over_control(own, bounds=bounds)]
+            frames.append(auc(rows))
         return pl.concat(frames)
-
-    @cached_property
-    def figures(self) -> Figures:
-        """Every figure, drawn from this run: ``run.figures.dose_response()``; ``dir(run.figures)`` lists them."""
-        from palimpsest.analysis.bound import Figures
-
-        return Figures(self)
 
     def refresh(self, *names: str) -> None:
         """Forget what was read, so that a run in progress is read again.
@@ -483,7 +391,7 @@ class Run:
             vars(self).pop(name, None)
 
     def __repr__(self) -> str:
-        """What there is, in a few lines; reads manifests and logs, no scores."""
+        """Overview in a few lines; reads manifests and logs, no scores."""
         facts, shape = self.plan.manifest.facts, self.plan.shape
         lines = [
             f"<Run {self.name}",

@@ -1,7 +1,7 @@
 """The figures of ``analysis.figures``, bound to a run: ``run.figures.dose_response()``.
 
 Whatever figure exists there appears here. It is given the run's frames by the names of its parameters
-(:data:`FROM_RUN`), or rows made for it (:data:`analysis.rows.ROWS`).
+(:data:`FROM_RUN`), or rows made for it (:data:`analysis.run.rows.ROWS`).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from palimpsest.analysis import figures
-from palimpsest.analysis.look import Figure
+from palimpsest.analysis.figures.theme import Figure
 from palimpsest.analysis.metrics import METRICS
-from palimpsest.analysis.rows import ROWS
+from palimpsest.analysis.run.rows import ROWS
 from palimpsest.data.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from palimpsest.analysis.run import Run
+    from palimpsest.analysis.run.files import RunFiles
 
 PRIMARY = "loglik_per_byte"
 """The metric that is drawn where none is named: what the report decides by."""
 
 
-FROM_RUN: Mapping[str, Callable[[Run], pl.DataFrame]] = {
+FROM_RUN: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "estimates": lambda run: run.estimates(),
     "training": lambda run: run.training,
     "exposures": lambda run: run.exposures,
@@ -40,12 +40,12 @@ FROM_RUN: Mapping[str, Callable[[Run], pl.DataFrame]] = {
 class Figures:
     """Every figure, drawn from one run.
 
-    ``run.figures.dose_response("verbatim")`` draws from the run's own rows; ``run.figures.dose_response(rows)`` from
+    ``run.figures.dose_response("extracted")`` draws from the run's own rows; ``run.figures.dose_response(rows)`` from
     yours. What a call returns shows itself in a notebook; ``.chart`` is the Altair chart, ``.rows`` exactly what it
     draws. ``dir(run.figures)`` lists them, ``help(run.figures.dose_response)`` says what a figure takes.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunFiles) -> None:
         self._run = run
 
     def __dir__(self) -> list[str]:
@@ -71,7 +71,7 @@ def _draws(thing: object) -> bool:
     return inspect.isfunction(thing) and inspect.signature(thing).return_annotation in ("Figure", Figure)
 
 
-def bind(draw: Callable[..., Figure], run: Run) -> Callable[..., Figure]:
+def bind(draw: Callable[..., Figure], run: RunFiles) -> Callable[..., Figure]:
     """A figure without its frames, which come from a run; one that is given, by name or first, is used instead.
 
     Args:
@@ -105,7 +105,7 @@ def bind(draw: Callable[..., Figure], run: Run) -> Callable[..., Figure]:
     return drawn
 
 
-def _frame(name: str, draw: Callable[..., Figure], run: Run, metric: str | None) -> pl.DataFrame:
+def _frame(name: str, draw: Callable[..., Figure], run: RunFiles, metric: str | None) -> pl.DataFrame:
     """A run's rows for a figure's parameter: by its name, or those made for the figure."""
     if name == "estimates" and metric is not None:
         return run.estimates(metric)
