@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import distributed
@@ -41,15 +41,48 @@ class World:
     context_rank: int
     first_stage: bool
     last_stage: bool
+    control: Any
+    """Process group of all ranks over gloo, for waiting and for Python objects: it does not time out as NCCL does
+    while one rank reads, hashes or compiles. ``runtime.hang_minutes`` ends what hangs."""
 
     @property
     def main(self) -> bool:
         """Whether this is the one process that writes files and logs."""
         return self.rank == 0
 
+    def barrier(self) -> None:
+        """Wait for all ranks, as long as it takes."""
+        distributed.barrier(group=self.control)
 
+    def gather(self, value: Any) -> list[Any]:
+        """Python objects of all ranks, by rank, on every rank."""
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def gather_on_main(self, value: Any) -> list[Any]:
+        """Python objects of all ranks, by rank, on the main rank; nothing on others."""
+        values: list[Any] | None = [None] * self.size if self.main else None
+        distributed.gather_object(value, values, group=self.control)
+        return values or []
+
+    def broadcast(self, value: Any) -> Any:
+        """The main rank's Python object, on every rank."""
+        values = [value]
+        distributed.broadcast_object_list(values, group=self.control)
+        return values[0]
+
+    def all(self, condition: bool) -> bool:
+        """Whether the condition holds on every rank."""
+        holds = torch.tensor(int(condition))
+        distributed.all_reduce(holds, distributed.ReduceOp.MIN, group=self.control)
+        return bool(holds)
+
+
+PATIENCE = timedelta(days=7)
+"""Time-out of ``World.control``."""
 _started = False
-"""Whether this process is inside ``start``."""
+"""This process is inside ``start``."""
 
 
 def _serve() -> None:
@@ -140,7 +173,15 @@ def check_graphs(
     """
     if not runtime.cuda_graphs:
         return
-    for against, told in (
+    allocator, register = (
+        os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "NCCL_GRAPH_REGISTER")
+    )
+    if "expandable_segments:True" in allocator and register != "0":
+        raise UserError(
+            "runtime.cuda_graphs=true with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True needs "
+            "NCCL_GRAPH_REGISTER=0 in the environment; set it, or leave out expandable_segments"
+        )
+    for unsupported, reason in (
         (device.type != "cuda", "there is no GPU"),
         (
             model.experts is not None,
@@ -148,8 +189,8 @@ def check_graphs(
         ),
         (train.recompute, "train.recompute=true computes layers outside of their graphs"),
     ):
-        if against:
-            raise UserError(f"runtime.cuda_graphs=true, but {told}; set runtime.cuda_graphs=false")
+        if unsupported:
+            raise UserError(f"runtime.cuda_graphs=true, but {reason}; set runtime.cuda_graphs=false")
 
 
 os.register_at_fork(after_in_child=_serve)
@@ -203,11 +244,13 @@ def start(
     parallel.data(world_size)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=10)
+    # Binds the rank to its GPU: NCCL starts at once, and not on GPU 0 at the first barrier.
+    bound = {"device_id": device} if device.type == "cuda" else {}
     if "RANK" in os.environ:
-        distributed.init_process_group(backend, timeout=timeout)
+        distributed.init_process_group(backend, timeout=timeout, **bound)
     else:
         distributed.init_process_group(
-            backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout
+            backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout, **bound
         )
     try:
         _started = True
@@ -232,6 +275,7 @@ def start(
             context_rank=parallel_state.get_context_parallel_rank(),
             first_stage=parallel_state.is_pipeline_first_stage(),
             last_stage=parallel_state.is_pipeline_last_stage(),
+            control=distributed.new_group(backend="gloo", timeout=PATIENCE),
         )
     finally:
         _started = False

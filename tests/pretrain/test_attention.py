@@ -8,7 +8,7 @@ from megatron.core.transformer.enums import AttnMaskType
 
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain.attention import CausalAttention
-from palimpsest.pretrain.batches import other_documents
+from palimpsest.pretrain.batches import intra_document_mask
 from tests.pretrain.test_gpu import TRAIN, pick
 
 EOD = 0
@@ -16,7 +16,7 @@ EOD = 0
 
 def test_what_is_hidden():
     """Worked: 5 6 | 0 7 | 0; a document begins with the end-of-document token before it."""
-    hidden = other_documents(torch.tensor([[5, 6, 0, 7, 0]]), EOD)
+    hidden = intra_document_mask(torch.tensor([[5, 6, 0, 7, 0]]), EOD)
     assert hidden.shape == (1, 1, 5, 5)
     seen = [[key for key in range(5) if not hidden[0, 0, query, key]] for query in range(5)]
     assert seen == [[0], [0, 1], [2], [2, 3], [4]]
@@ -34,7 +34,7 @@ def test_each_document_as_if_alone(groups):
     tokens = torch.tensor([[3, 4, 5, EOD, 6, 7, EOD, 8], [1, EOD, 2, 3, 4, 5, 6, 7]])
     query = torch.randn(8, 2, 4, 6)
     key, value = torch.randn(2, 8, 2, groups, 6)
-    together = attention(query, key, value, other_documents(tokens, EOD))
+    together = attention(query, key, value, intra_document_mask(tokens, EOD))
     for row, pieces in enumerate(([(0, 3), (3, 6), (6, 8)], [(0, 1), (1, 8)])):
         for start, end in pieces:
             part = (slice(start, end), slice(row, row + 1))
