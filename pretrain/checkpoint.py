@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
+from palimpsest.pretrain import engine
 from palimpsest.pretrain.parallel import World
 from palimpsest.pretrain.saved import KIND, VERSION, finished, path_of, read, remove, removed
 
@@ -87,10 +88,10 @@ def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], in
         UserError: naming what differs.
     """
     inputs = {**inputs, "ledger": manifest.inputs["ledger"]}
-    found = artifact.differences(manifest, config=config, inputs=inputs)
-    if found:
+    differing = artifact.differences(manifest, config=config, inputs=inputs)
+    if differing:
         raise UserError(
-            f"checkpoint {directory} belongs to another run ({'; '.join(found)}); "
+            f"checkpoint {directory} belongs to another run ({'; '.join(differing)}); "
             "choose another name=... or remove the old run"
         )
 
@@ -132,7 +133,11 @@ class Saving:
         background: bool = False,
     ) -> None:
         self.directory, self.step, self.world = directory, step, world
-        self._manifest = {"config": config, "inputs": inputs, "facts": facts}
+        self._manifest = {
+            "config": config,
+            "inputs": inputs,
+            "facts": {**facts, "megatron_core": engine.NAME},
+        }
         self._writers: AsyncCallsQueue | None = None
         self._digests: Future[dict[str, str]] | None = None
         name = None
@@ -148,7 +153,9 @@ class Saving:
             # megatron-core would start a process for this queue, which takes seconds, outlives a training that is
             # killed, and dies of the signal that asks it to stop.
             filesystem_async._results_queue = _answers() if background else queue.SimpleQueue()
-            request = dist_checkpointing.save(state, str(self._draft), async_sharded_save=background)
+            request = dist_checkpointing.save(
+                state, str(self._draft), async_sharded_save=background, **engine.save_options()
+            )
             if background:
                 self._writers = AsyncCallsQueue()
                 self._writers.schedule_async_request(request)
@@ -253,8 +260,8 @@ class _Harmless(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The class or function of this name, if it does nothing."""
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         if (module, name) == ("torch.serialization", "_get_layout"):
             return torch.serialization._get_layout
         for one in self._KNOWN:
@@ -267,7 +274,7 @@ _DAMAGED = (
     *(pickle.UnpicklingError, EOFError, OSError, ImportError, MemoryError),
     *(ValueError, TypeError, AttributeError, LookupError),
 )
-"""What unpickling a damaged file raises."""
+"""Exceptions of unpickling a damaged file."""
 
 
 @contextmanager
@@ -305,12 +312,13 @@ def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
     """Read a checkpoint into the layout of ``state``; any topology reads any other's.
 
     Raises:
-        UserError: if it holds code.
+        UserError: if it holds code, or a newer megatron-core wrote it.
     """
     path = path_of(directory, step)
     with _harmless(path):
-        found: dict[str, Any] = dist_checkpointing.load(state, str(path))
-    return found
+        engine.require_readable(path)
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(path))
+    return loaded
 
 
 def tensors(path: Path, *, weights_only: bool = False) -> dict[str, torch.Tensor]:

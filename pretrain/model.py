@@ -31,7 +31,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from palimpsest.pretrain import kernels
+from palimpsest.pretrain import engine, kernels
 from palimpsest.pretrain.attention import CausalAttention
 from palimpsest.pretrain.config import (
     ModelConfig,
@@ -98,7 +98,7 @@ def transformer_config(
     graphs: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of one run."""
-    low = train.half_precision
+    half = train.half_precision
     virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
     activations = {
         "swiglu": torch.nn.functional.silu,
@@ -123,10 +123,7 @@ def transformer_config(
         num_moe_experts=model.experts,
         moe_router_topk=model.experts_per_token,
         moe_router_pre_softmax=not model.normalise_experts,
-        # Where megatron-core 0.16.1 undoes the division by all tokens, it counts those that this rank has of a window.
-        moe_aux_loss_coeff=model.balance_loss * train.micro_batch_size * parallel.sequence_shards
-        if model.experts
-        else 0.0,
+        moe_aux_loss_coeff=engine.balance_loss_coefficient(model, train, parallel),
         # Balanced in each window for itself, so that neither micro-batches nor ranks matter.
         moe_router_load_balancing_type="seq_aux_loss" if model.experts else "none",
         moe_token_dispatcher_type="alltoall",
@@ -134,9 +131,9 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=model.init_std,
-        bf16=low,
-        params_dtype=torch.bfloat16 if low else torch.float32,
-        pipeline_dtype=torch.bfloat16 if low else torch.float32,
+        bf16=half,
+        params_dtype=torch.bfloat16 if half else torch.float32,
+        pipeline_dtype=torch.bfloat16 if half else torch.float32,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=virtual,

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
-from palimpsest.pretrain import checkpoint
+from palimpsest.pretrain import checkpoint, engine
 
 
 def whole(tmp_path, damaged):
@@ -49,6 +49,23 @@ def test_a_damage_that_another_rank_finds_is_everyone_s(tmp_path):
     other = SimpleNamespace(rank=0, size=2, gather=lambda _: [None, "x/b was changed; make it again"])
     with pytest.raises(UserError, match="x/b was changed; copy the checkpoint again"):
         checkpoint.require_whole(tmp_path, manifest, other)
+
+
+def test_a_checkpoint_of_a_newer_engine_is_refused_in_a_line(tmp_path, monkeypatch):
+    """0.19 writes no ``common.pt``; 0.16.1 would end in a traceback."""
+    path = checkpoint.path_of(tmp_path, 1)
+    path.mkdir()
+    monkeypatch.setattr(engine, "VERSION", (0, 16, 1))
+    with pytest.raises(
+        UserError, match=r"step_00000001 was written by megatron-core 0\.19 or later.*; install"
+    ) as told:
+        checkpoint.load(tmp_path, 1, {})
+    assert "\n" not in str(told.value)
+    (path / "common.pt").touch()
+    engine.require_readable(path)
+    monkeypatch.setattr(engine, "VERSION", (0, 19, 2))
+    (path / "common.pt").unlink()
+    engine.require_readable(path)
 
 
 @dataclass
