@@ -68,10 +68,10 @@ class Groups:
 
     def of_targets(self, spans: list[Span], length: int) -> np.ndarray:
         """(length,) int64 group of each target of a window; the token at offset k is the target at k - 1."""
-        found = np.zeros(length, dtype=np.int64)
+        groups = np.zeros(length, dtype=np.int64)
         for span in spans:
-            found[max(span.offset - 1, 0) : span.offset + span.length - 1] = self.of_item[span.item]
-        return found
+            groups[max(span.offset - 1, 0) : span.offset + span.length - 1] = self.of_item[span.item]
+        return groups
 
 
 def positions_of(step: int, train: TrainConfig, data_rank: int, data_size: int) -> list[np.ndarray]:

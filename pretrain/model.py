@@ -310,7 +310,10 @@ def initialize(gpt: GPTModel, model: ModelConfig, seed: int, start: Mapping[str,
     held = [one for one in nested_values(sharded) if isinstance(one, ShardedTensor) and one.data is not None]
     # A tensor is drawn by one thread, and torchrun gives a rank one thread: several are drawn at once.
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    with ThreadPoolExecutor(max(1, min(4, (os.cpu_count() or 1) // ranks))) as threads:
+    workers = (
+        1 if start else max(1, min(4, (os.cpu_count() or 1) // ranks))
+    )  # weights of files are read in order
+    with ThreadPoolExecutor(workers) as threads:
         list(threads.map(partial(_fill, model=model, seed=seed, start=start), held))
 
 

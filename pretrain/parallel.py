@@ -29,7 +29,7 @@ Attention = Literal["te", "sdpa"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """Where this process stands."""
+    """This process's place among the ranks."""
 
     rank: int
     size: int
@@ -47,7 +47,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one process that writes files and logs."""
+        """This is the one process that writes files and logs."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -73,7 +73,7 @@ class World:
         return values[0]
 
     def all(self, condition: bool) -> bool:
-        """Whether the condition holds on every rank."""
+        """The condition holds on every rank."""
         holds = torch.tensor(int(condition))
         distributed.all_reduce(holds, distributed.ReduceOp.MIN, group=self.control)
         return bool(holds)
@@ -132,34 +132,34 @@ def _beyond_engine(model: ModelConfig) -> str | None:
 def pick_attention(
     runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
 ) -> tuple[Attention, str]:
-    """Whose layers the model gets, and why.
+    """The implementation of the layers that the model gets, and the reason for it, in words.
 
     Raises:
         UserError: if Transformer Engine is asked for, or needed, and cannot be had.
     """
-    lacks = ""
+    missing = ""
     if device.type != "cuda":
-        lacks = "there is no GPU"
+        missing = "there is no GPU"
     elif find_spec("transformer_engine") is None:
-        lacks = "the package transformer-engine is not installed (pip install -e '.[gpu]')"
+        missing = "the package transformer-engine is not installed (pip install -e '.[gpu]')"
     elif unknown := _beyond_engine(model):
-        lacks = f"it has no layers with model.{unknown} here"
+        missing = f"it has no layers with model.{unknown} here"
     elif train.document_attention:
-        lacks = "its layers take no mask by documents here (train.document_attention)"
-    if runtime.attention == "te" and lacks:
+        missing = "its layers take no mask by documents here (train.document_attention)"
+    if runtime.attention == "te" and missing:
         raise UserError(
-            f"runtime.attention=te asks for Transformer Engine, but {lacks}; use runtime.attention=sdpa"
+            f"runtime.attention=te asks for Transformer Engine, but {missing}; use runtime.attention=sdpa"
         )
-    engine = not lacks and runtime.attention != "sdpa"
+    engine = not missing and runtime.attention != "sdpa"
     if train.precision == "fp8" and not engine:
         raise UserError(
-            f"train.precision=fp8 needs Transformer Engine, but {lacks or 'runtime.attention=sdpa'}; use "
+            f"train.precision=fp8 needs Transformer Engine, but {missing or 'runtime.attention=sdpa'}; use "
             "train.precision=bf16"
         )
     if engine:
         return "te", "Transformer Engine"
     return "sdpa", "PyTorch's scaled_dot_product_attention" + (
-        f", for {lacks}" if lacks and device.type == "cuda" else ""
+        f", for {missing}" if missing and device.type == "cuda" else ""
     )
 
 

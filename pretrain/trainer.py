@@ -140,7 +140,9 @@ class Trainer:
             distribute: shard the optimizer's state over data-parallel ranks.
         """
         settings, parallel = self.settings, self.settings.parallel
-        start = mapping.read(settings.model, vocab_size) if settings.model.weights and self._weights_set else None
+        start = (
+            mapping.read(settings.model, vocab_size) if settings.model.weights and self._weights_set else None
+        )
         chunks = []
         for vp_stage in range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]:
             gpt = model.build(

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
+from torch.nn.attention.bias import CausalBias
 
 from palimpsest.data.errors import UserError
-from palimpsest.pretrain.attention import CausalAttention
+from palimpsest.pretrain import attention as attention_module
+from palimpsest.pretrain.attention import CausalAttention, share
 from palimpsest.pretrain.batches import intra_document_mask
 from tests.pretrain.test_gpu import TRAIN, pick
 
@@ -70,3 +72,43 @@ def test_a_run_reads_documents_alone(prepared):
         found[name] = [record["loss"] for record in records(prepared, name)]
     assert 0 < abs(found["inside"][0] - found["across"][0]) < 0.01  # random weights hardly look around
     assert found["inside"][-1] < found["inside"][0] - 0.3
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_ranks_that_divide_a_window_attend_causally_by_name(monkeypatch, groups):
+    """Two ranks in one process: together the causal attention of the whole window, by a mask that flash kernels know.
+
+    A (queries, keys) tensor would keep them away, and take a gigabyte at 128k tokens.
+    """
+    length, size, ranks = 16, 8, 2
+    shapes = ((length, 2, 4, size), (length, 2, groups, size), (length, 2, groups, size))
+    whole = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k, shape in enumerate(shapes)]
+    parts = [[share(x.transpose(0, 1), rank, ranks).transpose(0, 1) for x in whole] for rank in range(ranks)]
+    module, masks, attend = CausalAttention.__new__(CausalAttention), [], CausalAttention._attend
+    torch.nn.Module.__init__(module)
+    module.scale, module.grouped, module.ranks = None, groups < 4, ranks
+
+    def note(self, *parts, **mask):
+        masks.append(mask["attn_mask"])
+        return attend(self, *parts, **mask)
+
+    monkeypatch.setattr(CausalAttention, "_attend", note)
+    outputs = []
+    for rank in range(ranks):
+        group = SimpleNamespace(rank=lambda rank=rank: rank)
+        monkeypatch.setattr(
+            attention_module.parallel_state, "get_context_parallel_group", lambda group=group: group
+        )
+        calls = iter((1, 2))
+        monkeypatch.setattr(
+            attention_module,
+            "gather_from_sequence_parallel_region",
+            lambda part, group, calls=calls: torch.cat([own[k] for k in [next(calls)] for own in parts]),
+        )
+        outputs.append(module(*parts[rank], None))
+    monkeypatch.undo()
+    assert [type(mask) for mask in masks] == [CausalBias] * 4
+    module.ranks = 1
+    expected = module(*whole, None)
+    for rank, out in enumerate(outputs):
+        assert torch.allclose(out, share(expected.transpose(0, 1), rank, ranks).transpose(0, 1), atol=1e-6)
