@@ -16,7 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -199,22 +199,43 @@ def finish(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
     facts: Mapping[str, Any],
+    known: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Digest the files under ``path``, flush them, and write the manifest, last."""
+    """Digest the files under ``path``, flush them, and write the manifest, last.
+
+    Args:
+        path: of the directory.
+        kind: what it is.
+        schema_version: version of its schema.
+        config: settings that determine the contents (JSON values).
+        inputs: name -> digest of what it was made from.
+        facts: figures worth reading.
+        known: relative path -> digest of files that :func:`digest_files` has digested and flushed already.
+    """
+    known = known or {}
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != MANIFEST)
+    names = [str(f.relative_to(path)) for f in files]
+    left = digest_files(path, [name for name in names if name not in known])
     manifest = Manifest(
         kind=kind,
         schema_version=schema_version,
         config=dict(config),
         inputs=dict(inputs),
-        contents={str(f.relative_to(path)): file_digest(f) for f in files},
+        contents={name: known.get(name) or left[name] for name in names},
         facts=dict(facts),
         made_by=provenance(),
     )
-    for file in files:
-        _fsync(file)
     write_json(path / MANIFEST, {**asdict(manifest), "digest": manifest.digest})
     return manifest
+
+
+def digest_files(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """Flush files to disk and digest them: relative path -> digest."""
+    digests = {}
+    for name in names:
+        _fsync(directory / name)
+        digests[name] = file_digest(directory / name)
+    return digests
 
 
 def put_in_place(source: Path, target: Path) -> None:
@@ -294,13 +315,19 @@ def read(directory: Path, *, kind: str, schema_version: int) -> Manifest:
     return manifest
 
 
-def verify(directory: Path, manifest: Manifest) -> None:
-    """Check every file of an artefact against its digest.
+def verify(directory: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> None:
+    """Check files of an artefact against their digests.
+
+    Args:
+        directory: of the artefact.
+        manifest: its own.
+        part: from 0, of the files that are to be checked here.
+        parts: among which they are divided; 1: all files are checked.
 
     Raises:
         UserError: naming the first file that is missing or differs.
     """
-    for name, digest in manifest.contents.items():
+    for name, digest in list(manifest.contents.items())[part::parts]:
         file = directory / name
         if not file.is_file():
             raise UserError(f"{file} is missing; make {directory} again")

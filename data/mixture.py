@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from palimpsest.data import megatron_core
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.data.order import Order
@@ -123,6 +124,7 @@ def blend(weights: Sequence[float], windows: int) -> tuple[npt.NDArray[np.int16]
         weights: positive, in any unit.
         windows: positions.
     """
+    megatron_core.make_importable()
     from megatron.core.datasets import helpers
     from megatron.core.datasets.utils import normalize
 

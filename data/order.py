@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from palimpsest.data import megatron_core
 from palimpsest.data.artifact import json_digest, write_json
 from palimpsest.data.errors import UserError
 from palimpsest.data.tokens import check
@@ -120,6 +121,7 @@ class Order:
             )
 
     def _build(self, prefix: Path, tokenizer: _TokenizerFacts, cache: Path) -> Any:
+        megatron_core.make_importable()
         from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
         from megatron.core.datasets.utils import Split
 

@@ -94,7 +94,8 @@ def _checkpoints(
 
     def load(step: int) -> Model:
         if not built:
-            gpt = model.build(experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train)
+            shape = experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train
+            gpt = model.build(*shape, drawn=False)
             built.append(gpt.to(device).eval())
         gpt = built[0]
         # Scoring on a CPU has turned the weights to float32; a checkpoint is read in its own precision.

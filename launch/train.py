@@ -43,8 +43,6 @@ def train(experiment: Experiment, which: str) -> None:
         raise UserError(
             "insertion.adaptive is carried out by launch/adaptive.py, segment by segment; run that"
         )
-    from torch import distributed
-
     from palimpsest.pretrain import checkpoint, interrupts, parallel
     from palimpsest.pretrain.trainer import Trainer
 
@@ -62,7 +60,7 @@ def train(experiment: Experiment, which: str) -> None:
         if world.main:
             stack.enter_context(locked(directory))
             order = open_order(experiment)
-        distributed.barrier()
+        world.barrier()
         if not world.main:
             order = open_order(experiment)
         if plan.manifest.inputs["order"] != order.identity:
@@ -137,7 +135,10 @@ def _evaluation(experiment: Experiment, plan: plans.Plan, facts: dict[str, Any],
         ranks=world.data_size,
         eod=facts["eod"],
         vocab_size=facts["vocab_size"],
-        build=partial(model.build, experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train),
+        build=partial(
+            *(model.build, experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train),
+            drawn=False,
+        ),
     )
 
     def evaluate(gpt: Any, due: str) -> dict[str, float]:

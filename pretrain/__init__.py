@@ -1,1 +1,5 @@
 """The engine on megatron-core."""
+
+from palimpsest.data import megatron_core
+
+megatron_core.make_importable()

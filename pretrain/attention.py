@@ -14,6 +14,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from palimpsest.pretrain import cpu
 
@@ -108,18 +109,14 @@ class CausalAttention(torch.nn.Module):
         outputs = []
         for half, block in zip(query.split(size), blocks_of(group.rank(), self.ranks), strict=True):
             seen = (block + 1) * size
-            mask = _visible(size, seen, query.device)
+            # Flash kernels know this mask by name: they read no (queries, keys) tensor, and skip what it hides.
+            mask = causal_lower_right(size, seen)
             outputs.append(self._attend(half, key[:seen], value[:seen], attn_mask=mask))
         return torch.cat(outputs)
 
 
-def _visible(queries: int, keys: int, device: torch.device) -> Tensor:
-    """(queries, keys) bool: the last query sees all keys, the one before all but the last, and so on."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
 def blocks_of(rank: int, ranks: int) -> tuple[int, int]:
-    """Which of the ``2 * ranks`` equal blocks of a sequence a context-parallel rank has."""
+    """The two of the ``2 * ranks`` equal blocks of a sequence that a context-parallel rank has."""
     return rank, 2 * ranks - 1 - rank
 
 

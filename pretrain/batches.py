@@ -1,9 +1,11 @@
-"""Where a position becomes a batch: which positions a rank reads, the overlay, and the ledger's recorder."""
+"""From positions to batches: the positions that a rank reads, the overlay, and the ledger's recorder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -31,12 +33,12 @@ class Batch:
     """(B, L) int64, 0..L-1."""
     groups: Tensor
     """(B, L) int64: which group of ``Groups`` each target belongs to."""
-    unseen: Tensor | None
-    """(B, 1, L, L) bool, True where a token (third axis) may not attend to another (fourth); None: plainly causal."""
+    attention_mask: Tensor | None
+    """(B, 1, L, L) bool, True where a token (third axis) may not attend to another (fourth); None: causal."""
 
 
-def other_documents(tokens_BL: Tensor, eod: int) -> Tensor:
-    """What is hidden where tokens attend to their own document alone: ``Batch.unseen``.
+def intra_document_mask(tokens_BL: Tensor, eod: int) -> Tensor:
+    """Attention mask that blocks attention across documents: ``Batch.attention_mask``.
 
     A document begins with the end-of-document token before it, as a probe does when it is scored.
     """
@@ -66,10 +68,10 @@ class Groups:
 
     def of_targets(self, spans: list[Span], length: int) -> np.ndarray:
         """(length,) int64 group of each target of a window; the token at offset k is the target at k - 1."""
-        found = np.zeros(length, dtype=np.int64)
+        groups = np.zeros(length, dtype=np.int64)
         for span in spans:
-            found[max(span.offset - 1, 0) : span.offset + span.length - 1] = self.of_item[span.item]
-        return found
+            groups[max(span.offset - 1, 0) : span.offset + span.length - 1] = self.of_item[span.item]
+        return groups
 
 
 def positions_of(step: int, train: TrainConfig, data_rank: int, data_size: int) -> list[np.ndarray]:
@@ -128,30 +130,51 @@ class Batches:
         Raises:
             PlanViolation: before the offending micro-batch reaches the model.
         """
-        for positions in positions_of(step, self.train, self.data_rank, self.data_size):
-            windows = np.stack([self.overlay.apply(int(p), self.order.window(int(p))) for p in positions])
-            tokens, labels = windows[:, :-1], windows[:, 1:]
-            loss_mask = np.ones(tokens.shape, dtype=np.float32)
-            for row, position in enumerate(positions):
-                if (counted := self.overlay.loss_mask(int(position), tokens.shape[1])) is not None:
-                    loss_mask[row] = counted
-            groups = [self.groups.of_targets(self.overlay.spans(int(p)), tokens.shape[1]) for p in positions]
-            batch = Batch(
-                torch.from_numpy(np.ascontiguousarray(tokens)),
-                torch.from_numpy(np.ascontiguousarray(labels)),
-                torch.from_numpy(loss_mask),
-                torch.arange(tokens.shape[1]).expand(len(tokens), -1),
-                torch.from_numpy(np.stack(groups)),
-                other_documents(torch.from_numpy(tokens), self.order.eod)
-                if self.train.document_attention
-                else None,
-            )
-            # What is recorded is read back from the tensors that the model gets.
-            if record:
-                self.recorder.record(
-                    positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy()
-                )
-            tensors = (getattr(batch, name) for name in Batch.__slots__)
-            yield Batch(
-                *(None if one is None else share(one, *self.context).to(self.device) for one in tensors)
-            )
+        read = positions_of(step, self.train, self.data_rank, self.data_size)
+        # The next micro-batch is read while the model has this one. Nothing is read ahead across steps, between which
+        # checkpoints fork.
+        with ThreadPoolExecutor(1) as ahead:
+            pending = ahead.submit(self._read, read[0])
+            for positions, following in zip_longest(read, read[1:]):
+                batch = pending.result()
+                if following is not None:
+                    pending = ahead.submit(self._read, following)
+                # What is recorded is read back from the tensors that the model gets.
+                if record:
+                    self.recorder.record(
+                        positions, batch.tokens.numpy(), batch.labels.numpy(), batch.loss_mask.numpy()
+                    )
+                yield self._to_device(batch)
+
+    def _read(self, positions: np.ndarray) -> Batch:
+        """The micro-batch of these positions, in memory."""
+        windows = np.stack([self.overlay.apply(int(p), self.order.window(int(p))) for p in positions])
+        tokens, labels = windows[:, :-1], windows[:, 1:]
+        loss_mask = np.ones(tokens.shape, dtype=np.float32)
+        for row, position in enumerate(positions):
+            if (counted := self.overlay.loss_mask(int(position), tokens.shape[1])) is not None:
+                loss_mask[row] = counted
+        groups = [self.groups.of_targets(self.overlay.spans(int(p)), tokens.shape[1]) for p in positions]
+        return Batch(
+            torch.from_numpy(np.ascontiguousarray(tokens)),
+            torch.from_numpy(np.ascontiguousarray(labels)),
+            torch.from_numpy(loss_mask),
+            torch.arange(tokens.shape[1]).expand(len(tokens), -1),
+            torch.from_numpy(np.stack(groups)),
+            intra_document_mask(torch.from_numpy(tokens), self.order.eod)
+            if self.train.document_attention
+            else None,
+        )
+
+    def _to_device(self, batch: Batch) -> Batch:
+        """This context-parallel rank's part, on its device; copies to a GPU do not wait for it."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            part = share(tensor, *self.context)
+            if self.device.type == "cuda":
+                part = part.contiguous().pin_memory()
+            return part.to(self.device, non_blocking=True)
+
+        return Batch(*(moved(getattr(batch, name)) for name in Batch.__slots__))  # type: ignore[arg-type]

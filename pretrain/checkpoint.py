@@ -26,7 +26,6 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
-from torch import distributed
 from torch.distributed.checkpoint import FileSystemReader, filesystem, metadata, planner
 from torch.distributed.checkpoint import load as load_plain
 from torch.distributed.checkpoint.api import CheckpointException
@@ -34,6 +33,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
+from palimpsest.pretrain import engine
 from palimpsest.pretrain.parallel import World
 from palimpsest.pretrain.saved import KIND, VERSION, finished, path_of, read, remove, removed
 
@@ -41,6 +41,7 @@ __all__ = [
     "Saving",
     "finished",
     "load",
+    "newest",
     "path_of",
     "read",
     "remove",
@@ -53,19 +54,31 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-def require_whole(directory: Path, manifest: Manifest) -> None:
+def require_whole(directory: Path, manifest: Manifest, world: World | None = None) -> None:
     """Check every file of a checkpoint.
 
+    Args:
+        directory: of the checkpoint.
+        manifest: its own.
+        world: this process's place, where all ranks call this: each then reads its share of the files.
+
     Raises:
-        UserError: naming the first that is missing or differs, as after a copy that was interrupted.
+        UserError: naming a file that is missing or differs, as after a copy that was interrupted; on every rank.
     """
+    problem = None
     try:
-        artifact.verify(directory, manifest)
+        if world is None:
+            artifact.verify(directory, manifest)
+        else:
+            artifact.verify(directory, manifest, part=world.rank, parts=world.size)
     except UserError as error:
+        problem = str(error)
+    problems = [problem] if world is None else world.gather(problem)
+    if first := next((one for one in problems if one is not None), None):
         raise UserError(
-            f"{str(error).split(';')[0]}; copy the checkpoint again, or delete {directory}: training goes on from the "
+            f"{first.split(';')[0]}; copy the checkpoint again, or delete {directory}: training goes on from the "
             "one before"
-        ) from None
+        )
 
 
 def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], inputs: dict[str, str]) -> None:
@@ -75,12 +88,19 @@ def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], in
         UserError: naming what differs.
     """
     inputs = {**inputs, "ledger": manifest.inputs["ledger"]}
-    found = artifact.differences(manifest, config=config, inputs=inputs)
-    if found:
+    differing = artifact.differences(manifest, config=config, inputs=inputs)
+    if differing:
         raise UserError(
-            f"checkpoint {directory} belongs to another run ({'; '.join(found)}); "
+            f"checkpoint {directory} belongs to another run ({'; '.join(differing)}); "
             "choose another name=... or remove the old run"
         )
+
+
+def newest(directory: Path, world: World) -> int | None:
+    """Finished steps of a run's last checkpoint; None if there is none. Every rank calls this."""
+    # One rank looks: directories may appear later elsewhere, and ranks that disagree would wait for each other.
+    steps: list[int] = world.broadcast(finished(directory) if world.main else None)
+    return steps[-1] if steps else None
 
 
 class Saving:
@@ -113,24 +133,29 @@ class Saving:
         background: bool = False,
     ) -> None:
         self.directory, self.step, self.world = directory, step, world
-        self._manifest = {"config": config, "inputs": inputs, "facts": facts}
+        self._manifest = {
+            "config": config,
+            "inputs": inputs,
+            "facts": {**facts, "megatron_core": engine.NAME},
+        }
         self._writers: AsyncCallsQueue | None = None
-        self._placing: Future[None] | None = None
-        name: list[Any] = [None]
+        self._digests: Future[dict[str, str]] | None = None
+        name = None
         if world.main:
             directory.mkdir(parents=True, exist_ok=True)
             for stale in directory.glob(".*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
             # A new name each time: a writer that outlived its killed run must not write into this one's files.
             prefix = f".{path_of(directory, step).name}."
-            name = [tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=directory)]
-        distributed.broadcast_object_list(name)
-        self._draft = Path(name[0])
-        with self._told():
+            name = tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=directory)
+        self._draft = Path(world.broadcast(name))
+        with self._explained():
             # megatron-core would start a process for this queue, which takes seconds, outlives a training that is
             # killed, and dies of the signal that asks it to stop.
             filesystem_async._results_queue = _answers() if background else queue.SimpleQueue()
-            request = dist_checkpointing.save(state, str(self._draft), async_sharded_save=background)
+            request = dist_checkpointing.save(
+                state, str(self._draft), async_sharded_save=background, **engine.save_options()
+            )
             if background:
                 self._writers = AsyncCallsQueue()
                 self._writers.schedule_async_request(request)
@@ -147,34 +172,33 @@ class Saving:
         Raises:
             UserError: if it could not be written.
         """
-        with self._told():
-            if self._writers is None and self._placing is None:  # not in the background
-                distributed.barrier()
-                if self.world.main:
-                    self._place()
-                distributed.barrier()
-                return True
+        with self._explained():
             if self._writers is not None:
                 if not self._writers.maybe_finalize_async_calls(blocking=wait):
                     return False
                 self._writers = None
-                if self.world.main:  # digests of a large checkpoint take as long as writing it
-                    one = ThreadPoolExecutor(1)
-                    self._placing = one.submit(self._place)
-                    one.shutdown(wait=False)
-            if self._placing is None:
-                return True
-            if not (wait or self._placing.done()):
+            if self._digests is None:  # digests of a large checkpoint take as long as writing it
+                thread = ThreadPoolExecutor(1)
+                self._digests = thread.submit(self._digest_own)
+                thread.shutdown(wait=False)
+            if not (wait or self.world.all(self._digests.done())):
                 return False
-            self._placing.result()
+            digests = self.world.gather(self._digests.result())
+            if self.world.main:
+                known = {name: digest for own in digests for name, digest in own.items()}
+                artifact.finish(self._draft, kind=KIND, schema_version=VERSION, known=known, **self._manifest)
+                artifact.put_in_place(self._draft, path_of(self.directory, self.step))
+            self.world.barrier()
             return True
 
-    def _place(self) -> None:
-        artifact.finish(self._draft, kind=KIND, schema_version=VERSION, **self._manifest)
-        artifact.put_in_place(self._draft, path_of(self.directory, self.step))
+    def _digest_own(self) -> dict[str, str]:
+        """Digests of the files of tensors that this rank wrote; the main rank digests what else there is."""
+        return artifact.digest_files(
+            self._draft, sorted(path.name for path in self._draft.glob(f"__{self.world.rank}_*.distcp"))
+        )
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         """Say what a failure means, and leave nothing of the draft."""
         try:
             yield
@@ -236,8 +260,8 @@ class _Harmless(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The class or function of this name, if it does nothing."""
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         if (module, name) == ("torch.serialization", "_get_layout"):
             return torch.serialization._get_layout
         for one in self._KNOWN:
@@ -250,7 +274,7 @@ _DAMAGED = (
     *(pickle.UnpicklingError, EOFError, OSError, ImportError, MemoryError),
     *(ValueError, TypeError, AttributeError, LookupError),
 )
-"""What unpickling a damaged file raises."""
+"""Exceptions of unpickling a damaged file."""
 
 
 @contextmanager
@@ -288,12 +312,13 @@ def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
     """Read a checkpoint into the layout of ``state``; any topology reads any other's.
 
     Raises:
-        UserError: if it holds code.
+        UserError: if it holds code, or a newer megatron-core wrote it.
     """
     path = path_of(directory, step)
     with _harmless(path):
-        found: dict[str, Any] = dist_checkpointing.load(state, str(path))
-    return found
+        engine.require_readable(path)
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(path))
+    return loaded
 
 
 def tensors(path: Path, *, weights_only: bool = False) -> dict[str, torch.Tensor]:

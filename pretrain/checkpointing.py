@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
 from palimpsest.data.artifact import Manifest, differences
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain import checkpoint, optim
@@ -51,13 +49,6 @@ class Checkpointer:
         """Finished steps after which a checkpoint is written."""
         self._saving: checkpoint.Saving | None = None
 
-    def newest(self) -> int | None:
-        """Finished steps of the last checkpoint; None if there is none. Every rank calls this."""
-        # One rank looks: directories may appear later elsewhere, and ranks that disagree would wait for each other.
-        steps = [checkpoint.finished(self.directory) if self.world.main else None]
-        distributed.broadcast_object_list(steps)
-        return steps[0][-1] if steps[0] else None
-
     def load(self, step: int) -> Manifest:
         """Take weights, optimizer and schedule from this run's checkpoint.
 
@@ -67,12 +58,11 @@ class Checkpointer:
         path = checkpoint.path_of(self.directory, step)
         manifest = checkpoint.read(self.directory, step)
         checkpoint.require_same(path, manifest, self.identity, self.inputs)
-        if self.world.main:
-            checkpoint.require_whole(path, manifest)
+        checkpoint.require_whole(path, manifest, self.world)
         scheduler = self._load(self.directory, step)
         if scheduler is not None:
             self.scheduler.load_state_dict(scheduler)
-        distributed.barrier()
+        self.world.barrier()
         return manifest
 
     def start_from(self, path: Path) -> int:
@@ -89,9 +79,7 @@ class Checkpointer:
             differing.append("it read another corpus or order")
         if differing:
             raise UserError(f"train.start_from={path} does not fit this run: {'; '.join(differing)}")
-        if self.world.main:
-            checkpoint.require_whole(path, manifest)
-        distributed.barrier()
+        checkpoint.require_whole(path, manifest, self.world)
         self._load(path.parent, step)
         # The schedule is this run's own, at the place that the step has in it.
         self.scheduler.step(increment=step * self.settings.train.global_batch_size)

@@ -9,27 +9,43 @@ Shapes: N tokens, D hidden, F feed-forward, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from subprocess import CalledProcessError
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-LOGITS = {"cpu": 2**19, "cuda": 2**27}
+LOGITS = {"cpu": 2**19, "cuda": 2**28}
 """Logits that exist in float32 at once: what fits in a processor's cache; enough for full matrix products on GPUs."""
 PRODUCTS = {"cpu": 32, "cuda": 1}
 """So many times more of them are kept in the weights' precision, for one product with the hidden states."""
 
 
-_TRITON = find_spec("triton") is not None
+log = logging.getLogger(__name__)
 
 
 def _compiles(x: Tensor) -> bool:
-    """Whether what is done to this tensor is worth a kernel of its own, and there is a compiler for it."""
-    return x.is_cuda and _TRITON
+    """Use ``torch.compile`` for what is done to this tensor: it is on a GPU, and there is a compiler for it."""
+    return x.is_cuda and _compiler_works(x.device)
+
+
+@cache
+def _compiler_works(device: torch.device) -> bool:
+    """Compile and run a small function: Triton also needs a C compiler and Python's headers, which images may lack."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        torch.compile(_plain_swiglu)(torch.zeros(2, 64, device=device))
+    except (RuntimeError, OSError, ImportError, CalledProcessError) as error:  # torch's own are RuntimeErrors
+        reason = " ".join(str(error).split())[:200]
+        log.warning("torch.compile does not work here, SwiGLU and the loss are not fused: %s", reason)
+        return False
+    return True
 
 
 @cache
@@ -48,17 +64,17 @@ class _SwiGLU(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> Tensor:
         (x,) = context.saved_tensors
         gate, up = x.chunk(2, -1)
-        found = torch.empty_like(x)
-        for_gate, for_up = found.chunk(2, -1)
+        for_x = torch.empty_like(x)
+        for_gate, for_up = for_x.chunk(2, -1)
         torch.mul(gradient, functional.silu(gate), out=for_up)
         torch.ops.aten.silu_backward(gradient * up, gate, grad_input=for_gate)
-        return found
+        return for_x
 
 
 def swiglu(x: Tensor) -> Tensor:
     """SiLU(first half) * second half (Shazeer, 2020), computed again in the backward pass: (..., 2F) -> (..., F)."""
-    found: Tensor = _compiled(_plain_swiglu)(x) if _compiles(x) else _SwiGLU.apply(x)
-    return found
+    product: Tensor = _compiled(_plain_swiglu)(x) if _compiles(x) else _SwiGLU.apply(x)
+    return product
 
 
 def _plain_swiglu(x: Tensor) -> Tensor:
@@ -77,13 +93,31 @@ def _losses_and_errors(
     return losses_B, ((log_p.exp() - hit_BV.float()) * mask_B[:, None]).to(logits_BV.dtype)
 
 
+def _rows(count: int, wide: int, device: str) -> int:
+    """Rows of a chunk of a (count, wide) matrix of logits.
+
+    On GPUs all chunks are of one size where that divides: a last one that is shorter is compiled once more. Multiples
+    of 128 fill the tiles of matrix products.
+    """
+    limit = LOGITS[device]
+    if device == "cpu":
+        return max(16, limit // wide)
+    chunks = -(-count * wide // limit)
+    if chunks <= 1:
+        return max(1, count)
+    for parts in range(chunks, 2 * chunks + 1):
+        if count % (128 * parts) == 0:
+            return count // parts
+    return max(128, count // chunks // 128 * 128)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         context: Any, hidden_ND: Tensor, weight: Tensor, targets_N: Tensor, mask_N: Tensor, real: int
     ) -> tuple[Tensor, Tensor]:
         count, wide = len(hidden_ND), len(weight)
-        rows = max(16, LOGITS[weight.device.type] // wide)
+        rows = _rows(count, wide, weight.device.type)
         block = rows * PRODUCTS[weight.device.type]
         learning = any(context.needs_input_grad)
         losses_N = torch.empty(count, device=weight.device)

@@ -49,14 +49,14 @@ def apply(values: dict[str, Any]) -> list[str]:
         What was put where, and by which formula, in lines.
     """
     train, optimizer = values["train"], values["optimizer"]
-    told = []
+    lines = []
     if train["global_batch_size"] == STEP_LAW:
         micro = train["micro_batch_size"]
-        wanted = step_law_batch_of(train["steps"])
-        windows = max(1, round(wanted / train["sequence_length"] / micro)) * micro
+        best = step_law_batch_of(train["steps"])
+        windows = max(1, round(best / train["sequence_length"] / micro)) * micro
         train["global_batch_size"] = windows
-        told.append(
-            f"train.global_batch_size={windows}: {wanted:,.0f} tokens a step are 0.58 D^0.571 for the D tokens of "
+        lines.append(
+            f"train.global_batch_size={windows}: {best:,.0f} tokens a step are 0.58 D^0.571 for the D tokens of "
             f"{train['steps']:,} such steps ({SOURCE})"
         )
     if optimizer["law"] == STEP_LAW and isinstance(train["global_batch_size"], int):
@@ -64,11 +64,11 @@ def apply(values: dict[str, Any]) -> list[str]:
         weights = _body(values["model"])
         rate = float(f"{step_law_learning_rate(weights, tokens):.3g}")
         optimizer |= {"learning_rate": rate, "min_learning_rate": LOWEST}
-        told.append(
+        lines.append(
             f"optimizer.learning_rate={rate:g}: 1.79 N^-0.713 D^0.307 for N={weights:,} weights without embeddings "
             f"and D={tokens:,} tokens; optimizer.min_learning_rate={LOWEST:g} ({SOURCE})"
         )
-    return told
+    return lines
 
 
 def _body(model: Mapping[str, Any]) -> int:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
 from palimpsest.insertion import ledger
 from palimpsest.insertion.ledger import PlanViolation, Recorder
 from palimpsest.pretrain.hooks import Hook
@@ -69,29 +67,25 @@ class LedgerWriter(Hook):
 
     def _commit(self, step: int) -> None:
         windows, exposures = self.recorder.drain()
-        gathered: list[Any] | None = [None] * self.world.size if self.world.main else None
-        distributed.gather_object((self.world.data_rank, windows, exposures), gathered)
+        gathered = self.world.gather_on_main((self.world.data_rank, windows, exposures))
         by_replica: dict[int, tuple[Any, Any]] = {}
-        for data_rank, one_windows, one_exposures in gathered or []:
+        for data_rank, one_windows, one_exposures in gathered:
             first = by_replica.setdefault(data_rank, (one_windows, one_exposures))
             # Ranks that share a model replica read for themselves; they must have read the same.
             if not (first[0].equals(one_windows) and first[1].equals(one_exposures)):
                 raise PlanViolation(f"ranks of data-parallel replica {data_rank} consumed different windows")
-        head = [self._head]
+        head = self._head
         if self.world.main:
-            head = [
-                ledger.write_part(
-                    self.directory,
-                    start=self._committed,
-                    stop=step,
-                    global_batch_size=self.global_batch_size,
-                    windows=[one[0] for one in by_replica.values()],
-                    exposures=[one[1] for one in by_replica.values()],
-                    previous=self._head,
-                    plan=self.inputs["plan"],
-                    order=self.inputs["order"],
-                    skipped=[one for one in self.skipped if one >= self._committed],
-                )
-            ]
-        distributed.broadcast_object_list(head)
-        self._head, self._committed = head[0], step
+            head = ledger.write_part(
+                self.directory,
+                start=self._committed,
+                stop=step,
+                global_batch_size=self.global_batch_size,
+                windows=[one[0] for one in by_replica.values()],
+                exposures=[one[1] for one in by_replica.values()],
+                previous=self._head,
+                plan=self.inputs["plan"],
+                order=self.inputs["order"],
+                skipped=[one for one in self.skipped if one >= self._committed],
+            )
+        self._head, self._committed = self.world.broadcast(head), step

@@ -21,11 +21,11 @@ def forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Ca
     Args:
         groups: number of groups of targets; 0: the loss function reports the sum of each window instead.
         batches: micro-batches of the step.
-        gpt: this rank's piece of the model.
+        gpt: a virtual pipeline stage of this rank.
     """
     batch = next(batches)
     losses = gpt(
-        batch.tokens, batch.position_ids, batch.unseen, labels=batch.labels, loss_mask=batch.loss_mask
+        batch.tokens, batch.position_ids, batch.attention_mask, labels=batch.labels, loss_mask=batch.loss_mask
     )
     return losses, partial(loss, batch.loss_mask, batch.groups, groups)
 

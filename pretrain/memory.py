@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from palimpsest.pretrain.config import ModelConfig, ParallelConfig, TrainConfig
 
-LOSS_LOGITS = 2**27
+LOSS_LOGITS = 2**28
 """Logits that the fused loss holds at once on a GPU (``kernels.LOGITS``)."""
 
 

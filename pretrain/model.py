@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -29,7 +31,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from palimpsest.pretrain import kernels
+from palimpsest.pretrain import engine, kernels
 from palimpsest.pretrain.attention import CausalAttention
 from palimpsest.pretrain.config import (
     ModelConfig,
@@ -96,7 +98,7 @@ def transformer_config(
     graphs: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of one run."""
-    low = train.half_precision
+    half = train.half_precision
     virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
     activations = {
         "swiglu": torch.nn.functional.silu,
@@ -121,10 +123,7 @@ def transformer_config(
         num_moe_experts=model.experts,
         moe_router_topk=model.experts_per_token,
         moe_router_pre_softmax=not model.normalise_experts,
-        # Where megatron-core 0.16.1 undoes the division by all tokens, it counts those that this rank has of a window.
-        moe_aux_loss_coeff=model.balance_loss * train.micro_batch_size * parallel.sequence_shards
-        if model.experts
-        else 0.0,
+        moe_aux_loss_coeff=engine.balance_loss_coefficient(model, train, parallel),
         # Balanced in each window for itself, so that neither micro-batches nor ranks matter.
         moe_router_load_balancing_type="seq_aux_loss" if model.experts else "none",
         moe_token_dispatcher_type="alltoall",
@@ -132,9 +131,9 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=model.init_std,
-        bf16=low,
-        params_dtype=torch.bfloat16 if low else torch.float32,
-        pipeline_dtype=torch.bfloat16 if low else torch.float32,
+        bf16=half,
+        params_dtype=torch.bfloat16 if half else torch.float32,
+        pipeline_dtype=torch.bfloat16 if half else torch.float32,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=virtual,
@@ -172,10 +171,11 @@ def build(
     parallel: ParallelConfig,
     train: TrainConfig,
     start: Mapping[str, torch.Tensor] | None = None,
-    piece: int | None = None,
+    vp_stage: int | None = None,
     *,
     attention: Attention = "sdpa",
     graphs: bool = False,
+    drawn: bool = True,
 ) -> GPTModel:
     """This rank's part of the model, with the initial weights of ``train.seed`` or those of ``start``.
 
@@ -185,23 +185,26 @@ def build(
         parallel: the topology; the weights do not depend on it.
         train: for the seed, the precision and the sequence length.
         start: whole weights under the names and shapes of a checkpoint.
-        piece: which of the rank's pieces, with an interleaved pipeline.
+        vp_stage: virtual pipeline stage, with an interleaved pipeline.
         attention: whose layers; checkpoints are the same.
-        graphs: whether its layers are recorded as CUDA graphs.
+        graphs: capture its layers as CUDA graphs.
+        drawn: false leaves the weights unset, for a checkpoint to fill.
     """
     config = transformer_config(model, parallel, train, attention, graphs=graphs)
     gpt = GPT(
         config=config,
-        transformer_layer_spec=_engine_blocks(model) if attention == "te" else _blocks(model, config, piece),
+        transformer_layer_spec=_engine_blocks(model)
+        if attention == "te"
+        else _blocks(model, config, vp_stage),
         vocab_size=padded_vocabulary(model.rows(vocab_size)),
         max_sequence_length=train.sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=piece),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=piece),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         share_embeddings_and_output_weights=model.tied_embeddings,
         position_embedding_type="rope" if model.positions == "rotary" else "learned_absolute",
         rotary_base=model.rotary_base,
         rotary_percent=model.rotary_fraction,
-        vp_stage=piece,
+        vp_stage=vp_stage,
     )
     gpt.rows = model.rows(vocab_size)
     if model.rotary_scaling is not None:
@@ -209,7 +212,8 @@ def build(
     _mark_sharded(gpt)
     if parallel.tensor == 1:
         _use_plain_products(gpt)
-    initialize(gpt, model, train.seed, start or {})
+    if drawn:
+        initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
     return gpt.bfloat16() if train.half_precision else gpt
 
@@ -235,7 +239,9 @@ def _engine_blocks(model: ModelConfig) -> ModuleSpec:
     return spec
 
 
-def _blocks(model: ModelConfig, config: TransformerConfig, piece: int | None) -> TransformerBlockSubmodules:
+def _blocks(
+    model: ModelConfig, config: TransformerConfig, vp_stage: int | None
+) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage, from megatron-core's local ones with our attention and norms."""
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = (
@@ -258,7 +264,7 @@ def _blocks(model: ModelConfig, config: TransformerConfig, piece: int | None) ->
     spec.module = ParallelLayer if model.parallel_residual else PostNormLayer if model.post_norm else Layer
     if model.activation == "swiglu" and model.experts is None:
         inside.mlp.module = BiaslessFeedForward if model.attention_biases == "all" else FeedForward
-    layers = get_num_layers_to_build(config, vp_stage=piece)
+    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=norm)
 
 
@@ -301,20 +307,29 @@ def initialize(gpt: GPTModel, model: ModelConfig, seed: int, start: Mapping[str,
     """
     sharded: dict[str, Any] = gpt.sharded_state_dict()
     apply_factories(sharded)  # splits SwiGLU's fused matrix into its two halves
+    held = [one for one in nested_values(sharded) if isinstance(one, ShardedTensor) and one.data is not None]
+    # A tensor is drawn by one thread, and torchrun gives a rank one thread: several are drawn at once.
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = (
+        1 if start else max(1, min(4, (os.cpu_count() or 1) // ranks))
+    )  # weights of files are read in order
+    with ThreadPoolExecutor(workers) as threads:
+        list(threads.map(partial(_fill, model=model, seed=seed, start=start), held))
+
+
+def _fill(shard: ShardedTensor, *, model: ModelConfig, seed: int, start: Mapping[str, torch.Tensor]) -> None:
+    """Give a shard its part of the whole tensor's initial value."""
+    layer = shard.global_offset[: shard.prepend_axis_num]
+    shape = shard.global_shape[shard.prepend_axis_num :]
+    whole = start[shard.key][layer][: shape[0]] if start else torch.empty(0, *shape[1:])
+    if (rows := len(whole)) < shape[0]:  # only vocabularies differ
+        drawn = _draw(shard.key, shape, layer, model, seed)
+        drawn[:rows] = whole
+        whole = drawn
+    offset = shard.global_offset[shard.prepend_axis_num :]
+    part = whole[tuple(slice(o, o + n) for o, n in zip(offset, shard.data.shape, strict=True))]
     with torch.no_grad():
-        for shard in nested_values(sharded):
-            if not isinstance(shard, ShardedTensor) or shard.data is None:
-                continue
-            layer = shard.global_offset[: shard.prepend_axis_num]
-            shape = shard.global_shape[shard.prepend_axis_num :]
-            whole = start[shard.key][layer][: shape[0]] if start else torch.empty(0, *shape[1:])
-            if (rows := len(whole)) < shape[0]:
-                drawn = _draw(shard.key, shape, layer, model, seed)
-                drawn[:rows] = whole
-                whole = drawn
-            offset = shard.global_offset[shard.prepend_axis_num :]
-            part = whole[tuple(slice(o, o + n) for o, n in zip(offset, shard.data.shape, strict=True))]
-            shard.data.copy_(part)
+        shard.data.copy_(part)
 
 
 def _draw(

@@ -29,7 +29,7 @@ def build(
         train: for the precision and the length of the schedule.
         distributed: each data-parallel rank holds a share of Adam's state and updates that share of the weights.
     """
-    low = train.half_precision
+    half = train.half_precision
     config = MegatronOptimizerConfig(
         optimizer="adam",
         lr=optimizer.learning_rate,
@@ -39,15 +39,15 @@ def build(
         adam_beta2=optimizer.beta2,
         adam_eps=optimizer.epsilon,
         clip_grad=optimizer.clip_grad,
-        bf16=low,
-        params_dtype=torch.bfloat16 if low else torch.float32,
+        bf16=half,
+        params_dtype=torch.bfloat16 if half else torch.float32,
         use_distributed_optimizer=distributed,
     )
     if optimizer.kind == "muon":
-        made: MegatronOptimizer = _with_muon(chunks, optimizer, config)
+        built: MegatronOptimizer = _with_muon(chunks, optimizer, config)
     else:
-        made = get_megatron_optimizer(config, chunks)
-    return made, schedule(made, optimizer, train)
+        built = get_megatron_optimizer(config, chunks)
+    return built, schedule(built, optimizer, train)
 
 
 def _with_muon(
@@ -114,11 +114,11 @@ _FORM = {
     "chained_optim_avoid_prefix": True,
 }
 _GATHERED = "optimizer.state.param."
-"""How a distributed optimizer names the float32 weights that it holds."""
+"""Prefix of a distributed optimizer's names for the float32 weights that it holds."""
 
 
 def state(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
-    """What a checkpoint holds of the optimizer; the same on disk whether it is distributed or not.
+    """The optimizer's part of a checkpoint; the same on disk whether it is distributed or not.
 
     Args:
         adam: as built; it has taken a step.
@@ -129,7 +129,7 @@ def state(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
 
 
 def state_to_load(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
-    """What is asked of a checkpoint, for ``load_state``: tensors; settings stay those of this run."""
+    """The state to ask of a checkpoint, for ``load_state``: tensors; settings stay those of this run."""
     for one in _parts(adam):
         if isinstance(one, DistributedOptimizer) and isinstance(one.optimizer, torch.optim.AdamW):
             # megatron-core asks for Adam's step before there is one.

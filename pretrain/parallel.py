@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import distributed
@@ -29,7 +29,7 @@ Attention = Literal["te", "sdpa"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """Where this process stands."""
+    """This process's place among the ranks."""
 
     rank: int
     size: int
@@ -41,15 +41,48 @@ class World:
     context_rank: int
     first_stage: bool
     last_stage: bool
+    control: Any
+    """Process group of all ranks over gloo, for waiting and for Python objects: it does not time out as NCCL does
+    while one rank reads, hashes or compiles. ``runtime.hang_minutes`` ends what hangs."""
 
     @property
     def main(self) -> bool:
-        """Whether this is the one process that writes files and logs."""
+        """This is the one process that writes files and logs."""
         return self.rank == 0
 
+    def barrier(self) -> None:
+        """Wait for all ranks, as long as it takes."""
+        distributed.barrier(group=self.control)
 
+    def gather(self, value: Any) -> list[Any]:
+        """Python objects of all ranks, by rank, on every rank."""
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def gather_on_main(self, value: Any) -> list[Any]:
+        """Python objects of all ranks, by rank, on the main rank; nothing on others."""
+        values: list[Any] | None = [None] * self.size if self.main else None
+        distributed.gather_object(value, values, group=self.control)
+        return values or []
+
+    def broadcast(self, value: Any) -> Any:
+        """The main rank's Python object, on every rank."""
+        values = [value]
+        distributed.broadcast_object_list(values, group=self.control)
+        return values[0]
+
+    def all(self, condition: bool) -> bool:
+        """The condition holds on every rank."""
+        holds = torch.tensor(int(condition))
+        distributed.all_reduce(holds, distributed.ReduceOp.MIN, group=self.control)
+        return bool(holds)
+
+
+PATIENCE = timedelta(days=7)
+"""Time-out of ``World.control``."""
 _started = False
-"""Whether this process is inside ``start``."""
+"""This process is inside ``start``."""
 
 
 def _serve() -> None:
@@ -99,34 +132,34 @@ def _beyond_engine(model: ModelConfig) -> str | None:
 def pick_attention(
     runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
 ) -> tuple[Attention, str]:
-    """Whose layers the model gets, and why.
+    """The implementation of the layers that the model gets, and the reason for it, in words.
 
     Raises:
         UserError: if Transformer Engine is asked for, or needed, and cannot be had.
     """
-    lacks = ""
+    missing = ""
     if device.type != "cuda":
-        lacks = "there is no GPU"
+        missing = "there is no GPU"
     elif find_spec("transformer_engine") is None:
-        lacks = "the package transformer-engine is not installed (pip install -e '.[gpu]')"
+        missing = "the package transformer-engine is not installed (pip install -e '.[gpu]')"
     elif unknown := _beyond_engine(model):
-        lacks = f"it has no layers with model.{unknown} here"
+        missing = f"it has no layers with model.{unknown} here"
     elif train.document_attention:
-        lacks = "its layers take no mask by documents here (train.document_attention)"
-    if runtime.attention == "te" and lacks:
+        missing = "its layers take no mask by documents here (train.document_attention)"
+    if runtime.attention == "te" and missing:
         raise UserError(
-            f"runtime.attention=te asks for Transformer Engine, but {lacks}; use runtime.attention=sdpa"
+            f"runtime.attention=te asks for Transformer Engine, but {missing}; use runtime.attention=sdpa"
         )
-    engine = not lacks and runtime.attention != "sdpa"
+    engine = not missing and runtime.attention != "sdpa"
     if train.precision == "fp8" and not engine:
         raise UserError(
-            f"train.precision=fp8 needs Transformer Engine, but {lacks or 'runtime.attention=sdpa'}; use "
+            f"train.precision=fp8 needs Transformer Engine, but {missing or 'runtime.attention=sdpa'}; use "
             "train.precision=bf16"
         )
     if engine:
         return "te", "Transformer Engine"
     return "sdpa", "PyTorch's scaled_dot_product_attention" + (
-        f", for {lacks}" if lacks and device.type == "cuda" else ""
+        f", for {missing}" if missing and device.type == "cuda" else ""
     )
 
 
@@ -140,7 +173,15 @@ def check_graphs(
     """
     if not runtime.cuda_graphs:
         return
-    for against, told in (
+    allocator, register = (
+        os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "NCCL_GRAPH_REGISTER")
+    )
+    if "expandable_segments:True" in allocator and register != "0":
+        raise UserError(
+            "runtime.cuda_graphs=true with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True needs "
+            "NCCL_GRAPH_REGISTER=0 in the environment; set it, or leave out expandable_segments"
+        )
+    for unsupported, reason in (
         (device.type != "cuda", "there is no GPU"),
         (
             model.experts is not None,
@@ -148,8 +189,8 @@ def check_graphs(
         ),
         (train.recompute, "train.recompute=true computes layers outside of their graphs"),
     ):
-        if against:
-            raise UserError(f"runtime.cuda_graphs=true, but {told}; set runtime.cuda_graphs=false")
+        if unsupported:
+            raise UserError(f"runtime.cuda_graphs=true, but {reason}; set runtime.cuda_graphs=false")
 
 
 os.register_at_fork(after_in_child=_serve)
@@ -203,11 +244,13 @@ def start(
     parallel.data(world_size)
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=10)
+    # Binds the rank to its GPU: NCCL starts at once, and not on GPU 0 at the first barrier.
+    bound = {"device_id": device} if device.type == "cuda" else {}
     if "RANK" in os.environ:
-        distributed.init_process_group(backend, timeout=timeout)
+        distributed.init_process_group(backend, timeout=timeout, **bound)
     else:
         distributed.init_process_group(
-            backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout
+            backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout, **bound
         )
     try:
         _started = True
@@ -232,6 +275,7 @@ def start(
             context_rank=parallel_state.get_context_parallel_rank(),
             first_stage=parallel_state.is_pipeline_first_stage(),
             last_stage=parallel_state.is_pipeline_last_stage(),
+            control=distributed.new_group(backend="gloo", timeout=PATIENCE),
         )
     finally:
         _started = False

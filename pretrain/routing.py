@@ -1,4 +1,4 @@
-"""Where a mixture of experts sends its tokens, counted as it trains."""
+"""Tokens that each expert of a mixture gets, counted while it trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training leaves, read without torch: places and manifests of checkpoints, lines of the log."""
+"""Files that a training leaves, read without torch: places and manifests of checkpoints, lines of the log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMOVED = "removed.txt"
 
 
 def path_of(directory: Path, step: int) -> Path:
-    """Where the checkpoint after ``step`` finished steps lies."""
+    """Directory of the checkpoint after ``step`` finished steps."""
     return directory / f"step_{step:08d}"
 
 

@@ -130,9 +130,9 @@ class WeightsAndBiases(Writer):
         """
         import wandb
 
-        kept = wandb.Artifact(f"{self._run.name}-{kind}", type=kind)
-        kept.add_dir(str(directory))
-        self._run.log_artifact(kept)
+        artifact = wandb.Artifact(f"{self._run.name}-{kind}", type=kind)
+        artifact.add_dir(str(directory))
+        self._run.log_artifact(artifact)
 
     def close(self) -> None:
         """Finish the run."""

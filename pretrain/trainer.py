@@ -92,6 +92,9 @@ class Trainer:
         )
         distribute = parallel.distributed_optimizer and world.data_size * parallel.context > 1
         distribute = distribute and settings.optimizer.kind != "muon"
+        # Weights that a checkpoint brings are neither drawn nor read from elsewhere.
+        self._resumes = checkpoint.newest(directory / "checkpoints", world)
+        self._weights_set = self._resumes is None and self.start is None
         self.chunks = self._build_model_chunks(vocab_size, distribute=distribute)
         """This rank's virtual pipeline stages, in the order of the layers."""
         self.routing = Routing(self.chunks, settings.model, world.device)
@@ -137,13 +140,16 @@ class Trainer:
             distribute: shard the optimizer's state over data-parallel ranks.
         """
         settings, parallel = self.settings, self.settings.parallel
-        start = mapping.read(settings.model, vocab_size) if settings.model.weights else None
+        start = (
+            mapping.read(settings.model, vocab_size) if settings.model.weights and self._weights_set else None
+        )
         chunks = []
         for vp_stage in range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]:
             gpt = model.build(
                 *(settings.model, vocab_size, parallel, settings.train, start, vp_stage),
                 attention=settings.attention,
                 graphs=settings.graphs,
+                drawn=self._weights_set,
             ).to(self.world.device)
             config = DistributedDataParallelConfig(
                 # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
@@ -184,18 +190,19 @@ class Trainer:
         Raises:
             UserError: if the checkpoint is damaged or belongs to another configuration, corpus or plan.
         """
-        step = self.checkpointer.newest()
+        step = self._resumes
         if step is None:
             self.ledger.discard_beyond(-1)
             if self.start is not None:
                 self.step = self.checkpointer.start_from(self.start)
+                self._weights_set = True
                 self.ledger.begin_at(self.step, "")
             self._save([self.ledger])
             return self.step
         manifest = self.checkpointer.load(step)
         self.ledger.discard_beyond(step)
         self.ledger.begin_at(step, manifest.inputs["ledger"])
-        self.step = step
+        self.step, self._weights_set = step, True
         return step
 
     def run(self, hooks: Sequence[Hook] = (), until: int | None = None) -> None:
@@ -210,6 +217,8 @@ class Trainer:
             PlanViolation: if a batch is not what the plan says; the step is not taken.
             NonFinite: if loss or gradient is NaN or infinite, unless such a step is to be skipped; it is not taken.
         """
+        if not self._weights_set:
+            raise RuntimeError("the directory has checkpoints: call resume() first")
         hooks = [self.ledger, *hooks]
         try:
             self._run(hooks, self.settings.train.end if until is None else until)
@@ -238,7 +247,7 @@ class Trainer:
                     f"told to stop: saved step {self.step}; run the same command again to go on"
                 )
         self.checkpointer.finish(wait=True)
-        distributed.barrier()
+        self.world.barrier()
 
     def _record(self, means: dict[str, Any], norm: float, seconds: float) -> dict[str, Any]:
         """Figures of the step that was just finished, by name."""

@@ -1,10 +1,13 @@
 """Fixtures shared by all tests: a small corpus and a plan over it, made once."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +44,14 @@ class Finished:
         return [line for line in self.out.splitlines() if line.strip()]
 
 
+@contextmanager
+def one_on_the_gpu():
+    """Hold the GPU: programs of other workers of pytest that want it wait."""
+    with Path(tempfile.gettempdir(), "palimpsest-tests-gpu.lock").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
 @dataclass(frozen=True)
 class Workplace:
     """A directory with a small text, and the programs of ``launch/`` run in it as a person runs them."""
@@ -56,26 +67,34 @@ class Workplace:
             start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         return [*start, str(REPO / "launch" / f"{program}.py"), *self.overrides, *overrides]
 
+    def _fresh(self, overrides: tuple[str, ...]) -> bool:
+        """Start the program anew: what has imported megatron-core is unfit for CUDA once it forks."""
+        return not self.warm or self._on_gpu(overrides)
+
+    def _on_gpu(self, overrides: tuple[str, ...]) -> bool:
+        return "runtime.device=cuda" in (*self.overrides, *overrides)
+
     def run(self, program: str, *overrides: str, ranks: int = 1, timeout: int = 240, **options) -> Finished:
-        if self.warm and ranks == 1 and options.keys() <= {"env"}:
+        if not self._fresh(overrides) and ranks == 1 and options.keys() <= {"env"}:
             arguments = self.command(program, *overrides)[1:]
             return Finished(*warm.run(arguments, self.path, timeout=timeout, **options.get("env", {})))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-        done = subprocess.run(
-            self.command(program, *overrides, ranks=ranks),
-            cwd=self.path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            **options,
-        )
+        with one_on_the_gpu() if self._on_gpu(overrides) else nullcontext():
+            done = subprocess.run(
+                self.command(program, *overrides, ranks=ranks),
+                cwd=self.path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=timeout,
+                **options,
+            )
         return Finished(done.returncode, done.stdout)
 
     def ok(self, program: str, *overrides: str, ranks: int = 1, **options) -> Finished:
         """Run a program that must succeed; ranks without other ``options`` are forks, too, and no torchrun's."""
-        if self.warm and ranks > 1 and not options:
+        if not self._fresh(overrides) and ranks > 1 and not options:
             arguments = self.command(program, *overrides)[1:]
             done = Finished(*warm.run(arguments, self.path, ranks=ranks))
         else:

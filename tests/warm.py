@@ -28,6 +28,8 @@ FORKS.set_forkserver_preload(
             "torch._dynamo",
             "torch.distributed.checkpoint",
         ),
+        # Before megatron-core, which it lets be imported without Triton.
+        "palimpsest.pretrain",
         *("megatron.core.models.gpt", "megatron.core.dist_checkpointing", "megatron.core.optimizer"),
     ]
 )

@@ -21,7 +21,7 @@ class OptimizerConfig:
     (queries, keys and values in one, gate and up in one); embeddings and norms get AdamW. Steps are as large as AdamW's
     (Liu et al., 2025), so that learning rates carry over."""
     law: Literal["step_law"] | None = None
-    """Where the learning rates come from (:mod:`pretrain.laws`); None: they are given."""
+    """Source of the learning rates (:mod:`pretrain.laws`); None: they are given."""
     learning_rate: float
     """Peak."""
     min_learning_rate: float
@@ -34,7 +34,7 @@ class OptimizerConfig:
     decay_steps: int | None = None
     """Of ``wsd``."""
     initial_learning_rate: float = 0.0
-    """Where the warm-up starts; above 0 for re-warming a model that was trained before."""
+    """Learning rate at the start of the warm-up; above 0 for re-warming a model that was trained before."""
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95

@@ -14,7 +14,7 @@ from palimpsest.pretrain.config.checks import check_seed, positive
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """How long, on what batches, and when to save."""
+    """Length of the run, batches, precision, and checkpoints."""
 
     steps: int
     global_batch_size: int

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
+from torch.nn.attention.bias import CausalBias
 
 from palimpsest.data.errors import UserError
-from palimpsest.pretrain.attention import CausalAttention
-from palimpsest.pretrain.batches import other_documents
+from palimpsest.pretrain import attention as attention_module
+from palimpsest.pretrain.attention import CausalAttention, share
+from palimpsest.pretrain.batches import intra_document_mask
 from tests.pretrain.test_gpu import TRAIN, pick
 
 EOD = 0
@@ -16,7 +18,7 @@ EOD = 0
 
 def test_what_is_hidden():
     """Worked: 5 6 | 0 7 | 0; a document begins with the end-of-document token before it."""
-    hidden = other_documents(torch.tensor([[5, 6, 0, 7, 0]]), EOD)
+    hidden = intra_document_mask(torch.tensor([[5, 6, 0, 7, 0]]), EOD)
     assert hidden.shape == (1, 1, 5, 5)
     seen = [[key for key in range(5) if not hidden[0, 0, query, key]] for query in range(5)]
     assert seen == [[0], [0, 1], [2], [2, 3], [4]]
@@ -34,7 +36,7 @@ def test_each_document_as_if_alone(groups):
     tokens = torch.tensor([[3, 4, 5, EOD, 6, 7, EOD, 8], [1, EOD, 2, 3, 4, 5, 6, 7]])
     query = torch.randn(8, 2, 4, 6)
     key, value = torch.randn(2, 8, 2, groups, 6)
-    together = attention(query, key, value, other_documents(tokens, EOD))
+    together = attention(query, key, value, intra_document_mask(tokens, EOD))
     for row, pieces in enumerate(([(0, 3), (3, 6), (6, 8)], [(0, 1), (1, 8)])):
         for start, end in pieces:
             part = (slice(start, end), slice(row, row + 1))
@@ -70,3 +72,43 @@ def test_a_run_reads_documents_alone(prepared):
         found[name] = [record["loss"] for record in records(prepared, name)]
     assert 0 < abs(found["inside"][0] - found["across"][0]) < 0.01  # random weights hardly look around
     assert found["inside"][-1] < found["inside"][0] - 0.3
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_ranks_that_divide_a_window_attend_causally_by_name(monkeypatch, groups):
+    """Two ranks in one process: together the causal attention of the whole window, by a mask that flash kernels know.
+
+    A (queries, keys) tensor would keep them away, and take a gigabyte at 128k tokens.
+    """
+    length, size, ranks = 16, 8, 2
+    shapes = ((length, 2, 4, size), (length, 2, groups, size), (length, 2, groups, size))
+    whole = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k, shape in enumerate(shapes)]
+    parts = [[share(x.transpose(0, 1), rank, ranks).transpose(0, 1) for x in whole] for rank in range(ranks)]
+    module, masks, attend = CausalAttention.__new__(CausalAttention), [], CausalAttention._attend
+    torch.nn.Module.__init__(module)
+    module.scale, module.grouped, module.ranks = None, groups < 4, ranks
+
+    def note(self, *parts, **mask):
+        masks.append(mask["attn_mask"])
+        return attend(self, *parts, **mask)
+
+    monkeypatch.setattr(CausalAttention, "_attend", note)
+    outputs = []
+    for rank in range(ranks):
+        group = SimpleNamespace(rank=lambda rank=rank: rank)
+        monkeypatch.setattr(
+            attention_module.parallel_state, "get_context_parallel_group", lambda group=group: group
+        )
+        calls = iter((1, 2))
+        monkeypatch.setattr(
+            attention_module,
+            "gather_from_sequence_parallel_region",
+            lambda part, group, calls=calls: torch.cat([own[k] for k in [next(calls)] for own in parts]),
+        )
+        outputs.append(module(*parts[rank], None))
+    monkeypatch.undo()
+    assert [type(mask) for mask in masks] == [CausalBias] * 4
+    module.ranks = 1
+    expected = module(*whole, None)
+    for rank, out in enumerate(outputs):
+        assert torch.allclose(out, share(expected.transpose(0, 1), rank, ranks).transpose(0, 1), atol=1e-6)

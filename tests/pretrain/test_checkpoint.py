@@ -2,16 +2,70 @@
 
 import io
 import pickle
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.distributed import checkpoint as plain
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
+from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
-from palimpsest.pretrain import checkpoint
+from palimpsest.pretrain import checkpoint, engine
+
+
+def whole(tmp_path, damaged):
+    """A checkpoint's manifest, with one file changed after it; and what two ranks say of it, reading a half each."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name)
+    config = {"kind": "checkpoint", "schema_version": 1, "config": {}, "inputs": {}, "facts": {}}
+    manifest = artifact.finish(tmp_path, **config)
+    (tmp_path / damaged).write_text("other")
+    problems = []
+    for rank in range(2):
+
+        def note(problem):
+            problems.append(problem)
+            return problems
+
+        with suppress(UserError):
+            checkpoint.require_whole(tmp_path, manifest, SimpleNamespace(rank=rank, size=2, gather=note))
+    return problems
+
+
+@pytest.mark.parametrize(("damaged", "finder"), [("a", 0), ("b", 1), ("c", 0)])
+def test_ranks_check_a_share_of_the_files_each(tmp_path, damaged, finder):
+    problems = whole(tmp_path, damaged)
+    assert f"{damaged} was changed" in problems[finder]
+    assert problems[1 - finder] is None
+
+
+def test_a_damage_that_another_rank_finds_is_everyone_s(tmp_path):
+    (tmp_path / "a").write_text("a")
+    manifest = artifact.finish(tmp_path, kind="checkpoint", schema_version=1, config={}, inputs={}, facts={})
+    other = SimpleNamespace(rank=0, size=2, gather=lambda _: [None, "x/b was changed; make it again"])
+    with pytest.raises(UserError, match="x/b was changed; copy the checkpoint again"):
+        checkpoint.require_whole(tmp_path, manifest, other)
+
+
+def test_a_checkpoint_of_a_newer_engine_is_refused_in_a_line(tmp_path, monkeypatch):
+    """0.19 writes no ``common.pt``; 0.16.1 would end in a traceback."""
+    path = checkpoint.path_of(tmp_path, 1)
+    path.mkdir()
+    monkeypatch.setattr(engine, "VERSION", (0, 16, 1))
+    with pytest.raises(
+        UserError, match=r"step_00000001 was written by megatron-core 0\.19 or later.*; install"
+    ) as told:
+        checkpoint.load(tmp_path, 1, {})
+    assert "\n" not in str(told.value)
+    (path / "common.pt").touch()
+    engine.require_readable(path)
+    monkeypatch.setattr(engine, "VERSION", (0, 19, 2))
+    (path / "common.pt").unlink()
+    engine.require_readable(path)
 
 
 @dataclass

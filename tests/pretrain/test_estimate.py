@@ -209,6 +209,20 @@ def test_a_decay_longer_than_the_run():
         replace(OPTIMIZER, schedule="wsd", decay_steps=91).check(TRAIN, preset("nano"), ParallelConfig())
 
 
+def test_dry_run_counts_with_the_vocabulary_of_the_model_s_tokenizer(tmp_path):
+    """No corpus is prepared and no tokenizer is to be trained: it was said to have 990M parameters."""
+    done = subprocess.run(
+        [sys.executable, str(REPO / "launch" / "train.py"), "+experiment=hubble_1b", "dry_run=true"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vocabulary: 50,280 (of model=hubble_1b), padded to 50,304" in done.stderr
+    assert "parameters: 1,179,191,296 with" in done.stderr
+
+
 def test_dry_run_needs_neither_corpus_nor_engine(tmp_path):
     script = (
         "import sys\n"

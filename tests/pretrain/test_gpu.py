@@ -1,6 +1,7 @@
 """Which layers a GPU gets; and what needs one."""
 
 import importlib.util
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.pretrain import parallel
 from palimpsest.pretrain.config import ModelConfig, RuntimeConfig, TrainConfig
 from palimpsest.pretrain.layers import Layer
+from tests import warm
 
 MODEL = ModelConfig(name="m", layers=2, hidden=32, heads=4, ffn=64)
 TRAIN = {"steps": 20, "global_batch_size": 8, "micro_batch_size": 2, "sequence_length": 64, "seed": 1}
@@ -90,6 +92,29 @@ def test_layers_are_graphed_where_they_learn_and_nowhere_else():
     assert layer._should_call_local_cudagraph()
     with torch.no_grad():
         assert not layer._should_call_local_cudagraph()
+
+
+def test_what_runs_on_a_gpu_is_no_fork(prepared, monkeypatch):
+    """Megatron-core's import asks for CUDA, after which no fork may use it."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: the tests below train on it")
+
+    def fork(*_, **__):
+        raise AssertionError("a fork")
+
+    monkeypatch.setattr(warm, "run", fork)
+    done = prepared.run("train", "runtime.device=cuda")
+    assert done.status == 2
+    assert "PyTorch sees no GPU" in done.lines[-1]
+
+
+@pytest.mark.parametrize(("register", "refused"), [("", True), ("1", True), ("0", False)])
+def test_graphs_with_expandable_segments(monkeypatch, register, refused):
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64,expandable_segments:True")
+    monkeypatch.setenv("NCCL_GRAPH_REGISTER", register)
+    settings = MODEL, TrainConfig(**TRAIN, checkpoint_every=7), torch.device("cuda")
+    with pytest.raises(UserError, match="needs NCCL_GRAPH_REGISTER=0") if refused else nullcontext():
+        parallel.check_graphs(RuntimeConfig(cuda_graphs=True), *settings)
 
 
 def losses(place, name):

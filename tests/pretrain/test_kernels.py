@@ -99,3 +99,28 @@ def test_loss_without_logits_in_bf16():
         found.append([losses, *(x.grad.float() for x in given)])
     for full, low in zip(*found, strict=True):
         assert (full - low).norm() < 0.01 * full.norm()
+
+
+@pytest.mark.parametrize(
+    ("count", "wide"), [(16_384, 50_304), (8192, 50_304), (4096, 128_256), (1000, 50_304), (3 * 2048, 50_304)]
+)
+def test_chunks_of_logits_on_a_gpu_are_equal_and_fill_tiles(count, wide):
+    """Before, 16,384 tokens made six chunks of 2,668 and one of 376, which was compiled for itself."""
+    rows = kernels._rows(count, wide, "cuda")
+    assert rows * wide <= kernels.LOGITS["cuda"] or rows == 128
+    assert rows % 128 == 0 or rows == count
+    if count % 128 == 0:
+        assert count % rows == 0
+
+
+def test_where_nothing_can_be_compiled_nothing_is(monkeypatch, caplog):
+    """Triton is there, and no C compiler: as in slim images. It is said once."""
+
+    def fails(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(kernels, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch, "compile", lambda _: fails)
+    device = torch.device("cpu", 0)
+    assert [kernels._compiler_works(device) for _ in range(2)] == [False, False]
+    assert caplog.text.count("Failed to find C compiler") == 1
