@@ -166,7 +166,7 @@ def test_a_name_of_the_hub_is_found_in_its_cache(neox, tmp_path):
     found, refused = done.stdout.splitlines()
     assert found == str(place / "snapshots" / commit)
     assert refused.startswith(
-        "model.weights=someone/tiny-neox is no directory here, and the hub does not give"
+        "model.weights=someone/tiny-neox does not exist here, and the hub does not give"
     )
     assert "at revision step2000" in refused
 
