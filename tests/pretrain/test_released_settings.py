@@ -127,6 +127,8 @@ def test_an_ill_fitting_tokenizer_or_model_is_refused_before_anything_is_done(ne
         started(neox, *given)
     with pytest.raises(UserError, match=r"set model.layers=2 model.hidden=32 .*model.norm=layer"):
         experiment(f"model.weights={neox}")
+    with pytest.raises(UserError, match=r"set .*model.vocab_size=396"):
+        experiment(f"model.weights={neox}", "+model.vocab_size=500")
     with pytest.raises(UserError, match=r"needs model.weights=DIRECTORY_OR_NAME"):
         experiment("model=from_huggingface")
     with pytest.raises(UserError, match=r"there is no config.json in it"):
