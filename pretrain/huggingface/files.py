@@ -67,7 +67,7 @@ def find(weights: str, revision: str | None = None, *, whole: bool = True) -> Pa
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at revision {revision}" if revision else ""
         raise UserError(
-            f"model.weights={weights} is no directory here, and the hub does not give such a model{at} ({first}); give "
+            f"model.weights={weights} does not exist here, and the hub does not give such a model{at} ({first}); give "
             "the directory of a model"
         ) from None
     return found

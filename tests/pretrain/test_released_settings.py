@@ -127,6 +127,8 @@ def test_an_ill_fitting_tokenizer_or_model_is_refused_before_anything_is_done(ne
         started(neox, *given)
     with pytest.raises(UserError, match=r"set model.layers=2 model.hidden=32 .*model.norm=layer"):
         experiment(f"model.weights={neox}")
+    with pytest.raises(UserError, match=r"set .*model.vocab_size=396"):
+        experiment(f"model.weights={neox}", "+model.vocab_size=500")
     with pytest.raises(UserError, match=r"needs model.weights=DIRECTORY_OR_NAME"):
         experiment("model=from_huggingface")
     with pytest.raises(UserError, match=r"there is no config.json in it"):
@@ -166,7 +168,7 @@ def test_a_name_of_the_hub_is_found_in_its_cache(neox, tmp_path):
     found, refused = done.stdout.splitlines()
     assert found == str(place / "snapshots" / commit)
     assert refused.startswith(
-        "model.weights=someone/tiny-neox is no directory here, and the hub does not give"
+        "model.weights=someone/tiny-neox does not exist here, and the hub does not give"
     )
     assert "at revision step2000" in refused
 
