@@ -109,7 +109,7 @@ def like_heldout(
     """
     for later, documents, _ in _merged(shards, counts):
         group = np.cumsum(~later) - 1
-        held = heldout[documents] & (dropped[documents] == 0)
+        held = heldout[documents]
         like = np.bincount(group, weights=held)[group] > 0
         marked = documents[like & ~held]
         dropped[marked] = np.where(dropped[marked] == 0, LIKE_HELDOUT, dropped[marked])
@@ -119,13 +119,6 @@ def write_near(path: Path, keys: npt.NDArray[np.uint64], documents: npt.NDArray[
     """Write all near keys of a shard, sorted: uint64 (3, K) as ``write_keys`` does, but with every occurrence."""
     order = np.lexsort((documents, keys[:, 1], keys[:, 0]))
     np.save(path, np.stack([keys[order, 0], keys[order, 1], documents[order].astype(np.uint64) * 2]))
-
-
-def exact_keys(path: Path) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    """High halves of the exact keys that ``write_keys`` wrote, and their documents: (K,) each."""
-    keys = np.load(path, mmap_mode="r")
-    exact = (keys[2] & np.uint64(1)).astype(bool)
-    return keys[0][exact], (keys[2][exact] >> np.uint64(1)).astype(np.int64)
 
 
 def _merged(

@@ -51,7 +51,11 @@ _SPOOL_SCHEMA = pa.schema(
         *(("key", pa.binary(16)), ("ids", pa.list_(pa.int64()))),
     ]
 )
-_SPOOL, _KEYS, _NEAR, _DROPPED = "documents.arrow", "keys.npy", "near.npy", "dropped.npy"
+_SPOOL, _KEYS, _DROPPED = "documents.arrow", "keys.npy", "dropped.npy"
+_NEAR, _SPLIT = (
+    "near.npy",
+    "split.npy",
+)  # bands of all documents, and the half of their keys that holds them out
 _ALL_DROPPED = "dropped.bin"
 _BATCH_CHARACTERS = 1 << 21  # about 100 bytes of memory a token while `tokenizers` holds a batch
 _BATCH_DOCUMENTS = 1 << 14
@@ -224,6 +228,7 @@ def read(work: Work, number: int) -> Manifest:
         everything, owner = np.concatenate(keys), np.arange(documents, dtype=np.int64)
         if work.config.finds_like_heldout:
             duplicates.write_near(draft.path / _NEAR, np.concatenate(near), np.concatenate(owners))
+            np.save(draft.path / _SPLIT, everything[:, 0])
         else:
             everything, owner = np.concatenate([everything, *near]), np.concatenate([owner, *owners])
         dropped = duplicates.write_keys(draft.path / _KEYS, everything, owner, documents)
@@ -299,14 +304,10 @@ def find_duplicates(work: Work) -> Manifest:
 
 
 def _heldout(work: Work, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """(documents,) flags of those whose keys hold them out; duplicates inside a shard have none."""
-    flags = np.zeros(sum(counts), dtype=np.bool_)
-    first = 0
-    for number, count in enumerate(counts):
-        high, documents = duplicates.exact_keys(work.shard(READ, number) / _KEYS)
-        flags[first + documents] = high < work.heldout_limit
-        first += count
-    return flags
+    """(documents,) flags of those whose keys hold them out, copies included."""
+    return np.concatenate(
+        [np.load(work.shard(READ, number) / _SPLIT) < work.heldout_limit for number in range(len(counts))]
+    )
 
 
 def _dropped(work: Work, number: int) -> npt.NDArray[np.uint8]:

@@ -159,17 +159,30 @@ class Tokenizer:
         Raises:
             UserError: if the text holds a lone surrogate.
         """
-        if self._whole is None:
-            # Offsets are trimmed by the post-processor alone, which does nothing else without special tokens.
-            self._whole = tokenizers.Tokenizer.from_str(self._text)
-            self._whole.encode_special_tokens = True
-            self._whole.post_processor = processors.ByteLevel(trim_offsets=False)
         try:
-            encoding = self._whole.encode(text, add_special_tokens=False)
+            encoding = self._untrimmed().encode(text, add_special_tokens=False)
         except TypeError:
             _refuse_surrogates([text])
             raise
         return np.array(encoding.ids, dtype=np.int32), list(encoding.offsets)
+
+    def _untrimmed(self) -> tokenizers.Tokenizer:
+        """The tokenizer as ``save`` writes it, but for offsets that are whole.
+
+        Raises:
+            UserError: if what is written could not be loaded again, such as merges of tokens that are not there.
+        """
+        if self._whole is None:
+            try:
+                whole = tokenizers.Tokenizer.from_str(self._text)
+            except Exception as error:  # tokenizers raises bare Exception
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"the tokenizer contradicts itself ({reason}); save it again") from error
+            # Offsets are trimmed by the post-processor alone, which does nothing else without special tokens.
+            whole.encode_special_tokens = True
+            whole.post_processor = processors.ByteLevel(trim_offsets=False)
+            self._whole = whole
+        return self._whole
 
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> str:
         """Text of the ids, special tokens included; bytes that are no UTF-8 become U+FFFD.
@@ -234,7 +247,9 @@ def load(path_or_name: str | Path, eod: str = DEFAULT_EOD) -> Tokenizer:
     except Exception as error:  # tokenizers raises bare Exception
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a {FILE} ({reason}); save the tokenizer again") from error
-    return Tokenizer(backend, eod)
+    tokenizer = Tokenizer(backend, eod)
+    tokenizer._untrimmed()  # checks that the corpus's copy of it can be loaded
+    return tokenizer
 
 
 def build(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:

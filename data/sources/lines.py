@@ -27,6 +27,7 @@ from palimpsest.data.sources.base import READERS, Document, Part, Reader, Source
 
 _BLOCK = 1 << 20  # bytes read at a time
 _STRETCH = 1 << 24  # bytes of a plain file in one part
+_DENSE = 1 << 8  # bytes of zstd unpacked at a time: each can stand for 40,000
 _PACKED = (".gz", ".zst", ".bz2", ".xz")
 _LONGEST = 1 << 27
 """Bytes of a line, and of a document of several lines. A small archive can hold gigabytes in one."""
@@ -263,11 +264,10 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
     # Not stream_reader: it takes a cut-off frame for the end of the file, and documents would go missing.
     with path.open("rb") as file:
         frame = None
-        while block := file.read(_BLOCK >> 12):  # each byte can stand for 40,000
+        while block := file.read(min(_BLOCK, _DENSE)):
             while block:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                whole = frame.decompress(block)  # a block of compressed bytes may be much more
-                yield from (whole[start : start + _BLOCK] for start in range(0, len(whole), _BLOCK))
+                yield frame.decompress(block)
                 block = frame.unused_data if frame.eof else b""
                 frame = None if frame.eof else frame
         if frame is not None:
