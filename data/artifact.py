@@ -8,11 +8,13 @@ and is never read.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -68,14 +70,19 @@ class Manifest:
     contents: dict[str, str]
     """Relative path of each file -> its digest."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Counts and other figures worth reading without opening the files."""
+    """Counts and other figures worth reading without opening the files; under ``record``, not under ``digest``."""
     made_by: dict[str, Any] = field(default_factory=dict)
-    """Versions, platform, git commit; no part of the digest."""
+    """Versions, platform, git commit; as for ``facts``."""
 
     @property
     def digest(self) -> str:
         """Identity of the artefact: what it is and contains, not when or where it was made."""
         return json_digest([self.kind, self.schema_version, self.config, self.inputs, self.contents])
+
+    @property
+    def record(self) -> str:
+        """Digest of the whole manifest, facts and origin included: programs read those, so they are checked, too."""
+        return json_digest(json.loads(json.dumps(asdict(self))))  # as it is read: keys are texts
 
 
 @cache
@@ -175,19 +182,39 @@ def writing(
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = Draft(draft_directory(directory))
     try:
-        yield draft
-        manifest = finish(
-            draft.path,
-            kind=kind,
-            schema_version=schema_version,
-            config=config,
-            inputs=inputs,
-            facts=draft.facts,
-        )
-        put_in_place(draft.path, directory)
+        with full_disk_named(directory):
+            yield draft
+            manifest = finish(
+                draft.path,
+                kind=kind,
+                schema_version=schema_version,
+                config=config,
+                inputs=inputs,
+                facts=draft.facts,
+            )
+            put_in_place(draft.path, directory)
         draft.manifest = manifest
     except BaseException:
         shutil.rmtree(draft.path, ignore_errors=True)
+        raise
+
+
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+
+
+@contextmanager
+def full_disk_named(place: Path) -> Iterator[None]:
+    """Turn what libraries raise on a full disk into ``OSError`` with ``errno.ENOSPC`` and the place.
+
+    polars raises a ``ComputeError`` and numpy an ``OSError`` without a number ("4880 requested and 3040 written").
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        full = f"(os error {errno.ENOSPC})" in text or os.strerror(errno.ENOSPC) in text
+        if getattr(error, "errno", None) is None and (full or _SHORT_WRITE.search(text)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
         raise
 
 
@@ -225,7 +252,7 @@ def finish(
         facts=dict(facts),
         made_by=provenance(),
     )
-    write_json(path / MANIFEST, {**asdict(manifest), "digest": manifest.digest})
+    write_json(path / MANIFEST, {**asdict(manifest), "digest": manifest.digest, "record": manifest.record})
     return manifest
 
 
@@ -268,13 +295,21 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def draft_directory(target: Path) -> Path:
     """A new directory beside ``target`` to fill, after removing those that killed processes of this host left."""
-    host = platform.node().replace(".", "-") or "host"
-    for stale in target.parent.glob(f".{target.name}.{host}-*.tmp*"):
-        owner = stale.name.removeprefix(f".{target.name}.{host}-").split(".")[0]
+    remove_abandoned(target.parent, target.name)
+    prefix = f".{target.name}.{_host()}-{os.getpid()}."
+    return Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=target.parent))
+
+
+def _host() -> str:
+    return platform.node().replace(".", "-") or "host"
+
+
+def remove_abandoned(parent: Path, name: str = "*") -> None:
+    """Remove the drafts under ``parent`` of artefacts called ``name`` that killed processes of this host left."""
+    for stale in parent.glob(f".{name}.{_host()}-*.tmp*"):
+        owner = stale.name.rpartition(f".{_host()}-")[2].split(".")[0]
         if owner.isdigit() and not _alive(int(owner)):
             shutil.rmtree(stale, ignore_errors=True)
-    prefix = f".{target.name}.{host}-{os.getpid()}."
-    return Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=target.parent))
 
 
 def _alive(process: int) -> bool:
@@ -301,16 +336,26 @@ def read(directory: Path, *, kind: str, schema_version: int) -> Manifest:
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        digest = values.pop("digest")
+        if isinstance(values, dict) and "digest" in values and "record" not in values:
+            raise UserError(
+                f"{path} was written by an earlier version, whose manifests had no digest of their facts; delete "
+                f"{directory} and make it again"
+            )
+        digest, record = values.pop("digest"), values.pop("record")
         manifest = Manifest(**values)
-    except (ValueError, KeyError, TypeError) as error:
+        intact = (manifest.digest, manifest.record) == (digest, record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path} is not a manifest ({error}); delete {directory} and make it again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     if (manifest.kind, manifest.schema_version) != (kind, schema_version):
         raise UserError(
             f"{directory} holds a {manifest.kind} of schema version {manifest.schema_version}, not a {kind} "
-            f"of version {schema_version}; make it again with this version of the programs"
+            f"of version {schema_version}; delete it and make it again with this version of the programs"
         )
-    if manifest.digest != digest:
+    if not intact:
         raise UserError(f"{path} was edited: its digest does not match; delete {directory} and make it again")
     return manifest
 

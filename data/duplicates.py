@@ -4,20 +4,22 @@ A document has *keys*: 128 bits of its words (exact), and, if asked for, 128 bit
 signature (near). It is dropped if any of its keys is a key of an earlier document, kept or not. Keys lie on disk,
 sorted, one file a shard; they are brought together one range of their values at a time.
 
+Near duplicates of held-out documents are dropped from training by default (``like_heldout``), whichever comes first.
+
 Near duplicates: 5-word shingles, 14 bands of 8 hashes (as ``datatrove`` has it): two documents whose sets of shingles
 have Jaccard similarity s share a band with probability 1 - (1 - s^8)^14: 0.92 at s = 0.8, 0.05 at s = 0.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-EXACT, NEAR = 1, 2
+EXACT, NEAR, LIKE_HELDOUT = 1, 2, 3
 _BANDS, _ROWS, _SHINGLE = 14, 8, 5
 _AT_ONCE = 1 << 21  # keys compared at a time: 24 bytes each, and as much again to sort them
 _PAIR = np.random.default_rng(20240229).integers(1, 1 << 61, (2, _BANDS * _ROWS), dtype=np.uint64)
@@ -83,7 +85,49 @@ def across(shards: Sequence[Path], counts: Sequence[int], dropped: npt.NDArray[n
     Args:
         shards: what ``write_keys`` wrote for each shard, in the order of the corpus.
         counts: documents in each shard.
-        dropped: (documents,) what was found inside the shards; may be mapped; is changed in place.
+        dropped: (documents,) marks set inside the shards; may be mapped; is changed in place.
+    """
+    for later, documents, exact in _merged(shards, counts):
+        near = documents[later & ~exact]
+        dropped[near] = np.where(dropped[near] == EXACT, EXACT, NEAR)
+        dropped[documents[later & exact]] = EXACT
+
+
+def like_heldout(
+    shards: Sequence[Path],
+    counts: Sequence[int],
+    heldout: npt.NDArray[np.bool_],
+    dropped: npt.NDArray[np.uint8],
+) -> None:
+    """Mark the training documents that share a band with a held-out one, before or after it.
+
+    Args:
+        shards: what ``write_near`` wrote for each shard, in the order of the corpus.
+        counts: documents in each shard.
+        heldout: (documents,) flags; may be mapped.
+        dropped: (documents,) marks; may be mapped; is changed in place.
+    """
+    for later, documents, _ in _merged(shards, counts):
+        group = np.cumsum(~later) - 1
+        held = heldout[documents]
+        like = np.bincount(group, weights=held)[group] > 0
+        marked = documents[like & ~held]
+        dropped[marked] = np.where(dropped[marked] == 0, LIKE_HELDOUT, dropped[marked])
+
+
+def write_near(path: Path, keys: npt.NDArray[np.uint64], documents: npt.NDArray[np.int64]) -> None:
+    """Write all near keys of a shard, sorted: uint64 (3, K) as ``write_keys`` does, but with every occurrence."""
+    order = np.lexsort((documents, keys[:, 1], keys[:, 0]))
+    np.save(path, np.stack([keys[order, 0], keys[order, 1], documents[order].astype(np.uint64) * 2]))
+
+
+def _merged(
+    shards: Sequence[Path], counts: Sequence[int]
+) -> Iterator[tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """Keys of all shards in ascending order, one range of their values at a time.
+
+    Yields:
+        Of each key: whether the one before it is the same, its document in the corpus, and whether it is exact.
     """
     first = np.concatenate([[0], np.cumsum(counts)])
     total = sum(int(np.load(path, mmap_mode="r").shape[1]) for path in shards)
@@ -106,8 +150,4 @@ def across(shards: Sequence[Path], counts: Sequence[int], dropped: npt.NDArray[n
         high, low, owner = high[order], low[order], owner[order]
         later = np.zeros(len(order), dtype=bool)
         later[1:] = (high[1:] == high[:-1]) & (low[1:] == low[:-1])
-        exact = (owner & np.uint64(1)).astype(bool)
-        documents = (owner >> np.uint64(1)).astype(np.int64)
-        near = documents[later & ~exact]
-        dropped[near] = np.where(dropped[near] == EXACT, EXACT, NEAR)
-        dropped[documents[later & exact]] = EXACT
+        yield later, (owner >> np.uint64(1)).astype(np.int64), (owner & np.uint64(1)).astype(bool)

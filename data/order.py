@@ -7,6 +7,7 @@ run is or how large its batches are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import mmap
@@ -23,7 +24,13 @@ import numpy.typing as npt
 import xxhash
 
 from palimpsest.data import megatron_core
-from palimpsest.data.artifact import json_digest, write_json
+from palimpsest.data.artifact import (
+    draft_directory,
+    full_disk_named,
+    json_digest,
+    remove_abandoned,
+    write_json,
+)
 from palimpsest.data.errors import UserError
 from palimpsest.data.tokens import check
 
@@ -91,7 +98,7 @@ class Order:
         self.corpus_digest = corpus_digest
         self.prefix = prefix = corpus / "train"
         check(prefix, vocab_size)
-        facts = _TokenizerFacts(vocab_size, eod, corpus_digest)
+        self._facts = facts = _TokenizerFacts(vocab_size, eod, corpus_digest)
         # megatron-core writes its three index arrays one after the other: build them aside and rename, so that
         # a killed build is never taken for a finished one. They live inside the corpus and vanish with it. Its own
         # name for them depends on the corpus's path, so the directory's does too.
@@ -103,22 +110,32 @@ class Order:
                     f"the order {cache} is not built, and training on several nodes does not build it (all would at "
                     "once, on GPUs that wait); run launch/prepare.py with index=true first"
                 )
-            cache.parent.mkdir(exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=".building-", dir=cache.parent))
-            built = self._build(prefix, facts, aside)
-            write_json(aside / _DIGESTS, {"arrays": _arrays_digest(built)})
-            try:
-                aside.rename(cache)
-            except OSError:  # another process was faster; its arrays are the same
-                shutil.rmtree(aside, ignore_errors=True)
+            self._make(cache)
         self.dataset = self._build(prefix, facts, cache)
-        self._facts = facts
         self._arrays: str = json.loads((cache / _DIGESTS).read_text(encoding="utf-8"))["arrays"]
         if len(self.dataset) < 1:
             raise UserError(
                 f"corpus {corpus} is too small for one window of train.sequence_length={sequence_length}; "
                 "give more text or a shorter sequence length"
             )
+
+    def _make(self, cache: Path) -> None:
+        """Build the index arrays aside and rename the directory; what killed builds left is removed first."""
+        cache.parent.mkdir(exist_ok=True)
+        remove_abandoned(cache.parent)
+        for left in cache.parent.glob(".building-*"):  # by earlier versions, whose names told no process
+            shutil.rmtree(left, ignore_errors=True)
+        aside = draft_directory(cache)
+        try:
+            with full_disk_named(cache):
+                built = self._build(self.prefix, self._facts, aside)
+                write_json(aside / _DIGESTS, {"arrays": _arrays_digest(built)})
+                del built
+            aside.chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was faster; its arrays are the same
+                aside.rename(cache)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
     def _build(self, prefix: Path, tokenizer: _TokenizerFacts, cache: Path) -> Any:
         megatron_core.make_importable()

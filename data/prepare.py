@@ -8,6 +8,7 @@ the corpus.
 from __future__ import annotations
 
 import gc
+import heapq
 import json
 import multiprocessing
 import os
@@ -15,18 +16,20 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from palimpsest.data import artifact, shards, sources, tokenizer, tokens
+from palimpsest.data import artifact, identity, shards, sources, tokenizer, tokens
 from palimpsest.data.artifact import Manifest
+from palimpsest.data.contamination import ngram_counts
 from palimpsest.data.errors import UserError
 from palimpsest.data.shards import DOCUMENTS, HELDOUT, TRAIN, CorpusConfig, Work
 from palimpsest.data.sources import Part, Progress
@@ -44,9 +47,12 @@ __all__ = [
 ]
 
 KIND = "corpus"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _REPORT_SECONDS = 3.0
+OVERLAP = 12
+"""Tokens in a row that a held-out document and the training text may not share to count as apart."""
+_SAMPLE, _COMPARED = 256, 1 << 28  # held-out documents, and training tokens, that are compared
 _COPY = 1 << 24  # bytes copied at a time
 _COUNTED = (
     *(
@@ -57,7 +63,13 @@ _COUNTED = (
         "language_dropped",
         "unwanted_dropped",
     ),
-    *("bad_dropped", "duplicates_dropped", "near_duplicates_dropped", "tokenless_dropped"),
+    *(
+        "bad_dropped",
+        "duplicates_dropped",
+        "near_duplicates_dropped",
+        "like_heldout_dropped",
+        "tokenless_dropped",
+    ),
     *("contaminated_dropped", "contaminations_found"),
     *("files_read", "files_skipped", "heldout_documents", "heldout_words"),
     *("train_documents", "train_words", "train_bytes", "train_tokens"),
@@ -110,6 +122,7 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Pr
         shutil.rmtree(place, ignore_errors=True)
     assert draft.manifest is not None
     facts = draft.manifest.facts
+    progress(_overlap_line(facts))
     progress(f"corpus of {facts['train_tokens']:,} tokens in {time.monotonic() - began:.0f} s: {directory}")
     return draft.manifest
 
@@ -186,7 +199,7 @@ def _recall(path: Path, config: CorpusConfig) -> list[Part] | None:
 
 
 def _identity(work: Work) -> tuple[dict[str, Any], dict[str, str]]:
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(work.config)))
+    settings = identity.without_paths(work.config)
     parts = [part for shard in work.shards for part in shard]
     return settings, sources.inputs(parts) | work.tokenizer_inputs | work.wanted_inputs
 
@@ -218,7 +231,9 @@ def _reusable(
             "replaced: remove it, or leave the text as it was and give the new one another path"
         )
     _check_sizes(directory, manifest)
-    progress(f"reusing {directory}: {manifest.facts['train_tokens']:,} tokens")
+    progress(
+        f"reusing {directory}: {manifest.facts['train_tokens']:,} tokens; {_overlap_line(manifest.facts)}"
+    )
     return manifest
 
 
@@ -350,7 +365,8 @@ def _merge(work: Work, place: Path) -> dict[str, Any]:
     if not counts["train_documents"]:
         raise UserError(
             f"the corpus has no training documents: all {counts['heldout_documents']} are held out by "
-            f"corpus.heldout_fraction={work.config.heldout_fraction}; lower it or add text"
+            f"corpus.heldout_fraction={work.config.heldout_fraction}, and {counts['like_heldout_dropped']} are like "
+            "them (corpus.heldout_apart); lower it or add text"
         )
     lengths = [tokens.map_lengths(directory / TRAIN) for directory in directories]
     tokens.write_index(place / TRAIN, lengths, tokens.dtype_for(made.facts["vocab_size"]))
@@ -359,10 +375,50 @@ def _merge(work: Work, place: Path) -> dict[str, Any]:
             for directory in directories:
                 for batch in pq.ParquetFile(directory / name).iter_batches():
                     table.write_batch(batch)
+    ours = tokenizer.load(place / tokenizer.FILE, work.config.tokenizer.eod)
     return {
+        **_overlap(place, directories, ours),
         **{name: counts[name] for name in _COUNTED},
         **{name: made.facts[name] for name in ("vocab_size", "eod")},
         "tokenizer_digest": made.facts["digest"],
         "encoder": f"{made.facts['version']}: {made.facts['reason']}",
         "shards_by_tokenizers": counts["shards_by_tokenizers"],
     }
+
+
+def _overlap(place: Path, directories: Sequence[Path], ours: Tokenizer) -> dict[str, int]:
+    """Held-out documents, of a sample, that share a run of ``OVERLAP`` tokens with the training text.
+
+    Args:
+        place: of the corpus, for its held-out documents; those with the smallest digests are the sample.
+        directories: of the shards; the first ones that hold ``_COMPARED`` tokens are looked through.
+        ours: the corpus's tokenizer.
+    """
+    rows = (
+        (row["digest"], row["text"])
+        for batch in pq.ParquetFile(place / HELDOUT).iter_batches(columns=["digest", "text"])
+        for row in batch.to_pylist()
+    )
+    sample = heapq.nsmallest(_SAMPLE, rows)
+    spans = [ids for ids in ours.encode_batch([text for _, text in sample]) if len(ids) >= OVERLAP]
+    shared, looked_at = np.zeros(len(spans), dtype=bool), 0
+    for directory in directories:
+        if not spans or looked_at >= _COMPARED:
+            break
+        prefix = directory / TRAIN
+        looked_at += len(tokens.read_tokens(prefix))
+        shared |= [bool(counts.any()) for counts in ngram_counts(prefix, spans, n=OVERLAP)]
+    return {
+        "heldout_sampled": len(spans),
+        "heldout_overlapping": int(shared.sum()),
+        "heldout_compared_tokens": looked_at,
+    }
+
+
+def _overlap_line(facts: Mapping[str, Any]) -> str:
+    sampled, shared = facts["heldout_sampled"], facts["heldout_overlapping"]
+    share = f" ({shared / sampled:.0%})" if sampled else ""
+    return (
+        f"{facts['like_heldout_dropped']:,} training documents like held-out ones dropped; {shared} of {sampled} "
+        f"held-out documents{share} share {OVERLAP} tokens in a row with the training text"
+    )

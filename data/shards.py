@@ -39,7 +39,7 @@ TRAIN = "train"  # prefix of train.bin and train.idx
 HELDOUT = "heldout.parquet"
 DOCUMENTS = "documents.parquet"
 READ, TOKENS, DUPLICATES, TOKENIZER = "read", "tokens", "duplicates", "tokenizer"
-VERSION = 1
+VERSION = 2
 
 HELDOUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "source", "row", "digest")])
 DOCUMENTS_SCHEMA = pa.schema(
@@ -52,6 +52,10 @@ _SPOOL_SCHEMA = pa.schema(
     ]
 )
 _SPOOL, _KEYS, _DROPPED = "documents.arrow", "keys.npy", "dropped.npy"
+_NEAR, _SPLIT = (
+    "near.npy",
+    "split.npy",
+)  # bands of all documents, and the half of their keys that holds them out
 _ALL_DROPPED = "dropped.bin"
 _BATCH_CHARACTERS = 1 << 21  # about 100 bytes of memory a token while `tokenizers` holds a batch
 _BATCH_DOCUMENTS = 1 << 14
@@ -70,6 +74,9 @@ class CorpusConfig:
     deduplicate: bool = True
     """Keep the first of documents that are equal but for white space."""
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    heldout_apart: bool = True
+    """Drop training documents that nearly equal a held-out one, so that held-out text was not trained on in other
+    words: MinHash as for ``near_duplicates``."""
     near_duplicates: bool = False
     """Drop documents that nearly equal an earlier one, too: MinHash over 5-word shingles, see ``data.duplicates``."""
 
@@ -82,6 +89,19 @@ class CorpusConfig:
             raise UserError(
                 "corpus.near_duplicates=true needs corpus.deduplicate=true; equal documents are near duplicates, too"
             )
+
+    @property
+    def wanted(self) -> SourceConfig | None:
+        """The texts whose documents are dropped."""
+        rule = self.decontaminate
+        if not rule.paths:
+            return None
+        return SourceConfig(kind="jsonl", paths=rule.paths, text_field=rule.text_field, min_words=0)
+
+    @property
+    def finds_like_heldout(self) -> bool:
+        """True if training documents are compared with held-out ones (``near_duplicates`` does that, too)."""
+        return self.heldout_apart and self.heldout_fraction > 0 and not self.near_duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +118,21 @@ class Work:
         return tokenizer.inputs(self.config.tokenizer)
 
     @property
+    def heldout_limit(self) -> np.uint64:
+        """First halves of keys below this hold their documents out."""
+        return np.uint64(int(self.config.heldout_fraction * 2**64))
+
+    @property
     def wanted(self) -> SourceConfig | None:
         """The texts whose documents are dropped."""
-        rule = self.config.decontaminate
-        if not rule.paths:
-            return None
-        return SourceConfig(kind="jsonl", paths=rule.paths, text_field=rule.text_field, min_words=0)
+        return self.config.wanted
 
     @property
     def wanted_inputs(self) -> dict[str, str]:
         """Digests of the files that hold them."""
-        return {} if self.wanted is None else sources.inputs(sources.split(self.wanted))
+        if self.wanted is None:
+            return {}
+        return {f"decontaminate {k}": v for k, v in sources.inputs(sources.split(self.wanted)).items()}
 
     def shard(self, step: str, number: int) -> Path:
         """Directory of a shard of a step."""
@@ -172,6 +196,7 @@ def read(work: Work, number: int) -> Manifest:
         "source": asdict(work.config.source),
         "parts": [asdict(part) for part in parts],
         "near_duplicates": work.config.near_duplicates,
+        "like_heldout": work.config.finds_like_heldout,
     }
 
     def fill(draft: Draft) -> None:
@@ -194,14 +219,18 @@ def read(work: Work, number: int) -> Manifest:
                 # Copies that differ in white space alone must not fall on both sides of the split.
                 exact, words = zip(*(duplicates.key_of(document.text) for document in batch), strict=True)
                 keys.append(np.frombuffer(b"".join(exact), dtype=">u8").reshape(-1, 2).astype(np.uint64))
-                if work.config.near_duplicates:
+                if work.config.near_duplicates or work.config.finds_like_heldout:
                     bands = [duplicates.near_keys(document.text) for document in batch]
                     near.extend(bands)
                     owners += [np.full(len(b), documents + k, dtype=np.int64) for k, b in enumerate(bands)]
                 documents += len(batch)
                 out.write_batch(_spooled(batch, words, exact))
-        everything = np.concatenate([*keys, *near])
-        owner = np.concatenate([np.arange(documents, dtype=np.int64), *owners])
+        everything, owner = np.concatenate(keys), np.arange(documents, dtype=np.int64)
+        if work.config.finds_like_heldout:
+            duplicates.write_near(draft.path / _NEAR, np.concatenate(near), np.concatenate(owners))
+            np.save(draft.path / _SPLIT, everything[:, 0])
+        else:
+            everything, owner = np.concatenate([everything, *near]), np.concatenate([owner, *owners])
         dropped = duplicates.write_keys(draft.path / _KEYS, everything, owner, documents)
         np.save(draft.path / _DROPPED, dropped)
         draft.facts.update(counts, documents=documents)
@@ -251,6 +280,8 @@ def read_counts(work: Work) -> list[Counter[str]]:
 def find_duplicates(work: Work) -> Manifest:
     """Mark the duplicates among all shards; all of them are read."""
     config = {"deduplicate": work.config.deduplicate, "near_duplicates": work.config.near_duplicates}
+    if work.config.finds_like_heldout:
+        config["heldout_fraction"] = work.config.heldout_fraction  # type: ignore[assignment]
     places = [work.shard(READ, number) for number in range(len(work.shards))]
 
     def fill(draft: Draft) -> None:
@@ -265,9 +296,18 @@ def find_duplicates(work: Work) -> Manifest:
                 dropped[start : start + count] = np.load(place / _DROPPED)
                 start += count
             duplicates.across([place / _KEYS for place in places], counts, dropped)
+        if work.config.finds_like_heldout:
+            duplicates.like_heldout([p / _NEAR for p in places], counts, _heldout(work, counts), dropped)
         dropped.flush()
 
     return _make(work.place / DUPLICATES, config, {p.name: _digest(p) for p in places}, fill)
+
+
+def _heldout(work: Work, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """(documents,) flags of those whose keys hold them out, copies included."""
+    return np.concatenate(
+        [np.load(work.shard(READ, number) / _SPLIT) < work.heldout_limit for number in range(len(counts))]
+    )
 
 
 def _dropped(work: Work, number: int) -> npt.NDArray[np.uint8]:
@@ -292,7 +332,6 @@ class _Kept:
 
 def _kept(work: Work, number: int) -> Iterator[_Kept]:
     """Batches of a shard without duplicates, split by a hash of the words."""
-    limit = np.uint64(int(work.config.heldout_fraction * 2**64))
     dropped, start = _dropped(work, number), 0
     with pa.memory_map(str(work.shard(READ, number) / _SPOOL)) as file:
         reader = pa.ipc.open_file(file)
@@ -300,7 +339,7 @@ def _kept(work: Work, number: int) -> Iterator[_Kept]:
             batch = reader.get_batch(place)
             keep = dropped[start : start + batch.num_rows] == 0
             start += batch.num_rows
-            held = _key_half(batch, 0) < limit
+            held = _key_half(batch, 0) < work.heldout_limit
             yield _Kept(batch.filter(pa.array(keep & ~held)), batch.filter(pa.array(keep & held)))
 
 
@@ -389,6 +428,7 @@ def tokenize(work: Work, number: int) -> Manifest:
         counts = Counter(
             duplicates_dropped=int((marks == duplicates.EXACT).sum()),
             near_duplicates_dropped=int((marks == duplicates.NEAR).sum()),
+            like_heldout_dropped=int((marks == duplicates.LIKE_HELDOUT).sum()),
         )
         with (
             tokens.TokenWriter(draft.path / TRAIN, ours.vocab_size, ours.eod) as writer,

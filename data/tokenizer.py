@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from palimpsest.data.artifact import file_digest
 from palimpsest.data.errors import UserError, nearest
@@ -20,6 +20,7 @@ FILE = "tokenizer.json"
 DEFAULT_EOD = "<|endoftext|>"
 _KINDS = ("train", "file", "hub")
 _SMALLEST = 257  # the 256 bytes and the end-of-document token
+_LARGEST = 1 << 24  # ids; beyond, an id is a mistake, and what is as large as the vocabulary takes all memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,15 +70,15 @@ class Tokenizer:
     """Encodes without adding special tokens, and never lets text turn into one.
 
     The text ``<|endoftext|>`` inside a document becomes ordinary tokens, so the end-of-document id appears
-    in a corpus at document ends only. Truncation and padding stored in a ``tokenizer.json`` are switched
-    off: either would change documents in silence.
+    in a corpus at document ends only. Truncation, padding and BPE dropout stored in a ``tokenizer.json`` are
+    switched off: the first two would change documents in silence, the last would encode a text anew each time.
 
     Args:
         backend: the tokenizer; its truncation, padding and special-token settings are changed in place.
         eod: text of the end-of-document token.
 
     Raises:
-        UserError: if the tokenizer has no such token.
+        UserError: if the tokenizer has no such token, or an id that no vocabulary has.
     """
 
     vocab_size: int
@@ -93,6 +94,14 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if self.vocab_size > _LARGEST:
+            raise UserError(
+                f"the tokenizer has a token with id {self.vocab_size - 1}; ids above {_LARGEST - 1} are not "
+                "supported: number its tokens from 0 without gaps"
+            )
         eod_id = backend.token_to_id(eod)
         if eod_id is None:
             special = [t.content for _, t in sorted(backend.get_added_tokens_decoder().items()) if t.special]
@@ -103,7 +112,7 @@ class Tokenizer:
         self.backend = backend
         self._text = backend.to_str(pretty=True)
         self.eod = int(eod_id)
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._whole: tokenizers.Tokenizer | None = None
         self.digest = hashlib.blake2b(self._text.encode(), digest_size=16).hexdigest()
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
@@ -144,17 +153,36 @@ class Tokenizer:
         """Ids of a text, int32 (tokens,), and the character range ``[start, end)`` of each token.
 
         Tokens that share one character (its UTF-8 bytes split between them) all carry that character's
-        range. Tokenizers brought along may leave leading spaces out of the ranges; those trained here do not.
+        range. The space that a token begins with is in its range, also where the ``tokenizer.json`` says to trim
+        offsets (Pythia, GPT-NeoX, OLMo); spaces that are in no token (WordPiece) are in no range.
 
         Raises:
             UserError: if the text holds a lone surrogate.
         """
         try:
-            encoding = self.backend.encode(text, add_special_tokens=False)
+            encoding = self._untrimmed().encode(text, add_special_tokens=False)
         except TypeError:
             _refuse_surrogates([text])
             raise
         return np.array(encoding.ids, dtype=np.int32), list(encoding.offsets)
+
+    def _untrimmed(self) -> tokenizers.Tokenizer:
+        """The tokenizer as ``save`` writes it, but for offsets that are whole.
+
+        Raises:
+            UserError: if what is written could not be loaded again, such as merges of tokens that are not there.
+        """
+        if self._whole is None:
+            try:
+                whole = tokenizers.Tokenizer.from_str(self._text)
+            except Exception as error:  # tokenizers raises bare Exception
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"the tokenizer contradicts itself ({reason}); save it again") from error
+            # Offsets are trimmed by the post-processor alone, which does nothing else without special tokens.
+            whole.encode_special_tokens = True
+            whole.post_processor = processors.ByteLevel(trim_offsets=False)
+            self._whole = whole
+        return self._whole
 
     def decode(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> str:
         """Text of the ids, special tokens included; bytes that are no UTF-8 become U+FFFD.
@@ -217,8 +245,11 @@ def load(path_or_name: str | Path, eod: str = DEFAULT_EOD) -> Tokenizer:
             f"corpus.tokenizer.path={str(path_or_name)!r}: {path} does not exist; give a {FILE}"
         ) from None
     except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"{path} is not a {FILE} ({error}); save the tokenizer again") from error
-    return Tokenizer(backend, eod)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not a {FILE} ({reason}); save the tokenizer again") from error
+    tokenizer = Tokenizer(backend, eod)
+    tokenizer._untrimmed()  # checks that the corpus's copy of it can be loaded
+    return tokenizer
 
 
 def build(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:

@@ -37,6 +37,7 @@ _FOREIGN: dict[int, np.dtype[Any]] = {
     5: np.dtype("<i8"),
 }
 """Other integer dtypes that Megatron and gpt-neox know; read as sources, never written."""
+_NO_IDS = {6: "float64", 7: "float32"}
 _UINT16_VOCABULARY = 65_500  # megatron-core's DType.optimal_dtype draws the line here, not at 65,536
 _BLOCK = 1 << 22  # documents; bounds the memory for offsets of a large .idx
 
@@ -207,27 +208,33 @@ class _Index:
 
 def _map_index(prefix: Path, *, foreign: bool = False) -> _Index:
     path = idx_path(prefix)
+    again = "write it with megatron-core's IndexedDatasetBuilder" if foreign else "prepare the corpus again"
     if not path.is_file():
-        raise UserError(f"{path} does not exist; prepare the corpus again")
+        if foreign and bin_path(prefix).is_file():
+            raise UserError(f"{bin_path(prefix)} has no index; put {path.name} beside it")
+        raise UserError(f"{path} does not exist; {'give its path' if foreign else again}")
     with path.open("rb") as file:
         head = file.read(_HEADER.size)
+    if head.startswith(b"TNTIDX"):
+        raise UserError(f"{path} is an index of fairseq's old format (TNTIDX); {again}")
     if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-        raise UserError(
-            f"{path} is not a Megatron index (it does not start with MMIDIDX); prepare the corpus again"
-        )
+        raise UserError(f"{path} is not a Megatron index (it does not start with MMIDIDX); {again}")
     _, version, code, sequences, documents = _HEADER.unpack(head)
     if version != _VERSION:
-        raise UserError(f"{path} is an index of version {version}, not {_VERSION}; prepare the corpus again")
+        raise UserError(f"{path} is an index of version {version}, not {_VERSION}; {again}")
     known: dict[int, np.dtype[Any]] = {**_CODES, **(_FOREIGN if foreign else {})}
     if code not in known:
+        name = _NO_IDS.get(code, "unknown")
         raise UserError(
-            f"{path} declares dtype code {code}, not 4 (int32) or 8 (uint16); prepare the corpus again"
+            f"{path} declares dtype code {code} ({name}), not {', '.join(f'{c} ({d})' for c, d in known.items())}; "
+            f"{again}"
         )
     size, expected = path.stat().st_size, _HEADER.size + 12 * sequences + 8 * documents
+    if foreign and size == expected + sequences:
+        raise UserError(f"{path} has modes of sequences (a multimodal index), which are not read; {again}")
     if size != expected:
         raise UserError(
-            f"{path} has {size} bytes where its header announces {expected}: it was truncated or edited; "
-            "prepare the corpus again"
+            f"{path} has {size} bytes where its header announces {expected}: it was truncated or edited; {again}"
         )
     raw = np.memmap(path, dtype=np.uint8, mode="r", offset=0)
     cuts = np.cumsum([_HEADER.size, 4 * sequences, 8 * sequences, 8 * documents])

@@ -16,7 +16,14 @@ from palimpsest.data.mixture import Windows
 from palimpsest.data.tokenizer import Tokenizer
 from palimpsest.insertion import design, preflight
 from palimpsest.insertion.families.registry import FamilyContext, Reference, make
-from palimpsest.insertion.items import ITEM_SCHEMA, Item, Probe, tokenize_items, tokenize_probes
+from palimpsest.insertion.items import (
+    ITEM_SCHEMA,
+    Item,
+    Probe,
+    require_questions,
+    tokenize_items,
+    tokenize_probes,
+)
 from palimpsest.insertion.placement.explicit import Explicit
 from palimpsest.insertion.placement.interface import Placement, Setting
 from palimpsest.insertion.placement.paired import Paired, PairedPlan
@@ -86,6 +93,7 @@ def assemble(
     exposures = placement.expose(items, assigned, screened.wordings)
     asked = [(item.id, item.family, probe) for item in screened.made for probe in item.probes]
     probes, left_out = tokenize_probes(asked, setting.tokenizer)
+    require_questions(screened.made, probes, left_out)
     members = np.bincount(assigned, minlength=len(insertion.arms)).tolist()
     facts = {
         "probes_left_out": left_out,

@@ -47,6 +47,9 @@ KINDS = {
 }
 
 
+_QUESTIONS = ("cloze", "choice", "bare")
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One piece of text to insert."""
@@ -183,14 +186,54 @@ def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> tuple[pl.Data
     return table, wordings
 
 
+def target_start(offsets: Sequence[tuple[int, int]], boundary: int) -> int | None:
+    """First token of the text from character ``boundary`` on; None if a token has characters on both sides of it.
+
+    Spaces that belong to no token (WordPiece drops them) may lie between the boundary and the token.
+
+    Args:
+        offsets: ``[start, end)`` of each token, as ``Tokenizer.encode_offsets`` gives them.
+        boundary: characters before the target.
+    """
+    start = next((k for k, (_, end) in enumerate(offsets) if end > boundary), None)
+    return None if start is None or offsets[start][0] < boundary else start
+
+
+def require_questions(
+    items: Sequence[Item], probes: pl.DataFrame, left_out: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """Check that no family loses all of its questions.
+
+    Args:
+        items: with their probes.
+        probes: the table made of them.
+        left_out: a line for each probe that is not in it.
+
+    Returns:
+        Family -> questions (probes other than whole texts) that are asked, and those that are left out.
+
+    Raises:
+        UserError: naming the family, and the first probe that is left out.
+    """
+    wanted = Counter(item.family for item in items for probe in item.probes if probe.kind in _QUESTIONS)
+    asked = Counter(probes.filter(pl.col("kind").is_in(_QUESTIONS))["family"].to_list())
+    for family, count in wanted.items():
+        if not asked[family]:
+            raise UserError(
+                f"all {count} questions of family {family} are left out ({left_out[0]}); give targets that begin with "
+                "the space before them, or another corpus.tokenizer"
+            )
+    return {family: (asked[family], count - asked[family]) for family, count in wanted.items()}
+
+
 def tokenize_probes(
     probes: Sequence[tuple[str | None, str, Probe]], tokenizer: Tokenizer
 ) -> tuple[pl.DataFrame, list[str]]:
     """Probes as a table of ``PROBE_SCHEMA``.
 
     The whole of prompt and target is tokenized once, as the model met it, and the target's first token is found
-    by character offsets. A probe whose target does not begin on a token boundary is left out and reported; so are
-    the other choices of its question.
+    by character offsets. A probe whose target does not begin on a token boundary (``target_start``), or is empty, is
+    left out and reported; so are the other choices of its question.
 
     Args:
         probes: (item id or None, family, probe).
@@ -210,11 +253,14 @@ def tokenize_probes(
         numbers[owner] += 1
         text = probe.prompt + probe.target
         ids, offsets = tokenizer.encode_offsets(text)
-        start = next((k for k, (begin, _) in enumerate(offsets) if begin >= len(probe.prompt)), None)
-        if start is None or offsets[start][0] != len(probe.prompt):
-            left_out.append(
-                f"probe {number} of item {item}: its target {probe.target!r} begins inside a token"
+        start = target_start(offsets, len(probe.prompt))
+        if start is None:
+            reason = (
+                f"its target {probe.target!r} begins inside a token"
+                if probe.target
+                else "its target is empty"
             )
+            left_out.append(f"probe {number} of item {item}: {reason}")
             if probe.kind == "choice":
                 broken.add((owner, probe.name))
             continue

@@ -18,6 +18,9 @@ from palimpsest.insertion.placement.adaptive import AdaptiveConfig
 from palimpsest.insertion.placement.slices import WindowSlice
 from palimpsest.insertion.preflight import PreflightConfig
 
+_MOST_ITEMS, _MOST_EXPOSURES = 10_000_000, 1_000_000_000
+"""Of a family. Far beyond any design; more is a slip, and would take all memory before it is noticed."""
+
 
 @dataclass(frozen=True, kw_only=True)  # without slots, so that the arms are computed once
 class InsertionConfig:
@@ -135,6 +138,19 @@ class InsertionConfig:
                 raise UserError(
                     f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar"
                 )
+            items = self.size(family)
+            exposures = sum(
+                size * arm.dose for size, (_, arm) in zip(self.arm_sizes(family), self.arms, strict=True)
+            )
+            for count, most, what in (
+                (items, _MOST_ITEMS, "items"),
+                (exposures, _MOST_EXPOSURES, "exposures"),
+            ):
+                if count > most:
+                    raise UserError(
+                        f"insertion.items_per_dose={self.items_per_dose} with insertion.doses={list(self.doses)} asks "
+                        f"for {count:,} {what} of {family}; {most:,} are the most: lower them"
+                    )
 
     def _check_experiments(self) -> None:
         if self.paired_with:

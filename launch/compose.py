@@ -51,8 +51,9 @@ def build(config: DictConfig) -> Experiment:
     values: Any = OmegaConf.to_container(config, resolve=True)
     values = _convert(Experiment, values, "")
     _sort_families(values.get("insertion"))
-    for line in (*released.apply(values), *laws.apply(values)):
-        say(line)
+    if all(isinstance(values.get(part), dict) for part in ("model", "optimizer", "train")):  # else said below
+        for line in (*released.apply(values), *laws.apply(values)):
+            say(line)
     try:
         return TypeAdapter(Experiment).validate_python(values)
     except ValidationError as error:

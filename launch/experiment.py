@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from palimpsest.data import identity
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import MAIN, MixtureConfig
@@ -148,8 +149,13 @@ class Experiment:
     @property
     def corpus_directory(self) -> Path:
         """Directory of the prepared corpus; runs that read the same text share it."""
-        digest = json_digest(_plain(self.corpus))[:8]
-        return self.runs / "corpora" / f"{self.corpus.source.kind}-{digest}"
+        return self._corpus_named(self.corpus, json_digest(self._by_contents(self.corpus)))
+
+    def _by_contents(self, corpus: CorpusConfig) -> dict[str, Any]:
+        return identity.by_contents(corpus, self.runs / "corpora")
+
+    def _corpus_named(self, corpus: CorpusConfig, digest: str) -> Path:
+        return self.runs / "corpora" / f"{corpus.source.kind}-{digest[:8]}"
 
     @property
     def corpora(self) -> dict[str, tuple[CorpusConfig, Path]]:
@@ -159,8 +165,8 @@ class Experiment:
         for name, given in self.mixture.corpora.items():
             tokenizer = TokenizerConfig(kind="file", path=str(place / FILE), eod=self.corpus.tokenizer.eod)
             config = replace(given, tokenizer=tokenizer)
-            digest = json_digest([_plain(given), place.name])[:8]
-            corpora[name] = (config, self.runs / "corpora" / f"{given.source.kind}-{digest}")
+            digest = json_digest([self._by_contents(given), place.name])
+            corpora[name] = (config, self._corpus_named(given, digest))
         return corpora
 
     @property
@@ -169,14 +175,15 @@ class Experiment:
         settings = result_settings(self.model, self.optimizer, self.train)
         insertion = _plain(self.insertion)
         parts = [
-            _plain(self.corpus),
+            self._by_contents(self.corpus),
             settings["model"],
             insertion,
             settings["optimizer"],
             settings["train"],
         ]
         if not self.mixture.plain:
-            parts.append(_plain(self.mixture))
+            others = {name: self._by_contents(one) for name, one in self.mixture.corpora.items()}
+            parts.append(_plain(self.mixture) | {"corpora": others})
         return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"
 
     @property

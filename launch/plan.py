@@ -23,6 +23,8 @@ from palimpsest.launch.process import say
 from palimpsest.launch.program import program, take
 from palimpsest.launch.reference import references
 
+_LISTED = 5  # lines shown of a longer list
+
 
 def plan(experiment: Experiment) -> Manifest:
     """Make the experiment's plan, or reuse it.
@@ -110,8 +112,13 @@ def _plan(experiment: Experiment) -> None:
                 say(f"  preflight: {name}: {len(lines)} items, {said}: {', '.join(lines[:5])}{more}")
     if pairs := facts["items_alike"]:
         say(f"  {len(pairs)} pairs of items share {OVERLAP} tokens in a row with each other: {pairs[0]}, ...")
-    for line in facts["probes_left_out"]:
+    left_out = facts["probes_left_out"]
+    for line in left_out[:_LISTED]:
         say(f"  left out: {line}")
+    if left_out:
+        say(
+            f"questions lost: {len(left_out):,} of {facts['probes'] + len(left_out):,} probes are left out of the plan"
+        )
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ def _compose(compose: Callable[[], None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         sys.exit(0)
+    except (TypeError, ValueError, AttributeError) as error:  # of Hydra's own, for a group that is no name
+        raise UserError(f"the command line cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def guarded(work: Callable[[], int]) -> NoReturn:

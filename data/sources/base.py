@@ -7,9 +7,10 @@ tasks of a SLURM array share out, so the corpus does not depend on how many of t
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class Part:
     """About how many bytes it takes to read, for sharing out."""
     digest: str = ""
     """Of the whole file it belongs to; empty where there is none."""
+    label: str = ""
+    """Name of the file that documents carry: its path below the directory that all files of the source share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +70,7 @@ class SourceConfig:
     """Files, globs or directories, read in this order (sorted inside a glob or directory). ``datasets``: directories
     made by ``save_to_disk``, or names on the hub."""
     text_field: str = "text"
-    """``jsonl``, ``parquet``, ``datasets``: the field that holds the text."""
+    """``jsonl``, ``parquet``, ``datasets``: the field that holds the text; ``content.text`` reaches inside."""
     min_words: int = 20
     """Documents of fewer words (separated by white space) are dropped and counted."""
     max_words: int | None = None
@@ -178,16 +181,28 @@ def split(config: SourceConfig, workers: int = 1) -> list[Part]:
     Raises:
         UserError: if a path leads to nothing, or a file cannot be read.
     """
-    return READERS[config.kind].split(config, workers)
+    parts = READERS[config.kind].split(config, workers)
+    if config.kind not in FILE_KINDS:
+        return parts
+    labels = _labels(list(dict.fromkeys(part.path for part in parts)))
+    return [replace(part, label=labels[part.path]) for part in parts]
+
+
+def _labels(paths: list[str]) -> dict[str, str]:
+    """Path of each file below the directory that all of them share: independent of where that lies."""
+    whole = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - links stay as they are
+    shared = os.path.commonpath([os.path.dirname(path) for path in whole]) if whole else ""  # noqa: PTH120
+    return {path: Path(full).relative_to(shared).as_posix() for path, full in zip(paths, whole, strict=True)}
 
 
 def inputs(parts: list[Part]) -> dict[str, str]:
-    """Path -> digest of each file.
+    """Digest of each file, by its number in the corpus: contents name a corpus, not paths.
 
     Installed documentation has none: what was extracted once is a snapshot, and stays valid when another
     package is installed later.
     """
-    return {part.path: part.digest for part in parts if part.digest}
+    digests = {part.path: part.digest for part in parts if part.digest}
+    return {f"file {number}": digest for number, digest in enumerate(digests.values())}
 
 
 def read_part(
@@ -218,7 +233,8 @@ def read_part(
         if (reason := _unwanted(document, config, languages)) is not None:
             counts[f"{reason}_dropped"] += 1
         else:
-            yield document
+            source = part.label or document.source
+            yield Document(document.text, source, document.row, document.fields, document.ids)
 
 
 def _decoded(document: Document, ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> Document:
@@ -306,17 +322,30 @@ def files(config: SourceConfig) -> list[Path]:
     return list(dict.fromkeys(chain.from_iterable(_expand(path, suffixes) for path in config.paths)))
 
 
+def all_files(config: SourceConfig) -> list[Path]:
+    """As ``files``, with those that lie beside them: of Megatron's ``.idx``, the ``.bin``."""
+    paths = files(config)
+    if config.kind != "megatron":
+        return paths
+    prefixes = [path.with_name(path.name.removesuffix(".bin").removesuffix(".idx")) for path in paths]
+    return [prefix.with_name(prefix.name + end) for prefix in prefixes for end in (".bin", ".idx")]
+
+
 def _expand(text: str, suffixes: tuple[str, ...]) -> list[Path]:
     path = Path(text)
     if path.is_dir():
         found = [f for f in path.rglob("*") if f.is_file() and f.name.endswith(suffixes)]
-        hint = f"; it holds no {', '.join(suffixes)}"
+        hint = f"; it holds no {', '.join(suffixes[:8])}{', ...' if len(suffixes) > 8 else ''}"
     elif path.is_file():
         return [path]
     elif any(sign in text for sign in "*?["):
         anchor = Path(path.anchor)  # Path().glob refuses absolute patterns
         found = [f for f in anchor.glob(str(path.relative_to(anchor))) if f.is_file()]
         hint = "; the pattern matches no file"
+    elif ".idx" in suffixes and (prefixes := [Path(f"{text}{end}") for end in (".idx", ".bin")])[0].is_file():
+        return [prefixes[0]]
+    elif ".idx" in suffixes and prefixes[1].is_file():
+        raise UserError(f"corpus.source.paths: {prefixes[1]} has no index; put {prefixes[0].name} beside it")
     else:
         raise UserError(f"corpus.source.paths: {text} does not exist (relative paths start at {Path.cwd()})")
     if not found:

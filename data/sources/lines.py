@@ -1,4 +1,4 @@
-"""Text in lines: JSONL and plain text; plain, gzip or zstd.
+"""Text in lines: JSONL and plain text; plain, or packed by gzip, zstd, bzip2 or xz.
 
 Plain files are cut into stretches of bytes, compressed ones are read whole: nothing inside them can be reached
 without unpacking what comes before.
@@ -6,13 +6,15 @@ without unpacking what comes before.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,15 @@ from palimpsest.data.sources.base import READERS, Document, Part, Reader, Source
 
 _BLOCK = 1 << 20  # bytes read at a time
 _STRETCH = 1 << 24  # bytes of a plain file in one part
+_DENSE = 1 << 8  # bytes of zstd unpacked at a time: each can stand for 40,000
+_PACKED = (".gz", ".zst", ".bz2", ".xz")
+_LONGEST = 1 << 27
+"""Bytes of a line, and of a document of several lines. A small archive can hold gigabytes in one."""
 
 
 def _survey(path: Path) -> list[Part]:
     """The parts of a file: one if compressed, else one for each stretch of ``_STRETCH`` bytes."""
-    packed = path.suffix in (".gz", ".zst")
+    packed = path.suffix in _PACKED
     digest = hashlib.blake2b(digest_size=16)
     starts = [(0, 1)]  # byte, number of the first line that begins at or after it
     position, newlines = 0, 0
@@ -68,12 +74,23 @@ def _split_whole(config: SourceConfig, workers: int) -> list[Part]:
 
 
 def _numbered(part: Part) -> Iterator[tuple[int, bytes]]:
-    """(1-based number, line) of the lines that begin inside a part; without their newlines."""
+    """(1-based number, line) of the lines that begin inside a part; without their newlines.
+
+    Raises:
+        UserError: for a line of more than ``_LONGEST`` bytes.
+    """
     path = Path(part.path)
-    packed = path.suffix in (".gz", ".zst")
-    blocks = _blocks(path) if packed else _stretch(path, part.start, part.stop)
-    for number, line in enumerate(_lines(blocks), start=part.row):
-        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    blocks = _blocks(path) if path.suffix in _PACKED else _stretch(path, part.start, part.stop)
+    number = part.row
+    try:
+        for number, line in enumerate(_lines(blocks), start=part.row):
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    except _TooLongError:
+        raise _too_long(f"{path} after row {number}: a line") from None
+
+
+def _too_long(what: str) -> UserError:
+    return UserError(f"{what} has more than {_LONGEST >> 20} MiB; split its text into documents")
 
 
 def _stretch(path: Path, start: int, stop: int) -> Iterator[bytes]:
@@ -116,7 +133,7 @@ def _read_text(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterat
     counts["files_read"] += part.start == 0
     first = re.compile(config.pattern) if config.pattern is not None else None
     held: list[str] = []
-    row = part.row
+    row, size = part.row, 0
     for number, raw in _numbered(part):
         try:
             line = raw.decode("utf-8")
@@ -134,9 +151,12 @@ def _read_text(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterat
             yield Document("\n".join(held), part.path, str(row))
             held = []
         if not held:
-            row = number
+            row, size = number, 0
         if not (blank and (ends or not held)):
             held.append(line)
+            size += len(raw)
+            if size > _LONGEST:
+                raise _too_long(f"{part.path} row {row}: a document")
     if held:
         yield Document("\n".join(held), part.path, str(row))
 
@@ -168,14 +188,17 @@ def _slowly(line: bytes, where: str) -> Any:
 
 
 def checked(row: dict[str, Any], field: str, where: str) -> str:
-    """The text field of a row.
+    """The text field of a row; ``content.text`` reaches inside where the row has no field of that whole name.
 
     Raises:
         UserError: starting with ``where``, if it is missing, no string, or holds a lone surrogate.
     """
-    if field not in row:
-        raise UserError(f"{where}: has no field {field!r}{nearest(field, row)}; set source.text_field")
-    text = row[field]
+    text: Any = row
+    for key in [field] if field in row else field.split("."):
+        if not isinstance(text, Mapping) or key not in text:
+            known = nearest(key, text) if isinstance(text, Mapping) else ""
+            raise UserError(f"{where}: has no field {field!r}{known}; set corpus.source.text_field")
+        text = text[key]
     if not isinstance(text, str):
         raise UserError(f"{where}: field {field!r} holds a {type(text).__name__}, not a string; mend it")
     try:
@@ -189,12 +212,24 @@ def checked(row: dict[str, Any], field: str, where: str) -> str:
     return text
 
 
+class _TooLongError(Exception):
+    """A line is longer than ``_LONGEST``."""
+
+
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Split blocks of bytes at newlines; a line of any length costs its own length once."""
+    """Split blocks of bytes at newlines; a line costs its own length once.
+
+    Raises:
+        _TooLongError: for one beyond ``_LONGEST``, before more of it is read.
+    """
     head: list[bytes] = []
+    size = 0
     for block in blocks:
         first, *rest = block.split(b"\n")
         head.append(first)
+        size = (0 if rest else size) + len(rest[-1] if rest else first)
+        if size > _LONGEST:
+            raise _TooLongError
         if rest:
             yield b"".join(head)
             yield from rest[:-1]
@@ -209,16 +244,19 @@ def _blocks(path: Path) -> Iterator[bytes]:
     Raises:
         UserError: if it cannot be read, or its archive is corrupt or cut off.
     """
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
         if path.suffix == ".zst":
             yield from _zstd_blocks(path)
             return
-        with gzip.open(path) as file:
+        with openers[path.suffix](path) as file:
             while block := file.read(_BLOCK):
                 yield block
-    except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(f"{path}: corrupt archive ({error}); fetch or compress it again") from None
     except OSError as error:
+        if error.errno is None:  # of bz2: "Invalid data stream"
+            raise UserError(f"{path}: corrupt archive ({error}); fetch or compress it again") from None
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
@@ -226,7 +264,7 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
     # Not stream_reader: it takes a cut-off frame for the end of the file, and documents would go missing.
     with path.open("rb") as file:
         frame = None
-        while block := file.read(_BLOCK):
+        while block := file.read(min(_BLOCK, _DENSE)):
             while block:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
                 yield frame.decompress(block)
@@ -236,5 +274,9 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
             raise EOFError("it ends inside a frame")
 
 
-READERS["jsonl"] = Reader(_split_lines, _read_jsonl, (".jsonl", ".jsonl.gz", ".jsonl.zst"))
-READERS["text"] = Reader(_split_whole, _read_text, (".txt", ".txt.gz", ".txt.zst", ".md"))
+def _endings(*plain: str) -> tuple[str, ...]:
+    return tuple(ending + packed for ending in plain for packed in ("", *_PACKED))
+
+
+READERS["jsonl"] = Reader(_split_lines, _read_jsonl, _endings(".jsonl", ".json", ".ndjson"))
+READERS["text"] = Reader(_split_whole, _read_text, _endings(".txt", ".md"))

@@ -94,7 +94,8 @@ def wanted_columns(config: SourceConfig, names: list[str], source: str) -> list[
     Raises:
         UserError: naming the one that is not there.
     """
-    wanted = {config.text_field: "text_field"} | {name.split(".")[0]: "keep" for name in config.keep}
+    text = config.text_field if config.text_field in names else config.text_field.split(".")[0]
+    wanted = {text: "text_field"} | {name.split(".")[0]: "keep" for name in config.keep}
     if config.languages:
         wanted[config.language_field.split(".")[0]] = "language_field"
     for name, setting in wanted.items():

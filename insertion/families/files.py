@@ -3,49 +3,116 @@
 from __future__ import annotations
 
 import gzip
+import io
+import json
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 import polars as pl
 import xxhash
 
 from palimpsest.data.errors import UserError
 
+_LARGEST = 1 << 30
+"""Bytes of a file of items, unpacked; a small archive can hold far more."""
+
 
 def rows(path: str, what: str) -> list[dict[str, Any]]:
+    """Rows of a file, without their numbers; see ``numbered``."""
+    return [row for _, row in numbered(path, what)]
+
+
+def numbered(path: str, what: str) -> list[tuple[int, dict[str, Any]]]:
     """Rows of a ``.jsonl``, ``.jsonl.gz``, ``.json`` (a list), ``.csv`` (all texts) or ``.parquet`` file.
+
+    A byte order mark is left out. Rows are numbered from 1: by line in JSONL, else by row without the header.
 
     Args:
         path: of the file.
         what: the setting that names it, for errors.
 
     Raises:
-        UserError: for a file that is missing, of another kind, or not what it claims to be.
+        UserError: for a file that is missing, too large, of another kind, or not what it claims to be; with the row
+            where that is one.
     """
-    file = Path(path)
+    file, where = Path(path), f"{what}={path}"
     ending = "".join(file.suffixes[-2:]) if file.suffix == ".gz" else file.suffix
     try:
-        if ending == ".csv":
-            return pl.read_csv(file, infer_schema=False).to_dicts()
         if ending == ".parquet":
-            return pl.read_parquet(file).to_dicts()
+            return _objects(pl.read_parquet(file).to_dicts(), where)
+        if ending == ".csv":
+            content = _decoded(_content(file, where), where)
+            return _objects(pl.read_csv(io.BytesIO(content.encode()), infer_schema=False).to_dicts(), where)
         if ending in (".jsonl", ".jsonl.gz"):
-            content = gzip.decompress(file.read_bytes()) if ending.endswith(".gz") else file.read_bytes()
-            found = [orjson.loads(line) for line in content.splitlines() if line.strip()]
-        elif ending == ".json":
-            found = orjson.loads(file.read_bytes())
-        else:
-            raise UserError(f"{what}={path} must end in .jsonl, .jsonl.gz, .json, .csv or .parquet")
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        if isinstance(error, UserError):
-            raise
+            return _json_lines(_content(file, where), where)
+        if ending == ".json":
+            return _objects(_json(_decoded(_content(file, where), where), where), where)
+    except (OSError, EOFError, zlib.error, pl.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{what}={path} cannot be read: {reason}") from None
-    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise UserError(f"{what}={path} must hold one object a row")
-    return found
+        raise UserError(f"{where} cannot be read: {reason}") from None
+    raise UserError(f"{where} must end in .jsonl, .jsonl.gz, .json, .csv or .parquet")
+
+
+def _content(file: Path, where: str) -> bytes:
+    """Bytes of a file, unpacked, without a byte order mark; at most ``_LARGEST``."""
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+        content: bytes = opened.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise UserError(f"{where} holds more than {_LARGEST >> 30} GiB; split it")
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def _decoded(content: bytes, where: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{where} line {row}: invalid UTF-8; convert the file to UTF-8") from None
+
+
+def _json(text: str, where: str) -> Any:
+    """A JSON value whose texts have a UTF-8 form.
+
+    Raises:
+        UserError: if it is none, or a text in it holds a lone surrogate.
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: a text holds a lone surrogate, which has no UTF-8; remove it") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from None
+    return value
+
+
+def _json_lines(content: bytes, where: str) -> list[tuple[int, dict[str, Any]]]:
+    table = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{where} row {number}"
+        try:
+            row = _json(line.decode(), place)
+        except UnicodeDecodeError:
+            raise UserError(f"{place}: invalid UTF-8; convert the file to UTF-8") from None
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{place}: holds a {type(row).__name__}, not an object; write one JSON object a line"
+            )
+        table.append((number, row))
+    return table
+
+
+def _objects(values: Any, where: str) -> list[tuple[int, dict[str, Any]]]:
+    if not isinstance(values, list):
+        raise UserError(f"{where} holds a {type(values).__name__}, not a list of objects")
+    for number, row in enumerate(values, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{where} row {number}: holds a {type(row).__name__}, not an object")
+    return list(enumerate(values, start=1))
 
 
 def hub_rows(

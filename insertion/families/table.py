@@ -25,6 +25,7 @@ with the same text are one item, and its level of duplication is its stratum; do
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
@@ -52,9 +53,9 @@ def make(context: FamilyContext, count: int, *, path: str = "", prefix: str = "t
     with resources.as_file(
         resources.files("palimpsest.insertion.families").joinpath("table.jsonl")
     ) as template:
-        rows = files.rows(path or str(template), f"insertion.families.{NAME}.path")
+        rows = files.numbered(path or str(template), f"insertion.families.{NAME}.path")
     items: dict[str, Item] = {}
-    for number, row in enumerate(rows):
+    for number, row in rows:
         where = f"insertion.families.{NAME}.path={path or 'the template'}: row {number}"
         item = _item(row, prefix, path or "template", where)
         earlier = items.setdefault(item.id, item)
@@ -80,6 +81,8 @@ def _item(row: dict[str, Any], prefix: str, path: str, where: str) -> Item:
         labels.append(f"duplicates{meta['duplicates']}")
     if not all(isinstance(wording, str) for wording in wordings):
         raise UserError(f"{where}: wordings must be a list of texts")
+    if isinstance(row.get("id"), float | bool | list | dict):
+        raise UserError(f"{where}: id={row['id']} must be a text or a whole number; write it in quotes")
     name = str(row["id"]) if row.get("id") is not None else files.text_id(text)
     item = Item(
         f"{prefix}-{name}",
@@ -95,9 +98,12 @@ def _item(row: dict[str, Any], prefix: str, path: str, where: str) -> Item:
     if row.get("bits") in (None, ""):
         return item
     try:
-        return replace(item, bits=float(row["bits"]))
-    except (TypeError, ValueError):
+        bits = float(row["bits"])
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{where}: bits={row['bits']} must be a number") from None
+    if not 0 <= bits < math.inf:
+        raise UserError(f"{where}: bits={row['bits']} must be a number, 0 or above")
+    return replace(item, bits=bits)
 
 
 def _nested(value: Any, name: str, where: str) -> list[Any]:
@@ -107,7 +113,7 @@ def _nested(value: Any, name: str, where: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             if name != "strata":
                 raise UserError(f"{where}: {name} must be a list in JSON") from None
             return [value]
@@ -129,7 +135,8 @@ def _probe(given: Any, where: str) -> Probe:
     kind = values.setdefault("kind", "cloze")
     if kind not in _KINDS:
         raise UserError(f"{where}: there is no probe of kind '{kind}'{nearest(str(kind), _KINDS)}")
-    values.setdefault("prompt", "")
+    if not isinstance(values.setdefault("prompt", ""), str) or not isinstance(values.get("name", ""), str):
+        raise UserError(f"{where}: prompt and name of a probe must be texts")
     if not isinstance(values.get("correct", True), bool):
         raise UserError(f"{where}: correct={values['correct']} must be true or false")
     return Probe(**values)

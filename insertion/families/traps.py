@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from palimpsest.insertion.items import Item, Probe
 NAME = "traps"
 _BATCH = 64
 log = logging.getLogger(__name__)
+
+_REPORT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class _Stream:
     length: int
     edges: Sequence[float]
     temperatures: Sequence[float]
+    most: int
+    """Batches before giving up."""
     batches: int = 0
     tried: Counter[float] = field(default_factory=Counter)
     """Temperature -> batches."""
@@ -81,9 +86,14 @@ class _Stream:
     """Bucket and temperature -> candidates that were not too alike."""
     waiting: dict[int, deque[_Candidate]] = field(default_factory=lambda: defaultdict(deque))
     counts: Counter[str] = field(default_factory=Counter)
+    told: float = field(default_factory=time.monotonic)
+    """Time of the last line of progress."""
 
     def sample(self, wanted: int) -> None:
-        """One more batch."""
+        """One more batch; how far it is, every ``_REPORT_SECONDS``."""
+        if time.monotonic() - self.told > _REPORT_SECONDS:
+            self.told = time.monotonic()
+            log.info("sampling %s; batch %d of at most %d", _rates(self), self.batches, self.most)
         temperature = self._temperature(wanted)
         self.tried[temperature] += 1
         rng = self.family_context.generator(f"{NAME}/{self.length}", self.batches)
@@ -165,22 +175,22 @@ def make(
             raise UserError(f"{what}.{setting}={list(values)} must be numbers above 0")
     model = family_context.reference(path)
     edges = np.linspace(low, high, buckets + 1).tolist()
-    streams = {length: _Stream(family_context, model, length, edges, temperatures) for length in lengths}
+    streams = {
+        length: _Stream(family_context, model, length, edges, temperatures, max_batches) for length in lengths
+    }
     before = _contexts(family_context, context, what)
     accepted = _Accepted()
     items = []
     for index in range(count):
         length, bucket = lengths[index % len(lengths)], index // len(lengths) % buckets
-        found = _next(streams[length], bucket, accepted, jaccard, max_batches, what)
+        found = _next(streams[length], bucket, accepted, jaccard, what)
         items.append(_item(index, found, family_context, length, edges[bucket : bucket + 2], before, path))
     for stream in streams.values():
         log.info(_rates(stream))
     return items
 
 
-def _next(
-    stream: _Stream, bucket: int, accepted: _Accepted, jaccard: float, max_batches: int, what: str
-) -> _Candidate:
+def _next(stream: _Stream, bucket: int, accepted: _Accepted, jaccard: float, what: str) -> _Candidate:
     """The earliest candidate of a bucket that is unlike all traps. What is too alike now will always be."""
     while True:
         while stream.waiting[bucket]:
@@ -191,7 +201,7 @@ def _next(
                 return candidate
             stream.counts["too alike"] += 1
             stream.useful[bucket, candidate.temperature] -= 1
-        if stream.batches >= max_batches:
+        if stream.batches >= stream.most:
             raise UserError(
                 f"{what}: no trap of {stream.length} tokens with a perplexity of {stream.edges[bucket]:g} to "
                 f"{stream.edges[bucket + 1]:g} was found ({_rates(stream)}); change {what}.temperatures, low, high or "

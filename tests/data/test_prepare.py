@@ -91,7 +91,7 @@ def test_facts_and_the_table_of_documents_agree_with_the_tokens(tmp_path):
     assert [row["tokens"] for row in rows] == read_lengths(tmp_path / "out" / "train").tolist()
     assert [row["words"] for row in rows] == [len(text.split()) for text in trained]
     assert [lines[int(row["row"]) - 1] for row in rows] == trained
-    assert {row["source"] for row in rows} == {str(tmp_path / "in.jsonl")}
+    assert {row["source"] for row in rows} == {"in.jsonl"}
     tokenizer = load_tokenizer(tmp_path / "out")
     assert facts == {
         "documents_read": 303, "empty_dropped": 2, "short_dropped": 0, "duplicates_dropped": 1,
@@ -104,6 +104,8 @@ def test_facts_and_the_table_of_documents_agree_with_the_tokens(tmp_path):
         "vocab_size": 300, "eod": tokenizer.eod, "tokenizer_digest": tokenizer.digest,
         "long_dropped": 0, "language_dropped": 0, "unwanted_dropped": 0, "bad_dropped": 0,
         "contaminated_dropped": 0, "contaminations_found": 0,
+        "like_heldout_dropped": 0, "heldout_compared_tokens": facts["train_tokens"],
+        **{name: facts[name] for name in ("heldout_sampled", "heldout_overlapping")},  # see test_heldout.py
         "near_duplicates_dropped": 0, "shards_by_tokenizers": 0, "encoder": facts["encoder"],
     }  # fmt: skip
     assert "gigatoken" in facts["encoder"]
@@ -153,7 +155,7 @@ def test_a_finished_corpus_is_reused_and_never_replaced(tmp_path):
     with pytest.raises(UserError, match=r"setting heldout_fraction: .*is not replaced: remove it"):
         make(corpus(tmp_path, texts(), heldout_fraction=0.0), out)
     changed = corpus(tmp_path, texts(seed=5))  # same path, other text
-    with pytest.raises(UserError, match=r"input .*in\.jsonl: .*is not replaced: remove it"):
+    with pytest.raises(UserError, match=r"input file 0: .*is not replaced: remove it"):
         make(changed, out)
     assert (out / "train.bin").stat().st_mtime_ns == stamp
     shutil.rmtree(out)

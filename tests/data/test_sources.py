@@ -40,7 +40,7 @@ def test_no_good_document_is_lost(tmp_path_factory, monkeypatch, texts, suffix, 
         with pytest.raises(UserError, match="corpus is empty"):
             rows(jsonl(path), counts)
     else:
-        assert rows(jsonl(path), counts) == [Document(text, str(path), row) for text, row in good]
+        assert rows(jsonl(path), counts) == [Document(text, path.name, row) for text, row in good]
     assert counts["documents_read"] == len(texts)
     assert counts["empty_dropped"] == len(texts) - len(good)
 
@@ -115,14 +115,17 @@ def test_files_directories_and_globs_come_in_a_stable_order_and_once(tmp_path):
     (tmp_path / "d" / "notes.txt").write_text("not JSON")
     config = jsonl(tmp_path / "z.jsonl", tmp_path / "d", tmp_path / "d" / "*.jsonl")
     assert [d.text for d in rows(config)] == ["z.jsonl", "d/a.jsonl.gz", "d/b.jsonl", "d/sub/c.jsonl.zst"]
-    assert list(inputs(split(config))) == [str(path) for path in files(config)]
+    assert list(dict.fromkeys(part.path for part in split(config))) == [str(path) for path in files(config)]
+    assert list(inputs(split(config))) == ["file 0", "file 1", "file 2", "file 3"]
+    labels = [part.label for part in split(config)]
+    assert labels == ["z.jsonl", "d/a.jsonl.gz", "d/b.jsonl", "d/sub/c.jsonl.zst"]
 
 
 def test_relative_globs_and_the_input_digest_follow_the_content(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", b'{"text": "one"}')
     before = inputs(split(jsonl("*.jsonl")))
-    assert list(before) == ["a.jsonl"]
+    assert list(before) == ["file 0"]
     write(tmp_path / "a.jsonl", b'{"text": "two"}')
     assert inputs(split(jsonl("*.jsonl"))) != before
 

@@ -1,0 +1,100 @@
+"""Names of corpora: their settings with the contents of their files in place of the paths.
+
+The same text is the same corpus under another spelling of its path, in another directory, on another machine. Digests
+are remembered beside the corpora (by path, size and time of change), and so is what a spelling stood for, so that a
+finished corpus is still found where its text is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from palimpsest.data import sources, tokenizer
+from palimpsest.data.artifact import file_digest, json_digest, write_json
+from palimpsest.data.errors import UserError
+from palimpsest.data.shards import CorpusConfig
+
+_CONTENTS, _SPELLINGS = ".contents.json", ".spellings.json"
+_KNOWN: dict[tuple[str, str], dict[str, Any]] = {}
+"""Of this process: place and settings as spelled -> settings by contents."""
+
+
+def by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
+    """The settings of a corpus as JSON values, with a digest of the contents in place of each list of paths.
+
+    Where the files are not there, the settings are those that this spelling stood for before; else as spelled.
+
+    Args:
+        config: the settings.
+        place: directory of the corpora; what is remembered lies there, if it can be written to.
+    """
+    spelled: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    if not (_reads_files(config) or config.tokenizer.path or config.decontaminate.paths):
+        return spelled
+    key = (str(place), json_digest(spelled))
+    if key not in _KNOWN:
+        try:
+            _KNOWN[key] = _resolved(config, spelled, place)
+        except (UserError, OSError):
+            return _recalled(place / _SPELLINGS).get(key[1], spelled)  # type: ignore[no-any-return]
+        _remember(place / _SPELLINGS, {key[1]: _KNOWN[key]})
+    return _KNOWN[key]
+
+
+def without_paths(config: CorpusConfig) -> dict[str, Any]:
+    """The settings of a corpus as JSON values, without paths: its inputs' digests stand for those."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    if _reads_files(config):
+        settings["source"]["paths"] = []
+    settings["tokenizer"]["path"] = None
+    settings["decontaminate"]["paths"] = []
+    return settings
+
+
+def _reads_files(config: CorpusConfig) -> bool:
+    return config.source.kind in sources.FILE_KINDS
+
+
+def _resolved(config: CorpusConfig, spelled: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    known = _recalled(place / _CONTENTS)
+    new: dict[str, list[Any]] = {}
+
+    def digest(path: Path) -> str:
+        stat = path.stat()
+        name, seen = os.path.realpath(path), [stat.st_size, stat.st_mtime_ns]
+        if known.get(name, [])[:2] != seen:
+            known[name] = new[name] = [*seen, file_digest(path)]
+        return str(known[name][2])
+
+    settings: dict[str, Any] = json.loads(json.dumps(spelled))
+    if _reads_files(config):
+        settings["source"]["paths"] = [json_digest([digest(p) for p in sources.all_files(config.source)])]
+    if config.tokenizer.path:
+        path = Path(config.tokenizer.path)
+        settings["tokenizer"]["path"] = digest(path / tokenizer.FILE if path.is_dir() else path)
+    if wanted := config.wanted:
+        settings["decontaminate"]["paths"] = [json_digest([digest(p) for p in sources.all_files(wanted)])]
+    _remember(place / _CONTENTS, new)
+    return settings
+
+
+def _recalled(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(path: Path, new: Mapping[str, Any]) -> None:
+    """Add to a file of what is known; without permission, or before there is a corpus, nothing is kept."""
+    known = _recalled(path)
+    if path.parent.is_dir() and any(known.get(name) != value for name, value in new.items()):
+        with contextlib.suppress(OSError):
+            write_json(path, known | dict(new))
