@@ -31,7 +31,7 @@ import polars as pl
 import torch
 import transformers
 
-from palimpsest.analysis import models, scoring, store
+from palimpsest.analysis.scoring import models, store, token_statistics
 
 EOD = 0
 Texts = list[np.ndarray]
@@ -129,10 +129,10 @@ def mixed_lengths(reference, model: models.Model, vocabulary: int, given) -> lis
         theirs[f"lm_eval, {harness.__doc__}"] = harness
     times: dict[str, list[float]] = {name: [] for name in ("here", *theirs)}
     numbers = {}
-    scoring.score_tokens(model, few, eod=EOD, vocab_size=vocabulary)
+    token_statistics.score_tokens(model, few, eod=EOD, vocab_size=vocabulary)
     for _ in range(given.repeats):
         began = time.perf_counter()
-        numbers = scoring.score_tokens(model, texts, eod=EOD, vocab_size=vocabulary)
+        numbers = token_statistics.score_tokens(model, texts, eod=EOD, vocab_size=vocabulary)
         times["here"].append(time.perf_counter() - began)
         for name, work in theirs.items():
             times[name].append(timed(work))
@@ -156,7 +156,9 @@ def mixed_lengths(reference, model: models.Model, vocabulary: int, given) -> lis
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "scores.parquet"
         offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
-        store.write(scoring.table(pl.Series([str(k) for k in range(len(texts))]), offsets, numbers), file)
+        store.write(
+            token_statistics.table(pl.Series([str(k) for k in range(len(texts))]), offsets, numbers), file
+        )
         lines.append(
             f"The store of these six numbers takes {file.stat().st_size / tokens:.1f} bytes a token."
         )

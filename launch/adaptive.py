@@ -18,8 +18,8 @@ from typing import Any
 
 import polars as pl
 
-from palimpsest.analysis import scores as stored
 from palimpsest.analysis.metrics import Parameters, compute
+from palimpsest.analysis.scoring import scores as stored
 from palimpsest.analysis.statistics import insert_until_ec50, staircase_ec50
 from palimpsest.data import artifact
 from palimpsest.data.artifact import json_digest

@@ -16,8 +16,8 @@ from typing import Any
 
 import polars as pl
 
-from palimpsest.analysis import scores as stored
 from palimpsest.analysis.metrics import Parameters, compute
+from palimpsest.analysis.scoring import scores as stored
 from palimpsest.analysis.statistics import difference_to_twin, gain_over_control
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError

@@ -188,7 +188,7 @@ def _same_weights(*paths: Path) -> list[str]:
 
 def _scores_at_fault(experiment: Experiment, plan: plans.Plan) -> tuple[list[str], int]:
     """Faults of the stored scores, and the number of their parts: damage, another plan, another checkpoint."""
-    from palimpsest.analysis import scores as stored
+    from palimpsest.analysis.scoring import scores as stored
 
     wrong, parts = [], 0
     for which in ("perturbed", "twin"):
@@ -210,7 +210,7 @@ def _scores_at_fault(experiment: Experiment, plan: plans.Plan) -> tuple[list[str
 def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
     """All scores of the pair's whole texts, if both were scored with this plan: ``item_id``, ``run``, ``step``,
     ``loglik`` (nats)."""
-    from palimpsest.analysis import scores as stored
+    from palimpsest.analysis.scoring import scores as stored
 
     places = [
         place

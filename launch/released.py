@@ -1,7 +1,7 @@
 """Score a released model: ``python launch/released.py MODEL ITEMS.jsonl DIRECTORY``.
 
 MODEL is a directory, or a name on the hub, of a causal language model of ``transformers``; what a line of ITEMS may be,
-``analysis.released.probes`` says. DIRECTORY gets ``probes.parquet`` and ``step_00000000/scores.parquet``.
+``analysis.scoring.released.probes`` says. DIRECTORY gets ``probes.parquet`` and ``step_00000000/scores.parquet``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def work() -> int:
 
     import torch
 
-    from palimpsest.analysis import released
+    from palimpsest.analysis.scoring import released
 
     kind = arguments.device
     if kind == "auto":

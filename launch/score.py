@@ -21,13 +21,13 @@ from palimpsest.launch.program import program, share_of
 if TYPE_CHECKING:
     import torch
 
-    from palimpsest.analysis.models import Model
-    from palimpsest.analysis.store import Checkpoint
+    from palimpsest.analysis.scoring.models import Model
+    from palimpsest.analysis.scoring.store import Checkpoint
 
 
 def score(experiment: Experiment) -> None:
     """Score the checkpoints of the perturbed run and of its twin; scores that are there are kept."""
-    from palimpsest.analysis import store
+    from palimpsest.analysis.scoring import store
     from palimpsest.pretrain import parallel
     from palimpsest.pretrain.config import ParallelConfig
 
@@ -86,7 +86,7 @@ def _checkpoints(
     """A run's finished checkpoints; one model, built when the first is loaded, takes the weights of each in turn."""
     import torch
 
-    from palimpsest.analysis import models, store
+    from palimpsest.analysis.scoring import models, store
     from palimpsest.pretrain import checkpoint, model
     from palimpsest.pretrain.config import ParallelConfig
 

@@ -125,7 +125,7 @@ def _evaluation(experiment: Experiment, plan: plans.Plan, facts: dict[str, Any],
     """The evaluation while training, if any is asked for."""
     if not experiment.eval.enabled:
         return []
-    from palimpsest.analysis.inloop import Probing
+    from palimpsest.analysis.scoring.in_training import Probing
     from palimpsest.pretrain import model
     from palimpsest.pretrain.hooks import Evaluation
 

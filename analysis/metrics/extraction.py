@@ -229,7 +229,8 @@ def np_discoverable(scored: Scored, parameters: Parameters) -> Values:
     default=False,
 )
 def np_discoverable_sampled(scored: Scored, parameters: Parameters) -> Values:
-    """:func:`np_discoverable` under temperature, top-k and top-p: of what :func:`analysis.scoring.score_sampled` gives.
+    """:func:`np_discoverable` under temperature, top-k and top-p, from
+    :func:`analysis.scoring.token_statistics.score_sampled`.
 
     A token that the scheme cuts off makes p_z, and so the value, 0.
     """

@@ -28,8 +28,8 @@ import polars as pl
 import torch
 
 import palimpsest
-from palimpsest.analysis import released
 from palimpsest.analysis.metrics import compute
+from palimpsest.analysis.scoring import released
 from palimpsest.analysis.statistics import mean_by_dose
 
 warnings.filterwarnings("ignore", module="megatron")

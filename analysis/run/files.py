@@ -141,7 +141,7 @@ class RunFiles:
 
     @cached_property
     def _scored(self) -> tuple[pl.DataFrame, dict[str, str]]:
-        from palimpsest.analysis import scores
+        from palimpsest.analysis.scoring import scores
 
         return scores.read(self.directory / "scores", PAIR, plan=self.plan.digest)
 
@@ -150,7 +150,7 @@ class RunFiles:
         """One row a probe and checkpoint of each run: run, step, probe_id and lists with one entry a token.
 
         The lists are logprob (nats), rank (0: the argmax), entropy, variance, margin, argmax
-        (``analysis.scoring.SCORE_SCHEMA``).
+        (``analysis.scoring.token_statistics.SCORE_SCHEMA``).
         """
         return self._scored[0]
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from palimpsest.analysis import scores
 from palimpsest.analysis.metrics import METRICS, Parameters, compute
 from palimpsest.analysis.run.figures import PRIMARY
 from palimpsest.analysis.run.files import PAIR, RunFiles
+from palimpsest.analysis.scoring import scores
 from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from palimpsest.analysis import scoring, store
+from palimpsest.analysis.scoring import store, token_statistics
 from palimpsest.data import artifact
 
 VOCABULARY, EOD = 50, 0
@@ -57,10 +57,10 @@ def test_opened_in_one_line(tmp_path):
     run(tmp_path, [])
     with_polars = pl.read_parquet(tmp_path / "step_*/scores.parquet")
     assert len(with_polars) == 3 * 40
-    wanted = scoring.score(Bigrams(10), probes(), eod=EOD, vocab_size=VOCABULARY)
+    wanted = token_statistics.score(Bigrams(10), probes(), eod=EOD, vocab_size=VOCABULARY)
     with_pandas = pd.read_parquet(tmp_path / "step_00000010" / "scores.parquet")
     assert with_pandas["probe_id"].tolist() == wanted["probe_id"].to_list()
-    for name in scoring.NUMBERS:
+    for name in token_statistics.NUMBERS:
         found = np.concatenate(with_pandas[name].to_list())
         told = wanted[name].explode().to_numpy()
         if name in store.ROUNDED:
@@ -100,7 +100,7 @@ def test_tasks_share_the_parts(tmp_path, monkeypatch, tasks):
     assert run(tmp_path, []) == 0
     for step in (0, 10, 20):
         found = pl.concat(pl.read_parquet(p / store.FILE) for p in tmp_path.glob(f"step_{step:08d}*"))
-        wanted = scoring.score(Bigrams(step), probes(), eod=EOD, vocab_size=VOCABULARY)
+        wanted = token_statistics.score(Bigrams(step), probes(), eod=EOD, vocab_size=VOCABULARY)
         assert sorted(found["probe_id"]) == sorted(wanted["probe_id"])
         both = found.join(wanted, on="probe_id")
         assert (both["logprob"] == both["logprob_right"]).all()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palimpsest.analysis import buckets
+from palimpsest.analysis.scoring import batches as cut
 
 # Few ids, so that beginnings coincide often; whole texts coincide too. Large ids differ in their last byte only.
 TEXTS = st.lists(st.lists(st.sampled_from([1, 2, 255, 256]), min_size=1, max_size=6), min_size=1, max_size=12)
@@ -14,7 +14,7 @@ TEXTS = st.lists(st.lists(st.sampled_from([1, 2, 255, 256]), min_size=1, max_siz
 @given(TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_a_text_is_left_out_only_if_a_longer_one_begins_with_it(texts):
-    source = buckets.containing([np.array(text) for text in texts])
+    source = cut.containing([np.array(text) for text in texts])
     for k, text in enumerate(texts):
         assert texts[source[k]][: len(text)] == text
         assert source[source[k]] == source[k]
@@ -27,7 +27,7 @@ def test_a_text_is_left_out_only_if_a_longer_one_begins_with_it(texts):
 def test_clozes_that_go_on_are_read_once():
     story = np.arange(1, 40)
     texts = [story[:10], np.array([7, 8]), story, story[:20], story]
-    source = buckets.containing(texts)
+    source = cut.containing(texts)
     assert len({*source[[0, 2, 3, 4]].tolist()}) == 1
     assert source[1] == 1
 
@@ -37,7 +37,7 @@ def test_clozes_that_go_on_are_read_once():
 @settings(deadline=None)
 def test_batches_hold_every_text_once_and_do_not_exceed_their_size(padding, lengths, tokens):
     lengths = np.array(lengths)
-    batches = [batch.tolist() for batch in buckets.batches(lengths, tokens, padding=padding)]
+    batches = [batch.tolist() for batch in cut.batches(lengths, tokens, padding=padding)]
     assert sorted(k for batch in batches for k in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= tokens

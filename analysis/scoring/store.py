@@ -1,10 +1,10 @@
 """Where scores lie: Parquet that any tool opens, in parts that are made once.
 
 A run's scores are directories ``step_<number>`` (``step_<number>-<part>`` from the second part on), each with
-``scores.parquet`` (:data:`analysis.scoring.SCORE_SCHEMA`: one row a probe, lists with one entry a token) and a
-manifest. A part holds the probes of one stretch of the plan's list at one checkpoint; how a list is cut depends on it
-alone, so that any number of tasks share the work and none does it twice. A part is reused if it was made from the
-same checkpoint, the same plan or items (tokenizer included) and by the same code.
+``scores.parquet`` (:data:`analysis.scoring.token_statistics.SCORE_SCHEMA`: one row a probe, lists with one entry a
+token) and a manifest. A part holds the probes of one stretch of the plan's list at one checkpoint; how a list is cut
+depends on it alone, so that any number of tasks share the work and none does it twice. A part is reused if it was
+made from the same checkpoint, the same plan or items (tokenizer included) and by the same code.
 
 One line opens a run::
 
@@ -26,9 +26,9 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from palimpsest.analysis import buckets, models, scoring
-from palimpsest.analysis.models import Model
-from palimpsest.analysis.scores import FILE, KIND, VERSION
+from palimpsest.analysis.scoring import batches, models, token_statistics
+from palimpsest.analysis.scoring.models import Model
+from palimpsest.analysis.scoring.scores import FILE, KIND, VERSION
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain import kernels
@@ -49,7 +49,7 @@ FORWARD_PASS = ("attention.py", "layers.py", "model.py")
 def scorer_digest() -> str:
     """Digest of the code that scores, the forward pass of checkpoints included."""
     digest = hashlib.sha256()
-    for module in (buckets, models, scoring, kernels):
+    for module in (batches, models, token_statistics, kernels):
         digest.update(Path(str(module.__file__)).read_bytes())
     for name in FORWARD_PASS:
         digest.update(Path(str(kernels.__file__)).with_name(name).read_bytes())
@@ -137,7 +137,7 @@ def score_all(
             if _made(place, config, inputs):
                 continue
             model = checkpoint.load() if model is None else model
-            found = scoring.score(model, chosen, eod=eod, vocab_size=vocab_size)
+            found = token_statistics.score(model, chosen, eod=eod, vocab_size=vocab_size)
             with artifact.writing(
                 place, kind=KIND, schema_version=VERSION, config=config, inputs=inputs
             ) as draft:

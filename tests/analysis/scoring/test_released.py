@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 import torch
 
-from palimpsest.analysis import released
+from palimpsest.analysis.scoring import released
 from palimpsest.data.errors import UserError
 
 transformers = pytest.importorskip("transformers")

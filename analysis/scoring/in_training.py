@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import distributed
 
-from palimpsest.analysis import models, scoring
+from palimpsest.analysis.scoring import models, token_statistics
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.plan import Plan
 
@@ -69,7 +69,7 @@ class Probing:
                 "corpus.heldout_fraction above 0"
             )
         share = self.share.filter(pl.col("group") == HELDOUT) if heldout_only else self.share
-        scores = scoring.score(self._model(gpt), share, eod=self.eod, vocab_size=self.vocab_size)
+        scores = token_statistics.score(self._model(gpt), share, eod=self.eod, vocab_size=self.vocab_size)
         gpt.train()
         logprob = share.select("group", "target_start").with_columns(scores["logprob"])
         targets = pl.col("logprob").list.slice(pl.col("target_start"))

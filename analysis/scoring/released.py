@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from tokenizers import Tokenizer
 
-from palimpsest.analysis import models, store
+from palimpsest.analysis.scoring import models, store
 from palimpsest.data import tokenizer
 from palimpsest.data.artifact import file_digest, json_digest
 from palimpsest.data.errors import UserError
@@ -72,7 +72,7 @@ def score(
         items: see :func:`probes`.
         target: directory; finished parts in it are reused.
         device: to score on.
-        share: (k, n), as :func:`analysis.store.score_all` has it.
+        share: (k, n), as :func:`analysis.scoring.store.score_all` has it.
 
     Returns:
         How many parts were scored now.

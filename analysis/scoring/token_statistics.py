@@ -1,7 +1,7 @@
 """One teacher-forced pass per checkpoint over all probes.
 
-Texts of like length are read together (:mod:`analysis.buckets`). The output matrix is applied to a few tokens at a
-time, so that B x T x V logits never exist; six numbers a token leave the device.
+Texts of like length are read together (:mod:`analysis.scoring.batches`). The output matrix is applied to a few
+tokens at a time, so that B x T x V logits never exist; six numbers a token leave the device.
 
 Shapes: B texts in a batch, T tokens of the longest, N tokens whose logits exist at once, V vocabulary, P predictions.
 """
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from palimpsest.analysis import buckets
-from palimpsest.analysis.models import Model
+from palimpsest.analysis.scoring import batches
+from palimpsest.analysis.scoring.models import Model
 from palimpsest.data.errors import UserError
 
 TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
@@ -141,7 +141,7 @@ def score(model: Model, probes: pl.DataFrame, *, eod: int, vocab_size: int) -> p
     """Score every probe.
 
     Args:
-        model: see :mod:`analysis.models`.
+        model: see :mod:`analysis.scoring.models`.
         probes: with ``probe_id`` and ``tokens``.
         eod: id of the end-of-document token, put before each probe.
         vocab_size: rows of the output matrix that stand for tokens; logits of the padding beyond are left out.
@@ -226,9 +226,9 @@ def each_token(
         made = {name: np.zeros(lengths.sum(), _DTYPES.get(name, np.float32)) for name in names}
         head_VD = model.head[:vocab_size].float()
         padding = model.causal(int(lengths.max(initial=0)))
-        source = buckets.containing(ids) if padding else np.arange(len(ids))
+        source = batches.containing(ids) if padding else np.arange(len(ids))
         read = np.flatnonzero(source == np.arange(len(ids)))
-        for batch in buckets.batches(lengths[read], TOKENS_A_BATCH[model.device.type], padding=padding):
+        for batch in batches.batches(lengths[read], TOKENS_A_BATCH[model.device.type], padding=padding):
             found = _read(model, head_VD, of, [ids[k] for k in read[batch]], eod)
             into = np.concatenate([places[k] + np.arange(lengths[k]) for k in read[batch]])
             for name, values in found.items():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from palimpsest.analysis import models, scoring
+from palimpsest.analysis.scoring import models, token_statistics
 from palimpsest.data.errors import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -52,7 +52,7 @@ def expected(logits, targets):
                 "argmax": int(order[0]),
             }
         )
-    return {name: np.array([one[name] for one in found]) for name in scoring.NUMBERS}
+    return {name: np.array([one[name] for one in found]) for name in token_statistics.NUMBERS}
 
 
 def alone(model, text):
@@ -73,7 +73,7 @@ def compare(found, wanted, tolerance=1e-4):
 
 
 def check(model, reference, texts):
-    numbers = scoring.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
+    numbers = token_statistics.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
     ends = np.cumsum([len(text) for text in texts])[:-1]
     split = {name: np.split(values, ends) for name, values in numbers.items()}
     for k, text in enumerate(texts):
@@ -101,7 +101,7 @@ def test_statistics(seed, scale, ties):
     if ties:
         logits = np.round(logits / scale)
     targets = rng.integers(0, 30, 5)
-    found = scoring.statistics(torch.from_numpy(logits.copy()), torch.from_numpy(targets))
+    found = token_statistics.statistics(torch.from_numpy(logits.copy()), torch.from_numpy(targets))
     wanted = expected(logits, targets)
     np.testing.assert_array_equal(found["rank"], wanted["rank"])
     np.testing.assert_array_equal(found["argmax"], wanted["argmax"])
@@ -112,7 +112,7 @@ def test_statistics(seed, scale, ties):
 def test_variance_of_a_memorised_token_keeps_its_digits():
     logits = np.zeros((1, 50_000), np.float32)
     logits[0, 7] = 40.0
-    found = scoring.statistics(torch.from_numpy(logits.copy()), torch.tensor([7]))
+    found = token_statistics.statistics(torch.from_numpy(logits.copy()), torch.tensor([7]))
     wanted = expected(logits, [7])
     assert wanted["variance"][0] < 1e-9
     np.testing.assert_allclose(found["variance"], wanted["variance"], rtol=1e-4)
@@ -153,7 +153,7 @@ def count_tokens(monkeypatch, model, texts):
     with monkeypatch.context() as patch:
         patch.setattr(model, "causal", lambda length: causal)
         patch.setattr(model, "hidden", lambda ids: sizes.append(tuple(ids.shape)) or hidden(ids))
-        scoring.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
+        token_statistics.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
     return sum(rows * tokens for rows, tokens in sizes), sizes
 
 
@@ -241,8 +241,8 @@ def test_table_keeps_the_order_of_the_probes():
         {"probe_id": [f"p{k}" for k in range(len(texts))], "tokens": texts},
         schema_overrides={"tokens": pl.List(pl.Int32)},
     )
-    found = scoring.score(model, probes, eod=EOD, vocab_size=VOCABULARY)
-    assert found.schema == scoring.SCORE_SCHEMA
+    found = token_statistics.score(model, probes, eod=EOD, vocab_size=VOCABULARY)
+    assert found.schema == token_statistics.SCORE_SCHEMA
     assert found["probe_id"].to_list() == probes["probe_id"].to_list()
     assert found["logprob"].list.len().to_list() == [len(text) for text in texts]
     wanted = alone(llama(), texts[5])
@@ -257,4 +257,4 @@ def test_probes_that_cannot_be_scored(tokens, told):
         {"probe_id": ["p0", "p1"], "tokens": tokens}, schema_overrides={"tokens": pl.List(pl.Int32)}
     )
     with pytest.raises(UserError, match=told):
-        scoring.score(models.of_huggingface(llama()), probes, eod=EOD, vocab_size=VOCABULARY)
+        token_statistics.score(models.of_huggingface(llama()), probes, eod=EOD, vocab_size=VOCABULARY)

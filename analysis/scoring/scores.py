@@ -1,4 +1,4 @@
-"""The scores of a run, read without torch; ``analysis.store`` writes them and says what lies where."""
+"""The scores of a run, read without torch; ``analysis.scoring.store`` writes them and says what lies where."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def read(directory: Path, runs: tuple[str, ...], *, plan: str) -> tuple[pl.DataF
         plan: digest of the plan that must have been scored.
 
     Returns:
-        :data:`analysis.scoring.SCORE_SCHEMA` with ``run`` and ``step``, one row a probe and checkpoint; and the digest
-        of each part by its place.
+        :data:`analysis.scoring.token_statistics.SCORE_SCHEMA` with ``run`` and ``step``, one row a probe
+        and checkpoint; and the digest of each part by its place.
 
     Raises:
         UserError: if the first run has none, or some are of another plan or were changed.
