@@ -83,8 +83,8 @@ def _scores(experiment: Experiment) -> str:
     )
 
 
-def cost(experiment: Experiment) -> Iterator[str]:
-    """Parameters, memory, time and disk of the training, and the insertions; needs neither a corpus nor a GPU."""
+def vocabulary(experiment: Experiment) -> tuple[int, str]:
+    """Rows of the vocabulary before padding, and how they are known; needs no corpus."""
     vocab_size, known = experiment.corpus.tokenizer.vocab_size, "of the tokenizer to be trained"
     if experiment.corpus.tokenizer.kind != "train":
         vocab_size, known = experiment.model.tokenizer_size or vocab_size, f"of model={experiment.model.name}"
@@ -98,6 +98,12 @@ def cost(experiment: Experiment) -> Iterator[str]:
     if experiment.model.rows(vocab_size) > vocab_size or known.startswith("assumed"):
         rows = experiment.model.rows(0)
         vocab_size, known = (rows, f"rows of model={experiment.model.name}") if rows else (vocab_size, known)
+    return vocab_size, known
+
+
+def cost(experiment: Experiment) -> Iterator[str]:
+    """Parameters, memory, time and disk of the training, and the insertions; needs neither a corpus nor a GPU."""
+    vocab_size, known = vocabulary(experiment)
     padded = padded_vocabulary(vocab_size)
     yield f"vocabulary: {vocab_size:,} ({known}), padded to {padded:,}"
     yield from estimate.summary(

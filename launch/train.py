@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
-from palimpsest.launch.dry_run import cost
+from palimpsest.launch.dry_run import cost, vocabulary
 from palimpsest.launch.experiment import Experiment, resolved
 from palimpsest.launch.inputs import open_order
 from palimpsest.launch.process import locked, say
-from palimpsest.launch.program import program
+from palimpsest.launch.program import program, take
 from palimpsest.pretrain.config import ParallelConfig
 
 if TYPE_CHECKING:
@@ -182,7 +182,42 @@ def work(experiment: Experiment) -> None:
     train(experiment, experiment.run)
 
 
-main = program(work, dry_run=dry_run)
+def rehearse(experiment: Experiment, asked: Mapping[str, str]) -> None:
+    """Say what each pipeline stage would hold and send on so many ranks; needs neither a corpus nor a GPU.
+
+    Args:
+        experiment: the settings.
+        asked: ``preflight``, the number of ranks, and ``gpu_gib``, the memory of a GPU, as typed.
+
+    Raises:
+        UserError: for a topology that does not divide, that the engine refuses, or that does not fit.
+    """
+    from palimpsest.pretrain import preflight
+    from palimpsest.pretrain.settings import Settings
+
+    settings = Settings(
+        model=experiment.model,
+        optimizer=experiment.optimizer,
+        train=experiment.train,
+        parallel=experiment.parallel,
+        graphs=experiment.runtime.cuda_graphs,
+    )
+    try:
+        ranks, gpu_gib = int(asked["preflight"]), float(asked.get("gpu_gib", preflight.GPU_GIB))
+    except ValueError as error:
+        raise UserError(f"preflight=RANKS and gpu_gib=GIB are numbers ({error})") from None
+    vocab_size, known = vocabulary(experiment)
+    for line in preflight.summary(settings, vocab_size, ranks, gpu_gib, known=known):
+        say(line)
+
+
+def main() -> None:
+    """Train; with ``preflight=RANKS`` rehearse the topology without a GPU instead."""
+    if asked := take("preflight", "gpu_gib"):
+        program(lambda experiment: rehearse(experiment, asked))()
+    else:
+        program(work, dry_run=dry_run)()
+
 
 if __name__ == "__main__":
     main()

@@ -24,6 +24,11 @@ class Settings:
     graphs: bool = False
     """Capture the layers as CUDA graphs."""
 
+    def shards_optimizer(self, data_size: int) -> bool:
+        """Whether data-parallel ranks share the optimizer's state; so they do not with Muon."""
+        ranks = data_size * self.parallel.context
+        return self.parallel.distributed_optimizer and ranks > 1 and self.optimizer.kind != "muon"
+
     def identity(self, vocab_size: int) -> dict[str, Any]:
         """The settings that determine the result, as JSON values; neither the topology nor when it is saved."""
         settings = result_settings(self.model, self.optimizer, self.train)

@@ -90,8 +90,7 @@ class Trainer:
             device=world.device,
             context=(world.context_rank, parallel.context),
         )
-        distribute = parallel.distributed_optimizer and world.data_size * parallel.context > 1
-        distribute = distribute and settings.optimizer.kind != "muon"
+        distribute = settings.shards_optimizer(world.data_size)
         # Weights that a checkpoint brings are neither drawn nor read from elsewhere.
         self._resumes = checkpoint.newest(directory / "checkpoints", world)
         self._weights_set = self._resumes is None and self.start is None

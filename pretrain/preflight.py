@@ -1,0 +1,364 @@
+"""The cluster rehearsed on a laptop: every pipeline stage of a topology, its memory, and what it sends.
+
+Each stage is rehearsed by :mod:`pretrain.rehearsal` in a process of its own: the rank of it that holds most.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import multiprocessing
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config import padded_vocabulary
+from palimpsest.pretrain.rehearsal import KINDS, Rehearsed, rehearse
+from palimpsest.pretrain.settings import Settings
+
+GIB = 2**30
+GPU_GIB = 80.0
+"""Memory of an H100 or A100."""
+FRAGMENTATION = 1.06
+"""Assumed: the allocator's segments over the tensors in them. Ours were never measured."""
+RUNTIME_GIB = 2.5
+"""Assumed: CUDA's context and kernels, cuBLAS's workspaces, NCCL's buffers. Ours were never measured."""
+TRIES = 4
+"""Settings that are rehearsed, at most, when one is looked for that fits."""
+
+
+class Refused(UserError):
+    """The engine refuses a topology, or its shapes do not match."""
+
+
+def needed(stage: Rehearsed) -> float:
+    """GiB of a GPU that a stage needs: its tensors, and what comes on top of them."""
+    return stage.total / GIB * FRAGMENTATION + RUNTIME_GIB
+
+
+def check(settings: Settings, ranks: int) -> None:
+    """Check what can be checked without building anything.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if ranks < 1:
+        raise UserError(f"preflight={ranks} must be above 0: the number of ranks, one a GPU")
+    if settings.train.precision == "fp8":
+        raise UserError(
+            "train.precision=fp8 is Transformer Engine's, which is not rehearsed; rehearse train.precision=bf16, which "
+            "needs a little less memory"
+        )
+    settings.parallel.check(ranks, settings.model, settings.train)
+
+
+def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] = ()) -> list[Rehearsed]:
+    """Rehearse the fullest rank of each pipeline stage, as many at a time as there are processors.
+
+    Args:
+        settings: model, optimizer, batches and topology.
+        vocab_size: of the tokenizer.
+        ranks: in all.
+        only: stages; none named: all.
+
+    Raises:
+        UserError: for a topology that does not divide.
+        Refused: if megatron-core or PyTorch refuse it.
+    """
+    check(settings, ranks)
+    importlib.import_module("palimpsest.pretrain.trainer")  # and the engine, once for all forks
+
+    waiting = list(only or range(settings.parallel.pipeline))
+    # Forks: each changes torch for itself, and none has to import it.
+    context = multiprocessing.get_context("fork")
+    running: dict[Connection, tuple[Any, int]] = {}
+    found: list[Rehearsed] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                mine, theirs = context.Pipe(duplex=False)
+                stage = waiting.pop(0)
+                process = context.Process(target=_answer, args=(theirs, settings, vocab_size, ranks, stage))
+                process.start()
+                theirs.close()
+                running[mine] = process, stage
+            for pipe in wait(list(running)):
+                assert isinstance(pipe, Connection)
+                process, stage = running.pop(pipe)
+                answer = _received(pipe, process, stage)
+                if isinstance(answer, Exception):
+                    raise answer
+                found.append(answer)
+    finally:
+        for process, _ in running.values():
+            process.kill()
+            process.join()
+    return sorted(found, key=lambda one: one.stage)
+
+
+def _received(pipe: Connection, process: Any, stage: int) -> Any:
+    """The answer of a stage's process, which is a ``Rehearsed`` or what is to be raised."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode < 0:
+            return Refused(f"preflight: the process of stage {stage} was killed; is there memory left?")
+        return RuntimeError(f"the rehearsal of stage {stage} broke; its traceback is above")
+    finally:
+        process.join()
+
+
+def _answer(pipe: Connection, settings: Settings, vocab_size: int, ranks: int, stage: int) -> None:
+    import torch
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        UnsupportedFakeTensorException,
+    )
+
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)  # threads do not outlive a fork, and there is nothing to compute
+    try:
+        pipe.send(rehearse(settings, vocab_size, ranks, stage))
+    except UserError as error:
+        pipe.send(error)
+    except (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        UnsupportedFakeTensorException,
+    ) as error:
+        pipe.send(
+            Refused(
+                f"preflight: {error} needs data, which a rehearsal has not; it says nothing of this model"
+            )
+        )
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError, TypeError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        told = " ".join(str(error).split())[:300] or "no reason given"
+        pipe.send(
+            Refused(
+                f"preflight: stage {stage} fails as it would on the cluster: {told} "
+                f"({type(error).__name__} in {os.path.basename(where.filename)}:{where.lineno})"  # noqa: PTH119
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Other settings, as they are typed, and what they cost in speed or trouble: a rank among such changes."""
+
+    settings: Settings
+    told: tuple[str, ...]
+    cost: float
+
+
+def _on(now: bool) -> list[bool]:
+    """A switch as it is, and on."""
+    return [True] if now else [False, True]
+
+
+def _changes(settings: Settings, ranks: int) -> list[_Change]:
+    """Settings that need less memory and that the topology allows, the nearest first.
+
+    The same model and batch: a smaller micro-batch, sequence parallelism and a distributed optimizer cost little,
+    recomputation a third of the speed, more ranks to a model more messages.
+    """
+    train, parallel = settings.train, settings.parallel
+    halvings = range(int(math.log2(train.micro_batch_size)) + 1)
+    found = []
+    for halve, tensor, pipeline, sequence, shared, recompute in product(
+        halvings,
+        range(4),
+        range(4),
+        _on(parallel.sequence),
+        _on(parallel.distributed_optimizer),
+        _on(train.recompute),
+    ):
+        micro, wide, deep = (
+            train.micro_batch_size >> halve,
+            parallel.tensor << tensor,
+            parallel.pipeline << pipeline,
+        )
+        told, cost = [], 0.0
+        for name, before, now, price in (
+            ("parallel.distributed_optimizer", parallel.distributed_optimizer, shared, 1),
+            ("parallel.sequence", parallel.sequence, sequence, 1),
+            ("train.micro_batch_size", train.micro_batch_size, micro, 2 * halve),
+            ("parallel.tensor", parallel.tensor, wide, 4 * tensor if wide <= 8 else 12 * tensor),
+            ("parallel.pipeline", parallel.pipeline, deep, 5 * pipeline),
+            ("train.recompute", train.recompute, recompute, 7),
+        ):
+            if before != now:
+                told.append(f"{name}={str(now).lower()}")
+                cost += price
+        try:
+            other = replace(
+                settings,
+                train=replace(train, micro_batch_size=micro, recompute=recompute),
+                parallel=replace(
+                    parallel, tensor=wide, pipeline=deep, sequence=sequence, distributed_optimizer=shared
+                ),
+            )
+            check(other, ranks)
+            settings.optimizer.check(other.train, other.model, other.parallel)
+        except UserError:
+            continue
+        if told:
+            found.append(_Change(other, tuple(told), cost))
+    return sorted(found, key=lambda one: (one.cost, one.told))
+
+
+def _guess(before: Settings, after: Settings, ranks: int, fullest: Rehearsed) -> float:
+    """GiB that the fullest stage would need with other settings, in proportion to what it needs now.
+
+    Of a layer's activations tensor parallelism without sequence parallelism divides all but 10 of 34 parts
+    (Korthikanti et al., 2022, table 2); recomputation keeps 2.
+    """
+
+    def activations(one: Settings) -> float:
+        tensor = one.parallel.tensor
+        parts = 34 / tensor if one.parallel.sequence else 10 + 24 / tensor
+        if one.train.recompute:
+            parts = (
+                2 / (tensor if one.parallel.sequence else 1)
+                + parts * one.parallel.pipeline / one.model.layers
+            )
+        return one.train.micro_batch_size * parts
+
+    def weights(one: Settings) -> float:
+        return 1 / (one.parallel.tensor * one.parallel.pipeline)
+
+    def state(one: Settings) -> float:
+        data = one.parallel.data(ranks)
+        return weights(one) / (data * one.parallel.context if one.shards_optimizer(data) else 1)
+
+    def loss(one: Settings) -> float:
+        return one.train.micro_batch_size / one.parallel.tensor
+
+    ratios = {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer": state,
+        "activations": activations,
+        "loss": loss,
+    }
+    bytes_ = sum(fullest.peak[kind] * ratio(after) / ratio(before) for kind, ratio in ratios.items())
+    return bytes_ / GIB * FRAGMENTATION + RUNTIME_GIB
+
+
+def nearest_that_fits(
+    settings: Settings, vocab_size: int, ranks: int, gpu_gib: float, fullest: Rehearsed
+) -> str | None:
+    """The settings nearest to these with which every stage fits, as they are typed, and what they need; or None.
+
+    A few that should fit in proportion are rehearsed, until one does.
+    """
+    tried = 0
+    for change in _changes(settings, ranks):
+        if tried == TRIES or _guess(settings, change.settings, ranks, fullest) > gpu_gib:
+            continue
+        tried += 1
+        try:
+            most = max(needed(one) for one in stages(change.settings, vocab_size, ranks))
+        except Refused:
+            continue
+        if most <= gpu_gib:
+            return f"{' '.join(change.told)} ({most:.1f} GiB, rehearsed)"
+    return None
+
+
+def summary(
+    settings: Settings, vocab_size: int, ranks: int, gpu_gib: float = GPU_GIB, *, known: str = "given"
+) -> Iterator[str]:
+    """The rehearsal of a topology in lines, stage by stage.
+
+    Args:
+        settings: model, optimizer, batches and topology.
+        vocab_size: of the tokenizer.
+        ranks: in all, one a GPU.
+        gpu_gib: memory of a GPU, GiB.
+        known: how the size of the vocabulary is known, in words.
+
+    Raises:
+        UserError: for a topology that does not divide, that the engine refuses, or that does not fit; the last with
+            the nearest settings that do.
+    """
+    if gpu_gib <= RUNTIME_GIB:
+        raise UserError(f"gpu_gib={gpu_gib:g} must be above {RUNTIME_GIB}, which CUDA and NCCL take")
+    check(settings, ranks)
+    yield (
+        f"preflight: {settings.model.name} on {ranks:,} GPUs of {gpu_gib:g} GiB (gpu_gib): "
+        f"{_topology(settings, ranks)}"
+    )
+    yield (
+        f"vocabulary: {vocab_size:,} ({known}), padded to {padded_vocabulary(vocab_size):,}; layers and attention of "
+        "PyTorch, not of Transformer Engine"
+    )
+    if settings.model.experts is not None:
+        yield (
+            f"assumed: each of the {settings.model.experts} experts gets equally many tokens; a rank whose experts get "
+            "more needs more activations"
+        )
+    if settings.graphs:
+        yield "not rehearsed: runtime.cuda_graphs=true, whose graphs take memory of their own"
+    found = stages(settings, vocab_size, ranks)
+    yield from _table(found)
+    fullest = max(found, key=needed)
+    if needed(fullest) <= gpu_gib:
+        yield f"fits: the fullest stage, {fullest.stage}, needs {needed(fullest):.1f} of {gpu_gib:g} GiB"
+        return
+    kind = max(KINDS, key=lambda one: fullest.peak[one])
+    instead = nearest_that_fits(settings, vocab_size, ranks, gpu_gib, fullest)
+    raise UserError(
+        f"stage {fullest.stage} needs {needed(fullest):.1f} GiB, most of it {kind}, and a GPU has gpu_gib={gpu_gib:g}; "
+        + (
+            f"what fits: {instead}"
+            if instead
+            else "nothing tried with these ranks fits: start more (preflight=...)"
+        )
+    )
+
+
+def _topology(settings: Settings, ranks: int) -> str:
+    train, parallel = settings.train, settings.parallel
+    data = parallel.data(ranks)
+    sizes = {
+        "tensor": parallel.tensor,
+        "pipeline": parallel.pipeline,
+        "virtual pipeline": parallel.virtual_pipeline,
+        "context": parallel.context,
+        "expert": parallel.expert,
+    }
+    switches = {"sequence parallelism": parallel.sequence, "recomputation": train.recompute}
+    told = [f"{name} {size}" for name, size in sizes.items() if size > 1] + [f"data {data}"]
+    told += [name for name, on in switches.items() if on]
+    batches = train.global_batch_size // (train.micro_batch_size * data)
+    return (
+        f"{', '.join(told)}; {batches:,} micro-batches of {train.micro_batch_size} x {train.sequence_length:,} tokens "
+        f"a step, {train.precision}"
+    )
+
+
+def _table(found: Sequence[Rehearsed]) -> Iterator[str]:
+    """Memory of the stages at their peaks, and what they send."""
+    columns = (*KINDS, "peak", "needed")
+    yield f"{'stage':>5} {'parameters':>15} {' '.join(f'{one:>11}' for one in columns)}  GiB at the peak, in the"
+    for one in found:
+        figures = [one.peak[kind] / GIB for kind in KINDS] + [one.total / GIB, needed(one)]
+        told = " ".join(f"{figure:>11.2f}" for figure in figures)
+        yield f"{one.stage:>5} {one.parameters:>15,} {told}  {one.when}"
+    yield (
+        f"needed: the peak, {FRAGMENTATION - 1:.0%} for fragmentation and {RUNTIME_GIB} GiB for CUDA and NCCL, both "
+        "assumed"
+    )
+    for one in found:
+        told = ", ".join(f"{axis} {name} {size / GIB:.3f}" for (axis, name), size in one.sent.items() if size)
+        yield f"stage {one.stage} sends a GPU and step, GiB: {told or 'nothing'}"
+    yield f"rehearsed in {', '.join(f'{one.seconds:.0f}' for one in found)} s"

@@ -1,0 +1,390 @@
+"""One rank of any topology, rehearsed: megatron-core's own model, schedule and optimizer over fake tensors.
+
+No GPU and no other process: tensors have shapes and no data (``FakeTensorMode``), and collectives return at once. What
+PyTorch computes on GPUs by fused kernels is stood in for by functions that keep what those keep. This changes torch and
+megatron-core for the whole process; :mod:`pretrain.preflight` runs it in processes of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+
+from palimpsest.pretrain.meter import Meter
+from palimpsest.pretrain.parallel import World
+from palimpsest.pretrain.settings import Settings
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "loss")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rehearsed:
+    """What one rank of a pipeline stage holds and sends."""
+
+    stage: int
+    """From 0."""
+    parameters: int
+    """Weights on this rank."""
+    peak: Mapping[str, int]
+    """Bytes by kind (``KINDS``) at the moment of a step when all together are most. ``activations`` has the gradients
+    of activations, ``loss`` logits and what is made of them, ``optimizer`` what its step allocates on the way."""
+    when: str
+    """In which part of the step that is."""
+    sent: Mapping[tuple[str, str], int]
+    """Bytes that this rank sends in a step, by (ranks it sends to, collective)."""
+    seconds: float
+    """That the rehearsal took."""
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.peak.values())
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps what fused attention keeps (Dao et al., 2022): inputs, output, and a float32 for each query and head."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        batch, heads, length, size = query.shape
+        out = query.new_empty(batch, length, heads, size).transpose(1, 2)
+        statistics = query.new_empty(query.shape[:3], dtype=torch.float32)
+        context.save_for_backward(query, key, value, out, statistics, bias)
+        return out
+
+    @staticmethod
+    def backward(context: Any, _gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return *(torch.empty_like(one) for one in context.saved_tensors[:3]), None
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps what the fused kernel keeps: input, gain, and a float32 for each row."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, gain: Tensor) -> Tensor:
+        context.save_for_backward(x, gain, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(context: Any, _gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, gain, _ = context.saved_tensors
+        return torch.empty_like(x), torch.empty_like(gain)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **_: Any) -> Tensor:
+    bias = None if attn_mask is None else _bias(query, attn_mask)
+    found: Tensor = _Attention.apply(query, key, value, bias)
+    return found
+
+
+def _bias(query: Tensor, mask: Tensor) -> Tensor:
+    """What ``scaled_dot_product_attention`` makes of a mask of booleans, and keeps for each layer."""
+    return query.new_empty(mask.shape)
+
+
+def _rms_norm(x: Tensor, _size: Any, gain: Tensor, _epsilon: float | None = None) -> Tensor:
+    found: Tensor = _RMSNorm.apply(x, gain)
+    return found
+
+
+def _in_bf16(gpt: torch.nn.Module) -> torch.nn.Module:
+    """``Module.bfloat16``, which cannot exchange the data of a fake tensor: exchanges the parameters instead."""
+    for module in gpt.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dtype == torch.float32:
+                low = torch.nn.Parameter(weight.detach().bfloat16())
+                low.__dict__.update(weight.__dict__)  # megatron-core's marks
+                setattr(module, name, low)
+    return gpt
+
+
+def _route_evenly(dispatcher: Any, routing_map: Tensor) -> np.ndarray:
+    """``MoEAlltoAllTokenDispatcher.preprocess`` as if every expert were sent equally many tokens."""
+    tokens, experts = routing_map.shape
+    chosen = tokens * dispatcher.config.moe_router_topk
+    each = chosen // experts + (np.arange(experts) < chosen % experts)
+    ep, tp, local = dispatcher.ep_size, dispatcher.tp_size, dispatcher.num_local_experts
+    here = each[dispatcher.local_expert_indices]
+    dispatcher.num_out_tokens = chosen
+    if ep * tp > 1:
+        dispatcher.input_splits = each.reshape(ep, local).sum(1)
+        dispatcher.output_splits = np.full(ep, here.sum())
+        dispatcher.output_splits_tp = np.full(tp, ep * here.sum())
+    dispatcher.num_global_tokens_per_local_expert = np.tile(here, (ep * tp, 1))
+    chunks = np.arange(experts * tp)
+    dispatcher.sort_input_by_local_experts = chunks.reshape(-1, local).T.ravel()
+    dispatcher.restore_output_by_local_experts = chunks.reshape(local, -1).T.ravel()
+    return here * ep * tp
+
+
+class _RoutedMeter(Meter):
+    """Knows how many tokens a mixture's router chooses, which an operator would have to read from data."""
+
+    def __init__(self, experts_per_token: int) -> None:
+        super().__init__()
+        self.experts_per_token = experts_per_token
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let ``masked_select`` with a map of (experts, tokens) choose so many of each token."""
+        if func is torch.ops.aten.masked_select.default:
+            made = args[0].new_empty(args[1].shape[1] * self.experts_per_token)
+            self._count(made)
+            return made
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _stand_in(meter: Meter) -> None:
+    """Let this process compute without data, devices and other ranks."""
+    import torch.optim.adam as adam  # by its module: torch.optim has no such attribute
+    from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    from palimpsest.pretrain import attention, cpu, kernels, model
+
+    cpu.install()
+    cpu.attention_is_short = lambda *_: False
+    attention.causal_lower_right = lambda *_: None  # fused kernels know that mask without having it
+    patched: Any = functional
+    patched.scaled_dot_product_attention, patched.rms_norm = _attend, _rms_norm
+    kernels.LOGITS["cpu"], kernels.PRODUCTS["cpu"] = kernels.LOGITS["cuda"], kernels.PRODUCTS["cuda"]
+    patched = model
+    patched.initialize = lambda *_, **__: None
+    patched = model.GPT
+    patched.bfloat16, patched.to = _in_bf16, lambda gpt, *_, **__: gpt
+    patched._postprocess = _with_loss_counted(patched._postprocess, meter)
+    patched = random
+    patched.CudaRNGStatesTracker.fork = lambda *_, **__: contextlib.nullcontext()  # there is no dropout
+    patched._get_all_rng_states, patched._set_all_rng_states = tuple, lambda *_: None
+    patched = adam
+    patched._get_value = lambda value: value if isinstance(value, float) else 1.0  # the number of the step
+    MoEAlltoAllTokenDispatcher.preprocess = _route_evenly
+    new_group = distributed.new_group
+    patched = distributed
+    patched.new_group = lambda ranks=None, *_, **__: new_group(ranks, backend="fake")
+    patched.all_gather_object = _gather_mine
+
+
+def _gather_mine(found: list[Any], mine: Any, *_: Any, **__: Any) -> None:
+    found[:] = [mine] * len(found)
+
+
+def _with_loss_counted(postprocess: Any, meter: Meter) -> Any:
+    """Count what the output layer and the loss allocate, forwards and backwards, as the loss's."""
+
+    def enter(kind: str) -> Any:
+        return lambda _gradient: setattr(meter, "kind", kind)
+
+    def counted(gpt: Any, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
+        if not gpt.post_process:
+            return postprocess(gpt, hidden_states, *rest, **more)
+        with meter.counting("loss"):
+            found = postprocess(gpt, hidden_states, *rest, **more)
+        total = found[0] if isinstance(found, tuple) else found
+        if total.requires_grad and hidden_states.requires_grad:
+            total.register_hook(enter("loss"))
+            hidden_states.register_hook(enter("activations"))
+        return found
+
+    return counted
+
+
+def _join(settings: Settings, ranks: int, rank: int) -> World:
+    """Join a process group in which no other rank is, and make megatron-core's."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    parallel = settings.parallel
+    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+        ),
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+    )
+    model_parallel_cuda_manual_seed(0)
+    return World(
+        rank=rank,
+        size=ranks,
+        device=torch.device("cpu"),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        context_rank=parallel_state.get_context_parallel_rank(),
+        first_stage=parallel_state.is_pipeline_first_stage(),
+        last_stage=parallel_state.is_pipeline_last_stage(),
+        control=None,
+    )
+
+
+def _axes() -> dict[str, str]:
+    """Name of each of this rank's process groups -> what its ranks share."""
+    from megatron.core import parallel_state as state
+
+    found = {}
+    for axis, get in (
+        ("all", lambda: distributed.group.WORLD),
+        ("model", state.get_model_parallel_group),
+        ("tensor and context", state.get_tensor_and_context_parallel_group),
+        ("expert, tensor and pipeline", state.get_expert_tensor_model_pipeline_parallel_group),
+        ("expert and tensor", state.get_expert_tensor_and_model_parallel_group),
+        ("first and last stage", state.get_embedding_group),
+        ("data", state.get_data_parallel_group),
+        ("data and context", lambda: state.get_data_parallel_group(with_context_parallel=True)),
+        ("expert data", state.get_expert_data_parallel_group),
+        ("expert tensor", state.get_expert_tensor_parallel_group),
+        ("expert", state.get_expert_model_parallel_group),
+        ("context", state.get_context_parallel_group),
+        ("pipeline", state.get_pipeline_model_parallel_group),
+        ("tensor", state.get_tensor_model_parallel_group),
+    ):
+        with contextlib.suppress(AssertionError):  # megatron-core made no such group for this rank
+            if (group := get()) is not None:
+                found[group.group_name] = axis
+    return found
+
+
+def _trainer(settings: Settings, world: World, vocab_size: int, meter: Meter) -> Any:
+    """A ``Trainer`` with everything but the corpus, the ledger and the checkpoints."""
+    from palimpsest.pretrain import optim
+    from palimpsest.pretrain.trainer import Trainer
+
+    trainer: Any = object.__new__(Trainer)
+    trainer.settings, trainer.world, trainer.step = settings, world, 0
+    trainer._weights_set = False
+    trainer.groups = SimpleNamespace(names=[])
+    trainer.batches = SimpleNamespace(step=lambda *_, **__: _batches(settings))
+    distribute = settings.shards_optimizer(world.data_size)
+    with meter.counting("weights"):
+        trainer.chunks = trainer._build_model_chunks(vocab_size, distribute=distribute)
+    for chunk in trainer.chunks:
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+            meter.relabel(buffer.grad_data, "gradients")
+    with meter.counting("optimizer"):
+        trainer.optimizer, trainer.scheduler = optim.build(
+            trainer.chunks, settings.optimizer, settings.train, distributed=distribute
+        )
+        trainer._configure_schedule()
+        for part in optim._parts(trainer.optimizer):
+            inner = part.optimizer
+            for group in inner.param_groups if isinstance(inner, torch.optim.AdamW) else ():
+                group["foreach"] = not group.get("fused")  # as PyTorch chooses on GPUs
+        _update(trainer)  # makes Adam's state
+    return trainer
+
+
+def _batches(settings: Settings) -> Iterator[Any]:
+    """Micro-batches without end, as ``Batches.step`` makes them."""
+    from palimpsest.pretrain.batches import Batch
+
+    train, ranks = settings.train, settings.parallel.context
+    shape = train.micro_batch_size, train.sequence_length // ranks
+    while True:
+        ids_BL = torch.zeros(shape, dtype=torch.int64)
+        unseen = None
+        if train.document_attention:
+            unseen = torch.zeros(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
+        numbers_BL = torch.zeros(shape, dtype=torch.int64)
+        yield Batch(ids_BL, ids_BL.clone(), torch.ones(shape), numbers_BL, numbers_BL.clone(), unseen)
+
+
+def _update(trainer: Any) -> None:
+    trainer.optimizer.prepare_grads()
+    trainer._update(1e9)  # a norm that is clipped
+
+
+def few_micro_batches(settings: Settings, data: int) -> int:
+    """Micro-batches of a rehearsed step: as many as the fullest moment of the schedule needs, instead of all."""
+    train, parallel = settings.train, settings.parallel
+    needed = 2 * parallel.pipeline if parallel.virtual_pipeline > 1 else parallel.pipeline + 1
+    return min(train.global_batch_size // (train.micro_batch_size * data), needed)
+
+
+def rehearse(settings: Settings, vocab_size: int, ranks: int, stage: int) -> Rehearsed:
+    """Build and step the fullest rank of a pipeline stage; once in a process.
+
+    Of the tensor-parallel ranks that is the last, whose part of the vocabulary has what fills it up and is masked; of
+    the context-parallel ranks the first, whose queries see the longest block of keys.
+
+    Args:
+        settings: model, optimizer, batches and topology.
+        vocab_size: of the tokenizer.
+        ranks: in all.
+        stage: of the pipeline, from 0.
+    """
+    began = time.monotonic()
+    parallel, train = settings.parallel, settings.train
+    data = parallel.data(ranks)
+    batches, few = (
+        train.global_batch_size // (train.micro_batch_size * data),
+        few_micro_batches(settings, data),
+    )
+    settings = replace(
+        settings,
+        graphs=False,
+        model=replace(settings.model, weights=None, revision=None),
+        train=replace(train, global_batch_size=few * train.micro_batch_size * data),
+    )
+    meter = _RoutedMeter(settings.model.experts_per_token)
+    _stand_in(meter)
+    world = _join(settings, ranks, stage * (ranks // parallel.pipeline) + parallel.tensor - 1)
+    axes = _axes()
+    peaks = {}
+    with FakeTensorMode(allow_non_fake_inputs=True), meter:
+        trainer = _trainer(settings, world, vocab_size, meter)
+        meter.sent.clear()
+        for chunk in trainer.chunks:
+            chunk.zero_grad_buffer()
+        trainer.optimizer.zero_grad()
+        _count_finalizing_apart(trainer, meter)
+        meter.reset_peak()
+        meter.every = "micro-batch"
+        with meter.counting("activations"):
+            trainer._forward_backward(1, forward_only=False)
+        meter.every = "step"
+        peaks["forward and backward pass"] = meter.peak
+        meter.reset_peak()
+        with meter.counting("optimizer"):
+            _update(trainer)
+        peaks["optimizer's step"] = meter.peak
+    when = max(peaks, key=lambda name: sum(peaks[name].values()))
+    sent: dict[tuple[str, str], int] = {}
+    for (every, group, collective), size in meter.sent.items():
+        axis = axes.get(group, "other")
+        repeated = every == "micro-batch" and "data" not in axis
+        key = axis, collective
+        sent[key] = sent.get(key, 0) + (size * batches // few if repeated else size)
+    return Rehearsed(
+        stage=stage,
+        parameters=sum(one.numel() for chunk in trainer.chunks for one in chunk.parameters()),
+        peak={kind: peaks[when].get(kind, 0) for kind in KINDS},
+        when=when,
+        sent=dict(sorted(sent.items())),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _count_finalizing_apart(trainer: Any, meter: Meter) -> None:
+    """Count the collectives that megatron-core calls after the last micro-batch as called once a step."""
+    config = trainer.chunks[0].config
+    finalize = config.finalize_model_grads_func
+
+    def once(chunks: Any, _tokens: Any = None, *rest: Any, **keywords: Any) -> None:
+        meter.every = "step"
+        finalize(chunks, None, *rest, **keywords)  # it would read the number of tokens to divide by
+
+    config.finalize_model_grads_func = once
