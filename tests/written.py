@@ -130,7 +130,7 @@ class Written:
         with artifact.writing(
             self.directory / "report",
             kind="report",
-            schema_version=1,
+            schema_version=2,
             config={"prefix_tokens": 2, "suffix_tokens": 3, "bootstrap": 100},
             inputs={},
         ) as draft:
