@@ -159,8 +159,8 @@ def test_estimates_by_hand(run, metric):
 @pytest.mark.parametrize(
     ("ask", "told"),
     [
-        (lambda run: run.metrics("verbatm"), "unknown metric 'verbatm'; did you mean 'verbatim'"),
-        (lambda run: run.estimates("verbatm"), "did you mean 'verbatim'"),
+        (lambda run: run.metrics("extractd"), "unknown metric 'extractd'; did you mean 'extracted'"),
+        (lambda run: run.estimates("extractd"), "did you mean 'extracted'"),
         (lambda run: run.metrics("extracted", prefx=3), "no setting 'prefx'; did you mean 'prefix'"),
         (lambda run: run.metrics("extracted", suffix=0), "suffix >= 1, not 2 and 0"),
         (lambda run: run.metrics(steps=[7]), r"step 7 was not scored; these were: \[0, 20\]"),
