@@ -172,8 +172,8 @@ def one_line(error: Exception) -> str:
         return f"{option[1]}={option[2]}: there is no such {option[1]}" + nearest(
             option[2], [path.stem for path in group.glob("*.yaml")]
         )
-    if group := re.search(r"Could not override '(experiment|scale)'", text):
-        typed = next((a for a in sys.argv[1:] if a.startswith(f"{group[1]}=")), f"{group[1]}=NAME")
+    if added := re.search(r"Could not override '(experiment|scale)'", text):
+        typed = next((a for a in sys.argv[1:] if a.startswith(f"{added[1]}=")), f"{added[1]}=NAME")
         return f"{typed} lacks a plus: write +{typed}"
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         setting = match[1]

@@ -96,9 +96,9 @@ def entry(directory: Path) -> Entry:
     if any(held(directory / which / ".lock") for which in _PAIR):
         state = "training"
     elif (directory / "report" / artifact.MANIFEST).is_file():
-        state, verdict = "finished", _verdict(directory / "report")
-        if verdict is None:
-            state, verdict = "damaged", "report/summary.json is damaged"
+        read = _verdict(directory / "report")
+        state = "damaged" if read is None else "finished"
+        verdict = "report/summary.json is damaged" if read is None else read
     elif scored:
         state = "scored"
     elif step and state == "planned":

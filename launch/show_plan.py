@@ -31,7 +31,7 @@ def show(experiment: Experiment, asked: Mapping[str, str]) -> None:
     if asked.get("ledger", "true") != "true" or ("ledger" in asked and not one):
         raise UserError(f"ledger={asked['ledger']}: write item=ID ledger=true, or step=S ledger=true")
     if not one:
-        lines = explain.summary(plan)
+        lines = list(explain.summary(plan))
     else:
         consumed = _consumed(experiment.directory / "perturbed", plan) if "ledger" in asked else None
         if consumed is not None and consumed.skipped:

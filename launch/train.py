@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,9 +134,8 @@ def _evaluation(experiment: Experiment, plan: plans.Plan, facts: dict[str, Any],
         ranks=world.data_size,
         eod=facts["eod"],
         vocab_size=facts["vocab_size"],
-        build=partial(
-            *(model.build, experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train),
-            drawn=False,
+        build=lambda: model.build(
+            experiment.model, facts["vocab_size"], ParallelConfig(), experiment.train, drawn=False
         ),
     )
 

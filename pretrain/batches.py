@@ -177,4 +177,4 @@ class Batches:
                 part = part.contiguous().pin_memory()
             return part.to(self.device, non_blocking=True)
 
-        return Batch(*(moved(getattr(batch, name)) for name in Batch.__slots__))  # type: ignore[arg-type]
+        return Batch(*(moved(getattr(batch, name)) for name in Batch.__slots__))

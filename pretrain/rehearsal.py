@@ -153,7 +153,8 @@ def _stand_in(meter: Meter) -> None:
 
     cpu.install()
     cpu.attention_is_short = lambda *_: False
-    attention.causal_lower_right = lambda *_: None  # fused kernels know that mask without having it
+    masks: Any = attention
+    masks.causal_lower_right = lambda *_: None  # fused kernels know that mask without having it
     patched: Any = functional
     patched.scaled_dot_product_attention, patched.rms_norm = _attend, _rms_norm
     kernels.LOGITS["cpu"], kernels.PRODUCTS["cpu"] = kernels.LOGITS["cuda"], kernels.PRODUCTS["cuda"]

@@ -88,11 +88,12 @@ def _families(rows: pl.DataFrame) -> list[tuple[Arm, Arm]]:
         family=pl.col("family") if "family" in rows.columns else pl.lit("all"),
         cluster=pl.col("cluster") if "cluster" in rows.columns else pl.col("place").cast(pl.String),
     )
+
+    def arm(side: pl.DataFrame) -> Arm:
+        return side["score"].to_numpy().astype(np.float64), side["cluster"].to_numpy()
+
     return [
-        tuple(
-            (side["score"].to_numpy().astype(float), side["cluster"].to_numpy())
-            for side in (part.filter(pl.col("member")), part.filter(~pl.col("member")))
-        )
+        (arm(part.filter(pl.col("member"))), arm(part.filter(~pl.col("member"))))
         for part in own.with_columns(pl.col("member").cast(pl.Boolean)).partition_by(
             "family", maintain_order=True
         )

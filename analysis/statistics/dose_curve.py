@@ -18,7 +18,7 @@ from palimpsest.analysis.statistics.trends import trend_permutation_p
 
 Floats = NDArray[np.float64]
 
-_SLOPES = np.log([0.1, 10.0])
+_SLOPES = (math.log(0.1), math.log(10.0))
 """ln of the least and largest slope a doubling that is tried."""
 _FAR = 15
 """Doublings beyond the highest dose up to which an EC50 is looked for."""
@@ -67,7 +67,7 @@ def _surface(
 def _best(x_D: Floats, mean_D: Floats, precision_DD: Floats) -> tuple[float, float, float, float, float]:
     """log2 EC50, ln slope, low, rise and squares: the best of a grid, then of ever finer ones around it."""
     finite = x_D[np.isfinite(x_D)]
-    middle = np.linspace(finite.min() - 1, finite.max() + 3, 33)
+    middle: Floats = np.linspace(finite.min() - 1, finite.max() + 3, 33, dtype=np.float64)
     slope = np.linspace(*_SLOPES, 16)
     span_m, span_s = (float(axis[1] - axis[0]) for axis in (middle, slope))
     for _ in range(16):
@@ -164,10 +164,10 @@ def curve_ec50(
     x, top = _axis(levels), float(levels.max())
     if p > alpha or not covariance.any():
         return Ec50(math.inf, 0.0, math.inf, math.nan, float(mean[0]), top, METHOD)
-    precision = np.linalg.pinv(covariance, hermitian=True)
+    precision: Floats = np.linalg.pinv(covariance, hermitian=True).astype(np.float64)
     middle, ln_slope, low, _, least = _best(x, mean, precision)
     finite = x[np.isfinite(x)]
-    grid = np.linspace(finite.min() - 10, finite.max() + _FAR, 801)
+    grid = np.linspace(finite.min() - 10, finite.max() + _FAR, 801, dtype=np.float64)
     squares = _surface(x, mean, precision, grid, np.linspace(*_SLOPES, 61))[0].min(1)
     inside = np.flatnonzero(squares - least <= stats.f.ppf(level, 1, df))
     ends = (grid[inside[0]], grid[inside[-1]]) if inside.size else (middle, middle)

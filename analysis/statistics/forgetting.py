@@ -199,7 +199,8 @@ def _minimum(family: Family, times: Floats, mean_T: Floats) -> Floats:
             start = found.x
         if found.fun < least:
             best, least = found.x, float(found.fun)
-    return np.exp(best)
+    fitted: Floats = np.exp(best)
+    return fitted
 
 
 def _check_times(times: Floats) -> None:

@@ -52,7 +52,8 @@ def permutation_p(
     value_N = numbers(value_N, "values of a permutation test")
     cluster = np.arange(value_N.size) if cluster_N is None else np.asarray(cluster_N)
     _, first, code = np.unique(cluster, return_index=True, return_inverse=True)
-    sums, sizes = np.bincount(code, weights=value_N), np.bincount(code).astype(np.float64)
+    sums: Floats = np.bincount(code, weights=value_N).astype(np.float64)
+    sizes: Floats = np.bincount(code).astype(np.float64)
     cell, treated = np.asarray(cell_N)[first], np.asarray(treated_N)[first]
     cells = [np.flatnonzero(cell == one) for one in np.unique(cell)]
     counts = [int(treated[here].sum()) for here in cells]
