@@ -1,4 +1,4 @@
-"""What the checkpoints remember. In a notebook: ``run = palimpsest.open_run("runs/quickstart")``."""
+"""Measurements of what checkpoints remember. In a notebook: ``run = palimpsest.open_run("runs/quickstart")``."""
 
 from palimpsest.analysis.run import Run, open_run
 

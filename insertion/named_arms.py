@@ -92,7 +92,7 @@ class NamedArm:
 
     @property
     def reach(self) -> int:
-        """How many items a family must have for those that are listed by number."""
+        """Number of items that a family must have for those that are listed by number."""
         listed = () if isinstance(self.items, int) else self.items
         return max((self._span(entry).stop for entry in listed), default=0)
 

@@ -1,4 +1,4 @@
-"""What only CPUs need: megatron-core's CUDA calls redirected, and attention over short windows in bf16.
+"""CPU-only code: megatron-core's CUDA calls redirected, and attention over short windows in bf16.
 
 megatron-core has no CPU mode, but little in it needs a GPU: it asks for ``device="cuda"`` when it makes a tensor, asks
 which device is current, and compares type names such as ``torch.cuda.FloatTensor``. :func:`install` answers those
@@ -71,7 +71,7 @@ class _Stream:
 
 
 def _as_if_moved(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """What megatron-core makes of a GPU's tensor; it leaves those of a CPU, which gloo then refuses as sizes."""
+    """Copy to NumPy, as megatron-core does with a GPU's tensor; it leaves a CPU's, which gloo then refuses as sizes."""
     return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
 
@@ -161,7 +161,7 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def attention_is_short(query: Tensor, key: Tensor) -> bool:
-    """Whether :func:`short_attention` is for these queries and keys: (S, B, N, H)."""
+    """True if :func:`short_attention` takes these queries and keys: (S, B, N, H)."""
     return query.is_cpu and query.dtype == torch.bfloat16 and len(query) <= SHORT and query.shape == key.shape
 
 

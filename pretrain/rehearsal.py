@@ -29,7 +29,7 @@ KINDS = ("weights", "gradients", "optimizer", "activations", "loss")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsed:
-    """What one rank of a pipeline stage holds and sends."""
+    """Memory and traffic of one rank of a pipeline stage."""
 
     stage: int
     """From 0."""
@@ -88,7 +88,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **
 
 
 def _bias(query: Tensor, mask: Tensor) -> Tensor:
-    """What ``scaled_dot_product_attention`` makes of a mask of booleans, and keeps for each layer."""
+    """The additive bias that ``scaled_dot_product_attention`` makes of a boolean mask, and keeps for each layer."""
     return query.new_empty(mask.shape)
 
 

@@ -25,7 +25,7 @@ class Settings:
     """Capture the layers as CUDA graphs."""
 
     def shards_optimizer(self, data_size: int) -> bool:
-        """Whether data-parallel ranks share the optimizer's state; so they do not with Muon."""
+        """True if data-parallel ranks shard the optimizer's state; not with Muon."""
         ranks = data_size * self.parallel.context
         return self.parallel.distributed_optimizer and ranks > 1 and self.optimizer.kind != "muon"
 

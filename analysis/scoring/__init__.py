@@ -1,4 +1,4 @@
-"""What models say of texts: models, batches, statistics of each token, the store that keeps them.
+"""Log-probabilities of texts: models, batches, statistics of each token, and the store of scores.
 
 ``scores`` reads the store without torch; all else here imports it.
 """

@@ -21,11 +21,11 @@ COARSE_AGREEMENT = 0.1
 
 
 class Model(Protocol):
-    """What the scorer asks of a model."""
+    """Interface that the scorer needs of a model."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
 
     @property
     def head(self) -> Tensor:
@@ -35,7 +35,7 @@ class Model(Protocol):
         """Final hidden states, which the output matrix is applied to: (B, T) ids -> (B, T, D)."""
 
     def causal(self, length: int) -> bool:
-        """Whether in texts of up to ``length`` tokens no hidden state depends on the tokens after it, or their number.
+        """True if no hidden state in texts of up to ``length`` tokens depends on later tokens, or on their number.
 
         Such texts can be padded, and a text that another begins with need not be read.
         """
@@ -64,7 +64,7 @@ class Trained:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.head.device
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class HuggingFace:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.head.device
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class HuggingFace:
 
 
 def agree(model: Model, one_BTD: Tensor, other_BTD: Tensor) -> bool:
-    """Whether hidden states of the same texts give the same log-probabilities, within rounding."""
+    """True if hidden states of the same texts give the same log-probabilities, within rounding."""
     head_VD = model.head.float()
     one, other = (
         torch.log_softmax(functional.linear(states.float(), head_VD), -1) for states in (one_BTD, other_BTD)

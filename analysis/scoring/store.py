@@ -1,4 +1,4 @@
-"""Where scores lie: Parquet that any tool opens, in parts that are made once.
+"""Store of scores: Parquet that any tool opens, in parts that are made once.
 
 A run's scores are directories ``step_<number>`` (``step_<number>-<part>`` from the second part on), each with
 ``scores.parquet`` (:data:`analysis.scoring.token_statistics.SCORE_SCHEMA`: one row a probe, lists with one entry a
@@ -148,7 +148,7 @@ def score_all(
 
 
 def _made(place: Path, config: Mapping[str, str], inputs: Mapping[str, str]) -> bool:
-    """Whether the part is there; one of another version of the programs is made again."""
+    """True if the part is there; one of another version of the programs is made again."""
     try:
         done, differs = artifact.reuse(place, kind=KIND, schema_version=VERSION, config=config, inputs=inputs)
     except UserError as error:

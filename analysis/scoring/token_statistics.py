@@ -101,7 +101,7 @@ def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How tokens are drawn: temperature, then top-k, then top-p."""
+    """Sampling scheme: temperature, then top-k, then top-p."""
 
     temperature: float = 1.0
     top_k: int | None = None

@@ -17,7 +17,7 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where exposures sit in their windows; all arrays (N,)."""
+    """Offsets of exposures in their windows; all arrays (N,)."""
 
     offset: Integers
     """Of the first item token, in the finished window."""
@@ -41,7 +41,7 @@ def locate(
     starts: Callable[[str, Integers], tuple[Integers, Integers]],
     rng: np.random.Generator,
 ) -> Places:
-    """Where in its window each exposure goes.
+    """Choose the offset of each exposure in its window.
 
     Two numbers are drawn per exposure whatever its arm and length, and the windows are given: the choice of window
     never depends on the item. An exposure that asks for a document's, a sentence's or a word's start goes to one of

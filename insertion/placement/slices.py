@@ -32,7 +32,7 @@ class WindowSlice:
         return found
 
     def before(self, position: Integers) -> Integers:
-        """How many of the slice's windows come before positions."""
+        """Number of the slice's windows before each position."""
         if self.of == 1:
             return position
         found: Integers = position // self.of + (self.position(position // self.of) < position)

@@ -96,7 +96,7 @@ def place(
 
 
 def _member(values: Integers, ordered: Integers) -> Flags:
-    """Which values are in a sorted array."""
+    """True for values that are in a sorted array."""
     if not len(ordered):
         return np.zeros(len(values), dtype=np.bool_)
     place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
@@ -105,7 +105,7 @@ def _member(values: Integers, ordered: Integers) -> Flags:
 
 
 def _first_of_each(values: Integers) -> Flags:
-    """Which entries are the first of their value."""
+    """True for entries that are the first of their value."""
     first = np.zeros(len(values), dtype=np.bool_)
     first[np.unique(values, return_index=True)[1]] = True
     return first
