@@ -336,7 +336,7 @@ def read(directory: Path, *, kind: str, schema_version: int) -> Manifest:
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and "digest" in values and "record" not in values:
+        if isinstance(values, dict) and {"digest", "contents"} <= values.keys() and "record" not in values:
             raise UserError(
                 f"{path} was written by an earlier version, whose manifests had no digest of their facts; delete "
                 f"{directory} and make it again"

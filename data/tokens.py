@@ -230,7 +230,7 @@ def _map_index(prefix: Path, *, foreign: bool = False) -> _Index:
             f"{again}"
         )
     size, expected = path.stat().st_size, _HEADER.size + 12 * sequences + 8 * documents
-    if foreign and size == expected + sequences:
+    if foreign and sequences and size == expected + sequences:
         raise UserError(f"{path} has modes of sequences (a multimodal index), which are not read; {again}")
     if size != expected:
         raise UserError(

@@ -430,7 +430,9 @@ def test_the_report_tells_them_apart(
     assert set(tables) == set(SHIPPED) - {"passages"}
     for row in tables["biographies"].body:
         if row[1] == "choice_accuracy":
-            assert (row[2], row[3], row[5].split()[0], row[8]) == ("0.25", "12", "1.00", "≤ 0.005")
+            # The gain is over the twin's: of the dates of birth the twin happens to choose 7 of 12 rightly, too.
+            p = "0.090" if row[0] == "birth_date" else "≤ 0.005"
+            assert (row[2], row[3], row[5].split()[0], row[8]) == ("0.25", "12", "1.00", p)
     watermark = [row for row in tables["watermarks"].body if row[1] == "rank_test_bits"]
     assert watermark[0][5].startswith("6.64")  # log2 100
     text = tables["parallel_worlds"].body

@@ -64,6 +64,7 @@ def test_run_says_what_each_stage_would_make(place):
 
 
 def test_what_is_there_would_be_reused(prepared):
+    prepared.ok("plan", "dry_run=true")  # what this copy's text is, is remembered beside the corpora
     before = {path: path.stat().st_mtime_ns for path in prepared.path.rglob("*")}
     done = prepared.ok("run", "dry_run=true")
     assert f"reuse {prepared.corpus().relative_to(prepared.path)}" in done.out
@@ -140,7 +141,7 @@ def test_missing_inputs_are_named_before_anything_is_submitted(place, sbatch):
     for missing in (
         "corpus.source.paths: corpora/train does not exist",
         "corpus.tokenizer.path=corpora/tokenizer.json does not exist",
-        "model.weights=weights/llama is no directory here",
+        "model.weights=weights/llama does not exist here",
         "insertion.families.traps.path=checkpoints/reference does not exist",
     ):
         assert done.lines[-1].count(missing) == 1
@@ -149,7 +150,7 @@ def test_missing_inputs_are_named_before_anything_is_submitted(place, sbatch):
     run = place.run("run", "+experiment=traps_1b")
     assert (run.status, run.lines[-1].count("does not exist")) == (2, 3)
     dry = place.ok("sweep", *wanted, *SLURM, "dry_run=true", env=environment)
-    assert "missing: model.weights=weights/llama is no directory here" in dry.out
+    assert "missing: model.weights=weights/llama does not exist here" in dry.out
     assert calls() == []
 
 

@@ -195,7 +195,7 @@ def test_nano_is_a_scale_of_any_experiment():
         "installed_docs",
         450,
     )
-    assert made("+experiment=hubble_1b", "+scale=nano", "model=tiny", "train.steps=9").train.steps == 9
+    assert made("+experiment=hubble_1b", "+scale=nano", "model=tiny", "train.steps=99").train.steps == 99
 
 
 def test_nano_is_typed(tmp_path):

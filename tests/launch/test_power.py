@@ -7,9 +7,8 @@ from tests.conftest import SMALL, Workplace
 
 def figures(lines, arm):
     (line,) = [line for line in lines if line.startswith(f"  {arm} ")]
-    return [
-        float(word.replace(",", "")) for word in line.removeprefix(f"  {arm} ").split()[:6] if word != "more"
-    ]
+    words = line.removeprefix(f"  {arm} ").replace("more controls", "inf").split()
+    return [float(word.replace(",", "")) for word in words]
 
 
 def test_hubbles_wikipedia_arms(tmp_path):

@@ -52,7 +52,7 @@ def test_formats_agree(tmp_path):
     with pytest.raises(UserError, match=r"x=none.csv cannot be read"):
         files.rows("none.csv", "x")
     (tmp_path / "b.jsonl").write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"b\.jsonl row 2: not valid JSON"):
         files.rows(str(tmp_path / "b.jsonl"), "x")
 
 
@@ -136,15 +136,15 @@ def test_hubble_layout(context, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": " "}, "row 3 has no text in the column text"),
-        ({"id": "own1"}, "row 3 has the id table-own1, as another text has"),
-        ({"wordings": "[1]"}, "row 3: wordings must be a list of texts"),
-        ({"wordings": "a; b"}, "row 3: wordings must be a list in JSON"),
-        ({"bits": "many"}, "row 3: bits=many must be a number"),
-        ({"probes": [{"prompt": "x"}]}, "row 3: a probe is an object with a target"),
-        ({"probes": [{"target": "x", "kimd": "foil"}]}, "row 3: a probe has no 'kimd'; did you mean 'kind'"),
+        ({"text": " "}, "row 4 has no text in the column text"),
+        ({"id": "own1"}, "row 4 has the id table-own1, as another text has"),
+        ({"wordings": "[1]"}, "row 4: wordings must be a list of texts"),
+        ({"wordings": "a; b"}, "row 4: wordings must be a list in JSON"),
+        ({"bits": "many"}, "row 4: bits=many must be a number"),
+        ({"probes": [{"prompt": "x"}]}, "row 4: a probe is an object with a target"),
+        ({"probes": [{"target": "x", "kimd": "foil"}]}, "row 4: a probe has no 'kimd'; did you mean 'kind'"),
         ({"probes": [{"target": "x", "kind": "fool"}]}, "no probe of kind 'fool'; did you mean 'foil'"),
-        ({"probes": [{"target": "x", "correct": "no"}]}, "row 3: correct=no must be true or false"),
+        ({"probes": [{"target": "x", "correct": "no"}]}, "row 4: correct=no must be true or false"),
     ],
 )
 def test_table_mistakes(context, tmp_path, change, message):
