@@ -19,7 +19,7 @@ test: setup
 	$(BIN)/python -m pytest -m 'not slow and not long'
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not long'
 
 # Types every command of the README, runs the benchmark of training and the other nano experiments: for when those have
 # changed.
