@@ -16,6 +16,7 @@ from palimpsest.launch import pair_audit
 from palimpsest.launch.adaptive import KIND, VERSION
 from palimpsest.launch.inputs import open_order
 from palimpsest.launch.show_plan import show
+from palimpsest.pretrain import saved
 from tests.launch.test_schedules import experiment
 from tests.launch.test_shared import PEOPLE, SENTENCES, SHARED, planned
 
@@ -74,9 +75,11 @@ def test_branch(prepared, parent, caplog, monkeypatch):
     assert found["verdict"] == "FAIL"
     assert [check["name"] for check in found["checks"] if not check["passed"]] == [before]
     assert any("planned 1 times, consumed 0 times" in line for line in found["failures"])
-    gone = parent / "away"
+    gone, noted = parent / "away", parent / saved.REMOVED
     (parent / "step_00000008").rename(gone)  # as launch/runs.py prunes it
+    noted.write_text("8\n")
     later = pair_audit.audit(setting)
+    noted.unlink()
     gone.rename(parent / "step_00000008")
     assert later["verdict"] == "PASS"
     assert any("is gone: only its digest" in check["detail"] for check in later["checks"])
