@@ -180,7 +180,11 @@ def _parts(rows: pl.DataFrame, by: Sequence[str], bounds: Bounds) -> pl.DataFram
     # Sorted: the last digits of a sum depend on its order, and group_by keeps none.
     clusters = (
         rows.group_by([*here, "cluster"])
-        .agg(total=value.sum(), n=pl.len().cast(pl.Int64), whole=value.is_in(list(bounds)).all())
+        .agg(
+            total=value.sum(),
+            n=pl.len().cast(pl.Int64),
+            whole=value.cast(pl.Float64).is_in([float(end) for end in bounds]).all(),
+        )
         .sort([*here, "cluster"])
     )
     deviation = pl.col("total") - n * (pl.col("total").sum().over(here) / n.sum().over(here))

@@ -96,7 +96,7 @@ def test_no_interval_of_a_share_has_width_0(value: float, copies: int) -> None:
     for found in (gain_over_control(data, bounds=RATE), split_controls(data, bounds=RATE)):
         row = one(found, family="all")
         assert row["low"] < 0 < row["high"]  # type: ignore[operator]
-    level = one(mean_by_dose(data, bounds=RATE), family="all", dose=4)
+    level = one(mean_by_dose(data, bounds=(0, 1)), family="all", dose=4)
     assert level["high"] - level["low"] > 0.2  # type: ignore[operator]
     assert 0 <= level["low"] <= value <= level["high"] <= 1  # type: ignore[operator]
     # Copies of an item in its cluster say nothing new.
