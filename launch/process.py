@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,16 +30,25 @@ def say(line: str) -> None:
     logging.getLogger("palimpsest").info(line)
 
 
+_GRACE = 3.0
+"""Seconds that a silent rank waits before it ends: torchrun kills all ranks once one has ended."""
+
+
 def end(line: str, status: int, rank: int = 0) -> NoReturn:
     """End the program with one line. Of several ranks the first one speaks; see also ``STATUS``."""
     ranked = "RANK" in os.environ
+    speaks = rank == 0 or not ranked
     if ranked and (path := os.environ.get(STATUS)):
-        # Only the first to fail says why; the others fail because of it.
+        # Only the first to fail says why; the others fail because of it, or are killed before they can.
+        speaks = False
         with contextlib.suppress(FileExistsError), Path(path).open("x") as file:
             file.write(f"{status}\n{line}")
-    if rank == 0 or not ranked:
+            speaks = True
+    if speaks:
         sys.stderr.write(f"palimpsest: {line}\n")
         sys.stderr.flush()
+    else:
+        time.sleep(_GRACE)
     sys.exit(status)
 
 
