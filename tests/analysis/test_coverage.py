@@ -24,12 +24,16 @@ DOSES = np.array([0, 1, 4, 16, 64, 256])
 
 
 @pytest.mark.long
+@pytest.mark.xfail(
+    strict=True,
+    reason="two rows miss: the gain of ten items under lognormal effects (.914), the AUC of five against five (.977)",
+)
 def test_every_interval_of_the_report_holds_what_it_says() -> None:
-    """Every row within 92.5 to 97.5 %, but for the known misses; the table is printed."""
+    """Every row within 92.5 to 97.5 %; the table is printed."""
     found = list(coverage.table())
     print(*(f"{row.coverage:.3f}  {row.interval}: {row.design}" for row in found), sep="\n")
-    wrong = {(row.interval, row.design) for row in found if not 0.925 <= row.coverage <= 0.975}
-    assert wrong <= coverage.KNOWN_MISSES
+    wrong = [row for row in found if not 0.925 <= row.coverage <= 0.975]
+    assert not wrong
 
 
 @pytest.mark.long
