@@ -7,9 +7,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
-
-from palimpsest.analysis.checks import numbers
 
 FEWEST_FOR_FIT = 1000
 """References below which the skew-normal fit, and so an extrapolated exposure, is unstable."""
@@ -70,20 +67,3 @@ class Extrapolated(NamedTuple):
     """The secret is likelier than every reference: the tail is the fit's, not the data's."""
     unstable: bool
     """Fewer than 1,000 references: the fit varies more than the exposure."""
-
-
-def exposure_extrapolated(nll: float, nll_references: ArrayLike) -> Extrapolated:
-    """Exposure by a skew-normal fitted to the references' log-perplexities: ``-log2 F(nll)``.
-
-    Args:
-        nll: log-perplexity of the inserted secret.
-        nll_references: of sampled references.
-    """
-    references = numbers(
-        nll_references, "log-perplexities of references (a skew-normal has three parameters)", 3
-    )
-    if not np.isfinite(references).all() or np.ptp(references) == 0 or math.isnan(nll):
-        raise ValueError("exposure by a fit needs finite scores, and references that differ")
-    fitted = stats.skewnorm(*stats.skewnorm.fit(references))
-    tail = float(fitted.logcdf(nll))
-    return Extrapolated(-tail / math.log(2), bool(nll < references.min()), references.size < FEWEST_FOR_FIT)

@@ -96,14 +96,6 @@ def extraction_strength(hit_T: ArrayLike) -> float:
     return 1 - (int(wrong[-1]) + 1 if wrong.size else 0) / len(hit)
 
 
-def exact_memorization(hit_T: ArrayLike) -> float:
-    """``(1/T) sum_t hit_t``, teacher forced (Tirumala et al. 2022)."""
-    hit = np.asarray(hit_T, bool)
-    if not hit.size:
-        raise ValueError("exact memorization needs tokens")
-    return float(hit.mean())
-
-
 def sampling_logprobs(
     logits: ArrayLike, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> NDArray[np.float64]:

@@ -37,19 +37,6 @@ def acquisition(loglik_T: ArrayLike, inserted: int, window: int = 50) -> Acquisi
     return Acquisition(found, float(loglik[found] - loglik[inserted]))
 
 
-def effectivity_of_means(loglik_T: ArrayLike, inserted: int, steps: int) -> float:
-    """Without a maximum: mean of l over (t_i, t_i + k] minus mean over (t_i - k, t_i]; 0 on average under no
-    effect.
-
-    Take its difference to never-inserted facts where training itself moves l.
-    """
-    loglik = np.asarray(loglik_T, np.float64)
-    if steps < 1 or inserted + 1 - steps < 0 or inserted + steps >= loglik.size:
-        raise ValueError(f"{steps} steps around {inserted} do not fit in {loglik.size}")
-    after, before = loglik[inserted + 1 : inserted + 1 + steps], loglik[inserted + 1 - steps : inserted + 1]
-    return float(after.mean() - before.mean())
-
-
 def retainability(loglik_T: ArrayLike, before: float, t_lam: int) -> NDArray[np.float64]:
     """``R(t) = [l(t_LAM + t) - l_pre] / [l(t_LAM) - l_pre]`` for t = 0, 1, ...; 1 = all kept, 0 = all lost.
 
@@ -63,18 +50,6 @@ def retainability(loglik_T: ArrayLike, before: float, t_lam: int) -> NDArray[np.
     if gain == 0:
         raise ValueError("retainability divides by the gain, which is 0: nothing was learned")
     return np.asarray((loglik[t_lam:] - before) / gain, np.float64)
-
-
-def pooled_retainability(loglik_FT: ArrayLike, before_F: ArrayLike, peak_F: ArrayLike) -> NDArray[np.float64]:
-    """Ratio of means over facts: ``mean_f (l_ft - pre_f) / mean_f (peak_f - pre_f)``, shape T.
-
-    A mean of ratios is ruled by the facts whose gain is near 0, which published code then drops as outliers.
-    """
-    before = np.asarray(before_F, np.float64)
-    gain = float(np.mean(np.asarray(peak_F, np.float64) - before))
-    if gain == 0:
-        raise ValueError("retainability divides by the mean gain, which is 0")
-    return np.asarray((np.asarray(loglik_FT, np.float64) - before[:, None]).mean(axis=0) / gain, np.float64)
 
 
 class Decay(NamedTuple):

@@ -9,13 +9,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax
+from numpy.typing import ArrayLike
 
 from palimpsest.analysis.checks import numbers
 from palimpsest.analysis.metrics.registry import Parameters, Values, metric
 from palimpsest.analysis.metrics.scored import Scored
-from palimpsest.data.errors import UserError
 
 
 class Likelihood(NamedTuple):
@@ -54,69 +52,6 @@ def likelihood(logprob_N: ArrayLike, utf8_bytes: int) -> Likelihood:
     return Likelihood(
         total, nll, float(perplexity), per_byte, -per_byte / math.log(2), float(byte_perplexity)
     )
-
-
-class Moments(NamedTuple):
-    """Statements of the next-token distribution on its own log-probability, and of the token that came."""
-
-    logprob: NDArray[np.float64]
-    """N: ln p of the token, nats."""
-    mean: NDArray[np.float64]
-    """N: mu = sum_v p_v ln p_v = -entropy, nats."""
-    variance: NDArray[np.float64]
-    """N: V = sum_v p_v (ln p_v - mu)^2, nats^2; 0 for a uniform distribution and for a certain token."""
-
-
-def moments(logits_NV: ArrayLike, token_N: ArrayLike) -> Moments:
-    """Log-probability of each token, and mean and variance of ln p under the same distribution, in float64.
-
-    The variance takes two passes: E[x^2] - E[x]^2 cancels to noise where a token is remembered.
-    """
-    logprob_NV = log_softmax(np.asarray(logits_NV, np.float64), axis=-1)
-    token = np.asarray(token_N, np.int64)
-    p_NV = np.exp(logprob_NV)
-    # A logit of -inf has p = 0 and no share in the mean: 0 * -inf is 0 here.
-    finite_NV = np.where(p_NV > 0, logprob_NV, 0.0)
-    mean = (p_NV * finite_NV).sum(-1)
-    variance = (p_NV * (finite_NV - mean[..., None]) ** 2).sum(-1)
-    return Moments(np.take_along_axis(logprob_NV, token[..., None], -1)[..., 0], mean, variance)
-
-
-def round_to_bf16(values: ArrayLike) -> NDArray[np.float64]:
-    """Values rounded to the nearest bfloat16 (8 bits of significand, ties to even).
-
-    Between 512 and 1024 neighbouring values are 4 apart: what a sum of log-probabilities loses in bf16.
-    """
-    bits = np.ascontiguousarray(np.asarray(values, np.float32)).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    finite = np.isfinite(np.asarray(values, np.float64))
-    return np.where(finite, rounded.view(np.float32).astype(np.float64), np.asarray(values, np.float64))
-
-
-def share_on_bf16_grid(values: ArrayLike) -> float:
-    """Share of the finite, non-zero values that bfloat16 represents exactly.
-
-    Scores computed in float32 lie there by accident once in 65,536 times; a share near 1 says that they
-    passed through bf16 and that differences below 1/256 of them are lost.
-    """
-    checked = np.asarray(values, np.float64)
-    checked = checked[np.isfinite(checked) & (checked != 0)]
-    return float(np.mean(round_to_bf16(checked) == checked)) if checked.size else 0.0
-
-
-def require_float32(values: ArrayLike, *, what: str = "log-probabilities", limit: float = 0.5) -> None:
-    """Refuse scores that were computed in bf16: 20 or more values of which ``limit`` or more lie on its grid.
-
-    Raises:
-        UserError: naming the share.
-    """
-    checked = np.asarray(values, np.float64)
-    share = share_on_bf16_grid(checked)
-    if checked.size >= 20 and share >= limit:
-        raise UserError(
-            f"{share:.0%} of the {what} lie on the bfloat16 grid: they were computed or stored in bf16; "
-            "compute the log-softmax and its sums in float32"
-        )
 
 
 def _per_byte(scored: Scored) -> Values:

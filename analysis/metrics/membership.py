@@ -46,7 +46,7 @@ def standardised_logprob(
 ) -> NDArray[np.float64]:
     """Min-K++'s token score ``z_t = (ln p_t - mu_t) / sqrt(max(V_t, floor))`` (Zhang et al. 2024).
 
-    ``mu_t = E_v[ln p_v] = -H_t``, ``V_t = Var_v[ln p_v]``; see :func:`~analysis.metrics.likelihood.moments`.
+    ``mu_t = E_v[ln p_v] = -H_t``, ``V_t = Var_v[ln p_v]``.
     """
     deviation = np.asarray(logprob, np.float64) - np.asarray(mean, np.float64)
     return np.asarray(deviation / np.sqrt(np.maximum(np.asarray(variance, np.float64), floor)))
@@ -75,16 +75,6 @@ def min_k_plus_plus(
 def loss_score(logprob_T: ArrayLike) -> float:
     """``-nll = (1/T) sum_t ln p_t`` (Yeom et al. 2018), nats/token."""
     return float(numbers(logprob_T, "log-probabilities of a text's tokens").mean())
-
-
-def zlib_score(logprob_T: ArrayLike, zlib_bytes: int) -> float:
-    """``-nll / len(zlib.compress(text as UTF-8))`` (Carlini et al. 2021), nats/token/byte.
-
-    The length is passed in: zlib and zlib-ng compress differently, so it is stored with the scores.
-    """
-    if zlib_bytes < 1:
-        raise ValueError("a compressed text has bytes")
-    return loss_score(logprob_T) / zlib_bytes
 
 
 def reference_score(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
@@ -156,25 +146,6 @@ def gradient_norm_score(norm_of_tensors: ArrayLike) -> float:
     The mean of the tensors' norms, as mimir has it (with the other sign), not the norm of the whole gradient.
     """
     return -float(numbers(norm_of_tensors, "gradient norms").mean())
-
-
-def ppl_ratio(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
-    """Copyright traps, Table 2: ``PPL_target / PPL_reference = exp(nll - nll_ref)``; LOWER = more memorised.
-
-    Monotone in the difference of losses; its negative is the membership score.
-    """
-    return np.exp(np.asarray(nll, np.float64) - np.asarray(nll_reference, np.float64))
-
-
-def loss_ratio(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
-    """Copyright traps, Figure 1: ``ln PPL_target / ln PPL_reference = nll / nll_ref``; LOWER = more memorised.
-
-    Not monotone in :func:`ppl_ratio`: the two rank texts differently, and the paper uses both.
-    """
-    reference = np.asarray(nll_reference, np.float64)
-    if np.any(reference <= 0):
-        raise ValueError("the loss ratio divides by the reference's nll, which must be positive")
-    return np.asarray(nll, np.float64) / reference
 
 
 class SetInference(NamedTuple):
@@ -317,7 +288,7 @@ def clamped_variance_tokens(scored: Scored, parameters: Parameters) -> Values:
     default=False,
 )
 def zlib_ratio(scored: Scored, parameters: Parameters) -> Values:
-    """:func:`zlib_score` of every text."""
+    """Mean log-probability of a text divided by the bytes of its zlib compression (Carlini et al. 2021)."""
     size = scored.extra["zlib_bytes"]
     mean = scored.sum_over_target(scored.logprob) / scored.target_lengths
     return Values(mean / size, np.isfinite(size), "the probe has no text")
@@ -347,7 +318,7 @@ def reference_difference(scored: Scored, parameters: Parameters) -> Values:
     default=False,
 )
 def negative_loss_ratio(scored: Scored, parameters: Parameters) -> Values:
-    """Minus :func:`loss_ratio` of every text, so that higher means more memorised."""
+    """Minus the ratio of a text's loss to its loss under the reference run; higher means more memorised."""
     reference = scored.sum_over_target(scored.extra["reference"])
     valid = reference < 0
     ratio = scored.sum_over_target(scored.logprob) / np.where(valid, reference, 1.0)

@@ -7,7 +7,7 @@ from itertools import permutations as all_orders
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from palimpsest.analysis.checks import numbers
@@ -59,11 +59,6 @@ def _order_test(rho: float, n: int, level: float) -> OrderTest:
     half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + rho * rho / 2) / (n - 3))
     z = math.atanh(min(max(rho, -1 + 1e-15), 1 - 1e-15))
     return OrderTest(rho, math.tanh(z - half), math.tanh(z + half), spearman_p(rho, n), n)
-
-
-def positions_from_shuffle(shuffle_N: ArrayLike) -> NDArray[np.int64]:
-    """Position of each document from a list of documents in training order (its inverse permutation)."""
-    return np.argsort(np.asarray(shuffle_N), kind="stable").astype(np.int64)
 
 
 def order_permutation_p(

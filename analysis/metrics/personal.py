@@ -9,19 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from palimpsest.analysis.metrics.exposure import Exposure, exposure_among
-
 
 def word_recall(reference: Sequence[str], generated: Sequence[str]) -> float:
     """``|tokens(ref) n tokens(gen)| / |ref|`` as multisets; generous to long generations, so truncate them."""
     if not reference:
         raise ValueError("word recall needs a reference")
     return sum((Counter(reference) & Counter(generated)).values()) / len(reference)
-
-
-def exact_answer(reference: str, generated: str) -> bool:
-    """The generation is the reference, case and spaces normalised, and nothing else."""
-    return bool(_normal(reference)) and _normal(reference) == _normal(generated)
 
 
 def _normal(text: str) -> str:
@@ -47,8 +40,3 @@ def bits_leaked(loglik: ArrayLike, loglik_reference: ArrayLike) -> NDArray[np.fl
     """
     difference = np.asarray(loglik, np.float64) - np.asarray(loglik_reference, np.float64)
     return np.asarray(difference / math.log(2), np.float64)
-
-
-def field_exposure(loglik_truth: float, loglik_decoys: ArrayLike) -> Exposure:
-    """``log2(M + 1) - log2(rank)`` of the true value among M reserved decoys that were never inserted."""
-    return exposure_among(loglik_truth, loglik_decoys, ties="half")

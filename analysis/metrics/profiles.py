@@ -44,7 +44,7 @@ def memorization_profile(
 
     Items are the unit, so autocorrelation along t does no harm. At t = g-1 it is 0 by construction; before, it
     is the placebo that must be near 0; at t = g instantaneous, after persistent, at the end residual
-    memorization. For clustered items use :func:`analysis.statistics.did`.
+    memorization.
 
     Args:
         treated_NT: Y of the items first inserted between checkpoints g-1 and g; higher = more memorised (-nll).
@@ -59,12 +59,6 @@ def memorization_profile(
         )
     before = treatment - 1
     return _welch(treated - treated[:, [before]], control - control[:, [before]], level)
-
-
-def naive_difference(treated_NT: ArrayLike, control_NT: ArrayLike, level: float = 0.95) -> Effect:
-    """``mean_treated Y_t - mean_control Y_t``: unbiased only if arms were randomised; else it holds what items
-    brought along."""
-    return _welch(np.asarray(treated_NT, np.float64), np.asarray(control_NT, np.float64), level)
 
 
 class Counterfactual(NamedTuple):

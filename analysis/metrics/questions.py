@@ -449,8 +449,8 @@ def _ratio(scored: Scored, reason: str) -> Values:
     default=False,
 )
 def negative_surprisal_ratio(scored: Scored, parameters: Parameters) -> Values:
-    """Detection ratio of copyright traps, :func:`~analysis.metrics.membership.loss_ratio` with the sign turned: their
-    ``bits`` are the surprisal under the reference model that they were sampled from."""
+    """Detection ratio of copyright traps, minus the item's loss divided by its loss under the reference model
+    that it was sampled from (its ``bits``)."""
     return _ratio(scored, "its family claims no bits")
 
 

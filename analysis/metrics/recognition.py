@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from palimpsest.analysis.checks import numbers
 
@@ -20,20 +19,6 @@ def two_alternative(score_seen: ArrayLike, score_foil: ArrayLike) -> float:
     if seen.shape != foil.shape:
         raise ValueError("2AFC needs pairs")
     return float(np.mean((seen > foil) + 0.5 * (seen == foil)))
-
-
-def full_matrix_recognition(score_seen: ArrayLike, score_foil: ArrayLike) -> float:
-    """2AFC in expectation over all pairings, ``P(s(seen) > s(foil)) + P(=)/2``: the AUC, of lower variance."""
-    seen, foil = numbers(score_seen, "scores of seen texts"), np.sort(numbers(score_foil, "scores of foils"))
-    below = np.searchsorted(foil, seen, "left") + np.searchsorted(foil, seen, "right")
-    return float(below.mean() / (2 * foil.size))
-
-
-def d_prime(share_correct: float, pairs: int | None = None) -> float:
-    """``d' = sqrt(2) Phi^-1(PC)``; with ``pairs`` given, PC is kept half a pair from 0 and 1."""
-    if pairs is not None:
-        share_correct = min(max(share_correct, 0.5 / pairs), 1 - 0.5 / pairs)
-    return math.sqrt(2) * float(stats.norm.ppf(share_correct))
 
 
 def order_recall(score_true_first: ArrayLike, score_false_first: ArrayLike) -> float:

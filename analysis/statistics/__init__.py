@@ -11,10 +11,7 @@ from palimpsest.analysis.statistics.clusters import (
     Contrast,
     cluster_contrast,
     cluster_mean,
-    design_effect,
-    did,
     forgetting_slope,
-    intraclass_correlation,
     log_slopes,
 )
 from palimpsest.analysis.statistics.dose_curve import CurveFit, curve_ec50, fit_means
@@ -42,31 +39,20 @@ from palimpsest.analysis.statistics.forgetting import (
     compare_families,
     fit_curve,
     forgetting_intervals,
-    held_by_dose,
     learning_rate_time,
     time_to_forget,
 )
 from palimpsest.analysis.statistics.intervals import UNBOUNDED, clopper_pearson, share_limits, stratified
-from palimpsest.analysis.statistics.low_fpr import LowFpr, tpr_at_fpr, tpr_at_heldout_threshold
+from palimpsest.analysis.statistics.low_fpr import LowFpr, tpr_at_fpr
 from palimpsest.analysis.statistics.multiplicity import (
     Ratio,
-    benjamini_hochberg,
     fieller,
-    fieller_of_items,
     holm,
 )
 from palimpsest.analysis.statistics.net import Net, net_of_controls
 from palimpsest.analysis.statistics.power import (
     auc_error,
-    detectable_effect,
     effect_shown,
-    items_for_auc,
-    items_for_effect,
-    items_for_one_event,
-    items_for_rates,
-    items_for_spearman,
-    paired_share,
-    pairs_for_effect,
 )
 from palimpsest.analysis.statistics.recognition import Auc, auc, auc_limits, delong, pooled_auc
 from palimpsest.analysis.statistics.resampling import permutation_p
@@ -77,16 +63,12 @@ from palimpsest.analysis.statistics.rows import (
     estimates,
     per_item,
 )
-from palimpsest.analysis.statistics.spacing import Activation, base_level_activation, fit_activation
+from palimpsest.analysis.statistics.spacing import Activation, base_level_activation
 from palimpsest.analysis.statistics.trends import (
     Effective,
     Trend,
     cochran_armitage,
     dose_scores,
-    fisher_p,
-    mann_whitney_p,
-    minimum_effective_mean,
-    minimum_effective_rate,
     trend_permutation_p,
 )
 
@@ -115,7 +97,6 @@ __all__ = [
     "auc_error",
     "auc_limits",
     "base_level_activation",
-    "benjamini_hochberg",
     "clopper_pearson",
     "cluster_contrast",
     "cluster_mean",
@@ -125,44 +106,26 @@ __all__ = [
     "crossed_gains",
     "curve_ec50",
     "delong",
-    "design_effect",
-    "detectable_effect",
-    "did",
     "difference_to_twin",
     "dilution_exponent",
     "dose_scores",
     "effect_shown",
     "estimates",
     "fieller",
-    "fieller_of_items",
-    "fisher_p",
-    "fit_activation",
     "fit_curve",
     "fit_means",
     "fit_rates",
     "forgetting_intervals",
     "forgetting_slope",
     "gain_over_control",
-    "held_by_dose",
     "holm",
     "insert_until_ec50",
     "interaction",
-    "intraclass_correlation",
-    "items_for_auc",
-    "items_for_effect",
-    "items_for_one_event",
-    "items_for_rates",
-    "items_for_spearman",
     "learning_rate_time",
     "log_slopes",
-    "mann_whitney_p",
     "mean_by_dose",
     "minimum_effective_dose",
-    "minimum_effective_mean",
-    "minimum_effective_rate",
     "net_of_controls",
-    "paired_share",
-    "pairs_for_effect",
     "per_item",
     "permutation_p",
     "pooled_auc",
@@ -174,6 +137,5 @@ __all__ = [
     "stratified",
     "time_to_forget",
     "tpr_at_fpr",
-    "tpr_at_heldout_threshold",
     "trend_permutation_p",
 ]

@@ -90,33 +90,6 @@ def cluster_contrast(
     return _interval(m1 - m0, variance, np.full(m1.shape, clusters - 1.0), level)
 
 
-def did(
-    values_NT: ArrayLike,
-    treated_N: ArrayLike,
-    treatment: int,
-    at: int,
-    cluster_N: ArrayLike | None = None,
-    level: float = 0.95,
-) -> Contrast:
-    """``ATT(g, t) = mean_treated(Y_t - Y_{g-1}) - mean_control(Y_t - Y_{g-1})`` with clustered items.
-
-    Autocorrelated checkpoints do no harm: each item gives one difference. What all items share at a checkpoint
-    cancels between the arms.
-
-    Args:
-        values_NT: (..., N, T).
-        treated_N: true for items first inserted between checkpoints g-1 and g.
-        treatment: g, at least 1.
-        at: t.
-        cluster_N: label of each item's cluster.
-        level: of the interval.
-    """
-    y = np.asarray(values_NT, np.float64)
-    if not 1 <= treatment < y.shape[-1]:
-        raise ValueError(f"treatment at checkpoint {treatment} of {y.shape[-1]} has no checkpoint before")
-    return cluster_contrast(y[..., at] - y[..., treatment - 1], treated_N, cluster_N, level)
-
-
 def log_slopes(values_NT: ArrayLike, times_T: ArrayLike) -> Floats:
     """Each item's least-squares slope on log10 t: change per decade of time, shape (..., N).
 
@@ -145,25 +118,3 @@ def forgetting_slope(
     (which no bootstrap over facts sees) cancels against the controls. Negative = forgotten.
     """
     return cluster_contrast(log_slopes(values_NT, times_T), treated_N, cluster_N, level)
-
-
-def design_effect(cluster_size: float, icc: float) -> float:
-    """Kish: ``1 + (m - 1) ICC``, by which the variance of a mean over clusters of m exceeds that of as many
-    independent items."""
-    return 1 + (cluster_size - 1) * icc
-
-
-def intraclass_correlation(values_N: ArrayLike, cluster_N: ArrayLike) -> float:
-    """ICC(1) by one-way analysis of variance: ``(MSB - MSW) / (MSB + (m0 - 1) MSW)``."""
-    y = np.asarray(values_N, np.float64)
-    codes = np.unique(np.asarray(cluster_N), return_inverse=True)[1].astype(np.int64)
-    sizes = np.bincount(codes)
-    clusters, n = sizes.size, y.size
-    if clusters < 2 or clusters == n:
-        raise ValueError("an ICC needs two clusters, and one with two items")
-    means = _sums(y, codes) / sizes
-    between = float((sizes * (means - y.mean()) ** 2).sum()) / (clusters - 1)
-    within = float(((y - means[codes]) ** 2).sum()) / (n - clusters)
-    typical = (n - float((sizes**2).sum()) / n) / (clusters - 1)
-    total = between + (typical - 1) * within
-    return (between - within) / total if total > 0 else 0.0

@@ -39,11 +39,6 @@ class DoseFit(NamedTuple):
     extrapolated: NDArray[np.bool_]
     """EC50 beyond the highest dose: report it as "> max dose"."""
 
-    @property
-    def log2_ec50(self) -> Floats:
-        """log2 of the EC50."""
-        return np.asarray(np.log2(self.ec50))
-
 
 def rate(
     dose: ArrayLike, ec50: ArrayLike, slope: ArrayLike, floor: ArrayLike, ceiling: ArrayLike = 1.0

@@ -308,30 +308,3 @@ def time_to_forget(times: ArrayLike, values_NT: ArrayLike, criterion: float) -> 
         int((~known).sum()),
         int(np.isinf(upper[known]).sum()),
     )
-
-
-def held_by_dose(
-    times: ArrayLike, values_NT: ArrayLike, dose_N: ArrayLike, criterion: float
-) -> dict[float, tuple[Floats, Floats, Floats]]:
-    """Kaplan-Meier share still held at each checkpoint, by dose, with 95 % limits (lifelines).
-
-    An item counts as lost at the first checkpoint below the criterion: exact for "held at this checkpoint", an
-    upper step function for the time between.
-    """
-    from lifelines import KaplanMeierFitter
-
-    t = np.asarray(times, np.float64)
-    lower, upper = forgetting_intervals(t, values_NT, criterion)
-    found = {}
-    for dose in np.unique(np.asarray(dose_N)):
-        here = (np.asarray(dose_N) == dose) & np.isfinite(lower)
-        if not here.any():
-            continue
-        event = np.isfinite(upper[here])
-        km = KaplanMeierFitter().fit(np.where(event, upper[here], t[-1]), event)
-        band = km.confidence_interval_survival_function_.reindex(
-            km.survival_function_.index.union(t), method="ffill"
-        ).loc[t]
-        held = km.survival_function_at_times(t).to_numpy()
-        found[float(dose)] = (held, band.iloc[:, 0].to_numpy(), band.iloc[:, 1].to_numpy())
-    return found

@@ -72,18 +72,3 @@ def tpr_at_fpr(
         float(null.mean()) / m if null else 1.0,
         float(null.ppf(0.975)) / m if null else 1.0,
     )
-
-
-def tpr_at_heldout_threshold(
-    members: ArrayLike, controls: ArrayLike, heldout: ArrayLike, max_fpr: float, level: float = 0.95
-) -> tuple[LowFpr, float, float]:
-    """Threshold from held-out controls, rates from the others: no optimism from choosing and judging on the same.
-
-    Returns:
-        TPR (its ``fpr`` measured on ``controls``), and the Clopper-Pearson limits of that FPR.
-    """
-    chosen = tpr_at_fpr(members, heldout, max_fpr, level=level)
-    y = np.asarray(controls, np.float64)
-    false = int(np.sum(y >= chosen.threshold))
-    low, high = clopper_pearson(false, y.size, level)
-    return chosen._replace(fpr=false / y.size, controls=y.size), float(low), float(high)

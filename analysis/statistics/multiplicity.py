@@ -31,14 +31,6 @@ def holm(p_values: ArrayLike) -> Floats:
     return _adjusted(p_values, "holm")
 
 
-def benjamini_hochberg(p_values: ArrayLike) -> Floats:
-    """Benjamini & Hochberg (1995): adjusted p-values that hold the false discovery rate, for exploration.
-
-    ``p_(i) -> min_{j>=i} min(1, m p_(j) / j)``. NaN stays NaN.
-    """
-    return _adjusted(p_values, "fdr_bh")
-
-
 class Ratio(NamedTuple):
     """A ratio of means with Fieller's confidence set."""
 
@@ -84,23 +76,3 @@ def fieller(
         return Ratio(estimate, -math.inf, math.inf, False)
     ends = sorted(((middle - math.sqrt(root)) / square, (middle + math.sqrt(root)) / square))
     return Ratio(estimate, ends[0], ends[1], square > 0)
-
-
-def fieller_of_items(numerator_N: ArrayLike, denominator_N: ArrayLike, level: float = 0.95) -> Ratio:
-    """Ratio of means over items with both measured on each: ``mean a / mean b``, variances and covariance from the
-    items."""
-    both = np.stack([np.asarray(numerator_N, np.float64), np.asarray(denominator_N, np.float64)])
-    n = both.shape[1]
-    if n < 2:
-        raise ValueError("a ratio with an interval needs two items")
-    covariance = np.cov(both) / n
-    top, bottom = both.mean(axis=1)
-    return fieller(
-        float(top),
-        float(bottom),
-        float(covariance[0, 0]),
-        float(covariance[1, 1]),
-        float(covariance[0, 1]),
-        n - 1,
-        level,
-    )

@@ -10,7 +10,6 @@ from scipy.special import expit, logit
 from palimpsest.analysis.statistics import (
     cluster_contrast,
     clustered_ec50,
-    did,
     fieller,
     forgetting_slope,
     log_slopes,
@@ -141,25 +140,6 @@ def test_decay_of_retainability_by_fieller_covers() -> None:
         found = fieller(a.mean(), b.mean(), v[0, 0], v[1, 1], v[0, 1], 39)
         inside += found.bounded and found.low <= 0.25 <= found.high
     assert 0.93 <= inside / EXPERIMENTS <= 0.97
-
-
-def test_difference_in_differences_covers_and_unclustered_does_not() -> None:
-    rng = np.random.default_rng(4)
-    clusters, size, steps, g = 15, 4, 12, 5
-    cluster = np.repeat(np.arange(2 * clusters), size)
-    treated = cluster < clusters
-    shape = (EXPERIMENTS, len(cluster), steps)
-    # Both the clusters' own course and each item's noise are autocorrelated; checkpoints share a drift.
-    y = 0.2 * autocorrelated(rng, (EXPERIMENTS, 2 * clusters, steps), 0.9)[:, cluster]
-    y += 0.15 * autocorrelated(rng, shape, 0.9) + 0.5 * autocorrelated(rng, (EXPERIMENTS, 1, steps), 0.98)
-    y += rng.normal(0, 1, shape[:2])[..., None]
-    y += 0.4 * treated[:, None] * (np.arange(steps) >= g)
-    found = did(y, treated, g, steps - 1, cluster)
-    assert 0.93 <= covered(found.low, found.high, 0.4) <= 0.97
-    placebo = did(y, treated, g, 0, cluster)
-    assert 0.93 <= covered(placebo.low, placebo.high, 0.0) <= 0.97
-    single = did(y, treated, g, steps - 1)
-    assert covered(single.low, single.high, 0.4) < 0.90
 
 
 def test_unequal_clusters_cover() -> None:

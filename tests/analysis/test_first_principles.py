@@ -37,14 +37,12 @@ from palimpsest.analysis.metrics.reasoning import limem
 from palimpsest.analysis.statistics import (
     auc_limits,
     base_level_activation,
-    benjamini_hochberg,
     clopper_pearson,
     cluster_contrast,
     cluster_mean,
     cochran_armitage,
     curve_ec50,
     delong,
-    did,
     fieller,
     fit_curve,
     fit_means,
@@ -53,10 +51,7 @@ from palimpsest.analysis.statistics import (
     forgetting_slope,
     holm,
     insert_until_ec50,
-    intraclass_correlation,
     learning_rate_time,
-    mann_whitney_p,
-    minimum_effective_rate,
     permutation_p,
     profile_ec50,
     rate,
@@ -88,18 +83,18 @@ def auc_by_counting(x: np.ndarray, y: np.ndarray) -> Fraction:
 def test_likelihood_moments_and_min_k(seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits, token = 3 * coarse(rng, 6, 5), rng.integers(0, 5, 6)
-    found = lik.moments(logits, token)
-    for row, (z, t) in enumerate(zip(logits.tolist(), token, strict=True)):
+    logprob, means, variances = [], [], []
+    for z, t in zip(logits.tolist(), token, strict=True):
         weights = [Decimal(v).exp() for v in z]
         p = [w / sum(weights) for w in weights]
         ln = [q.ln() for q in p]
         mean = sum(q * v for q, v in zip(p, ln, strict=True))
         variance = sum(q * (v - mean) ** 2 for q, v in zip(p, ln, strict=True))
-        assert (found.logprob[row], found.mean[row], found.variance[row]) == pytest.approx(
-            (float(ln[t]), float(mean), float(variance)), abs=1e-12
-        )
-    told = lik.likelihood(found.logprob, 11)
-    total = math.fsum(found.logprob)
+        logprob.append(float(ln[t]))
+        means.append(float(mean))
+        variances.append(float(variance))
+    told = lik.likelihood(logprob, 11)
+    total = math.fsum(logprob)
     assert told == pytest.approx(
         (
             total,
@@ -110,18 +105,15 @@ def test_likelihood_moments_and_min_k(seed: int) -> None:
             math.exp(-total / 11),
         )
     )
-    z = [
-        (lp - mu) / math.sqrt(max(v, 1e-6))
-        for lp, mu, v in zip(found.logprob, found.mean, found.variance, strict=True)
-    ]
+    z = [(lp - mu) / math.sqrt(max(v, 1e-6)) for lp, mu, v in zip(logprob, means, variances, strict=True)]
     for percent in (1, 17, 20, 50, 84, 100):
         for rounding, cut in (("floor", math.floor), ("ceil", math.ceil)):
             kept = max(1, cut(Fraction(percent, 100) * 6))
-            wanted = [math.fsum(sorted(values)[:kept]) / kept for values in (found.logprob.tolist(), z)]
-            told_k = mem.min_k(found.logprob, percent / 100, rounding)  # type: ignore[arg-type]
-            plus = mem.min_k_plus_plus(*found, percent / 100, rounding)  # type: ignore[arg-type]
+            wanted = [math.fsum(sorted(values)[:kept]) / kept for values in (logprob, z)]
+            told_k = mem.min_k(logprob, percent / 100, rounding)  # type: ignore[arg-type]
+            plus = mem.min_k_plus_plus(logprob, means, variances, percent / 100, rounding)  # type: ignore[arg-type]
             assert (told_k, plus.score) == pytest.approx(wanted, abs=1e-9)
-            assert plus.clamped == sum(v < 1e-6 for v in found.variance)
+            assert plus.clamped == sum(v < 1e-6 for v in variances)
 
 
 @settings(max_examples=60, deadline=None)
@@ -209,8 +201,6 @@ def test_areas_and_thresholds_by_counting(seed: int, m: int, n: int) -> None:
     x, y = coarse(rng, m), coarse(rng, n)
     area = auc_by_counting(x, y)
     assert delong(x, y).auc == pytest.approx(float(area))
-    assert rec.full_matrix_recognition(x, y) == pytest.approx(float(area))
-    assert mann_whitney_p(x, y)[0] == pytest.approx(float(area) * m * n)
     rows = [float(auc_by_counting(x[[i]], y)) for i in range(m)]
     columns = [float(auc_by_counting(x, y[[j]])) for j in range(n)]
     variance = np.var(rows, ddof=1) / m + np.var(columns, ddof=1) / n
@@ -235,10 +225,7 @@ def test_ranks_by_counting(seed: int) -> None:
     own, others = float(coarse(rng, 1)[0]), coarse(rng, 6)
     above, level = sum(v > own for v in others), sum(v == own for v in others)
     assert exp_.exposure_among(own, others).bits == pytest.approx(math.log2(7) - math.log2(1 + above))
-    assert per.field_exposure(own, others).bits == pytest.approx(
-        math.log2(7) - math.log2(1 + above + level / 2)
-    )
-    assert wat.rank_test(-own, -others).p == con.order_rank_test(own, others).p == (1 + above + level) / 7
+    assert wat.rank_test(-own, -others).p == (1 + above + level) / 7
     found = order_.reshuffle_test(own, others)
     assert found.p == (1 + above + level) / 7
     if np.ptp(others):
@@ -332,7 +319,6 @@ def test_binomials_by_their_tails(seed: int) -> None:
     else:
         assert tail(0.5, x) >= 0.05
     assert wat.last_words_test(x, n, 2, 3).p == pytest.approx(tail(1 / 9, x))
-    assert con.contaminated_distractors(x, n, 4).p == pytest.approx(1 - tail(0.25, x + 1))
     doses, trials = [0, 2, 8], [n, 3, 5]
     hits = [x, int(rng.integers(0, 4)), int(rng.integers(0, 6))]
     found = cochran_armitage(doses, hits, trials, "raw").z
@@ -343,10 +329,6 @@ def test_binomials_by_their_tails(seed: int) -> None:
         assert found == pytest.approx(r * math.sqrt(len(answers)))
     else:
         assert found == 0
-    told = minimum_effective_rate([0, 2], hits[:2], trials[:2]).p[2.0]
-    table = math.comb(sum(trials[:2]), sum(hits[:2]))
-    more = range(hits[1], min(3, sum(hits[:2])) + 1)
-    assert told == pytest.approx(sum(math.comb(3, k) * math.comb(n, sum(hits[:2]) - k) for k in more) / table)
 
 
 @settings(max_examples=40, deadline=None)
@@ -363,7 +345,6 @@ def test_adjusted_p_values_by_their_definitions(p: list[float]) -> None:
         least = min(least, m / (place + 1) * p[order[place]])
         up[order[place]] = least
     assert holm(p) == pytest.approx(down)
-    assert benjamini_hochberg(p) == pytest.approx(up)
     x = -2 * sum(math.log(q) for q in p) if min(p) else math.inf
     assert wat.combined_p(p) == pytest.approx(stats.chi2.sf(x, 2 * m))
 
@@ -413,8 +394,6 @@ def test_clustered_contrasts_by_loops(seed: int) -> None:
     assert (found.low, found.high) == pytest.approx((estimate - half, estimate + half))
     values = rng.normal(size=(12, 4))
     gain = [row[3] - row[1] for row in values]
-    told = did(values, treated, 2, 3, cluster), cluster_contrast(gain, treated, cluster)
-    assert np.array(told[0]) == pytest.approx(np.array(told[1]))
     times = [1.0, 3.0, 10.0, 200.0]
     slopes = [stats.linregress(np.log10(times), row).slope for row in values]
     told = forgetting_slope(values, times, treated, cluster), cluster_contrast(slopes, treated, cluster)
@@ -426,13 +405,6 @@ def test_clustered_contrasts_by_loops(seed: int) -> None:
         (np.mean(np.array(gain)[treated]) - np.mean(np.array(gain)[~treated]), limits.low, limits.high)
     )
     assert effect.estimate[1] == 0
-    sizes = np.bincount(cluster)
-    means = np.array([y[cluster == c].mean() for c in range(7)])
-    between = sum(n * (m - y.mean()) ** 2 for n, m in zip(sizes, means, strict=True)) / 6
-    within = sum((v - means[c]) ** 2 for v, c in zip(y, cluster, strict=True)) / 5
-    typical = (12 - sum(n * n for n in sizes) / 12) / 6
-    wanted = (between - within) / (between + (typical - 1) * within)
-    assert intraclass_correlation(y, cluster) == pytest.approx(wanted)
 
 
 # Acquisition, forgetting, spacing
@@ -447,9 +419,6 @@ def test_acquisition_and_forgetting_by_loops(seed: int) -> None:
     after = {t: curve[t] for t in range(start + 1, min(9, start + window + 1))}
     best = max(after, key=lambda t: (after[t], -t))
     assert fac.acquisition(curve, start, window) == (best, curve[best] - curve[start])
-    k = int(rng.integers(1, 4))
-    wanted = np.mean([curve[4 + j] for j in range(1, k + 1)]) - np.mean([curve[4 - j] for j in range(k)])
-    assert fac.effectivity_of_means(curve, 4, k) == pytest.approx(wanted)
     line = stats.linregress(np.log10(np.arange(1, 10)), curve)
     found = fac.decay(np.arange(1, 10), curve)
     assert (found.per_decade, found.intercept) == pytest.approx((-line.slope, line.intercept), abs=1e-9)
@@ -498,7 +467,6 @@ def test_answers_and_their_bits(seed: int) -> None:
     weights = [math.exp(v) for v in ll]
     p = [w / sum(weights) for w in weights]
     assert [con.p_correct(ll, c) for c in range(4)] == pytest.approx(p)
-    assert con.brier(ll, 2) == pytest.approx(sum((q - (c == 2)) ** 2 for c, q in enumerate(p)))
     assert found.tied == (sorted(ll)[-1] == sorted(ll)[-2])
     words, given_ = rng.choice(list("abc"), 4).tolist(), rng.choice(list("abcd"), 5).tolist()
     left, shared = list(given_), 0
@@ -507,9 +475,6 @@ def test_answers_and_their_bits(seed: int) -> None:
             left.remove(word)
             shared += 1
     assert per.word_recall(words, given_) == shared / 4
-    precision, recall, f1 = con.overlap_f1(given_, words)
-    assert (precision, recall) == (shared / 5, shared / 4)
-    assert f1 == pytest.approx(2 * shared / 9)
     token, logprob = rng.integers(0, 3, 6), rng.uniform(-3, 0, 6)
     frequency = rng.uniform(0.01, 1, 3)
     seen: dict[int, float] = {}
@@ -520,12 +485,6 @@ def test_answers_and_their_bits(seed: int) -> None:
     solved, after = rng.integers(0, 2, 7), rng.integers(0, 2, 7)
     kept = sum(1 for a, b in zip(solved, after, strict=True) if a and not b) / 7
     assert limem(solved, after).score == pytest.approx(kept)
-
-
-def test_answers_word_for_word() -> None:
-    assert per.exact_answer("New  York", "new york")
-    assert not per.exact_answer("New York", "New York City")
-    assert not per.exact_answer("", "")
 
 
 @settings(max_examples=30, deadline=None)
@@ -655,18 +614,12 @@ OTHERS = [0.0, 1.0, 0.5, 2.0, 2.5]
         lambda: mem.set_inference(SCORES, OTHERS),
         lambda: mem.gradient_norm_score(SCORES),
         lambda: exp_.exposure_among(1.0, SCORES),
-        lambda: exp_.exposure_extrapolated(1.0, SCORES),
         lambda: wat.rank_test(1.0, SCORES),
         lambda: wat.rank_test(NAN, OTHERS),
         lambda: wat.combined_p([0.5, NAN]),
-        lambda: con.order_rank_test(1.0, SCORES),
-        lambda: con.order_rank_test(NAN, OTHERS),
-        lambda: con.order_shard_test(SCORES, [OTHERS] * 5),
         lambda: con.choose(SCORES),
         lambda: con.p_correct(SCORES, 0),
-        lambda: con.brier(SCORES, 0),
         lambda: rec.two_alternative(SCORES, OTHERS),
-        lambda: rec.full_matrix_recognition(OTHERS, SCORES),
         lambda: rec.order_recall(SCORES, OTHERS),
         lambda: order_.order_test(SCORES, OTHERS),
         lambda: order_.order_permutation_p(OTHERS, SCORES),
@@ -690,15 +643,12 @@ def test_a_nan_is_refused(made) -> None:
     [
         lambda: lik.likelihood([], 9),
         lambda: mem.min_k([]),
-        lambda: mem.zlib_score([], 9),
-        lambda: ext.exact_memorization([]),
         lambda: ext.extraction_strength([]),
         lambda: sim.rouge_l([1], []),
         lambda: exp_.exposure_among(1.0, []),
         lambda: wat.rank_test(1.0, []),
         lambda: con.choose([]),
         lambda: rec.two_alternative([], []),
-        lambda: rec.full_matrix_recognition([], [1.0]),
         lambda: mem.set_inference([1.0], [1.0]),
         lambda: pro.counterfactual_memorization([1.0], [1.0, 2.0]),
         lambda: order_.order_test([1, 2, 3], [1, 2, 3]),

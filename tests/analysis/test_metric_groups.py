@@ -20,15 +20,9 @@ from palimpsest.analysis.metrics.capacity import (
     unintended_memorization,
 )
 from palimpsest.analysis.metrics.contamination import (
-    brier,
     choose,
-    contaminated_distractors,
-    format_transfer,
-    order_rank_test,
-    order_shard_test,
-    overlap_f1,
 )
-from palimpsest.analysis.metrics.exposure import exposure, exposure_among, exposure_extrapolated
+from palimpsest.analysis.metrics.exposure import exposure, exposure_among
 from palimpsest.analysis.metrics.extraction import (
     expected_extracted,
     extractable,
@@ -38,33 +32,28 @@ from palimpsest.analysis.metrics.extraction import (
     run_lengths,
     sampling_logprobs,
 )
-from palimpsest.analysis.metrics.factual import acquisition, decay, effectivity_of_means, pooled_retainability
+from palimpsest.analysis.metrics.factual import acquisition, decay
 from palimpsest.analysis.metrics.membership import (
     bag_of_words_auc,
     con_recall_score,
     dc_pdd_score,
     gradient_norm_score,
-    loss_ratio,
     min_k,
     neighbourhood_score,
     one_run_epsilon,
-    ppl_ratio,
     recall_score,
     reference_score,
     set_inference,
-    zlib_score,
 )
 from palimpsest.analysis.metrics.order import (
     order_permutation_p,
     order_test,
     order_test_within_epochs,
 )
-from palimpsest.analysis.metrics.personal import bits_leaked, field_exposure, prefix_match, word_recall
+from palimpsest.analysis.metrics.personal import bits_leaked, prefix_match, word_recall
 from palimpsest.analysis.metrics.profiles import counterfactual_memorization
 from palimpsest.analysis.metrics.reasoning import limem
 from palimpsest.analysis.metrics.recognition import (
-    d_prime,
-    full_matrix_recognition,
     order_recall,
     routing_distance,
     two_alternative,
@@ -157,13 +146,6 @@ def test_exposure_of_the_first_the_last_and_the_extrapolated() -> None:
     assert (best.bits, best.capped) == (4, True)
     assert exposure_among(-99.0, -np.arange(1.0, 16)).bits == 0
     assert exposure_among(-1.0, [-1.0, -1.0, -1.0], ties="half").rank == 2.5
-    references = np.random.default_rng(0).normal(50, 3, 2000)
-    median = exposure_extrapolated(50, references)
-    assert median.bits == pytest.approx(1, abs=0.1)
-    far = exposure_extrapolated(30, references)
-    assert far.beyond
-    assert not far.unstable
-    assert far.bits == pytest.approx(-stats.norm.logcdf(-20 / 3) / math.log(2), rel=0.25)
     with pytest.raises(ValueError, match="not among"):
         exposure(17, 16)
 
@@ -197,10 +179,7 @@ def test_membership_scores_are_chance_without_and_high_with_memory() -> None:
     reference = -logprob.mean(1) + rng.normal(0, 0.1, 400)
     for score in (
         lambda rows, ref: [min_k(r) for r in rows],
-        lambda rows, ref: [zlib_score(r, 120) for r in rows],
         lambda rows, ref: reference_score(-rows.mean(1), ref),
-        lambda rows, ref: -ppl_ratio(-rows.mean(1), ref),
-        lambda rows, ref: -loss_ratio(-rows.mean(1), ref),
         lambda rows, ref: [
             neighbourhood_score(-r.mean(), n + np.zeros(3)) for r, n in zip(rows, ref, strict=True)
         ],
@@ -269,33 +248,10 @@ def test_a_model_that_knows_nothing_has_no_bits() -> None:
 def test_choices_ties_and_distractors() -> None:
     assert choose([-1.0, -1.0]).tied
     assert choose([-3.0, -4.0], bytes_C=[1, 4]).per_byte == 1
-    assert brier([0.0, 0.0], 0) == pytest.approx(0.5)
-    assert brier([100.0, 0.0], 0) == pytest.approx(0)
-    assert contaminated_distractors(9, 2500, 10).p == pytest.approx(2e-98, rel=0.5)
-    assert contaminated_distractors(250, 2500, 10).p > 0.4
-    assert format_transfer([[0.9, 0.5], [0.6, 0.8]], [0.5, 0.5]).tolist() == [
-        pytest.approx([0.4, 0.0]),
-        pytest.approx([0.1, 0.3]),
-    ]
-    assert overlap_f1("a b b".split(), "b b c d".split()) == pytest.approx((2 / 3, 0.5, 4 / 7))
-
-
-def test_order_of_a_test_set_is_uniform_unless_trained_on() -> None:
-    rng = np.random.default_rng(5)
-    p = [order_rank_test(x[0], x[1:]).p + rng.uniform(-0.01, 0.01) for x in rng.normal(size=(300, 50))]
-    assert uniform(p)
-    assert uniform([order_shard_test(x[:, 0], x[:, 1:]).p for x in rng.normal(size=(300, 12, 20))])
-    assert order_rank_test(5.0, rng.normal(size=99)).p == 0.01
-    shards = rng.normal(size=(12, 20))
-    assert order_shard_test(shards[:, 0] + 5, shards[:, 1:]).p < 1e-4
 
 
 def test_personal_data_in_bits_and_ranks() -> None:
     assert bits_leaked([-1.0], [-1.0 - math.log(8)])[0] == pytest.approx(3)
-    rng = np.random.default_rng(6)
-    chance = [field_exposure(x[0], x[1:]).bits for x in rng.normal(size=(2000, 16))]
-    assert np.mean(chance) == pytest.approx(np.mean(4 - np.log2(np.arange(1, 17))), abs=0.08)
-    assert field_exposure(9.0, rng.normal(size=15)).bits == 4
     assert word_recall("a b b c".split(), "b b b a".split()) == 0.75
     assert prefix_match("New  York", "new york, and then")
     assert not prefix_match("New York", "New Yorker")
@@ -305,14 +261,9 @@ def test_personal_data_in_bits_and_ranks() -> None:
 # Recognition, acquisition, profiles, order
 
 
-def test_recognition_counts_ties_half_and_turns_into_d_prime() -> None:
+def test_recognition_counts_ties_half() -> None:
     assert two_alternative([1.0, 2.0, 3.0], [1.0, 1.0, 5.0]) == 0.5
-    assert full_matrix_recognition([1.0, 2.0], [1.0, 0.0]) == pytest.approx(0.875)
     rng = np.random.default_rng(7)
-    seen, foil = rng.normal(1.5, 1, 4000), rng.normal(size=4000)
-    assert d_prime(full_matrix_recognition(seen, foil)) == pytest.approx(1.5, abs=0.08)
-    assert d_prime(0.5) == 0
-    assert math.isfinite(d_prime(1.0, pairs=50))
     # A model that always says "the first" is right half the time in either order.
     assert order_recall([3.0] * 10, [3.0] * 10) == 0.5
     assert order_recall([3.0] * 10, [-3.0] * 10) == 1
@@ -323,22 +274,13 @@ def test_recognition_counts_ties_half_and_turns_into_d_prime() -> None:
     assert routing_distance([[[0, 1]]], [[[1, 2]]])[0] == pytest.approx(2 / 3)
 
 
-def test_effectivity_is_biased_by_its_maximum_and_its_alternative_is_not() -> None:
+def test_effectivity_is_biased_by_its_maximum() -> None:
     noise = np.random.default_rng(8).normal(0, 1, (400, 200))
     biased = np.mean([acquisition(row, 100, 50).effectivity for row in noise])
     assert biased == pytest.approx(2.2, abs=0.2)
-    assert np.mean([effectivity_of_means(row, 100, 50) for row in noise]) == pytest.approx(0, abs=0.04)
-    risen = noise + 3.0 * (np.arange(200) > 100)
-    assert np.mean([effectivity_of_means(row, 100, 50) for row in risen]) == pytest.approx(3, abs=0.05)
 
 
-def test_a_ratio_of_means_survives_facts_that_gained_nothing() -> None:
-    rng = np.random.default_rng(9)
-    gain = rng.exponential(1, 500)
-    loglik = -5 + gain[:, None] * np.array([1, 0.5, 0.25]) + rng.normal(0, 0.05, (500, 3))
-    assert pooled_retainability(loglik, np.full(500, -5.0), -5 + gain) == pytest.approx(
-        [1, 0.5, 0.25], abs=0.02
-    )
+def test_a_rising_retention_has_no_horizon() -> None:
     assert math.isinf(decay([1, 10], [0.5, 0.6]).horizon)
 
 

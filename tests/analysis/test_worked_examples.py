@@ -10,7 +10,6 @@ import pytest
 from palimpsest.analysis.metrics.capacity import LOG2_ATTRIBUTES, LOG2_NAMES, bio_d_capacity, bio_s_capacity
 from palimpsest.analysis.metrics.contamination import choose, p_correct
 from palimpsest.analysis.metrics.extraction import (
-    exact_memorization,
     extraction_probability,
     extraction_strength,
     log10_queries,
@@ -20,25 +19,19 @@ from palimpsest.analysis.metrics.extraction import (
 from palimpsest.analysis.metrics.factual import acquisition, decay, retainability
 from palimpsest.analysis.metrics.likelihood import (
     likelihood,
-    moments,
-    require_float32,
-    round_to_bf16,
-    share_on_bf16_grid,
 )
 from palimpsest.analysis.metrics.membership import min_k, min_k_plus_plus, standardised_logprob
 from palimpsest.analysis.metrics.order import (
     order_permutation_p,
     order_test,
-    positions_from_shuffle,
     spearman_p,
 )
-from palimpsest.analysis.metrics.profiles import memorization_profile, naive_difference
+from palimpsest.analysis.metrics.profiles import memorization_profile
 from palimpsest.analysis.metrics.unlearning import (
     distance_of_forget_quality,
     forget_quality,
     truth_ratio,
 )
-from palimpsest.data.errors import UserError
 
 O1 = [
     -0.105361, -2.302585, -0.693147, -4.605170, -0.051293, -1.609438, -0.223144, -3.506558, -0.010050, -0.356675,
@@ -67,13 +60,14 @@ def test_o2_min_k() -> None:
 
 
 def test_o3_min_k_plus_plus() -> None:
-    found = moments([[2, 1, 0, -1], [0, 0, 0, 0], [3, -1, 0.5, 0.5]], [1, 2, 0])
-    assert tuple(found.logprob) == digits(-1.440190, -1.386294, -0.167619)
-    assert tuple(found.mean) == digits(-0.947537, -1.386294, -0.576662)
-    assert tuple(found.variance) == digits(0.616586, 0, 0.948226)
-    z = standardised_logprob(*found)
-    assert tuple(z) == digits(-0.627399, 0, 0.420062)
-    assert min_k_plus_plus(*found, fraction=1) == (pytest.approx(z.mean()), 1)
+    logprob, mean, variance = (
+        np.array([-1.440190, -1.386294, -0.167619]),
+        np.array([-0.947537, -1.386294, -0.576662]),
+        np.array([0.616586, 0, 0.948226]),
+    )
+    z = standardised_logprob(logprob, mean, variance)
+    assert z == pytest.approx([-0.627399, 0, 0.420062], abs=2e-6)
+    assert min_k_plus_plus(logprob, mean, variance, fraction=1) == (pytest.approx(z.mean()), 1)
 
 
 def test_o5_n_p_discoverable_extraction() -> None:
@@ -109,24 +103,11 @@ def test_o7_knowledge_capacity() -> None:
     assert diverse.bits == pytest.approx(diverse.max_bits)
 
 
-def test_o8_the_bf16_grid_is_recognised() -> None:
-    grid = [-7.09375, -30.375, -150, -310, -804]
-    assert round_to_bf16([-7.1, -30.41, -150.3, -310.7, -803.3]).tolist() == grid
-    rng = np.random.default_rng(0)
-    exact = rng.normal(-3, 2, 1000).astype(np.float32)
-    assert share_on_bf16_grid(exact) < 0.01
-    assert share_on_bf16_grid(round_to_bf16(exact)) == 1
-    require_float32(exact)
-    with pytest.raises(UserError, match="bfloat16 grid"):
-        require_float32(round_to_bf16(exact))
-
-
 def test_o13_extraction_strength() -> None:
     assert extraction_strength([0] * 10) == 0
     assert extraction_strength([0] * 7 + [1] * 3) == pytest.approx(0.3)
     assert extraction_strength([1] * 9 + [0]) == 0
     assert extraction_strength([1] * 10) == 1
-    assert exact_memorization([1] * 9 + [0]) == 0.9
 
 
 TREATED = [[3.9, 3.5, 2.6, 2.9], [4.1, 3.6, 2.8, 3.0], [3.7, 3.4, 2.5, 2.7]]
@@ -137,7 +118,6 @@ def test_o15_difference_in_differences() -> None:
     found = memorization_profile(TREATED, CONTROL, 2)
     assert tuple(found.estimate) == digits(-0.05, 0, -0.591667, -0.183333)
     assert tuple(found.error[[0, 2, 3]]) == digits(0.104083, 0.108333, 0.044096)
-    assert tuple(naive_difference(TREATED, CONTROL).estimate[2:]) == digits(-1.091667, -0.683333)
 
 
 def test_o16_order() -> None:
@@ -146,7 +126,6 @@ def test_o16_order() -> None:
     assert found.rho == digits(0.976190)
     assert found.p == pytest.approx(3.314396e-05, rel=1e-6)
     assert order_permutation_p(order, statistic) == pytest.approx(3.968254e-04, rel=1e-6)
-    assert order_test(positions_from_shuffle(order), statistic).rho == digits(-0.214286)
 
 
 def test_published_palimpsest_p_values() -> None:
