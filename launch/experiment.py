@@ -87,6 +87,8 @@ class ReportConfig:
     suffix_tokens: int
     metrics: tuple[str, ...]
     """More of ``analysis.metrics`` than the default ones."""
+    contrasts: tuple[str, ...]
+    """Arms or levels to compare, each ``FIRST vs SECOND``; none: every pair of levels of each factor."""
     out: Path | None
     """Directory of the report; None: ``report/`` of the run. Elsewhere, reading is all that the run must allow."""
 

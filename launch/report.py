@@ -52,6 +52,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
         spans=corpus.load_tokenizer(experiment.corpus_directory).encode_offsets,
         parameters=Parameters(prefix=experiment.report.prefix_tokens, suffix=experiment.report.suffix_tokens),
         metrics=experiment.report.metrics,
+        contrasts=experiment.report.contrasts,
     )
     with artifact.writing(
         place(experiment),

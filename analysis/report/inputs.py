@@ -54,6 +54,8 @@ class ReportInputs:
     """The metric that decides, named before looking."""
     metrics: Sequence[str] = ()
     """More of ``analysis.metrics`` than its default ones, by name."""
+    contrasts: Sequence[str] = ()
+    """Arms or levels to compare, each ``FIRST vs SECOND``; none: every pair of levels of each factor."""
     alpha: float = 0.05
     """Level of the closed test over doses."""
     permutations: int = 1999

@@ -10,7 +10,7 @@ import polars as pl
 
 from palimpsest.analysis.figures.export import csv_of, write
 from palimpsest.analysis.metrics import METRICS
-from palimpsest.analysis.report import attacks, design, forgetting, sections
+from palimpsest.analysis.report import attacks, contrasts, design, forgetting, sections
 from palimpsest.analysis.report.answer import answer, summary
 from palimpsest.analysis.report.browser import embed
 from palimpsest.analysis.report.facts import split_facts
@@ -27,8 +27,8 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
 
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
     ``estimates.csv``, ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet``, ``summary.json`` and ``coverage.md``;
-    ``strata.csv`` where families have several, ``arms.csv`` where arms differ in more than dose, and ``questions.csv``
-    where items are asked more than their text.
+    ``strata.csv`` where families have several, ``arms.csv`` and ``contrasts.csv`` where arms differ in more than dose,
+    and ``questions.csv`` where items are asked more than their text.
 
     Args:
         inputs: what to report on.
@@ -44,6 +44,9 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     write(directory / "estimates.csv", csv_of(results.estimates).encode())
     if results.arms.height:
         write(directory / "arms.csv", csv_of(results.arms).encode())
+    against = contrasts.arm_contrasts(results.rows.filter(pl.col("step") == results.step), inputs)
+    if against.height:
+        write(directory / "contrasts.csv", csv_of(against).encode())
     write(directory / "ec50.csv", csv_of(results.ec50).encode())
     if results.strata.height:
         write(directory / "strata.csv", csv_of(results.strata).encode())
@@ -59,7 +62,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
         browser=embed(inputs, results),
         answer=found,
         figures=sections.draw(inputs, results, directory),
-        tables=_tables(inputs, results, kept),
+        tables=_tables(inputs, results, kept) | {"contrasts": contrasts.contrasts_table(inputs, against)},
         forgetting_text=forgetting.forgetting_text(kept),
         questions=question_tables(inputs, results.questions, results.step),
         named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],

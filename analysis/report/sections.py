@@ -284,7 +284,7 @@ def arms_table(inputs: ReportInputs, results: Results) -> Table:
         ["arm", "n", "controls", run, "p"],
         body,
         f"By arm: gain over dose 0 ({METRICS[inputs.primary].unit}), {run}. Exploratory: the p are not corrected "
-        "for the number of arms, and arms are compared with dose 0, not with each other.",
+        "for the number of arms.",
     )
 
 

@@ -1,0 +1,151 @@
+"""Arm against arm: contrasts between the levels of a factor, or between named arms."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import polars as pl
+
+from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.report.answer import interval, p_value, shown, sizes
+from palimpsest.analysis.report.inputs import ReportInputs
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.statistics import ESTIMATE_SCHEMA, difference_to_twin, gain_over_control, holm
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.arms import FACTORS
+
+_BETWEEN = re.compile(rf", (?=(?:{'|'.join(FACTORS)}) )")
+SCHEMA = {"contrast": pl.String, **ESTIMATE_SCHEMA, "p_holm": pl.Float64}
+"""An estimate row a contrast: ``n`` counts the items of its first side, ``n_control`` those of its second; ``p`` is
+two-sided, ``p_holm`` corrected for all contrasts of the table."""
+
+
+class Contrast(NamedTuple):
+    """Two sides, each a set of parts that an arm's name must have: ``dose 4``, ``phase 0-0.5``, or a whole name."""
+
+    first: frozenset[str]
+    second: frozenset[str]
+
+    def __str__(self) -> str:
+        return " vs ".join(", ".join(sorted(side)) for side in self)
+
+
+def parts(arm: str) -> frozenset[str]:
+    """The levels that an arm's name says: ``dose 4, phase 0-0.5`` -> ``dose 4`` and ``phase 0-0.5``."""
+    return frozenset(_BETWEEN.split(arm))
+
+
+def chosen(declared: Sequence[str], arms: Sequence[str]) -> list[Contrast]:
+    """The contrasts of a report.
+
+    Args:
+        declared: ``report.contrasts``, each ``FIRST vs SECOND``; a side is a level (``phase 0-0.5``), several levels
+            with a comma between them, or the name of an arm.
+        arms: names of all arms.
+
+    Returns:
+        Those declared; if none is, every pair of levels of each factor that varies (the dose excepted).
+
+    Raises:
+        UserError: for a contrast without two sides, and for a side that no arm matches.
+    """
+    if declared:
+        return [_declared(text, arms) for text in declared]
+    found = []
+    for factor in FACTORS:
+        levels = sorted({part for arm in arms for part in parts(arm) if part.startswith(f"{factor} ")})
+        found += [Contrast(frozenset({b}), frozenset({a})) for a, b in itertools.combinations(levels, 2)]
+    return found
+
+
+def _declared(text: str, arms: Sequence[str]) -> Contrast:
+    sides = [side.strip() for side in text.split(" vs ")]
+    if len(sides) != 2 or not all(sides):
+        raise UserError(
+            f"report.contrasts: {text!r} must be FIRST vs SECOND, such as 'phase 0.5-1 vs phase 0-0.5'"
+        )
+    known = sorted({*arms, *(part for arm in arms for part in parts(arm))})
+    for side in sides:
+        if not any(parts(side) <= parts(arm) for arm in arms):
+            raise UserError(f"report.contrasts: no arm has {side!r}{nearest(side, known)}")
+    return Contrast(parts(sides[0]), parts(sides[1]))
+
+
+def arm_contrasts(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
+    """Mean of the first side's items minus that of the second side's, among items alike in all else.
+
+    Items are compared within a family, stratum and the levels (of dose and of other factors) that both sides share;
+    clusters are the unit. The p is two-sided, by permutation of the sides within those cells.
+
+    Args:
+        rows: metric rows at the last checkpoint.
+        inputs: of the report.
+
+    Returns:
+        Rows of ``SCHEMA`` for the primary metric: of the differences from the twin where there is one, else of the
+        perturbed run; none where arms differ in the dose alone and no contrast is declared.
+    """
+    names = inputs.items.filter(pl.col("dose") > 0)["arm"].unique().sort().to_list()
+    contrasts = chosen(inputs.contrasts, names)
+    rows = rows.filter((pl.col("metric") == inputs.primary) & (pl.col("dose") > 0))
+    if (rows["run"] == "twin").any():
+        rows = difference_to_twin(rows)
+    rows = rows.filter(pl.col("run") != "twin").join(inputs.items.select("item_id", "arm"), on="item_id")
+    frames = []
+    for contrast in contrasts:
+        sides = [
+            {arm: ", ".join(sorted(parts(arm) - side)) for arm in names if side <= parts(arm)}
+            for side in contrast
+        ]
+        if both := sides[0].keys() & sides[1].keys():
+            raise UserError(f"report.contrasts: the arm {min(both)!r} is on both sides of '{contrast}'")
+        compared = [
+            rows.filter(pl.col("arm").is_in(list(side))).with_columns(
+                family=pl.format("{}\0{}", "family", pl.col("arm").replace_strict(side)),
+                dose=pl.lit(number, pl.Int32),
+            )
+            for number, side in zip((1, 0), sides, strict=True)
+        ]
+        gains = gain_over_control(
+            pl.concat(compared).drop("arm"),
+            bounds=METRICS[inputs.primary].bounds,
+            permutations=inputs.permutations,
+            seed=inputs.seed,
+            alternative="two-sided",
+        ).filter(pl.col("family") == "all")
+        frames.append(
+            gains.with_columns(contrast=pl.lit(str(contrast)), statistic=pl.lit("contrast"), dose=None)
+        )
+    if not frames:
+        return pl.DataFrame(schema=SCHEMA)
+    found = pl.concat(frames)
+    corrected = holm([float("nan") if p is None else p for p in found["p"]])
+    return found.with_columns(p_holm=pl.Series(corrected).fill_nan(None)).select(
+        pl.col(name).cast(kind) for name, kind in SCHEMA.items()
+    )
+
+
+def contrasts_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
+    """Contrasts with intervals and both p; empty where there are none."""
+    least = 1 / (inputs.permutations + 1)
+    body = [
+        [
+            row["contrast"],
+            *sizes(row),
+            interval(row, signed=True) if row["estimate"] is not None else "–",
+            *("–" if row[p] is None else p_value(row[p], least) for p in ("p", "p_holm")),
+        ]
+        for row in rows.iter_rows(named=True)
+    ]
+    run = shown(rows["run"][0]) if rows.height else ""
+    source = "declared" if inputs.contrasts else "every pair of levels of each factor"
+    return Table(
+        ["contrast", "n first", "n second", run, "p", "p (Holm)"],
+        body,
+        f"Arm against arm: first minus second ({METRICS[inputs.primary].unit}), {run}, among items of the same family, "
+        f"stratum, dose and other levels; 95 % intervals; two-sided permutation p, and p corrected by Holm for the "
+        f"{len(body)} contrasts ({source}).",
+    )
