@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.report.answer import number, sizes
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import Results
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.statistics import difference_to_twin, fieller, net_of_controls, per_item
+from palimpsest.analysis.statistics import (
+    FAMILIES,
+    compare_families,
+    difference_to_twin,
+    fieller,
+    net_of_controls,
+    per_item,
+    time_to_forget,
+)
+
+Floats = NDArray[np.float64]
+LEARNED = 1.645
+"""Standard errors that a first gain must exceed: what was not learned cannot be forgotten."""
 
 RETAINED_SCHEMA = pl.Schema(
     {
@@ -35,15 +50,19 @@ limits, null where the set is unbounded."""
 
 def retained(results: Results, inputs: ReportInputs) -> pl.DataFrame:
     """:func:`retention` of the primary metric, of the differences from the twin or, without one, of the run."""
+    return retention(_values(results, inputs), _last_exposures(inputs))
+
+
+def _values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
+    """The primary metric by item and step: differences from the twin or, without one, the perturbed run's."""
     rows = results.rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
-    rows = (
-        difference_to_twin(rows)
-        if "twin" in results.last_steps
-        else rows.filter(pl.col("run") == "perturbed")
-    )
-    # A checkpoint at step s has finished the steps 0 ... s - 1.
-    last = inputs.exposures.group_by(unit="item_id").agg(after=pl.col("step").max() + 1)
-    return retention(per_item(rows), last)
+    paired = "twin" in results.last_steps
+    return per_item(difference_to_twin(rows) if paired else rows.filter(pl.col("run") == "perturbed"))
+
+
+def _last_exposures(inputs: ReportInputs) -> pl.DataFrame:
+    """``unit`` and ``after``: a checkpoint at step s has finished the steps 0 ... s - 1."""
+    return inputs.exposures.group_by(unit="item_id").agg(after=pl.col("step").max() + 1)
 
 
 def retention(items: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
@@ -109,6 +128,149 @@ def retention(items: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
             }
         )
     return pl.DataFrame(found, schema=RETAINED_SCHEMA).sort("since_low")
+
+
+CURVE_SCHEMA = pl.Schema(
+    {
+        "arm": pl.String(),
+        "n": pl.Int64(),
+        "clusters": pl.Int64(),
+        "checkpoints": pl.Int64(),
+        "since_first": pl.Float64(),
+        "since_last": pl.Float64(),
+        "family": pl.String(),
+        "formula": pl.String(),
+        "parameters": pl.String(),
+        "share": pl.Float64(),
+        "identified": pl.Boolean(),
+        "median": pl.Float64(),
+        "low": pl.Float64(),
+        "high": pl.Float64(),
+        "never_learned": pl.Int64(),
+        "still_held": pl.Int64(),
+    }
+)
+"""One row an arm. ``since_first`` and ``since_last``: steps from the mean last exposure of the arm's items to the first
+and the last of the ``checkpoints``; ``family``: the curve of lowest AICc, and the ``share`` of bootstrap samples that
+choose it; ``identified``: enough checkpoints over enough decades to tell the families apart; ``median``: steps until
+half of the items are forgotten, with 95 % limits."""
+
+
+def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.DataFrame:
+    """How the gain of each arm falls after its last exposure: the same items at every time.
+
+    A gain is an item's value less the mean of its family's never-inserted items at the same checkpoint. An item is
+    forgotten at the first checkpoint at which its gain is not above the 95 % quantile of the controls'. Families of
+    curves are ranked by AICc over bootstrap samples of clusters, of items and of controls.
+
+    Args:
+        results: of the report.
+        inputs: of the report.
+        replicates: bootstrap samples.
+
+    Returns:
+        A table of ``CURVE_SCHEMA``. Arms without four checkpoints after the last exposure of all their items, with
+        fewer than four clusters, or whose first gain is not above 0 (one-sided z test at 5 %) have no row.
+    """
+    here = ["family", "step"]
+    items = _values(results, inputs)
+    never = items.filter(pl.col("dose") == 0)
+    level = never.group_by(here).agg(
+        mean=pl.col("value").mean(), limit=pl.col("value").quantile(0.95, "linear")
+    )
+    gains = items.join(level, on=here).with_columns(gain=pl.col("value") - pl.col("mean"))
+    own = (
+        gains.filter(pl.col("dose") > 0)
+        .join(_last_exposures(inputs), on="unit")
+        .join(inputs.items.select(unit="item_id", arm="arm"), on="unit")
+    )
+    found = []
+    for part in own.sort("arm", "unit").partition_by("arm", maintain_order=True):
+        after = part.filter(pl.col("step") >= part["after"].max())
+        steps = after["step"].unique().sort()
+        if len(steps) < 4 or after["cluster"].n_unique() < 4:
+            continue
+        controls = gains.filter((pl.col("dose") == 0) & pl.col("step").is_in(steps.implode()))
+        row = _curve(after, controls, steps.to_numpy() - (after["after"].mean() - 1), replicates, inputs.seed)
+        if row is not None:
+            found.append({"arm": part["arm"][0], "checkpoints": len(steps)} | row)
+    return pl.DataFrame(found, schema=CURVE_SCHEMA)
+
+
+def _curve(
+    after: pl.DataFrame, controls: pl.DataFrame, since: Floats, replicates: int, seed: int
+) -> dict[str, object] | None:
+    values = _by_step(after, "cluster", pl.col("gain"))
+    others = _by_step(controls, "cluster", pl.col("gain"))
+    error = math.sqrt(sum(side[:, 0].var(ddof=1) / len(side) for side in (values, others)))
+    if not values[:, 0].mean() > LEARNED * error:
+        return None
+    ranked = compare_families(since, values, others, replicates=replicates, seed=seed)
+    best = ranked.curves[0]
+    row: dict[str, object] = {
+        "n": after["unit"].n_unique(),
+        "clusters": len(values),
+        "since_first": since[0],
+        "since_last": since[-1],
+        "family": best.family,
+        "formula": FAMILIES[best.family].formula,
+        "parameters": ", ".join(f"{name} = {number(value, 3)}" for name, value in best.parameters.items()),
+        "share": ranked.weights[best.family],
+        "identified": ranked.identified,
+    }
+    try:
+        time = time_to_forget(since, _by_step(after, "unit", pl.col("value") - pl.col("limit")), 0.0)
+    except ValueError:
+        return row
+    return row | {
+        "median": time.median,
+        "low": time.low,
+        "high": time.high,
+        "never_learned": time.never_learned,
+        "still_held": time.still_held,
+    }
+
+
+def _by_step(rows: pl.DataFrame, unit: str, value: pl.Expr) -> Floats:
+    """(N, T): mean of each unit that has a value at every step; T in rising order."""
+    keys = ["family", unit] if unit == "cluster" else [unit]
+    wide = (
+        rows.group_by(*keys, "step")
+        .agg(value=value.mean())
+        .sort("step")
+        .pivot("step", index=keys, values="value")
+    )
+    return wide.drop_nulls().sort(keys).drop(keys).to_numpy()
+
+
+def curves_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
+    """The rows of :func:`curves` for people."""
+    body = [
+        [
+            row["arm"],
+            str(row["n"]) if row["clusters"] == row["n"] else f"{row['n']} in {row['clusters']} clusters",
+            str(row["checkpoints"]),
+            f"{number(row['since_first'], 0)}–{number(row['since_last'], 0)}",
+            f"{row['formula']}: {row['parameters']}",
+            f"{100 * row['share']:.0f} %" + ("" if row["identified"] else " *"),
+            "–"
+            if row["median"] is None
+            else f"{number(row['median'], 0)} [{number(row['low'], 0)}, {number(row['high'], 0)}]",
+        ]
+        for row in rows.iter_rows(named=True)
+    ]
+    return Table(
+        ["arm", "n", "checkpoints", "steps since", "curve", "chosen", "median steps to forget"],
+        body,
+        f"Forgetting curves: gain over dose 0 ({METRICS[inputs.primary].unit}) of the same items at all checkpoints "
+        "after the arm's last exposure. Chosen: share of bootstrap samples (of items and controls) in which this of "
+        "six curves has the lowest AICc. An item is forgotten once its gain is not above the 95 % quantile of its "
+        "controls; 95 % limits of a Weibull fit to the intervals between checkpoints.",
+        frozenset({0, 4}),
+        note=""
+        if rows["identified"].all()
+        else "* fewer than 8 checkpoints over 3 decades: the shape is hardly told.",
+    )
 
 
 def forgetting_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:

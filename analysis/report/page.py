@@ -57,12 +57,19 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     write(directory / "coverage.md", (Path(__file__).parent / "coverage.md").read_bytes())
     kept = forgetting.retained(results, inputs)
     write(directory / "forgetting.csv", csv_of(kept).encode())
+    courses = forgetting.curves(results, inputs)
+    if courses.height:
+        write(directory / "forgetting_curves.csv", csv_of(courses).encode())
     page = render(
         "template.html",
         browser=embed(inputs, results),
         answer=found,
         figures=sections.draw(inputs, results, directory),
-        tables=_tables(inputs, results, kept) | {"contrasts": contrasts.contrasts_table(inputs, against)},
+        tables=_tables(inputs, results, kept)
+        | {
+            "contrasts": contrasts.contrasts_table(inputs, against),
+            "curves": forgetting.curves_table(inputs, courses),
+        },
         forgetting_text=forgetting.forgetting_text(kept),
         questions=question_tables(inputs, results.questions, results.step),
         named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],

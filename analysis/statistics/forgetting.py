@@ -209,21 +209,29 @@ def _check_times(times: Floats) -> None:
 
 
 def compare_families(
-    times: ArrayLike, values_NT: ArrayLike, *, replicates: int = 500, seed: int = 0
+    times: ArrayLike,
+    values_NT: ArrayLike,
+    controls_MT: ArrayLike | None = None,
+    *,
+    replicates: int = 500,
+    seed: int = 0,
 ) -> Forgetting:
-    """Fit all six families to the mean over items, and rank them on resampled items.
+    """Fit all six families to the mean over items, and rank them on resampled items and controls.
 
     Args:
         times: (T,) since the last exposure.
         values_NT: gain over what never-inserted items do (or retained share), higher = more memorised.
+        controls_MT: deviations of the controls from the mean that was subtracted, resampled too; None: no controls.
         replicates: bootstrap samples of items.
         seed: of the bootstrap.
     """
     t, y = np.asarray(times, np.float64), np.asarray(values_NT, np.float64)
     _check_times(t)
     curves = sorted((fit_curve(t, y.mean(axis=0), name) for name in FAMILIES), key=lambda c: c.aicc)
-    counts = np.random.default_rng(seed).multinomial(len(y), np.full(len(y), 1 / len(y)), replicates)
-    resampled = counts @ y / len(y)
+    rng = np.random.default_rng(seed)
+    resampled = _means_of_resamples(rng, y, replicates)
+    if controls_MT is not None:
+        resampled = resampled - _means_of_resamples(rng, np.asarray(controls_MT, np.float64), replicates)
     scores = []
     for family in FAMILIES.values():
         rss = _search(family, t, resampled)[1]
@@ -231,6 +239,11 @@ def compare_families(
     winners = np.bincount(np.argmin(scores, axis=0), minlength=len(FAMILIES)) / replicates
     identified = t.size >= 8 and math.log10(t[-1] / t[0]) >= 3
     return Forgetting(curves, dict(zip(FAMILIES, map(float, winners), strict=True)), identified)
+
+
+def _means_of_resamples(rng: np.random.Generator, values_NT: Floats, replicates: int) -> Floats:
+    n = len(values_NT)
+    return np.asarray(rng.multinomial(n, np.full(n, 1 / n), replicates) @ values_NT / n)
 
 
 def learning_rate_time(steps: ArrayLike, learning_rate: ArrayLike, since: float) -> Floats:
@@ -297,7 +310,10 @@ def time_to_forget(times: ArrayLike, values_NT: ArrayLike, criterion: float) -> 
     median = scale * math.log(2) ** (1 / shape)
     # ln median = ln lambda + ln(ln 2) / rho.
     slope = np.array([1 / scale, -math.log(math.log(2)) / shape**2])
-    error = math.sqrt(float(slope @ fitted.variance_matrix_.to_numpy() @ slope))
+    variance = float(slope @ fitted.variance_matrix_.to_numpy() @ slope)
+    if not variance > 0:
+        raise ValueError("the intervals between checkpoints do not bound the time to forget")
+    error = math.sqrt(variance)
     return TimeToForget(
         median,
         median * math.exp(-1.959964 * error),
