@@ -191,7 +191,8 @@ def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.
         if len(steps) < 4 or after["cluster"].n_unique() < 4:
             continue
         controls = gains.filter((pl.col("dose") == 0) & pl.col("step").is_in(steps.implode()))
-        row = _curve(after, controls, steps.to_numpy() - (after["after"].mean() - 1), replicates, inputs.seed)
+        since = steps.to_numpy() - (float(after["after"].to_numpy().mean()) - 1)
+        row = _curve(after, controls, since, replicates, inputs.seed)
         if row is not None:
             found.append({"arm": part["arm"][0], "checkpoints": len(steps)} | row)
     return pl.DataFrame(found, schema=CURVE_SCHEMA)
