@@ -7,6 +7,7 @@ and is never read.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -131,6 +132,20 @@ class Draft:
 
 
 @contextmanager
+def _parent(directory: Path) -> Iterator[None]:
+    """Make the directory above an artefact; what was made goes again if nothing came to lie in it."""
+    made = [place for place in (directory.parent, *directory.parent.parents) if not place.exists()]
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # others have put something there
+            for place in made:
+                place.rmdir()
+        raise
+
+
+@contextmanager
 def held(directory: Path) -> Iterator[None]:
     """Hold a place: whoever else wants to make the artefact there waits. What a killed writer left is removed.
 
@@ -179,24 +194,24 @@ def writing(
     if directory.is_dir() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
         # Nothing unfinished ever gets this name, so these are someone's own files: do not delete them.
         raise UserError(f"{directory} holds files that are no artefact; choose another place or delete it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Draft(draft_directory(directory))
-    try:
-        with full_disk_named(directory):
-            yield draft
-            manifest = finish(
-                draft.path,
-                kind=kind,
-                schema_version=schema_version,
-                config=config,
-                inputs=inputs,
-                facts=draft.facts,
-            )
-            put_in_place(draft.path, directory)
-        draft.manifest = manifest
-    except BaseException:
-        shutil.rmtree(draft.path, ignore_errors=True)
-        raise
+    with _parent(directory):
+        draft = Draft(draft_directory(directory))
+        try:
+            with full_disk_named(directory):
+                yield draft
+                manifest = finish(
+                    draft.path,
+                    kind=kind,
+                    schema_version=schema_version,
+                    config=config,
+                    inputs=inputs,
+                    facts=draft.facts,
+                )
+                put_in_place(draft.path, directory)
+            draft.manifest = manifest
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
 
 
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")

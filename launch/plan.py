@@ -16,7 +16,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
 from palimpsest.insertion.families.registry import OVERLAP
-from palimpsest.launch import dry_run, power, preview, show_plan
+from palimpsest.launch import dry_run, power, preview, recorded, show_plan
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.inputs import heldout, open_order
 from palimpsest.launch.process import say
@@ -43,13 +43,16 @@ def plan(experiment: Experiment) -> Manifest:
     )
     if finished is not None:
         say(f"reusing {directory}")
+        recorded.record(experiment)
         return finished
     if differences and (experiment.directory / "perturbed").exists():
         raise UserError(
             f"{directory} no longer fits ({differences[0]}), but training has begun with it; choose another "
             f"name=... or remove {experiment.directory}"
         )
-    return make(experiment, directory)
+    manifest = make(experiment, directory)
+    recorded.record(experiment)
+    return manifest
 
 
 def make(experiment: Experiment, directory: Path) -> Manifest:

@@ -58,7 +58,7 @@ def show_family(experiment: Experiment, name: str) -> None:
 def complete(family: str) -> None:
     """Complete the command line of ``family=NAME`` that names no experiment: ``insertion=NAME`` of the quickstart."""
     given = {word.partition("=")[0] for word in sys.argv}
-    if "+experiment" in given:
+    if "+experiment" in given or any("=" not in word for word in sys.argv[1:]):  # or a run's directory
         return
     alone = family in registry.names() and "insertion" not in given
     sys.argv[1:1] = [*([f"insertion={family}"] if alone else []), "+experiment=quickstart"]

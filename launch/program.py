@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.ledger import PlanViolation
+from palimpsest.launch import recorded
 from palimpsest.launch.compose import CONF, build, one_line, scaled
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import INTEGRITY, end, say
@@ -49,6 +50,9 @@ def program(
             composed.append(config)  # the work is done outside, where Hydra adds nothing to errors
 
         def work() -> int:
+            directory, overrides = recorded.split(sys.argv[1:])
+            if directory is not None:
+                return one(recorded.load(directory, overrides))
             _compose(compose)
             return max((one(build(config)) for config in composed), default=0)  # none after --help or --cfg
 

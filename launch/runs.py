@@ -155,7 +155,9 @@ def human(size: int) -> str:
 
 
 def show(runs: Sequence[Entry]) -> None:
-    """Print a line a run."""
+    """Print a line a run; of those that are planned and no more, the names in one line."""
+    planned = [one.name for one in runs if one.state == "planned"]
+    runs = [one for one in runs if one.state != "planned"]
     rows = [("run", "state", "step", "loss", "verdict", "size")]
     rows += [
         (
@@ -171,6 +173,8 @@ def show(runs: Sequence[Entry]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    if planned:
+        say(f"planned, nothing trained: {', '.join(planned)}")
 
 
 def _remove(path: Path) -> None:

@@ -25,8 +25,9 @@ def open_run(path: str | Path | None = None) -> Run:
 
     Args:
         path: the run's directory, ``runs/<experiment>/<name>-<digest>``. The digest may be left out, and the name too
-            where the experiment has one run only. None: what ``PALIMPSEST_RUN`` names, or else the run in ``runs/`` of
-            this directory, or of the nearest one above it, that was scored last (or planned last, if none is scored).
+            where the experiment has one run only; runs that are planned and no more count where there are no others.
+            None: what ``PALIMPSEST_RUN`` names, or else the run in ``runs/`` of this directory, or of the nearest one
+            above it, that was scored last (or planned last, if none is scored).
 
     Returns:
         The run; nothing of it has been read yet.
@@ -58,13 +59,19 @@ def _below(directory: Path) -> list[Path]:
     return sorted({p.parent for level in levels for p in directory.glob(level) if _is_run(p.parent)})
 
 
+def _begun(runs: list[Path]) -> list[Path]:
+    """Those of which something was trained or scored, or else all of them."""
+    signs = ("perturbed/metrics.jsonl", "perturbed/checkpoints", "scores")
+    return [run for run in runs if any((run / sign).exists() for sign in signs)] or runs
+
+
 def _runs_at(given: Path) -> list[Path]:
     if _is_run(given):
         return [given]
     if given.is_dir():
-        return _below(given)
+        return _begun(_below(given))
     digest = "[0-9a-f]" * 8
-    return sorted(p for p in given.parent.glob(f"{glob.escape(given.name)}-{digest}") if _is_run(p))
+    return _begun(sorted(p for p in given.parent.glob(f"{glob.escape(given.name)}-{digest}") if _is_run(p)))
 
 
 def _no_run(given: Path) -> str:
@@ -87,7 +94,7 @@ def _no_run(given: Path) -> str:
 def _newest(start: Path) -> Path:
     """The run scored last, or else planned last, in the nearest ``runs/``."""
     for directory in (start, *start.parents):
-        found = _below(directory / "runs")
+        found = _begun(_below(directory / "runs"))
         if found:
             return max(found, key=_age)
     raise UserError(

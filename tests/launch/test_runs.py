@@ -131,7 +131,8 @@ def test_prune_takes_what_is_scored_between_first_and_last(place):
 
 def test_listing_and_mistakes(place):
     listed = program(place).stderr.splitlines()
-    assert len(listed) == 1 + 7
+    assert len(listed) == 1 + 6 + 1
+    assert listed[-1] == "planned, nothing trained: small/planned-1"
     assert listed[0].split() == ["run", "state", "step", "loss", "verdict", "size"]
     (line,) = [line for line in listed if line.startswith("small/finished-1")]
     assert line.split()[1:5] == ["finished", "20/20", "7.000", "reproduced,"]
