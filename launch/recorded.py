@@ -21,6 +21,11 @@ from palimpsest.launch.compose import build
 from palimpsest.launch.experiment import Experiment, resolved
 
 FILE = "config.yaml"
+_TAKE_A_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--info", "-i"),
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
+)
+"""Hydra's options whose value is the next argument."""
 
 
 def record(experiment: Experiment) -> None:
@@ -47,7 +52,11 @@ def split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     Raises:
         UserError: if there are several, there is no such run, or an experiment is named besides.
     """
-    places = [text for text in arguments if "=" not in text and not text.startswith(("-", "+", "~"))]
+    places = [
+        text
+        for before, text in zip(["", *arguments], arguments, strict=False)
+        if "=" not in text and not text.startswith(("-", "+", "~")) and before not in _TAKE_A_VALUE
+    ]
     if not places:
         return None, list(arguments)
     if len(places) > 1:
