@@ -1,6 +1,7 @@
-"""A seeded fuzzer: damaged items files, corpora, tokenizers, plans, ledgers, manifests and overrides.
+"""A seeded fuzzer: damaged items files, corpora, tokenizers, plans, ledgers, checkpoints, manifests and overrides.
 
-Every case ends well or in a ``UserError``; an escape (any other exception) is a bug, and so is a half-written artefact.
+Every case ends well or in a ``UserError`` within a minute; an escape (any other exception, or more time) is a bug, and
+so is a half-written artefact.
 ``python -m tests.fuzz CASES [SEED]`` runs many and prints each escape with the seed that gives it again;
 ``tests/test_fuzz.py`` runs a sample.
 """
@@ -11,16 +12,19 @@ import json
 import logging
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
 from collections import Counter
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from torch.distributed import checkpoint as plain
 
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
@@ -30,6 +34,7 @@ from palimpsest.data.tokenizer import TokenizerConfig, load, train
 from palimpsest.insertion import explain, ledger, plan
 from palimpsest.insertion.families.registry import FamilyContext, make
 from palimpsest.insertion.items import tokenize_items, tokenize_probes
+from palimpsest.pretrain import checkpoint, saved
 from tests.insertion.simulation import BATCH, STEPS, consume, simulated
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -169,6 +174,19 @@ class Fuzzer:
                 order=self.order.identity,
             )
         self.head = head
+        for step in (1, 2):
+            path = saved.path_of(place / "checkpoints", step)
+            weights = {"decoder.weight": torch.arange(12.0).reshape(3, 4), "optimizer.exp_avg": torch.ones(5)}
+            plain.save(weights, storage_writer=plain.FileSystemWriter(str(path)), no_dist=True)
+            artifact.finish(
+                path,
+                kind=saved.KIND,
+                schema_version=saved.VERSION,
+                config={"train": {"steps": 2, "seed": 0}},
+                inputs={"ledger": head, "order": self.order.identity},
+                facts={"step": step, "megatron_core": "0.16.1"},
+            )
+        (place / "checkpoints" / saved.REMOVED).write_text("0\n")
         self.overrides = self._overrides()
         GlobalHydra.instance().clear()
 
@@ -265,6 +283,26 @@ class Fuzzer:
         self._one_file(rng, place / "ledger")
         ledger.read(place / "ledger", head=self.head)
 
+    def case_checkpoint(self, rng: random.Random, place: Path) -> None:
+        """A run's checkpoints through listing, reading and verifying; what was edited is noticed."""
+        directory = place / "checkpoints"
+        shutil.copytree(self.place / "checkpoints", directory)
+        path = saved.path_of(directory, 2) / artifact.MANIFEST
+        before = json.loads(path.read_text())
+        if rng.random() < 0.6:
+            path.write_bytes(json_damaged(rng, path.read_bytes()))
+        else:
+            self._one_file(rng, directory)
+        saved.removed(directory)
+        for step in saved.finished(directory):
+            place = saved.path_of(directory, step)
+            manifest = saved.read(directory, step)
+            checkpoint.require_whole(place, manifest)
+            checkpoint.require_same(place, manifest, manifest.config, manifest.inputs)
+            checkpoint.tensors(place)
+        if path.is_file():
+            assert json.loads(path.read_text()) == before, "an edited manifest was read"
+
     def case_manifest(self, rng: random.Random, place: Path) -> None:
         """A manifest through reading and verifying; what was edited is noticed."""
         shutil.copytree(self.place / "simulated" / "plan", place / "plan")
@@ -277,6 +315,7 @@ class Fuzzer:
 
     def case_override(self, rng: random.Random, place: Path) -> None:
         """Random overrides of the quickstart's settings, from the command line to the frozen settings."""
+        from palimpsest.launch import dry_run
         from palimpsest.launch.compose import build
 
         given = [f"runs={place}/runs"]
@@ -298,9 +337,11 @@ class Fuzzer:
         except (HydraException, OmegaConfBaseException, TypeError, ValueError, AttributeError):
             return  # said in a line by ``launch.program``
         try:
-            _ = build(composed).directory
+            experiment = build(composed)
         except (HydraException, OmegaConfBaseException):
             return
+        list(dry_run.lines(experiment))
+        assert not (place / "runs").exists(), "a dry run wrote something"
 
     def run(self, kind: str, seed: int) -> str | None:
         """One case.
@@ -310,6 +351,8 @@ class Fuzzer:
         """
         rng = random.Random(f"{kind} {seed}")
         place = Path(tempfile.mkdtemp(dir=self.place))
+        signal.signal(signal.SIGALRM, _late)
+        signal.alarm(SECONDS)
         try:
             getattr(self, f"case_{kind}")(rng, place)
         except UserError as error:
@@ -320,11 +363,23 @@ class Fuzzer:
                 raise
             return traceback.format_exc()
         finally:
+            signal.alarm(0)
             shutil.rmtree(place, ignore_errors=True)
         return None
 
 
-SHARES = {"items": 6, "corpus": 2, "tokenizer": 3, "plan": 3, "ledger": 3, "manifest": 6, "override": 2}
+SECONDS = 60
+"""A case may take so long."""
+
+
+def _late(*_: object) -> None:
+    raise TimeoutError(f"more than {SECONDS} s")
+
+
+SHARES = {
+    **{"items": 6, "corpus": 2, "tokenizer": 3, "plan": 3, "ledger": 3, "checkpoint": 3, "manifest": 4},
+    "override": 2,
+}
 """How often each kind is tried."""
 
 
