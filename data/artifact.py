@@ -321,10 +321,23 @@ def _host() -> str:
 
 def remove_abandoned(parent: Path, name: str = "*") -> None:
     """Remove the drafts under ``parent`` of artefacts called ``name`` that killed processes of this host left."""
-    for stale in parent.glob(f".{name}.{_host()}-*.tmp*"):
+    for stale in abandoned(parent, f".{name}"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def abandoned(parent: Path, start: str = "**/.*") -> Iterator[Path]:
+    """Drafts that killed processes of this host left, and half-built orders of earlier versions.
+
+    Args:
+        parent: where to look.
+        start: pattern of their names, without what tells the process; as it stands, everywhere below.
+    """
+    for stale in sorted(parent.glob(f"{start}.{_host()}-*.tmp*")):
         owner = stale.name.rpartition(f".{_host()}-")[2].split(".")[0]
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(stale, ignore_errors=True)
+        if stale.is_dir() and owner.isdigit() and not _alive(int(owner)):
+            yield stale
+    if start.startswith("**/"):
+        yield from sorted(parent.glob("**/order/.building-*"))
 
 
 def _alive(process: int) -> bool:

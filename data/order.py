@@ -53,6 +53,8 @@ class _TokenizerFacts:
 
 
 _DIGESTS = "digests.json"
+_ARRAYS = 3
+"""Index arrays that megatron-core stores: of documents, of samples, and their shuffle."""
 
 
 def _arrays_digest(dataset: Any) -> str:
@@ -111,13 +113,30 @@ class Order:
                     "once, on GPUs that wait); run launch/prepare.py with index=true first"
                 )
             self._make(cache)
-        self.dataset = self._build(prefix, facts, cache)
-        self._arrays: str = json.loads((cache / _DIGESTS).read_text(encoding="utf-8"))["arrays"]
+        self._arrays: str
+        try:
+            self.dataset, self._arrays = self._open(cache)
+        except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
+            if not build:
+                raise UserError(
+                    f"the order {cache} is damaged ({error}); run launch/prepare.py with index=true again"
+                ) from None
+            log.warning("the order %s is damaged (%s) and is built again", cache, error)
+            shutil.rmtree(cache)  # whoever reads it has mapped its files, and keeps them
+            self._make(cache)
+            self.dataset, self._arrays = self._open(cache)
         if len(self.dataset) < 1:
             raise UserError(
                 f"corpus {corpus} is too small for one window of train.sequence_length={sequence_length}; "
                 "give more text or a shorter sequence length"
             )
+
+    def _open(self, cache: Path) -> tuple[Any, str]:
+        """The built data set, and the digest that its arrays had when they were built."""
+        stored = json.loads((cache / _DIGESTS).read_text(encoding="utf-8"))["arrays"]
+        if len(list(cache.glob("*.npy"))) < _ARRAYS:
+            raise FileNotFoundError("an index array is missing")
+        return self._build(self.prefix, self._facts, cache), str(stored)
 
     def _make(self, cache: Path) -> None:
         """Build the index arrays aside and rename the directory; what killed builds left is removed first."""

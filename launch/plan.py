@@ -13,6 +13,7 @@ from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
+from palimpsest.data.mixture import Windows
 from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
 from palimpsest.insertion.families.registry import OVERLAP
@@ -39,7 +40,7 @@ def plan(experiment: Experiment) -> Manifest:
         kind=plans.KIND,
         schema_version=plans.VERSION,
         config=plans.plan_config(experiment.insertion, experiment.shape),
-        inputs=plans.plan_inputs(experiment.insertion, order),
+        inputs=_inputs(experiment, order, directory),
     )
     if finished is not None:
         say(f"reusing {directory}")
@@ -53,6 +54,25 @@ def plan(experiment: Experiment) -> Manifest:
     manifest = make(experiment, directory)
     recorded.record(experiment)
     return manifest
+
+
+def _inputs(experiment: Experiment, order: Windows, directory: Path) -> dict[str, str]:
+    """What the plan is to be made from; of a file that is gone since a plan was made, what that plan was made from.
+
+    Raises:
+        UserError: if a file is missing, and there is no plan of these settings.
+    """
+    try:
+        return plans.plan_inputs(experiment.insertion, order)
+    except UserError as error:
+        if not (directory / artifact.MANIFEST).is_file():
+            raise
+        made = plans.read(directory).manifest
+        asked = plans.plan_config(experiment.insertion, experiment.shape)
+        if artifact.differences(made, config=asked, inputs=made.inputs):
+            raise
+        say(f"{error}; the finished plan {directory} does without it")
+        return {**made.inputs, "corpus": order.corpus_digest, "order": order.identity}
 
 
 def make(experiment: Experiment, directory: Path) -> Manifest:

@@ -71,13 +71,13 @@ def _untrained(experiment: Experiment) -> bool:
 
 
 def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """(setting, path) of everything that is read besides the corpora."""
-    for setting, value in (
-        ("train.start_from", experiment.train.start_from if _untrained(experiment) else None),
-        ("insertion.paired_with", experiment.insertion.paired_with),
-    ):
-        if value:
-            yield setting, value
+    """(setting, path) of everything that is read besides the corpora; for the plan only before it is made."""
+    if (start := experiment.train.start_from) and _untrained(experiment):
+        yield "train.start_from", start
+    if (experiment.directory / "plan" / artifact.MANIFEST).is_file():
+        return
+    if experiment.insertion.paired_with:
+        yield "insertion.paired_with", experiment.insertion.paired_with
     for name, design in experiment.insertion.designs():
         prefix = f"insertion.experiments.{name}" if name else "insertion"
         for setting, value in (

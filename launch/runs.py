@@ -1,7 +1,7 @@
 """The list of runs: ``python launch/runs.py`` prints every run in ``runs/``, with state, step, loss, verdict and size.
 
 ``python launch/runs.py prune`` says what finished runs can do without: all checkpoints but the first and the last, once
-they are scored, and what killed trainings left behind. ``remove=quickstart/run-1a2b3c4d`` names a whole run. Nothing is
+they are scored, and what killed programs left half-built. ``remove=quickstart/run-1a2b3c4d`` names a whole run. Nothing is
 deleted before ``yes=true`` is added. ``runs=DIRECTORY`` looks elsewhere, ``experiment=NAME`` at one experiment.
 """
 
@@ -132,6 +132,7 @@ def entries(runs: Path, experiment: str | None = None) -> list[Entry]:
 
 def spare(run: Entry) -> Iterator[Path]:
     """Checkpoints that a run can do without: audit, scores and report stay valid; training cannot resume between."""
+    yield from artifact.abandoned(run.directory)
     for which in _PAIR:
         place = run.directory / which / "checkpoints"
         if run.state != "training":
@@ -223,7 +224,8 @@ def _asked(arguments: Sequence[str]) -> tuple[bool, Mapping[str, str]]:
 def work(arguments: Sequence[str]) -> int:
     """List, prune or remove."""
     prune, wanted = _asked(arguments)
-    found = entries(Path(wanted.get("runs", "runs")), wanted.get("experiment"))
+    runs = Path(wanted.get("runs", "runs"))
+    found = entries(runs, wanted.get("experiment"))
     really = "yes" in wanted
     if name := wanted.get("remove"):
         named = {one.name: one for one in found}
@@ -233,7 +235,8 @@ def work(arguments: Sequence[str]) -> int:
             raise UserError(f"remove={name}: it is being trained; stop that first")
         delete([named[name].directory], really=really)
     elif prune:
-        delete([path for one in found for path in spare(one)], really=really)
+        left = [] if "experiment" in wanted else list(artifact.abandoned(runs / "corpora"))
+        delete([*left, *(path for one in found for path in spare(one))], really=really)
     else:
         show(found)
     return 0

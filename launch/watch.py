@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,11 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._said: tuple[float, bytes] = (-math.inf, b"")
         super().__init__(address, Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing where a browser went away in the middle of an answer; else as usual."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def state(self) -> bytes:
         """The state as JSON, at most ``EVERY`` seconds old; what cannot be read now is its ``error``."""

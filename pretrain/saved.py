@@ -11,6 +11,7 @@ from typing import Any
 
 from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
+from palimpsest.data.errors import UserError
 
 KIND = "checkpoint"
 VERSION = 1
@@ -37,11 +38,21 @@ def read(directory: Path, step: int) -> Manifest:
 
 def removed(directory: Path) -> set[int]:
     """Steps of the checkpoints that a program removed (``train.checkpoint_keep``, ``runs.py prune``), from
-    ``removed.txt``, a step a line: without it, a checkpoint that was lost would look like one that was pruned."""
+    ``removed.txt``, a step a line: without it, a checkpoint that was lost would look like one that was pruned.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    path = directory / REMOVED
     try:
-        lines = (directory / REMOVED).read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8").split()
     except FileNotFoundError:
         return set()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): it lists the steps of the checkpoints that were pruned, a step a line; "
+            "delete it, and those will be named as missing"
+        ) from None
     return {int(line) for line in lines if line.isdecimal()}
 
 

@@ -1,6 +1,7 @@
 """The order of windows: megatron-core's own, and document starts without reading a token."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,30 @@ def test_too_small_and_truncated(tmp_path):
     (other / "train.bin").write_bytes((other / "train.bin").read_bytes()[:-10])
     with pytest.raises(UserError, match=r"train\.bin"):
         order(other)
+
+
+@pytest.mark.parametrize("damage", ["gone", "an array gone", "an array cut", "digests gone", "digests cut"])
+def test_a_stored_order_that_is_lost_or_cut_is_built_again(tmp_path, damage):
+    corpus(tmp_path, [40] * 20)
+    before = order(tmp_path)
+    windows = [before.window(p).tolist() for p in range(len(before))]
+    (cache,) = (tmp_path / "order").iterdir()
+    array = next(cache.glob("*sample_index.npy"))
+    if damage == "gone":
+        shutil.rmtree(cache)
+    elif damage.startswith("an array"):
+        cut = array.read_bytes()[:50]
+        array.unlink()  # which those who have mapped it do not feel
+        if damage.endswith("cut"):
+            array.write_bytes(cut)
+    elif damage == "digests gone":
+        (cache / "digests.json").unlink()
+    else:
+        (cache / "digests.json").write_text("{")
+    with pytest.raises(UserError, match=r"run launch/prepare.py with index=true"):
+        order(tmp_path, build=False)
+    after = order(tmp_path)
+    assert after.identity == before.identity
+    assert [after.window(p).tolist() for p in range(len(after))] == windows
+    assert [before.window(p).tolist() for p in range(len(before))] == windows
+    assert [path.name for path in (tmp_path / "order").iterdir()] == [cache.name]

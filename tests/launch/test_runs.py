@@ -170,3 +170,25 @@ def test_a_colleague_may_look(place, monkeypatch):
     (place / "runs/small/finished-1/perturbed/.lock").touch()
     monkeypatch.setattr(Path, "open", reading)
     assert {one.state for one in runs.entries(place / "runs")} >= {"finished", "scored"}
+
+
+def test_prune_takes_what_killed_programs_left_half_built(place):
+    dead, alive = f"{artifact._host()}-999999", f"{artifact._host()}-{os.getpid()}"
+    corpora, run = place / "runs" / "corpora", place / "runs" / "small" / "finished-1"
+    left = [
+        corpora / "text-1" / "order" / ".building-abc",
+        corpora / "text-1" / "order" / f".length64.{dead}.x.tmp",
+        corpora / f".text-2.{dead}.x.tmp",
+        run / f".report.{dead}.x.tmp",
+        run / "scores" / "perturbed" / f".step_00000007.{dead}.x.tmp.old",
+    ]
+    busy = [corpora / f".text-3.{alive}.x.tmp", run / f".audit.{alive}.x.tmp", run / ".plan.other-7.x.tmp"]
+    for path in left + busy:
+        path.mkdir(parents=True)
+        (path / "half").write_text("half")
+    listed = program(place, "prune").stderr
+    assert all(str(path.relative_to(place)) in listed for path in left), listed
+    assert all(path.exists() for path in left)
+    assert program(place, "prune", "yes=true").returncode == 0
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in busy)

@@ -223,3 +223,15 @@ def test_a_page_of_another_name_is_told_nothing(prepared, tmp_path):
         for host in ("localhost:1", "[::1]:8642", "127.0.0.1"):
             asked = urllib.request.Request(f"{url}/data.json", headers={"Host": host})
             assert urllib.request.urlopen(asked, timeout=20).status == 200
+
+
+def test_a_browser_that_goes_away_is_no_error(capsys):
+    server = watch.Server.__new__(watch.Server)
+    for error in (BrokenPipeError("gone"), ConnectionResetError("gone"), ValueError("a bug")):
+        try:
+            raise error
+        except Exception:
+            server.handle_error(None, ("127.0.0.1", 1))
+    told = capsys.readouterr().err
+    assert "gone" not in told
+    assert "a bug" in told

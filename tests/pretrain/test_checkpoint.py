@@ -130,3 +130,11 @@ def test_an_object_that_is_code(saved, tmp_path):
     held.seek(0)
     torch.load(held, weights_only=False)
     assert mark.exists()
+
+
+@pytest.mark.parametrize("damage", [b"7\n\xff\xfe", None])
+def test_a_damaged_list_of_pruned_checkpoints_is_named(tmp_path, damage):
+    path = tmp_path / "removed.txt"
+    path.mkdir() if damage is None else path.write_bytes(damage)
+    with pytest.raises(UserError, match=r"removed\.txt is damaged"):
+        checkpoint.removed(tmp_path)
