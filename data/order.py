@@ -100,7 +100,7 @@ class Order:
         self.corpus_digest = corpus_digest
         self.prefix = prefix = corpus / "train"
         check(prefix, vocab_size)
-        self._facts = facts = _TokenizerFacts(vocab_size, eod, corpus_digest)
+        self._facts = _TokenizerFacts(vocab_size, eod, corpus_digest)
         # megatron-core writes its three index arrays one after the other: build them aside and rename, so that
         # a killed build is never taken for a finished one. They live inside the corpus and vanish with it. Its own
         # name for them depends on the corpus's path, so the directory's does too.

@@ -1,8 +1,9 @@
 """The list of runs: ``python launch/runs.py`` prints every run in ``runs/``, with state, step, loss, verdict and size.
 
 ``python launch/runs.py prune`` says what finished runs can do without: all checkpoints but the first and the last, once
-they are scored, and what killed programs left half-built. ``remove=quickstart/run-1a2b3c4d`` names a whole run. Nothing is
-deleted before ``yes=true`` is added. ``runs=DIRECTORY`` looks elsewhere, ``experiment=NAME`` at one experiment.
+they are scored, and what killed programs left half-built. ``remove=quickstart/run-1a2b3c4d`` names a whole run.
+Nothing is deleted before ``yes=true`` is added. ``runs=DIRECTORY`` looks elsewhere, ``experiment=NAME`` at one
+experiment.
 """
 
 from __future__ import annotations
