@@ -22,7 +22,7 @@ from palimpsest.analysis.figures.theme import Figure
 def acquisition(
     rows: pl.DataFrame,
     *,
-    y_title: str = "mean change of l(q), nats per token",
+    y_title: str = "mean change of log-likelihood (nats/byte)",
     width: int = 600,
     height: int = 280,
 ) -> Figure:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from palimpsest.analysis.run import design_rows, time_rows
 from palimpsest.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,5 +219,13 @@ ROWS: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "token_strip": most_gained,
     "event_study": events,
     "personal": choices,
+    "balance": design_rows.balance,
+    "aa_pvalues": design_rows.halves,
+    "perplexities": design_rows.perplexities,
+    "phases": time_rows.phases,
+    "wordings": time_rows.wordings,
+    "memorisation_profile": time_rows.profile,
+    "acquisition": time_rows.acquisition,
+    "retainability": time_rows.retainability,
 }
 """Figure -> its rows."""

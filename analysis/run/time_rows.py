@@ -1,0 +1,180 @@
+"""Rows of figures that follow items over training: phases, wordings, profiles, acquisition and retention of facts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from palimpsest.data.errors import UserError
+
+if TYPE_CHECKING:
+    from palimpsest.analysis.run.files import RunFiles
+
+
+def phases(run: RunFiles) -> pl.DataFrame:
+    """Gain over dose 0 by phase, dose and checkpoint: ``phase``, ``start``, ``end``, ``step``, ``dose``, estimate.
+
+    Of the differences from the twin where there is one, else of the perturbed run; ``start`` and ``end`` are the first
+    and the last step with an exposure of that phase.
+
+    Raises:
+        UserError: if the arms differ in no phase.
+    """
+    at = run.exposures.join(_levels(run, "phase"), on="item_id").group_by("level")
+    spans = at.agg(start=pl.col("step").min(), end=pl.col("step").max())
+    found = _by_level(run, "phase", final=False).join(spans, left_on="phase", right_on="level")
+    return found.select("phase", "start", "end", "step", "dose", "estimate", "low", "high", "n")
+
+
+def wordings(run: RunFiles) -> pl.DataFrame:
+    """Gain over dose 0 by wording policy and dose at the last checkpoint: ``wording``, ``dose``, estimate.
+
+    Raises:
+        UserError: if the arms differ in no wording.
+    """
+    return _by_level(run, "wording", final=True).select("wording", "dose", "estimate", "low", "high", "n")
+
+
+def _levels(run: RunFiles, factor: str) -> pl.DataFrame:
+    """``item_id`` and its ``level`` of a factor that varies."""
+    level = pl.col("arm").str.extract(rf"(?:^|, ){factor} (.*?)(?:, [a-z]+ |$)")
+    found = run.items.select("item_id", level=level).filter(pl.col("level").is_not_null())
+    if found.is_empty():
+        raise UserError(
+            f"{run.name} has one {factor}: this figure needs arms that differ in insertion.{factor}"
+        )
+    return found
+
+
+def _values(run: RunFiles, metric: str, steps: list[int] | None = None) -> pl.DataFrame:
+    """Metric rows: differences from the twin where there is one, else the perturbed run's."""
+    from palimpsest.analysis.statistics import difference_to_twin
+
+    rows = run.metrics(metric, steps=steps).filter(pl.col("dose").is_not_null())
+    both = difference_to_twin(rows)
+    return both if both.height else rows.filter(pl.col("run") == "perturbed")
+
+
+def _by_level(run: RunFiles, factor: str, *, final: bool) -> pl.DataFrame:
+    """Gains of each level of a factor over dose 0, by dose and step."""
+    from palimpsest.analysis.statistics import gain_over_control
+
+    levels = _levels(run, factor)
+    rows = _values(run, "loglik_per_byte", [run.last_step] if final else None)
+    frames = []
+    for (level,), part in levels.group_by("level", maintain_order=True):
+        here = rows.filter((pl.col("dose") == 0) | pl.col("item_id").is_in(part["item_id"].implode()))
+        gains = gain_over_control(here).filter(pl.col("family") == "all")
+        frames.append(gains.with_columns(pl.lit(level).alias(factor)))
+    return pl.concat(frames).sort(factor, "dose", "step")
+
+
+def profile(run: RunFiles) -> pl.DataFrame:
+    """Effect of one exposure by when it fell (``cohort``) at every checkpoint (``step``): items of dose 1.
+
+    A cohort is the first checkpoint after the exposure. The estimate is a difference in differences (Lesci et al.
+    2024): the change of a cohort's log-likelihood since the last checkpoint before its exposure, less that of the
+    never-inserted items of the same families; nats per byte, 95 % limits over clusters of both.
+
+    Raises:
+        UserError: if no two clusters of dose 1 share a cohort.
+    """
+    from palimpsest.analysis.statistics import net_of_controls, per_item
+
+    values = per_item(_values(run, "loglik_per_byte"))
+    steps = values["step"].unique().sort()
+    exposed = run.exposures.group_by(unit="item_id").agg(exposed=pl.col("step").min())
+    # A checkpoint at step s has finished the steps 0 ... s - 1.
+    cohorts = exposed.select("unit", g=steps.search_sorted(exposed["exposed"] + 1))
+    controls = values.filter(pl.col("dose") == 0)
+    once = values.filter(pl.col("dose") == 1).join(cohorts, on="unit")
+    found = []
+    for g in once["g"].unique().sort():
+        if not 1 <= g < len(steps):
+            continue
+        treated, never = (_since(rows, steps[g - 1]) for rows in (once.filter(pl.col("g") == g), controls))
+        for step in steps:
+            net = net_of_controls(
+                treated.filter(pl.col("step") == step).with_columns(a0=1.0),
+                never.filter(pl.col("step") == step),
+                1,
+            )
+            if net is not None and net.clusters > 1:
+                low, high = net.limits()
+                estimate = float(net.estimate[0])
+                found.append((steps[g], step, estimate, low, high, net.n))
+    if not found:
+        raise UserError(
+            f"{run.name}: no two clusters of dose 1 were inserted between the same two checkpoints"
+        )
+    return pl.DataFrame(found, schema=["cohort", "step", "estimate", "low", "high", "n"], orient="row")
+
+
+def _since(rows: pl.DataFrame, step: int) -> pl.DataFrame:
+    """Values less the same item's value at a step."""
+    before = rows.filter(pl.col("step") == step).select("unit", before="value")
+    return rows.join(before, on="unit").with_columns(value=pl.col("value") - pl.col("before"))
+
+
+def _depths(run: RunFiles) -> pl.DataFrame:
+    """Cloze rows with the ``depth`` of their probe: its name up to the number, such as ``semantic``."""
+    named = run.probes.filter((pl.col("kind") == "cloze") & pl.col("item_id").is_not_null())
+    depth = pl.col("name").str.replace(r" #.*$", "")
+    rows = _values(run, "cloze_loglik_per_byte").join(
+        named.select("probe_id", depth=depth).filter(pl.col("depth") != ""), on="probe_id"
+    )
+    if rows.is_empty():
+        raise UserError(f"{run.name} has no clozes: none of its families asks for facts")
+    return rows
+
+
+def acquisition(run: RunFiles) -> pl.DataFrame:
+    """Change of each depth's log-likelihood since the first checkpoint, of the inserted items.
+
+    Returns:
+        ``depth``, ``step``, ``estimate`` (nats/byte) with limits over clusters, ``n`` items, and ``injected``, true
+        where steps since the checkpoint before had exposures.
+    """
+    from palimpsest.analysis.statistics import mean_by_dose
+
+    rows = _depths(run).filter(pl.col("dose") > 0)
+    before = rows.filter(pl.col("step") == pl.col("step").min()).select("probe_id", before="value")
+    change = (
+        rows.join(before, on="probe_id").with_columns(value=pl.col("value") - pl.col("before")).drop("before")
+    )
+    pooled = change.with_columns(dose=pl.lit(1, pl.Int32))
+    frames = [
+        mean_by_dose(part.drop("depth")).filter(pl.col("family") == "all").with_columns(depth=pl.lit(depth))
+        for (depth,), part in pooled.group_by("depth", maintain_order=True)
+    ]
+    found = pl.concat(frames).sort("depth", "step")
+    steps = found["step"].unique().sort()
+    # Exposures before a checkpoint are marked at it.
+    marked = steps.gather(steps.search_sorted(run.exposures["step"] + 1).clip(0, len(steps) - 1)).unique()
+    return found.select(
+        "depth", "step", "estimate", "low", "high", "n", injected=pl.col("step").is_in(marked.implode())
+    )
+
+
+def retainability(run: RunFiles) -> pl.DataFrame:
+    """Share of each depth's first gain that is left ``since`` steps later: the same facts, Fieller's limits.
+
+    The report's retention (:func:`analysis.report.forgetting.retention`) of the clozes of each depth.
+
+    Raises:
+        UserError: if no fact has two checkpoints after its last exposure.
+    """
+    from palimpsest.analysis.report.forgetting import retention
+    from palimpsest.analysis.statistics import per_item
+
+    last = run.exposures.group_by(unit="item_id").agg(after=pl.col("step").max() + 1)
+    frames = [
+        retention(per_item(part.drop("depth")), last).with_columns(depth=pl.lit(depth))
+        for (depth,), part in _depths(run).group_by("depth", maintain_order=True)
+    ]
+    found = pl.concat(frames).filter(pl.col("retained").is_not_null())
+    if found.is_empty():
+        raise UserError(f"{run.name}: no two facts have two checkpoints after their last exposure")
+    since = (pl.col("since_low") + pl.col("since_high")) / 2
+    return found.select("depth", "low", "high", "n", since=since, estimate="retained").sort("depth", "since")
