@@ -31,7 +31,7 @@ import polars as pl
 import torch
 import transformers
 
-from palimpsest.analysis.scoring import models, store, token_statistics
+from palimpsest.analysis.scoring import huggingface, models, store, token_statistics
 
 EOD = 0
 Texts = list[np.ndarray]
@@ -180,7 +180,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     reference = tiny(given.model)
-    model = models.of_huggingface(reference)
+    model = huggingface.of_huggingface(reference)
     vocabulary = reference.config.vocab_size
     asked = " ".join(Path(one).name for one in sys.argv[1:])
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout

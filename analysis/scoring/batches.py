@@ -1,7 +1,7 @@
 """Batches of texts of like length, and texts that need not be read because a longer one begins with them.
 
-Padding goes behind the texts. With causal attention no token sees what comes after it, so neither padding nor the rest
-of a longer text changes a prediction.
+Padding goes behind the texts. Where no token sees what comes after it, neither padding nor the rest of a longer text
+changes a prediction (:class:`analysis.scoring.models.Together`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from palimpsest.analysis.scoring.models import Together
 
 
 def containing(texts: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
@@ -28,13 +30,35 @@ def containing(texts: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
     return source
 
 
-def batches(lengths: NDArray[np.int64], tokens: int, *, padding: bool = True) -> Iterator[NDArray[np.int64]]:
+def pieces(predictions: int, positions: int | None) -> Iterator[tuple[int, int]]:
+    """Stretches of a text's predictions, (start, stop), each of which a pass over ``text[start : stop]`` makes.
+
+    One for a text that the model can read whole. Of a longer one the last ``positions`` predictions come first, from
+    the pass that ends with the text; then those before them, from passes that begin with it and follow each other.
+
+    Args:
+        predictions: tokens of the text, but for the last one.
+        positions: tokens that the model can read in a pass; None: any number.
+    """
+    if positions is None or predictions <= positions:
+        if predictions > 0:
+            yield 0, predictions
+        return
+    last = predictions - positions
+    yield last, predictions
+    for start in range(0, last, positions):
+        yield start, min(start + positions, last)
+
+
+def batches(
+    lengths: NDArray[np.int64], tokens: int, *, together: Together = Together.ANY
+) -> Iterator[NDArray[np.int64]]:
     """Indices of texts sorted by length and cut so that a batch, padded to its longest, has ``tokens`` at most.
 
     Args:
         lengths: of the texts.
         tokens: in a batch, unless a single text is longer.
-        padding: False to read only texts of equal length together.
+        together: texts that may be in one batch.
     """
     order = np.argsort(lengths, kind="stable")
     start = 0
@@ -42,7 +66,8 @@ def batches(lengths: NDArray[np.int64], tokens: int, *, padding: bool = True) ->
         if (
             stop == len(order)
             or (stop + 1 - start) * lengths[order[stop]] > tokens
-            or not (padding or lengths[order[stop]] == lengths[order[start]])
+            or together is Together.NONE
+            or (together is Together.SAME_LENGTH and lengths[order[stop]] != lengths[order[start]])
         ):
             yield order[start:stop]
             start = stop

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 from tokenizers import Tokenizer
 
-from palimpsest.analysis.scoring import models, store
+from palimpsest.analysis.scoring import huggingface, store
 from palimpsest.data import tokenizer
 from palimpsest.data.artifact import file_digest, json_digest
 from palimpsest.data.errors import UserError
@@ -101,7 +101,7 @@ def score(
     backend = Tokenizer.from_file(str(words_at))
     words = tokenizer.load(Path(str(words_at)), str(backend.id_to_token(first)))
     table = probes(items, words)
-    opened = models.open_huggingface(model, device)
+    opened = huggingface.open_huggingface(model, device)
     weights = {path.name: file_digest(path) for glob in _WEIGHTS for path in sorted(files.glob(glob))}
     target.mkdir(parents=True, exist_ok=True)
     table.write_parquet(target / "probes.parquet")
@@ -111,6 +111,6 @@ def score(
         [store.Checkpoint(0, json_digest(weights), lambda: opened)],
         items_digest=json_digest([file_digest(items), file_digest(Path(str(words_at)))]),
         eod=first,
-        vocab_size=len(opened.head),
+        vocab_size=opened.vocabulary,
         share=share,
     )

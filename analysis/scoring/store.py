@@ -26,7 +26,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from palimpsest.analysis.scoring import batches, models, token_statistics
+from palimpsest.analysis.scoring import batches, huggingface, models, token_statistics
 from palimpsest.analysis.scoring.models import Model
 from palimpsest.analysis.scoring.scores import FILE, KIND, VERSION
 from palimpsest.data import artifact
@@ -49,7 +49,7 @@ FORWARD_PASS = ("attention.py", "layers.py", "model.py")
 def scorer_digest() -> str:
     """Digest of the code that scores, the forward pass of checkpoints included."""
     digest = hashlib.sha256()
-    for module in (batches, models, token_statistics, kernels):
+    for module in (batches, huggingface, models, token_statistics, kernels):
         digest.update(Path(str(module.__file__)).read_bytes())
     for name in FORWARD_PASS:
         digest.update(Path(str(kernels.__file__)).with_name(name).read_bytes())

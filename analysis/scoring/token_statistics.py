@@ -17,16 +17,17 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from palimpsest.analysis.scoring import batches
-from palimpsest.analysis.scoring.models import Model
+from palimpsest.analysis.scoring.models import Model, Together
 from palimpsest.data.errors import UserError
 
 TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
 """Tokens read at once: enough for fast matrix products; on CPUs, few enough to stay in cache."""
 BYTES_A_CHUNK = {"cpu": 2**20, "cuda": 2**29}
 """Size of the logits that exist at once."""
+BYTES_A_BATCH = {"cpu": 2**29, "cuda": 2**32}
+"""Size of a batch's states in float32, which are logits of all its tokens where a model makes them itself."""
 
 SCORE_SCHEMA = pl.Schema(
     {
@@ -39,7 +40,7 @@ SCORE_SCHEMA = pl.Schema(
         "argmax": pl.List(pl.Int32),
     }
 )
-"""One row a probe, one list entry a token (the first one follows an end-of-document token).
+"""One row a probe, one list entry a token (the first one follows an end-of-document token, if any: see ``Reading``).
 
 ``logprob``: ln p of the token, nats. ``rank``: tokens that the model holds more likely, at most 65,535.
 ``entropy``: H of the next-token distribution, nats. ``variance``: of ln p under that distribution, nats^2.
@@ -47,6 +48,9 @@ SCORE_SCHEMA = pl.Schema(
 tokens the one with the smaller id comes first). ``argmax``: the token that greedy decoding picks.
 """
 NUMBERS = tuple(name for name in SCORE_SCHEMA if name != "probe_id")
+
+UNREAD = {"rank": 65_535, "argmax": -1}
+"""Numbers of a token that was not predicted; NaN for the others."""
 
 _DTYPES = {"rank": np.uint16, "argmax": np.int32}
 
@@ -137,52 +141,103 @@ def sampled_logprob(logits_NV: Tensor, targets_N: Tensor, sampling: Sampling) ->
     return logprob_NV.gather(1, targets_N[:, None])[:, 0].float()
 
 
-def score(model: Model, probes: pl.DataFrame, *, eod: int, vocab_size: int) -> pl.DataFrame:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What texts are read after, and what happens to those that are too long."""
+
+    bos: bool = True
+    """Read prompts, too, after the token that begins a text. False: as ``lm_eval`` reads where the tokenizer puts none:
+    only a text without a prompt is read after it, for otherwise its first token would follow nothing."""
+    truncate: bool = False
+    """Read a text that has more tokens than the model has positions in pieces of as many tokens, the last of which
+    ends where the text does: left truncation as ``lm_eval`` has it. False: such a text is an error."""
+
+
+def score(
+    model: Model, probes: pl.DataFrame, *, eod: int, vocab_size: int, reading: Reading | None = None
+) -> pl.DataFrame:
     """Score every probe.
 
     Args:
         model: see :mod:`analysis.scoring.models`.
-        probes: with ``probe_id`` and ``tokens``.
-        eod: id of the end-of-document token, put before each probe.
-        vocab_size: rows of the output matrix that stand for tokens; logits of the padding beyond are left out.
+        probes: with ``probe_id`` and ``tokens``; with ``target_start``, too, where prompts are read without ``eod``.
+        eod: id of the token that begins a text.
+        vocab_size: entries of the logits that stand for tokens; those of the padding beyond are left out.
+        reading: how texts are read.
 
     Returns:
         A table of ``SCORE_SCHEMA`` in the order of ``probes``.
 
     Raises:
-        UserError: for a probe without tokens, or with a token beyond the vocabulary.
+        UserError: for a probe without tokens, with a token beyond the vocabulary, or longer than the model can read.
     """
-    texts, offsets = _texts(probes, vocab_size)
-    return table(probes["probe_id"], offsets, score_tokens(model, texts, eod=eod, vocab_size=vocab_size))
-
-
-def _texts(probes: pl.DataFrame, vocab_size: int) -> tuple[list[NDArray[np.integer]], NDArray[np.int64]]:
-    """Tokens of each probe, and where each begins among all of them (and where the last one ends)."""
-    lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
-    flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)
-    _check(probes, lengths, flat, vocab_size)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return (np.split(flat, offsets[1:-1]) if len(lengths) else []), offsets
+    offsets, made = _score(model, probes, statistics, eod=eod, vocab_size=vocab_size, reading=reading)
+    return table(probes["probe_id"], offsets, made)
 
 
 def score_sampled(
-    model: Model, probes: pl.DataFrame, sampling: Sampling, *, eod: int, vocab_size: int
+    model: Model,
+    probes: pl.DataFrame,
+    sampling: Sampling,
+    *,
+    eod: int,
+    vocab_size: int,
+    reading: Reading | None = None,
 ) -> pl.DataFrame:
     """``probe_id`` and ``sampled``: ln g of each token under a sampling scheme, in the order of ``probes``.
 
     Joined to scores by ``probe_id`` it gives (n,p)-discoverable extraction under that scheme (Hayes et al. 2024); the
     arguments are those of :func:`score`.
     """
-    texts, offsets = _texts(probes, vocab_size)
-    found = each_token(
-        model,
-        texts,
-        lambda z, y: {"sampled": sampled_logprob(z, y, sampling)},
-        eod=eod,
-        vocab_size=vocab_size,
-    )["sampled"]
-    lists = pl.Series("sampled", np.split(found, offsets[1:-1]), dtype=pl.List(pl.Float32))
+
+    def of(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
+        return {"sampled": sampled_logprob(logits_NV, targets_N, sampling)}
+
+    offsets, made = _score(model, probes, of, eod=eod, vocab_size=vocab_size, reading=reading)
+    lists = pl.Series("sampled", np.split(made["sampled"], offsets[1:-1]), dtype=pl.List(pl.Float32))
     return pl.DataFrame({"probe_id": probes["probe_id"], "sampled": lists})
+
+
+def require_readable(
+    model: Model, probes: pl.DataFrame, *, vocab_size: int, reading: Reading | None = None
+) -> None:
+    """Check that a model can read every probe; the arguments are those of :func:`score`.
+
+    Raises:
+        UserError: naming the first probe that it cannot.
+    """
+    lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
+    flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)
+    _check(probes, lengths, flat, vocab_size)
+    reading = reading or Reading()
+    if model.positions is not None and not reading.truncate:
+        read = lengths - (0 if reading.bos else (probes["target_start"] > 0).to_numpy())
+        if (read > model.positions).any():
+            row = int((read > model.positions).argmax())
+            raise UserError(
+                f"probe {probes['probe_id'][row]!r} is too long: the model has positions for {model.positions} tokens, "
+                f"and {read[row]} are read ({int((read > model.positions).sum())} such in all); shorten it, or set "
+                "long_texts=truncate to read such texts in pieces (left truncation)"
+            )
+
+
+def _score(
+    model: Model,
+    probes: pl.DataFrame,
+    of: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    *,
+    eod: int,
+    vocab_size: int,
+    reading: Reading | None,
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.generic]]]:
+    """Where each probe's tokens begin among all of them (and where the last one ends), and their numbers."""
+    require_readable(model, probes, vocab_size=vocab_size, reading=reading)
+    lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
+    flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    texts = np.split(flat, offsets[1:-1]) if len(lengths) else []
+    begun = None if reading is None or reading.bos else (probes["target_start"] == 0).to_numpy()
+    return offsets, each_token(model, texts, of, eod=eod, vocab_size=vocab_size, begun=begun)
 
 
 def table(
@@ -208,8 +263,11 @@ def each_token(
     *,
     eod: int,
     vocab_size: int,
+    begun: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
     """Numbers of every token of every text, flat, text after text.
+
+    Texts longer than the model can read are read in pieces (:func:`analysis.scoring.batches.pieces`).
 
     Args:
         model: as for :func:`score`.
@@ -217,66 +275,87 @@ def each_token(
         of: logits (N, V), which it may overwrite, and tokens (N,) -> named numbers, (N,) each.
         eod: as for :func:`score`.
         vocab_size: as for :func:`score`.
+        begun: texts that are read after ``eod``; None: all. The first token of the others is not predicted, and its
+            numbers are those of ``UNREAD``.
     """
-    ids = [np.asarray(text, np.int64) for text in texts]
-    lengths = np.array([len(text) for text in ids], np.int64)
+    lengths = np.array([len(text) for text in texts], np.int64)
     places = np.cumsum(lengths) - lengths
+    ids, into = [], []
+    for k, text in enumerate(texts):
+        after = begun is None or bool(begun[k])
+        whole = np.concatenate([[eod], text] if after else [text]).astype(np.int64)
+        for start, stop in batches.pieces(len(whole) - 1, model.positions):
+            ids.append(whole[start : stop + 1])
+            into.append(places[k] + start + (0 if after else 1))
+    counts = np.array([len(one) - 1 for one in ids], np.int64)
     with torch.inference_mode():
         names = of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
-        made = {name: np.zeros(lengths.sum(), _DTYPES.get(name, np.float32)) for name in names}
-        head_VD = model.head[:vocab_size].float()
-        padding = model.causal(int(lengths.max(initial=0)))
-        source = batches.containing(ids) if padding else np.arange(len(ids))
+        made = {
+            name: np.full(lengths.sum(), UNREAD.get(name, np.nan), _DTYPES.get(name, np.float32))
+            for name in names
+        }
+        together = model.together(int(counts.max(initial=0)))
+        source = batches.containing(ids) if together is Together.ANY else np.arange(len(ids))
         read = np.flatnonzero(source == np.arange(len(ids)))
-        for batch in batches.batches(lengths[read], TOKENS_A_BATCH[model.device.type], padding=padding):
-            found = _read(model, head_VD, of, [ids[k] for k in read[batch]], eod)
-            into = np.concatenate([places[k] + np.arange(lengths[k]) for k in read[batch]])
+        logits = model.output(vocab_size)
+        cut = batches.batches(counts[read], _tokens_a_batch(model), together=together)
+        for batch in cut:
+            found = _read(model, logits, vocab_size, of, [ids[k] for k in read[batch]])
+            where = np.concatenate([into[k] + np.arange(counts[k]) for k in read[batch]])
             for name, values in found.items():
-                made[name][into] = values
-    for text in np.flatnonzero(source != np.arange(len(ids))):
-        first, other, count = places[text], places[source[text]], lengths[text]
+                made[name][where] = values
+    for other in np.flatnonzero(source != np.arange(len(ids))):
+        first, begun_by, count = into[other], into[source[other]], counts[other]
         for values in made.values():
-            values[first : first + count] = values[other : other + count]
+            values[first : first + count] = values[begun_by : begun_by + count]
     return made
+
+
+def _tokens_a_batch(model: Model) -> int:
+    kind = model.device.type
+    return min(TOKENS_A_BATCH[kind], max(1, BYTES_A_BATCH[kind] // (4 * model.width)))
 
 
 def _read(
     model: Model,
-    head_VD: Tensor,
+    logits: Callable[[Tensor], Tensor],
+    vocab_size: int,
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
     texts: Sequence[NDArray[np.int64]],
-    eod: int,
 ) -> dict[str, NDArray[np.generic]]:
-    """The numbers of every token of a batch of texts, text after text."""
-    longest = max(map(len, texts))
-    ids = np.full((len(texts), longest), eod)
+    """The numbers of every token but the first of a batch of texts, text after text."""
+    longest = max(map(len, texts)) - 1
+    ids = np.zeros((len(texts), longest), np.int64)
     for row, text in zip(ids, texts, strict=True):
-        row[1 : len(text)] = text[:-1]
-    hidden_BTD = model.hidden(torch.from_numpy(ids).to(model.device))
-    there_BT = np.arange(longest) < np.array([len(text) for text in texts])[:, None]
-    hidden_PD = hidden_BTD[torch.from_numpy(there_BT).to(model.device)].float()
-    return numbers(head_VD, of, hidden_PD, torch.from_numpy(np.concatenate(texts)).to(model.device))
+        row[: len(text) - 1] = text[:-1]
+    states_BTD = model.states(torch.from_numpy(ids).to(model.device))
+    there_BT = np.arange(longest) < np.array([len(text) - 1 for text in texts])[:, None]
+    states_PD = states_BTD[torch.from_numpy(there_BT).to(states_BTD.device)]
+    targets_P = torch.from_numpy(np.concatenate([text[1:] for text in texts]))
+    return numbers(logits, vocab_size, of, states_PD, targets_P)
 
 
 def numbers(
-    head_VD: Tensor,
+    logits: Callable[[Tensor], Tensor],
+    vocab_size: int,
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
-    hidden_PD: Tensor,
+    states_PD: Tensor,
     targets_P: Tensor,
 ) -> dict[str, NDArray[Any]]:
     """Numbers of P predictions, whose logits exist a few at a time.
 
     Args:
-        head_VD: output matrix, float32.
+        logits: of states, ``Model.output``.
+        vocab_size: entries of the logits.
         of: as for :func:`each_token`.
-        hidden_PD: what the output matrix is applied to, float32.
+        states_PD: what logits are made of.
         targets_P: tokens that are predicted, int64.
     """
-    chunk = max(16, BYTES_A_CHUNK[hidden_PD.device.type] // (4 * len(head_VD)))
-    parts = [
-        of(functional.linear(hidden, head_VD), targets)
-        for hidden, targets in zip(hidden_PD.split(chunk), targets_P.split(chunk), strict=True)
-    ]
+    chunk = max(16, BYTES_A_CHUNK[states_PD.device.type] // (4 * vocab_size))
+    parts = []
+    for states, targets in zip(states_PD.split(chunk), targets_P.split(chunk), strict=True):
+        z = logits(states)
+        parts.append(of(z, targets.to(z.device)))
     return {
         name: torch.cat([part[name] for part in parts]).cpu().numpy().astype(_DTYPES.get(name, np.float32))
         for name in parts[0]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.analysis.scoring import batches as cut
+from palimpsest.analysis.scoring.models import Together
 
 # Few ids, so that beginnings coincide often; whole texts coincide too. Large ids differ in their last byte only.
 TEXTS = st.lists(st.lists(st.sampled_from([1, 2, 255, 256]), min_size=1, max_size=6), min_size=1, max_size=12)
@@ -32,13 +33,23 @@ def test_clozes_that_go_on_are_read_once():
     assert source[1] == 1
 
 
-@pytest.mark.parametrize("padding", [True, False])
+@pytest.mark.parametrize("together", list(Together))
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=30), tokens=st.integers(10, 60))
 @settings(deadline=None)
-def test_batches_hold_every_text_once_and_do_not_exceed_their_size(padding, lengths, tokens):
+def test_batches_hold_every_text_once_and_do_not_exceed_their_size(together, lengths, tokens):
     lengths = np.array(lengths)
-    batches = [batch.tolist() for batch in cut.batches(lengths, tokens, padding=padding)]
+    batches = [batch.tolist() for batch in cut.batches(lengths, tokens, together=together)]
     assert sorted(k for batch in batches for k in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= tokens
-        assert padding or len(set(lengths[batch].tolist())) == 1
+        assert together is Together.ANY or len(set(lengths[batch].tolist())) == 1
+        assert together is not Together.NONE or len(batch) == 1
+
+
+@given(predictions=st.integers(0, 60), positions=st.integers(1, 20) | st.none())
+@settings(deadline=None)
+def test_pieces_predict_every_token_once_and_the_last_piece_is_whole(predictions, positions):
+    found = list(cut.pieces(predictions, positions))
+    assert sorted(k for start, stop in found for k in range(start, stop)) == list(range(predictions))
+    assert all(positions is None or stop - start <= positions for start, stop in found)
+    assert not predictions or found[0] == (max(0, predictions - (positions or predictions)), predictions)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from palimpsest.analysis.scoring import store, token_statistics
+from palimpsest.analysis.scoring import models, store, token_statistics
 from palimpsest.data import artifact
 
 VOCABULARY, EOD = 50, 0
@@ -17,17 +17,21 @@ class Bigrams:
     """A model whose next token depends on the last alone."""
 
     device = torch.device("cpu")
+    width, positions = 8, None
 
     def __init__(self, seed):
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.randn(VOCABULARY, 8, generator=generator)
         self.head = torch.randn(VOCABULARY, 8, generator=generator)
 
-    def hidden(self, ids):
+    def states(self, ids):
         return self.table[ids]
 
-    def causal(self, length):
-        return True
+    def output(self, vocab_size):
+        return models.matrix(self.head, vocab_size)
+
+    def together(self, length):
+        return models.Together.ANY
 
 
 def probes(count=40):

@@ -1,5 +1,7 @@
 """Six numbers a token: against float64, one text at a time, whatever is read together and whoever's model it is."""
 
+import copy
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from palimpsest.analysis.scoring import models, token_statistics
+from palimpsest.analysis.scoring import huggingface, token_statistics
+from palimpsest.analysis.scoring.models import Together
 from palimpsest.data.errors import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -126,7 +129,7 @@ def test_llama(tied):
         for name, weight in reference.named_parameters():
             if "norm" in name:
                 weight.uniform_(0.5, 2.0)
-    check(models.of_huggingface(reference), reference, some_texts())
+    check(huggingface.of_huggingface(reference), reference, some_texts())
 
 
 @pytest.mark.parametrize("kind", ["GPTNeoX", "GPT2", "Qwen2"])
@@ -143,16 +146,16 @@ def test_other_models_of_transformers(kind):
     config = getattr(transformers, f"{kind}Config")(**settings)
     name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
     reference = getattr(transformers, name)(config).eval()
-    check(models.of_huggingface(reference), reference, some_texts())
+    check(huggingface.of_huggingface(reference), reference, some_texts())
 
 
 def count_tokens(monkeypatch, model, texts):
     """Tokens that the model reads while the texts are scored, padding included."""
     sizes = []
-    hidden, causal = model.hidden, model.causal(max(map(len, texts)))
+    states, together = model.states, model.together(max(map(len, texts)))
     with monkeypatch.context() as patch:
-        patch.setattr(model, "causal", lambda length: causal)
-        patch.setattr(model, "hidden", lambda ids: sizes.append(tuple(ids.shape)) or hidden(ids))
+        patch.setattr(model, "together", lambda length: together)
+        patch.setattr(model, "states", lambda ids: sizes.append(tuple(ids.shape)) or states(ids))
         token_statistics.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)
     return sum(rows * tokens for rows, tokens in sizes), sizes
 
@@ -171,7 +174,7 @@ def test_sliding_windows(monkeypatch):
         initializer_range=0.3,
     )
     reference = transformers.MistralForCausalLM(config).eval()
-    model = models.of_huggingface(reference)
+    model = huggingface.of_huggingface(reference)
     texts = some_texts()
     check(model, reference, texts)
     assert count_tokens(monkeypatch, model, [texts[0], texts[0]])[0] == len(texts[0])
@@ -199,43 +202,42 @@ def test_positions_that_depend_on_the_length_of_the_text(monkeypatch, rope):
     )
     torch.manual_seed(0)
     reference = transformers.LlamaForCausalLM(config).eval()
-    model = models.of_huggingface(reference)
+    model = huggingface.of_huggingface(reference)
     texts = some_texts()
     for text in texts:  # one at a time, for transformers' dynamic frequencies remember the longest text
-        check(model, reference, [text])
+        check(model, copy.deepcopy(reference), [text])
+    numbers = token_statistics.score_tokens(model, texts, eod=EOD, vocab_size=VOCABULARY)["logprob"]
+    alone = [token_statistics.score_tokens(model, [text], eod=EOD, vocab_size=VOCABULARY) for text in texts]
+    np.testing.assert_allclose(numbers, np.concatenate([one["logprob"] for one in alone]), rtol=0, atol=1e-4)
     _, sizes = count_tokens(monkeypatch, model, texts)
     assert sum(rows for rows, _ in sizes) == len(texts)
     assert {tokens for _, tokens in sizes} == {len(text) for text in texts}
 
 
-def test_a_model_that_looks_ahead_is_read_text_by_text(monkeypatch):
-    """Found by trying, whatever the reason."""
-    model = models.of_huggingface(llama())
-    assert model.causal(90)
-    hidden = model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids: hidden(ids) + 0.01 * ids.shape[1])
-    assert not model.causal(90)
-
-
-def test_logits_that_are_more_than_a_product_are_refused():
-    torch.manual_seed(0)
-    config = transformers.Gemma2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        final_logit_softcapping=1.0,
-        initializer_range=0.5,
-    )
-    with pytest.raises(UserError, match="Gemma2ForCausalLM is not supported"):
-        models.of_huggingface(transformers.Gemma2ForCausalLM(config))
+@pytest.mark.parametrize(
+    ("change", "together"),
+    [
+        (lambda found, ids: found, Together.ANY),
+        (lambda found, ids: found + 0.01 * ids.shape[1], Together.SAME_LENGTH),
+        (lambda found, ids: found + 0.01 * ids.shape[0], Together.NONE),
+        # Padding alone, the rest of a longer text alone; each beyond the 40th token, as a window would have it.
+        (lambda found, ids: found + 0.1 * (ids[:, 40:] == 0).any(1)[:, None, None], Together.SAME_LENGTH),
+        (
+            lambda found, ids: found + 0.1 * (ids.shape[1] > 60) * (ids[:, -1:] > 0)[..., None],
+            Together.SAME_LENGTH,
+        ),
+    ],
+)
+def test_what_reading_together_would_change_is_found_by_trying(monkeypatch, change, together):
+    """Whatever the reason: a model may depend on the length, on its neighbours, on padding or on later tokens."""
+    model = huggingface.of_huggingface(llama())
+    states = model.states
+    monkeypatch.setattr(model, "states", lambda ids: change(states(ids), ids))
+    assert model.together(90) is together
 
 
 def test_table_keeps_the_order_of_the_probes():
-    model = models.of_huggingface(llama())
+    model = huggingface.of_huggingface(llama())
     texts = [text.tolist() for text in some_texts()]
     probes = pl.DataFrame(
         {"probe_id": [f"p{k}" for k in range(len(texts))], "tokens": texts},
@@ -257,4 +259,4 @@ def test_probes_that_cannot_be_scored(tokens, told):
         {"probe_id": ["p0", "p1"], "tokens": tokens}, schema_overrides={"tokens": pl.List(pl.Int32)}
     )
     with pytest.raises(UserError, match=told):
-        token_statistics.score(models.of_huggingface(llama()), probes, eod=EOD, vocab_size=VOCABULARY)
+        token_statistics.score(huggingface.of_huggingface(llama()), probes, eod=EOD, vocab_size=VOCABULARY)
