@@ -20,6 +20,7 @@ PROGRAMS = {
     "runs": "list runs; runs prune frees disk",
     "watch": "a run's progress in a browser",
     "export": "a checkpoint for transformers",
+    "export_items": "a plan's items for lm-eval, membership benchmarks and open-unlearning",
     "released": "score a released model",
     "dependence": "do experiments that share a run influence each other?",
     "import_plan": "a plan from insertions made elsewhere",
