@@ -1,8 +1,9 @@
-"""Doses that the scores decide: ``python launch/adaptive.py +experiment=quickstart insertion.adaptive=...``.
+"""Adaptive doses, decided from the scores so far: ``python launch/adaptive.py +experiment=quickstart
+insertion.adaptive=...``.
 
 Training goes in segments, each a run of its own that starts from the last one's checkpoint: score, let the policy of
-``insertion.adaptive`` decide, plan the next segment's exposures, train, audit. The same command goes on where it was
-stopped. At the end every decision is replayed from the stored scores, and every plan made anew and compared.
+``insertion.adaptive`` decide, plan the next segment's exposures, train, audit. The same command resumes. At the end
+every decision is replayed from the stored scores, and every plan is recomputed and compared.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def doses(recorded: list[dict[str, Any]]) -> list[dict[str, int]]:
 
 
 def estimate(settings: AdaptiveConfig, recorded: list[dict[str, Any]]) -> str | None:
-    """EC50 of the items: how many exposures until half of them are remembered. None where the design does not say."""
+    """EC50: number of exposures at which half of the items are remembered. None where the policy does not estimate
+    it."""
     checks = [*(record["seen"] for record in recorded[1:]), recorded[-1]["after"]]
     totals = doses(recorded)[1:]
     if settings.policy == "staircase":

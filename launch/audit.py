@@ -1,7 +1,7 @@
 """Prove that what was consumed is what was planned: ``python launch/audit.py +experiment=quickstart``.
 
-Of a run that goes on from another's checkpoint (``train.start_from``), also what the runs before it consumed; of one
-with ``insertion.adaptive``, every segment, and that the stored scores lead to the decisions.
+For a run that starts from another's checkpoint (``train.start_from``) the runs before it are audited, too; with
+``insertion.adaptive`` every segment, and that the stored scores lead to the decisions.
 """
 
 from __future__ import annotations

@@ -24,9 +24,8 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def scaled(arguments: Sequence[str]) -> list[str]:
-    """A command line in which an experiment at a scale (``+experiment=NAME +scale=nano``) is its own file for it.
-
-    Of an experiment without a file ``NAME_SCALE.yaml`` the arguments stay as they are: it takes the scale's settings.
+    """Command line with ``+experiment=NAME +scale=nano`` replaced by ``+experiment=NAME_nano`` where that file exists;
+    otherwise unchanged, and the scale's own settings apply.
     """
     chosen = {key: value for key, _, value in (text.partition("=") for text in arguments)}
     name, scale = chosen.get("+experiment"), chosen.get("+scale")
@@ -99,7 +98,7 @@ def _typed(value: object) -> str:
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Convert a value of OmegaConf for pydantic, which is lenient (true as 1) and terse.
+    """Convert a value of OmegaConf for pydantic, with stricter checks (true is not 1) and clearer messages.
 
     Args:
         kind: type of the field, such as ``int | None``, a dataclass, or a ``Mapping`` of dataclasses.

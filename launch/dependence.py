@@ -5,7 +5,7 @@
 Trains one run with all of ``insertion.experiments`` and one with each of them alone - the items and places of each are
 the same in both - and compares what is remembered at the last checkpoint. With ``train.start_from`` all of them branch
 from that checkpoint. The interaction of an experiment with the others is, item by item, the score in company less the
-score alone; of its inserted items less its controls. It is 0 if the experiments do not disturb each other.
+score alone; of its inserted items less its controls. Without interaction it is 0.
 """
 
 from __future__ import annotations

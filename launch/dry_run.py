@@ -38,7 +38,7 @@ def stages(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def lines(experiment: Experiment) -> Iterator[str]:
-    """The stages as lines, and what they need that is missing."""
+    """Lines that describe the stages, and the inputs that are missing."""
     yield f"{experiment.experiment}, in {experiment.directory}; dry_run=true: nothing is made"
     width = max(map(len, STAGES))
     for stage, line in stages(experiment):
@@ -84,7 +84,7 @@ def _scores(experiment: Experiment) -> str:
 
 
 def vocabulary(experiment: Experiment) -> tuple[int, str]:
-    """Rows of the vocabulary before padding, and how they are known; needs no corpus."""
+    """Vocabulary size before padding, and its source in words; needs no corpus."""
     vocab_size, known = experiment.corpus.tokenizer.vocab_size, "of the tokenizer to be trained"
     if experiment.corpus.tokenizer.kind != "train":
         vocab_size, known = experiment.model.tokenizer_size or vocab_size, f"of model={experiment.model.name}"

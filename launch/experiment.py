@@ -67,7 +67,7 @@ class LauncherConfig:
     srun: tuple[str, ...] = ()
     """Further options of srun."""
     score_shares: int = 1
-    """Jobs among which the checkpoints of a run are divided for scoring."""
+    """Number of jobs that share the scoring of a run's checkpoints."""
 
     def __post_init__(self) -> None:
         for name in ("jobs", "nodes", "processes", "cpus", "score_shares"):

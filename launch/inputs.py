@@ -94,7 +94,7 @@ def ledger_of(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
         steps: steps that it must have finished.
 
     Raises:
-        UserError: saying what is missing, damaged or foreign.
+        UserError: naming a part that is missing, damaged or of another run.
     """
     from palimpsest.pretrain import checkpoint
 

@@ -25,7 +25,7 @@ from palimpsest.launch.process import say
 
 
 def inputs(experiment: Experiment) -> dict[str, str]:
-    """Digests of what an audit rests on, as they are now.
+    """Current digests of all inputs of an audit.
 
     Raises:
         UserError: if any of it is missing or damaged.
@@ -40,7 +40,7 @@ def inputs(experiment: Experiment) -> dict[str, str]:
 
 
 def standing(experiment: Experiment) -> dict[str, Any] | None:
-    """The result of the last audit, if all that it rests on is still as it was; otherwise None."""
+    """Result of the last audit; None if any of its inputs changed since."""
     directory = experiment.directory / "audit"
     if not (directory / artifact.MANIFEST).is_file():
         return None
@@ -238,9 +238,9 @@ def evidence(
 ) -> dict[str, float] | None:
     """Order of the exposures as the weights show it, independent of the ledger (Kuditipudi et al., 2025).
 
-    At the checkpoint nearest to the middle of the run, the later an item was met for the last time before, the more it
-    should have gained over the twin, and least if it was not met at all. Ranks are compared inside each family and
-    dose. Of a ledger that lies about what was consumed when, the correlation is 0.
+    At the checkpoint nearest to the middle of the run, items whose last exposure was more recent should have gained
+    more over the twin, and items not yet exposed least. Ranks are compared inside each family and dose. If the ledger's
+    order were false, the correlation would be 0.
 
     Args:
         items: ``item_id``, ``family``, ``dose``.

@@ -57,7 +57,7 @@ def plan(experiment: Experiment) -> Manifest:
 
 
 def _inputs(experiment: Experiment, order: Windows, directory: Path) -> dict[str, str]:
-    """What the plan is to be made from; of a file that is gone since a plan was made, what that plan was made from.
+    """Digests of the plan's inputs; for a file deleted since a plan was made, the digest recorded in that plan.
 
     Raises:
         UserError: if a file is missing, and there is no plan of these settings.
@@ -76,7 +76,7 @@ def _inputs(experiment: Experiment, order: Windows, directory: Path) -> dict[str
 
 
 def make(experiment: Experiment, directory: Path) -> Manifest:
-    """Make the experiment's plan in a directory, whatever is there.
+    """Make the experiment's plan in a directory, replacing an existing one.
 
     Raises:
         UserError: see ``insertion.plan.create``.

@@ -12,9 +12,9 @@ from palimpsest.launch.process import say
 
 
 def power(experiment: Experiment, wanted: float) -> None:
-    """Print the minimum detectable effect of each arm, and the items that a wanted standardised effect takes.
+    """Print the minimum detectable effect of each arm, and the number of items needed for a given standardised effect.
 
-    Reads the design alone.
+    Only the design is read.
 
     Raises:
         UserError: if the effect is not a plausible number of standard deviations.

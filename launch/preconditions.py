@@ -1,4 +1,4 @@
-"""Files that an experiment needs of the user: whatever is missing is named at once, before anything runs."""
+"""Files that the user must provide: all missing ones are named at once, before anything runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _of_corpus(name: str, config: CorpusConfig) -> Iterator[str]:
 
 
 def _of_weights(experiment: Experiment) -> Iterator[str]:
-    """Of a model to start from: its small files, which a name on the hub gives, too."""
+    """Check a model to start from by its small files, for a name on the hub too."""
     if experiment.model.weights and _untrained(experiment):
         try:
             files_of_model.find(experiment.model.weights, experiment.model.revision, whole=False)

@@ -41,7 +41,7 @@ def record(experiment: Experiment) -> None:
 
 
 def command(directory: Path) -> str | None:
-    """The command line that made a run; None for a run that does not have it."""
+    """The command line that created a run; None if it was not recorded."""
     path = directory / FILE
     return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") if path.is_file() else None
 

@@ -15,15 +15,16 @@ from palimpsest.launch.process import locked, say
 from palimpsest.pretrain.config import ParallelConfig
 
 _NO_EPOCH = 1 << 16
-"""In place of the number of an epoch: the reference model's order is no epoch's."""
+"""Constant used instead of an epoch's number in the seed of the reference model's order."""
 
 
 def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
-    """Checkpoint of a model of the experiment's shape that has read the corpus alone; reused if there is one.
+    """Train a model of the experiment's shape on the unmodified corpus, or reuse it; returns the path of its
+    checkpoint.
 
     Args:
         experiment: the settings; as many steps as its runs.
-        order: what the model reads: the corpus in an order, and from initial weights, that neither run has.
+        order: windows for the model: the corpus in an order of its own, different from that of the pair.
         vocab_size: of the corpus's tokenizer.
 
     Returns:

@@ -29,12 +29,12 @@ from palimpsest.pretrain.interrupts import REQUEUE, SIGNALS
 
 
 def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> None:
-    """Train here, or through torchrun where the topology needs several processes.
+    """Train in this process, or through torchrun where the topology needs several.
 
     Args:
         experiment: the settings.
         which: ``perturbed`` or ``twin``.
-        overrides: what sets it apart from the settings of this process's command line.
+        overrides: added to this process's command line.
     """
     ranks = experiment.parallel.min_world_size
     if ranks == 1:

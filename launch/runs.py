@@ -1,9 +1,8 @@
 """The list of runs: ``python launch/runs.py`` prints every run in ``runs/``, with state, step, loss, verdict and size.
 
-``python launch/runs.py prune`` says what finished runs can do without: all checkpoints but the first and the last, once
-they are scored, and what killed programs left half-built. ``remove=quickstart/run-1a2b3c4d`` names a whole run.
-Nothing is deleted before ``yes=true`` is added. ``runs=DIRECTORY`` looks elsewhere, ``experiment=NAME`` at one
-experiment.
+``python launch/runs.py prune`` lists files that finished runs no longer need: all scored checkpoints but the first and
+the last, and half-built directories of killed programs. ``remove=quickstart/run-1a2b3c4d`` names a whole run. Nothing
+is deleted before ``yes=true`` is added. ``runs=DIRECTORY`` looks elsewhere, ``experiment=NAME`` at one experiment.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Entry:
     step: int
     """Finished steps of the perturbed run, as its log says."""
     steps: int
-    """Of a whole run."""
+    """Finished steps of a complete run."""
     loss: float | None
     verdict: str
     size: int
@@ -132,7 +131,7 @@ def entries(runs: Path, experiment: str | None = None) -> list[Entry]:
 
 
 def spare(run: Entry) -> Iterator[Path]:
-    """Checkpoints that a run can do without: audit, scores and report stay valid; training cannot resume between."""
+    """Checkpoints that can be deleted: audit, scores and report stay valid, but training cannot resume from them."""
     yield from artifact.abandoned(run.directory)
     for which in _PAIR:
         place = run.directory / which / "checkpoints"
@@ -157,7 +156,7 @@ def human(size: int) -> str:
 
 
 def show(runs: Sequence[Entry]) -> None:
-    """Print a line a run; of those that are planned and no more, the names in one line."""
+    """Print a line for each run; runs that are only planned are listed by name in one line."""
     planned = [one.name for one in runs if one.state == "planned"]
     runs = [one for one in runs if one.state != "planned"]
     rows = [("run", "state", "step", "loss", "verdict", "size")]

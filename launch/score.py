@@ -1,4 +1,4 @@
-"""Ask every checkpoint about every item: ``python launch/score.py +experiment=quickstart``.
+"""Score every checkpoint on all probes: ``python launch/score.py +experiment=quickstart``.
 
 ``shard=k/n`` does one share of the work, for an array of jobs.
 """
@@ -70,7 +70,7 @@ def score(experiment: Experiment) -> None:
 
 
 def _summary(which: str, probes: int, checkpoints: int, scored: int, parts: int, shard: str | None) -> str:
-    """A line that counts the parts scored now and those that were there."""
+    """Log line with the numbers of checkpoints scored now and scored before."""
     total = checkpoints * parts
     line = f"{which}: {probes} probes at {checkpoints} checkpoints"
     if shard is not None:
@@ -83,7 +83,7 @@ def _summary(which: str, probes: int, checkpoints: int, scored: int, parts: int,
 def _checkpoints(
     experiment: Experiment, directory: Path, facts: dict[str, Any], device: torch.device
 ) -> list[Checkpoint]:
-    """A run's finished checkpoints; one model, built when the first is loaded, takes the weights of each in turn."""
+    """Finished checkpoints of a run; one model is built and loads the weights of each in turn."""
     import torch
 
     from palimpsest.analysis.scoring import models, store

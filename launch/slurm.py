@@ -34,10 +34,10 @@ class Stage:
     commands: tuple[tuple[str, ...], ...]
     """Programs with further arguments, one after the other; the second also after an audit that failed."""
     training: bool = False
-    """True: takes the nodes and processes of a training."""
+    """True if the stage needs the nodes and processes of a training."""
     gpu: bool = False
     single: bool = False
-    """True: one job, without an index, that takes no arguments of a run."""
+    """True if the stage is one job for the whole sweep, without an array index."""
 
 
 def stages(launcher: LauncherConfig, sweep_arguments: Sequence[str]) -> list[Stage]:

@@ -69,13 +69,13 @@ class Run:
 
 
 def expand(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, str]]]:
-    """All combinations of the settings with several values, in Hydra's syntax: ``a,b``, ``choice``, ``range``.
+    """All combinations of settings with several values (Hydra's syntax: ``a,b``, ``choice``, ``range``).
 
     Returns:
         For each, the arguments of a run, and the factors' values; the last factor changes fastest.
 
     Raises:
-        UserError: for values that cannot be counted out.
+        UserError: for values that cannot be enumerated.
     """
     parser = OverridesParser.create()
     options: list[list[tuple[str, str | None, str]]] = []
@@ -388,7 +388,7 @@ def sweep(arguments: Sequence[str]) -> int:
 
 @program
 def _single(experiment: Experiment) -> int:
-    """Only for ``--help`` and ``--cfg``, which compose nothing to run."""
+    """Entry for ``--help`` and ``--cfg``, which run nothing."""
     raise AssertionError(experiment)
 
 

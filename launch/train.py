@@ -94,7 +94,7 @@ def train(experiment: Experiment, which: str) -> None:
 
 
 def _settings(experiment: Experiment) -> tuple[Settings, str]:
-    """The trainer's settings, and why it attends as it does."""
+    """The trainer's settings, and the reason for its attention backend."""
     from palimpsest.pretrain import parallel
     from palimpsest.pretrain.settings import Settings
 
@@ -181,7 +181,7 @@ def work(experiment: Experiment) -> None:
 
 
 def rehearse(experiment: Experiment, asked: Mapping[str, str]) -> None:
-    """Say what each pipeline stage would hold and send on so many ranks; needs neither a corpus nor a GPU.
+    """Print memory and traffic of each pipeline stage for a number of ranks; needs neither a corpus nor a GPU.
 
     Args:
         experiment: the settings.

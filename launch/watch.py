@@ -30,7 +30,7 @@ from palimpsest.launch.runs import held
 
 PORT = 8642
 EVERY = 1.0
-"""Seconds for which an answer is given again: many pages cost no more than one."""
+"""Seconds for which an answer is cached, so that many open pages cost no more than one."""
 _PAGE = Path(__file__).with_name("watch.html")
 _KEYS = ("port", "host")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -53,7 +53,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(address, Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing where a browser went away in the middle of an answer; else as usual."""
+        """Ignore a browser that disconnects in the middle of an answer; handle other errors as usual."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        """The page, the data, or 404; 403 to who came by a name that is not this machine's (DNS rebinding)."""
+        """Serve the page, the data, or 404; 403 where the Host header is not this machine's (DNS rebinding)."""
         if not _ours(self.headers.get("Host", "")):
             self._answer(403, "text/plain; charset=utf-8", b"ask by this machine's own name or address\n")
             return

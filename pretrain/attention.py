@@ -20,7 +20,7 @@ from palimpsest.pretrain import cpu
 
 
 class CausalAttention(torch.nn.Module):
-    """Causal attention without dropout; picks PyTorch's flash kernel by itself where there is one.
+    """Causal attention without dropout. PyTorch selects its flash kernel where one is available.
 
     Takes the place of megatron-core's ``DotProductAttention``, whose constructor it follows and whose unfused
     softmax materialises a B x N x S x S tensor.
@@ -60,7 +60,7 @@ class CausalAttention(torch.nn.Module):
             query: (S, B, N, H).
             key: (S, B, K, H).
             value: (S, B, K, H).
-            attention_mask: (B, 1, S, S) bool, True where nothing is seen, what comes later included; None: causal.
+            attention_mask: (B, 1, S, S) bool, True where a key is masked (later keys included); None: causal.
 
         Returns:
             (S, B, N * H).
@@ -93,7 +93,7 @@ class CausalAttention(torch.nn.Module):
         """Attend with the keys of all context-parallel ranks (Llama Team, 2024, section 3.3.2).
 
         Each rank has the queries of two of the sequence's blocks, an early and a late one (``share``), so that all
-        have the same to do.
+        ranks do equal work.
         """
         group = parallel_state.get_context_parallel_group()
         blocks = 2 * self.ranks
@@ -116,12 +116,12 @@ class CausalAttention(torch.nn.Module):
 
 
 def blocks_of(rank: int, ranks: int) -> tuple[int, int]:
-    """The two of the ``2 * ranks`` equal blocks of a sequence that a context-parallel rank has."""
+    """Indices of the two blocks that a context-parallel rank holds, of the ``2 * ranks`` equal blocks of a sequence."""
     return rank, 2 * ranks - 1 - rank
 
 
 def share(whole_BT: Tensor, rank: int, ranks: int) -> Tensor:
-    """The part of each window that a context-parallel rank has: (B, T, ...) -> (B, T / ranks, ...)."""
+    """Part of each window held by a context-parallel rank: (B, T, ...) -> (B, T / ranks, ...)."""
     if ranks == 1:
         return whole_BT
     blocks = whole_BT.chunk(2 * ranks, dim=1)

@@ -1,4 +1,4 @@
-"""From positions to batches: the positions that a rank reads, the overlay, and the ledger's recorder."""
+"""Batches of a rank: it reads windows at its positions, applies the overlay and records them for the ledger."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Batch:
     labels: Tensor
     """(B, L) int64."""
     loss_mask: Tensor
-    """(B, L) float32, the weight of each target's loss: 1, or 0 where it does not count, or what the plan says."""
+    """(B, L) float32, weight of each target's loss: 1 unless the plan masks it (0)."""
     position_ids: Tensor
     """(B, L) int64, 0..L-1."""
     groups: Tensor
@@ -48,7 +48,7 @@ def intra_document_mask(tokens_BL: Tensor, eod: int) -> Tensor:
 
 
 class Groups:
-    """Kinds of targets whose losses are told apart: the corpus, and inserted tokens by family and dose.
+    """Groups of targets whose mean losses are logged separately: the corpus, and inserted tokens by family and dose.
 
     Args:
         plan: what is inserted, or None for the twin.
@@ -89,7 +89,7 @@ def positions_of(step: int, train: TrainConfig, data_rank: int, data_size: int) 
 
 
 class Batches:
-    """Reads windows, applies the overlay, and records what is handed on.
+    """Reads windows, applies the overlay, and records the resulting windows.
 
     Args:
         order: the corpus's windows.
@@ -125,7 +125,7 @@ class Batches:
 
         Args:
             step: from 0.
-            record: false for windows that are only looked at once more.
+            record: false to read windows again without recording them.
 
         Raises:
             PlanViolation: before the offending micro-batch reaches the model.

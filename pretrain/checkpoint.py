@@ -1,4 +1,4 @@
-"""Checkpoints through megatron-core's ``dist_checkpointing``: whole or absent, and tied to what they belong to.
+"""Checkpoints written by megatron-core's ``dist_checkpointing``: never partial, and tied to their run.
 
 A checkpoint is an artefact directory ``step_<number>``. It is written under a temporary name; its manifest, which
 comes last, names the configuration, the order, the plan and the last part of the ledger.
@@ -104,7 +104,7 @@ def newest(directory: Path, world: World) -> int | None:
 
 
 class Saving:
-    """A checkpoint that is being written; all ranks make it and finish it. The one before it stays as it is.
+    """A checkpoint being written. All ranks create and finish it; the previous checkpoint stays in place.
 
     Args:
         directory: of the run's checkpoints.
@@ -161,13 +161,13 @@ class Saving:
                 self._writers.schedule_async_request(request)
 
     def finish(self, *, wait: bool) -> bool:
-        """Give the checkpoint its manifest and its name once it is written; every rank calls this.
+        """Write the manifest and rename the checkpoint once its files are written; every rank calls this.
 
         Args:
             wait: until it is there; otherwise only look.
 
         Returns:
-            Whether this rank has nothing left to do.
+            True if this rank has nothing left to do.
 
         Raises:
             UserError: if it could not be written.
@@ -192,14 +192,14 @@ class Saving:
             return True
 
     def _digest_own(self) -> dict[str, str]:
-        """Digests of the files of tensors that this rank wrote; the main rank digests what else there is."""
+        """Digests of the tensor files that this rank wrote; the main rank adds those of all other files."""
         return artifact.digest_files(
             self._draft, sorted(path.name for path in self._draft.glob(f"__{self.world.rank}_*.distcp"))
         )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say what a failure means, and leave nothing of the draft."""
+        """Report a failed write and delete the draft."""
         try:
             yield
         except (CheckpointException, OSError) as error:  # CheckpointException is no Exception
@@ -215,16 +215,16 @@ class Saving:
 
 
 def save(directory: Path, step: int, state: dict[str, Any], world: World, **manifest: Any) -> None:
-    """Write a checkpoint, and be done with it: ``Saving`` without ``background``."""
+    """Write a checkpoint synchronously: ``Saving`` without ``background``."""
     Saving(directory, step, state, world, **manifest).finish(wait=True)
 
 
 @cache
 def _answers() -> Any:
-    """The queue by which writers in the background answer.
+    """Queue through which background writers report.
 
-    Its process is forked, not spawned as megatron-core's would be: it takes no memory of its own, and is one of those
-    that leave signals to the training and die with it (``parallel.start``).
+    Its process is forked, not spawned as megatron-core's would be: it shares the trainer's memory, ignores signals, and
+    dies with the trainer (``parallel.start``).
     """
     return multiprocessing.get_context("fork").Manager().Queue()
 
@@ -237,7 +237,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _Harmless(pickle.Unpickler):
-    """Makes what the index of a checkpoint consists of, and nothing else."""
+    """Unpickler that constructs only the classes of a checkpoint's index."""
 
     _KNOWN = (
         metadata.Metadata,
@@ -259,7 +259,7 @@ class _Harmless(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class or function of this name, if it does nothing."""
+        """The class or function of this name, if it is one of the harmless ones."""
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         if (module, name) == ("torch.serialization", "_get_layout"):
@@ -279,12 +279,12 @@ _DAMAGED = (
 
 @contextmanager
 def _harmless(path: Path) -> Iterator[None]:
-    """Let a checkpoint be read without running code from it.
+    """Make reading a checkpoint safe: no code in it is run.
 
-    PyTorch unpickles the index, and objects beside the tensors, as they are.
+    PyTorch would unpickle the index, and objects beside the tensors, without any check.
 
     Raises:
-        UserError: if the index holds anything but an index.
+        UserError: if the index contains other objects.
     """
     try:
         with (path / ".metadata").open("rb") as file:

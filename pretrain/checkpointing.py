@@ -1,4 +1,4 @@
-"""Checkpoints of one run: when they are due, what they hold, and going on from them."""
+"""Checkpoints of one run: when they are due, their contents, and resuming from them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Checkpointer:
         self._saving: checkpoint.Saving | None = None
 
     def load(self, step: int) -> Manifest:
-        """Take weights, optimizer and schedule from this run's checkpoint.
+        """Load weights, optimizer and schedule from this run's checkpoint.
 
         Raises:
             UserError: if it is damaged or belongs to another configuration, corpus or plan.
@@ -66,7 +66,7 @@ class Checkpointer:
         return manifest
 
     def start_from(self, path: Path) -> int:
-        """Take another run's checkpoint as the beginning of this one; returns its finished steps.
+        """Start this run from another run's checkpoint; returns the finished steps.
 
         Raises:
             UserError: if that run differs in more than its insertions, its length and its learning rates.
@@ -90,7 +90,7 @@ class Checkpointer:
 
         Args:
             step: finished steps.
-            digests: of what the hooks wrote with it, for the manifest.
+            digests: of the hooks' files of this step, for the manifest.
             background: return while other processes write.
         """
         self.finish(wait=True)
@@ -107,7 +107,7 @@ class Checkpointer:
         self.finish(wait=not background)
 
     def finish(self, *, wait: bool) -> None:
-        """Put a checkpoint that is being written in its place, and delete those that are no longer kept."""
+        """Finish a checkpoint being written, and delete older ones that ``train.checkpoint_keep`` drops."""
         if self._saving is None or not self._saving.finish(wait=wait):
             return
         self._saving = None
@@ -140,7 +140,7 @@ class Checkpointer:
         }
 
     def _load(self, directory: Path, step: int) -> dict[str, Any] | None:
-        """Take weights and optimizer from a checkpoint; returns the state of the schedule."""
+        """Load weights and optimizer from a checkpoint; returns the state of the schedule."""
         state = checkpoint.load(directory, step, self._state(step, loading=True))
         for number, chunk in enumerate(self.chunks):
             chunk.module.load_state_dict(state["model"][number])

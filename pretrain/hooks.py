@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Called by ``Trainer.run`` on the rank that has it; each method does nothing unless it is overridden.
+    """Base class of hooks, called by ``Trainer.run`` on the rank that holds it; methods do nothing unless overridden.
 
     Hooks are called in the order in which they are given, so one that adds to the record comes before those that
     write it.
@@ -38,7 +38,7 @@ class Hook:
         return {}
 
     def stop_requested(self) -> bool:
-        """The run is to save and stop after this step; it does so when any rank's hook says so."""
+        """True if the run should save and stop after this step; one rank's hook is enough."""
         return False
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Hook:
 
 
 class Evaluation(Hook):
-    """Adds to the record of a step what an evaluation of its weights gives.
+    """Evaluates the weights of a step and adds the figures to its record.
 
     Args:
         config: when it is due.

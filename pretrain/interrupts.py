@@ -26,7 +26,7 @@ class Interrupted(Exception):
 
 
 class Interrupts(Hook):
-    """Asks the run to stop once the process got a signal; a second signal ends it at once, saving nothing."""
+    """Requests a stop when the process receives a signal; a second signal ends it at once without saving."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -43,7 +43,7 @@ class Interrupts(Hook):
 
 @contextmanager
 def listening() -> Iterator[Interrupts]:
-    """Catch SIGTERM and SIGUSR1 while training; what handled them before is put back at the end."""
+    """Handle SIGTERM and SIGUSR1 while training, and restore the previous handlers at the end."""
     interrupts = Interrupts()
     before = {number: signal.signal(number, interrupts._receive) for number in SIGNALS}
     try:

@@ -21,16 +21,17 @@ from torch import Tensor
 from torch.nn import functional
 
 LOGITS = {"cpu": 2**19, "cuda": 2**28}
-"""Logits that exist in float32 at once: what fits in a processor's cache; enough for full matrix products on GPUs."""
+"""Number of logits held in float32 at once: on CPUs what fits into the cache, on GPUs enough for efficient matrix
+products."""
 PRODUCTS = {"cpu": 32, "cuda": 1}
-"""So many times more of them are kept in the weights' precision, for one product with the hidden states."""
+"""Factor: this many times more logits are held in the weights' precision, for one product with the hidden states."""
 
 
 log = logging.getLogger(__name__)
 
 
 def _compiles(x: Tensor) -> bool:
-    """Use ``torch.compile`` for what is done to this tensor: it is on a GPU, and there is a compiler for it."""
+    """True if operations on this tensor should use ``torch.compile``: it is on a GPU and a compiler is available."""
     return x.is_cuda and _compiler_works(x.device)
 
 

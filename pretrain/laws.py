@@ -37,10 +37,10 @@ def step_law_batch_of(steps: int) -> float:
 
 
 def apply(values: dict[str, Any]) -> list[str]:
-    """Carry out ``optimizer.law``, and put a number where ``train.global_batch_size=step_law`` was typed.
+    """Apply ``optimizer.law``, and replace ``train.global_batch_size=step_law`` by a number.
 
-    The batch comes first, of the given number of steps, to the nearest micro-batch; the learning rate is that for the
-    tokens of the batch that was taken.
+    The batch is computed first, for the given number of steps and rounded to whole micro-batches; then the learning
+    rate, for the tokens that this batch gives.
 
     Args:
         values: settings by group; is changed.

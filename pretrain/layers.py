@@ -68,7 +68,8 @@ class PlainNorm(Norm):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum over the tensor-parallel ranks, each of whose losses depends on it: the gradients are summed, too."""
+    """Sum over the tensor-parallel ranks in the forward pass; gradients are summed, too, because each rank's loss
+    depends on the sum."""
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ def _summed(x: Tensor) -> Tensor:
 
 
 class TokenNorm(torch.nn.Module):
-    """RMSNorm over all heads of a token together (OLMo 2, OLMoE), whichever ranks have them.
+    """RMSNorm over all heads of a token together (OLMo 2, OLMoE), also where ranks share the heads.
 
     Args:
         config: of the model.
@@ -115,7 +116,7 @@ class TokenNorm(torch.nn.Module):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
     ) -> dict[str, Any]:
-        """The weight as a part of that of all ranks."""
+        """Sharded description of this rank's part of the weight."""
         found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True), prefix, {"weight": 0}, sharded_offsets
         )
@@ -123,7 +124,7 @@ class TokenNorm(torch.nn.Module):
 
 
 class ClippedAttention(SelfAttention):
-    """megatron-core's, whose queries, keys and values are clipped after their norms (OLMo)."""
+    """megatron-core's self-attention with queries, keys and values clipped after their norms (OLMo)."""
 
     def __init__(self, *args: Any, clip: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,7 +137,7 @@ class ClippedAttention(SelfAttention):
 
 
 class FeedForward(MLP):
-    """megatron-core's, with SwiGLU in one step."""
+    """megatron-core's MLP with SwiGLU as one fused operation."""
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
         """(S, B, D) -> (S, B, D), and the bias that is yet to be added."""
@@ -145,7 +146,7 @@ class FeedForward(MLP):
 
 
 class BiaslessFeedForward(FeedForward):
-    """Of a model whose biases are those of attention alone."""
+    """MLP of a model that has biases in attention only."""
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         config = copy(config)
@@ -154,9 +155,9 @@ class BiaslessFeedForward(FeedForward):
 
 
 class Layer(TransformerLayer):
-    """megatron-core's, which replays its CUDA graph (``runtime.cuda_graphs``) where it learns, and nowhere else.
+    """megatron-core's layer that replays its CUDA graph (``runtime.cuda_graphs``) in training steps only.
 
-    A graph has one shape and holds the backward pass, too; probes of the plan have neither.
+    A graph has one shape and includes the backward pass, so evaluation on probes runs without it.
     """
 
     def _should_call_local_cudagraph(self, *args: Any, **kwargs: Any) -> bool:

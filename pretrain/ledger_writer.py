@@ -42,7 +42,7 @@ class LedgerWriter(Hook):
         """Digest of the last part."""
 
     def begin_at(self, step: int, head: str) -> None:
-        """Go on from a checkpoint: what is already committed.
+        """Resume: set the last committed step and part.
 
         Args:
             step: finished steps.

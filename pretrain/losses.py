@@ -16,7 +16,7 @@ from palimpsest.pretrain.batches import Batch
 
 
 def forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Callable[..., Any]]:
-    """The model's output for the next micro-batch, and the function that makes the loss of it.
+    """Run the model on the next micro-batch; returns its output and the function that computes the loss from it.
 
     Args:
         groups: number of groups of targets; 0: the loss function reports the sum of each window instead.
@@ -59,7 +59,7 @@ def loss(
 
 
 def by_group(sums: Sequence[float], names: Sequence[str]) -> dict[str, float | None]:
-    """Mean losses, nats a token, by the name they are recorded under; None where no target of the kind was read.
+    """Mean losses in nats per token, by log name; None for groups without targets in the step.
 
     Args:
         sums: [sum, number, sums by group, numbers by group], as :func:`loss` reports; group 0 is the corpus.

@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import FakeWork, ProcessGroup, Work
 from torch.utils._python_dispatch import TorchDispatchMode
 
 BLOCK = 512
-"""Bytes to a multiple of which PyTorch's allocator for CUDA rounds up."""
+"""Granularity of PyTorch's CUDA allocator, bytes."""
 
 
 def _once(_ranks: int) -> float:
@@ -46,7 +46,7 @@ ring algorithms (Thakur et al., 2005)."""
 
 
 class Meter(TorchDispatchMode):
-    """Counts storages by the kind that was set when they were made, and collectives, which it carries out as no-ops.
+    """Dispatch mode that counts storages, by the kind set when they were created, and collectives, which become no-ops.
 
     Storages are counted by the bytes that PyTorch's allocator for CUDA would give them, views not at all. Tensors may
     be fake or real; what operators allocate and free inside is not seen.
@@ -55,13 +55,13 @@ class Meter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.kind = "other"
-        """Of the storages that are made from now on."""
+        """Kind of the storages created from now on."""
         self.every = "step"
-        """How often collectives called from now on are called: every ``step`` or every ``micro-batch``."""
+        """Frequency of the collectives called from now on: every ``step`` or every ``micro-batch``."""
         self.held: Counter[str] = Counter()
         """Bytes alive, by kind."""
         self.peak: dict[str, int] = {}
-        """Bytes alive, by kind, when there were most of them since ``reset_peak``."""
+        """Bytes alive, by kind, at the peak since ``reset_peak``."""
         self.sent: Counter[tuple[str, str, str]] = Counter()
         """Bytes that this rank sent, by (every, name of the process group, collective)."""
         self._known: dict[int, tuple[int, str]] = {}

@@ -55,9 +55,9 @@ from palimpsest.pretrain.parallel import Attention
 
 
 class GPT(GPTModel):
-    """``GPTModel`` that gives the loss without making all logits, where one rank has the whole output matrix.
+    """``GPTModel`` that computes the loss without holding all logits, where one rank has the whole output matrix.
 
-    What fills the vocabulary up to a round number is never predicted, as in scores and exports.
+    The rows that pad the vocabulary get no probability, as in scores and exports.
     """
 
     rows: int
@@ -219,9 +219,9 @@ def build(
 
 
 def scaled(frequencies: Tensor, scaling: RotaryScaling) -> Tensor:
-    """Rotary frequencies as a model of longer contexts has them, float32 (H / 2,).
+    """Rotary frequencies scaled for longer contexts, float32 (H / 2,).
 
-    ``llama3`` is that of ``transformers`` (modeling_rope_utils), which megatron-core has with fixed numbers alone.
+    ``llama3`` follows ``transformers`` (modeling_rope_utils); megatron-core has it with fixed constants only.
     """
     if scaling.kind == "linear":
         return frequencies / scaling.factor
@@ -269,9 +269,8 @@ def _blocks(
 
 
 def _use_plain_products(gpt: GPTModel) -> None:
-    """Multiply in linear layers that no ranks share by PyTorch's own function.
-
-    megatron-core's, which overlaps its backward pass with communication, has nothing to overlap with here.
+    """Use PyTorch's own linear function in layers that are not sharded. megatron-core's overlaps its backward pass with
+    communication, and here there is none.
     """
 
     def product(input: Tensor, weight: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
@@ -283,10 +282,10 @@ def _use_plain_products(gpt: GPTModel) -> None:
 
 
 def _mark_sharded(gpt: GPTModel) -> None:
-    """Say which weights are sharded over tensor-parallel ranks.
+    """Mark the weights that are sharded over tensor-parallel ranks. megatron-core does so while drawing initial
+    weights, which ``initialize`` does here.
 
-    megatron-core says so while it draws initial weights, which is left to ``initialize`` here. Without the mark the
-    gradient norm would count the first rank's shards alone.
+    Without the mark the gradient norm would count the first rank's shards alone.
     """
     for module in gpt.modules():
         weight = getattr(module, "weight", None)

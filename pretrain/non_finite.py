@@ -15,7 +15,7 @@ from palimpsest.pretrain.config import TrainConfig
 log = logging.getLogger(__name__)
 
 MAX_SKIPS = 3
-"""Steps in a row that may be skipped (``train.non_finite=skip``); after so many it is not the data."""
+"""Largest number of consecutive steps skipped (``train.non_finite=skip``); beyond it the data cannot be the cause."""
 
 
 class NonFinite(UserError):
@@ -39,7 +39,7 @@ class NonFiniteGuard:
     def accepts(
         self, step: int, figures: dict[str, float], losses_by_window: Callable[[], list[float]]
     ) -> bool:
-        """Tell whether the update of a step may be taken; every rank has the same figures.
+        """Decide if the update of a step is applied; every rank passes the same figures.
 
         Args:
             step: from 0.

@@ -82,7 +82,7 @@ def _with_muon(
 
 
 def _no_momentum(muon: torch.optim.Muon, _config: Any = None) -> None:
-    """The state before the first step, which is what a checkpoint's is read into."""
+    """Optimizer state before the first step, into which a checkpoint's state is loaded."""
     for weight in (weight for group in muon.param_groups for weight in group["params"]):
         muon.state[weight] = {"momentum_buffer": torch.zeros_like(weight)}
 
@@ -129,7 +129,7 @@ def state(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
 
 
 def state_to_load(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
-    """The state to ask of a checkpoint, for ``load_state``: tensors; settings stay those of this run."""
+    """Sharded tensors to load from a checkpoint, for ``load_state``; settings stay those of this run."""
     for one in _parts(adam):
         if isinstance(one, DistributedOptimizer) and isinstance(one.optimizer, torch.optim.AdamW):
             # megatron-core asks for Adam's step before there is one.
@@ -144,7 +144,7 @@ def state_to_load(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str,
 
 
 def load_state(adam: MegatronOptimizer, found: dict[str, Any]) -> None:
-    """Take the state that a checkpoint had; the model has its weights already."""
+    """Load a checkpoint's optimizer state, after the model's weights."""
     parts = _parts(adam)
     for number, one in enumerate(parts):
         own = found["state"] if len(parts) == 1 else found["state"][number]
@@ -193,7 +193,7 @@ def _steps(adam: MegatronOptimizer) -> int:
 
 
 def _sharded(adam: MegatronOptimizer, weights: dict[int, Any], *, loading: bool) -> dict[str, Any]:
-    """megatron-core's sharded state dict, with one name for what a distributed and a plain optimizer both have."""
+    """megatron-core's sharded state dict, with the same tensor names for distributed and plain optimizers."""
     found: dict[Any, Any] = adam.sharded_state_dict(weights, is_loading=loading, metadata=_FORM)
     parts = _parts(adam)
     for number, one in enumerate(parts):

@@ -42,12 +42,12 @@ class World:
     first_stage: bool
     last_stage: bool
     control: Any
-    """Process group of all ranks over gloo, for waiting and for Python objects: it does not time out as NCCL does
-    while one rank reads, hashes or compiles. ``runtime.hang_minutes`` ends what hangs."""
+    """Gloo process group of all ranks, for barriers and Python objects. Unlike NCCL's it does not time out while one
+    rank reads, hashes or compiles; ``runtime.hang_minutes`` ends a hung run."""
 
     @property
     def main(self) -> bool:
-        """This is the one process that writes files and logs."""
+        """True on the one rank that writes files and logs."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -73,7 +73,7 @@ class World:
         return values[0]
 
     def all(self, condition: bool) -> bool:
-        """The condition holds on every rank."""
+        """True if the condition holds on every rank."""
         holds = torch.tensor(int(condition))
         distributed.all_reduce(holds, distributed.ReduceOp.MIN, group=self.control)
         return bool(holds)
@@ -82,14 +82,12 @@ class World:
 PATIENCE = timedelta(days=7)
 """Time-out of ``World.control``."""
 _started = False
-"""This process is inside ``start``."""
+"""True while this process is inside ``start``."""
 
 
 def _serve() -> None:
-    """Make a forked child of a training, such as a writer of checkpoints, a helper.
-
-    Signals are its parent's business, which needs it to save. It is killed with its parent, by Linux; other systems
-    go without.
+    """Set up a forked child of the trainer, such as a checkpoint writer: it ignores signals, because the trainer needs
+    it to save, and on Linux it is killed when the trainer ends.
     """
     if not _started:
         return
@@ -132,7 +130,7 @@ def _beyond_engine(model: ModelConfig) -> str | None:
 def pick_attention(
     runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
 ) -> tuple[Attention, str]:
-    """The implementation of the layers that the model gets, and the reason for it, in words.
+    """Implementation chosen for the layers, and the reason in words.
 
     Raises:
         UserError: if Transformer Engine is asked for, or needed, and cannot be had.

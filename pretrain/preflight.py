@@ -1,6 +1,6 @@
-"""The cluster rehearsed on a laptop: every pipeline stage of a topology, its memory, and what it sends.
+"""A cluster rehearsed on a laptop: memory and traffic of every pipeline stage of a topology.
 
-Each stage is rehearsed by :mod:`pretrain.rehearsal` in a process of its own: the rank of it that holds most.
+For each stage :mod:`pretrain.rehearsal` runs the rank that needs most memory, in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FRAGMENTATION = 1.06
 RUNTIME_GIB = 2.5
 """Assumed: CUDA's context and kernels, cuBLAS's workspaces, NCCL's buffers. Ours were never measured."""
 TRIES = 4
-"""Settings that are rehearsed, at most, when one is looked for that fits."""
+"""Largest number of alternative settings rehearsed in search of one that fits."""
 
 
 class Refused(UserError):
@@ -38,7 +38,7 @@ class Refused(UserError):
 
 
 def needed(stage: Rehearsed) -> float:
-    """GiB of a GPU that a stage needs: its tensors, and what comes on top of them."""
+    """GiB of GPU memory that a stage needs: its tensors plus overheads."""
     return stage.total / GIB * FRAGMENTATION + RUNTIME_GIB
 
 
@@ -103,7 +103,7 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
 
 
 def _received(pipe: Connection, process: Any, stage: int) -> Any:
-    """The answer of a stage's process, which is a ``Rehearsed`` or what is to be raised."""
+    """Result of a stage's process: a ``Rehearsed``, or raise its error."""
     try:
         return pipe.recv()
     except EOFError:
@@ -152,7 +152,7 @@ def _answer(pipe: Connection, settings: Settings, vocab_size: int, ranks: int, s
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """Other settings, as they are typed, and what they cost in speed or trouble: a rank among such changes."""
+    """Alternative settings as command-line text, with a rank of their cost in speed or effort."""
 
     settings: Settings
     told: tuple[str, ...]
@@ -160,7 +160,7 @@ class _Change:
 
 
 def _on(now: bool) -> list[bool]:
-    """A switch as it is, and on."""
+    """Values of a switch to try: the current one, and true."""
     return [True] if now else [False, True]
 
 
@@ -256,9 +256,10 @@ def _guess(before: Settings, after: Settings, ranks: int, fullest: Rehearsed) ->
 def nearest_that_fits(
     settings: Settings, vocab_size: int, ranks: int, gpu_gib: float, fullest: Rehearsed
 ) -> str | None:
-    """The settings nearest to these with which every stage fits, as they are typed, and what they need; or None.
+    """Settings nearest to the given ones with which every stage fits, as command-line text with their memory; None if
+    there are none.
 
-    A few that should fit in proportion are rehearsed, until one does.
+    Candidates that should fit by proportion are rehearsed until one does.
     """
     tried = 0
     for change in _changes(settings, ranks):

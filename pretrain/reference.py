@@ -38,7 +38,7 @@ class Reference:
         alone = backend.decode_batch([[k] for k in range(self.vocab_size)], skip_special_tokens=False)
         broken = [k for k, text in enumerate(alone) if "\ufffd" in text]
         self.never = sorted(k for k in {start, *special, *broken} if k < self.vocab_size)
-        """Special tokens and pieces of characters, which are not sampled."""
+        """Ids that are never sampled: special tokens and incomplete characters."""
 
     def sample(
         self, count: int, length: int, temperature: float, rng: np.random.Generator

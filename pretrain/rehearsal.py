@@ -1,7 +1,7 @@
 """One rank of any topology, rehearsed: megatron-core's own model, schedule and optimizer over fake tensors.
 
-No GPU and no other process: tensors have shapes and no data (``FakeTensorMode``), and collectives return at once. What
-PyTorch computes on GPUs by fused kernels is stood in for by functions that keep what those keep. This changes torch and
+No GPU and no other process: tensors have shapes and no data (``FakeTensorMode``), and collectives return at once. Fused
+GPU kernels are replaced by functions that save the same tensors for the backward pass. This changes torch and
 megatron-core for the whole process; :mod:`pretrain.preflight` runs it in processes of its own.
 """
 
@@ -39,11 +39,11 @@ class Rehearsed:
     """Bytes by kind (``KINDS``) at the moment of a step when all together are most. ``activations`` has the gradients
     of activations, ``loss`` logits and what is made of them, ``optimizer`` what its step allocates on the way."""
     when: str
-    """In which part of the step that is."""
+    """Part of the step in which the peak occurs."""
     sent: Mapping[tuple[str, str], int]
     """Bytes that this rank sends in a step, by (ranks it sends to, collective)."""
     seconds: float
-    """That the rehearsal took."""
+    """Duration of the rehearsal, seconds."""
 
     @property
     def total(self) -> int:
@@ -52,7 +52,7 @@ class Rehearsed:
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps what fused attention keeps (Dao et al., 2022): inputs, output, and a float32 for each query and head."""
+    """Stand-in for fused attention (Dao et al., 2022): saves inputs, output, and a float32 for each query and head."""
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -68,7 +68,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps what the fused kernel keeps: input, gain, and a float32 for each row."""
+    """Stand-in for the fused norm: saves input, gain, and a float32 for each row."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, gain: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class _RoutedMeter(Meter):
 
 
 def _stand_in(meter: Meter) -> None:
-    """Let this process compute without data, devices and other ranks."""
+    """Set up this process to compute without data, devices and other ranks."""
     import torch.optim.adam as adam  # by its module: torch.optim has no such attribute
     from megatron.core.tensor_parallel import random
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
@@ -289,7 +289,7 @@ def _trainer(settings: Settings, world: World, vocab_size: int, meter: Meter) ->
 
 
 def _batches(settings: Settings) -> Iterator[Any]:
-    """Micro-batches without end, as ``Batches.step`` makes them."""
+    """Endless micro-batches like those of ``Batches.step``."""
     from palimpsest.pretrain.batches import Batch
 
     train, ranks = settings.train, settings.parallel.context

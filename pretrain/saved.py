@@ -1,4 +1,4 @@
-"""Files that a training leaves, read without torch: places and manifests of checkpoints, lines of the log."""
+"""Files of a training run, read without torch: paths and manifests of checkpoints, lines of the log."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ MAY_DIFFER = {
 
 
 def without(identity: dict[str, Any], left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """An identity without some settings of some groups."""
+    """A copy of an identity without the given settings."""
     return {
         group: {name: value for name, value in values.items() if name not in left_out[group]}
         if group in left_out

@@ -22,7 +22,7 @@ class LayerParameters:
     """Numbers of weights of one layer."""
 
     divided: int
-    """By tensor parallelism: the matrices, and biases of those that are divided by outputs."""
+    """Divided by tensor parallelism: matrices, and biases of matrices split by outputs."""
     replicated: int
     """On every tensor-parallel rank: norms, routers, biases that are added to the residual stream."""
     expert: int
@@ -34,14 +34,17 @@ class RotaryScaling:
     """Rotary frequencies lowered for longer contexts."""
 
     kind: Literal["linear", "llama3"]
-    """``linear``: all of them over ``factor`` (Chen et al., 2023). ``llama3``: slow ones alone (Llama Team, 2024)."""
+    """``linear``: divide all frequencies by ``factor`` (Chen et al., 2023). ``llama3``: divide only the low ones (Llama
+    Team, 2024)."""
     factor: float
     low_factor: float = 1.0
-    """``llama3``: wavelengths above ``original_length`` over this are scaled by ``factor``."""
+    """``llama3``: frequencies whose wavelength exceeds ``original_length / low_frequency_factor`` are divided by
+    ``factor``."""
     high_factor: float = 4.0
-    """``llama3``: wavelengths below ``original_length`` over this stay; those between are interpolated."""
+    """``llama3``: frequencies whose wavelength is below ``original_length / high_frequency_factor`` are unchanged;
+    those between are interpolated."""
     original_length: int = 8192
-    """``llama3``: tokens of the context before."""
+    """``llama3``: context length, in tokens, before the extension."""
 
     def __post_init__(self) -> None:
         positive(
@@ -85,7 +88,7 @@ class ModelConfig:
     qkv_clip: float | None = None
     """Largest magnitude of queries, keys and values, which are clipped to it (OLMo); None: no clipping."""
     attention_window: int | None = None
-    """Tokens that attention reaches back, its own included (Mistral); at least ``train.sequence_length``."""
+    """Sliding window of attention in tokens, the query's own included (Mistral); at least ``train.sequence_length``."""
     post_norm: bool = False
     """Norm the output of each block (OLMo 2), not its input."""
     parallel_residual: bool = False
@@ -110,8 +113,8 @@ class ModelConfig:
     """Standard deviation of the initial weights; output projections get it over sqrt(2 * layers)."""
     norm_epsilon: float = 1e-5
     tokenizer_size: int | None = None
-    """Ids of the published model's tokenizer, with which ``dry_run`` counts where no corpus is prepared and none is
-    to be trained. Changes nothing else."""
+    """Vocabulary size of the published model's tokenizer; ``dry_run`` uses it while no corpus is prepared. It changes
+    nothing else."""
     vocab_size: int | None = None
     """Rows of the vocabulary, where there are more than the tokenizer has ids; None: as many."""
     weights: str | None = None

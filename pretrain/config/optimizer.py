@@ -17,22 +17,22 @@ class OptimizerConfig:
     """AdamW, or Muon for the blocks' matrices, with linear warm-up and a decay."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """``muon``: the layers' matrices get orthogonalised momentum (Jordan et al., 2024), each as megatron-core keeps it
-    (queries, keys and values in one, gate and up in one); embeddings and norms get AdamW. Steps are as large as AdamW's
+    """``muon``: orthogonalised momentum (Jordan et al., 2024) for the matrices of the layers, in megatron-core's layout
+    (queries, keys and values joined; gate and up joined); AdamW for embeddings and norms. Steps are as large as AdamW's
     (Liu et al., 2025), so that learning rates carry over."""
     law: Literal["step_law"] | None = None
-    """Source of the learning rates (:mod:`pretrain.laws`); None: they are given."""
+    """Scaling law that sets the learning rates (:mod:`pretrain.laws`); None: use the values given here."""
     learning_rate: float
-    """Peak."""
+    """Peak learning rate."""
     min_learning_rate: float
-    """At the last step."""
+    """Learning rate at the last step."""
     warmup_steps: int
-    """Fewer than ``train.steps``."""
+    """Steps of linear warm-up; fewer than ``train.steps``."""
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
-    """After the warm-up. ``wsd`` stays at the peak and decays over the last ``decay_steps`` as 1 - sqrt
-    (Haegele et al., 2024); ``constant`` never decays."""
+    """Decay after the warm-up. ``wsd`` stays at the peak and decays over the last ``decay_steps`` as 1 - sqrt (Haegele
+    et al., 2024); ``constant`` never decays."""
     decay_steps: int | None = None
-    """Of ``wsd``."""
+    """Steps of the decay of ``wsd``."""
     initial_learning_rate: float = 0.0
     """Learning rate at the start of the warm-up; above 0 for re-warming a model that was trained before."""
     weight_decay: float = 0.1
@@ -40,7 +40,7 @@ class OptimizerConfig:
     beta2: float = 0.95
     epsilon: float = 1e-8
     clip_grad: float = 1.0
-    """Largest global gradient norm; 0 clips nothing."""
+    """Gradients are clipped to this global norm; 0: no clipping."""
 
     def __post_init__(self) -> None:
         positive("optimizer", learning_rate=self.learning_rate, epsilon=self.epsilon)

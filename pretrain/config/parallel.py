@@ -85,7 +85,7 @@ class ParallelConfig:
     def check(self, world_size: int, model: ModelConfig, train: TrainConfig) -> None:
         """Check the topology against the model and the batch.
 
-        With a world of ``min_world_size`` ranks this refuses what no world size allows.
+        With a world of ``min_world_size`` ranks it refuses topologies that no world size allows.
 
         Raises:
             UserError: naming the field, the value and what would fit.

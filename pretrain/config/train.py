@@ -24,7 +24,7 @@ class TrainConfig:
     sequence_length: int
     """Tokens predicted per window; a window holds one more."""
     seed: int
-    """Of the initial weights and of the order of the windows."""
+    """Seed of the initial weights and of the order of the windows."""
     precision: Literal["fp32", "bf16", "fp8"] = "fp32"
     """``fp8``: bf16 but for the matrix products, which Transformer Engine makes; the weights are saved in bf16."""
     deterministic: bool = False
@@ -34,8 +34,8 @@ class TrainConfig:
     """Activation recomputation: the forward pass keeps only the input of each layer, and the backward pass computes the
     rest again. A third more computation for far less memory."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """Response to a step whose loss or gradient is NaN or infinite: ``stop`` before it; or ``skip`` the update and go
-    on, which the ledger records and the audit weighs."""
+    """Response to a step whose loss or gradient is NaN or infinite: ``stop`` before it, or ``skip`` the update and
+    continue; the ledger records skipped steps and the audit reports them."""
     document_attention: bool = False
     """Intra-document attention mask: tokens attend to their own document alone, from the end-of-document token before
     it on; otherwise to all of the window before them."""
@@ -129,9 +129,9 @@ class TrainConfig:
         return sorted(self.permanent_checkpoints(last_exposures) | regular)
 
     def deletable_checkpoints(self, saved: Iterable[int], last_exposures: Iterable[int] = ()) -> list[int]:
-        """Of the saved steps those to delete: regular ones beyond ``checkpoint_keep``, and those of a signal.
+        """Saved steps to delete: regular checkpoints beyond ``checkpoint_keep``, and those saved on a signal.
 
-        The newest is always needed: a run goes on from it.
+        The newest stays, because a run resumes from it.
         """
         saved = sorted(saved)
         regular = [step for step in saved if step % self.checkpoint_every == 0]

@@ -67,7 +67,7 @@ def load(directory: Path, step: int, *, eod: int) -> Any:
 
 
 def _shape(given: Mapping[str, Any], path: Path) -> ModelConfig:
-    """The shape that a checkpoint's manifest tells; the name that early ones have in it is the path's here.
+    """Model shape in a checkpoint's manifest.
 
     Raises:
         UserError: if another version wrote it, with settings that this one does not know.
@@ -82,9 +82,9 @@ def _shape(given: Mapping[str, Any], path: Path) -> ModelConfig:
 
 
 def _compute_frequencies(gpt: Any, wanted: Any) -> None:
-    """Make the modules of rotary frequencies, which are computed, not loaded, once more.
+    """Recreate the modules that compute rotary frequencies.
 
-    ``from_pretrained`` makes them on no device, which does not go with :mod:`pretrain.cpu`.
+    ``from_pretrained`` creates them on the meta device, which :mod:`pretrain.cpu` cannot handle.
     """
     for module in list(gpt.modules()):
         if "rotary_emb" in module._modules:
@@ -94,7 +94,8 @@ def _compute_frequencies(gpt: Any, wanted: Any) -> None:
 def fast_tokenizer(tokenizer: Tokenizer, *, sequence_length: int) -> Any:
     """The tokenizer as ``transformers`` has it; the end-of-document token begins, ends and pads.
 
-    It adds no token by itself, as in training, where documents are only ended.
+    It adds no token by itself: training text has an end-of-document token after each document and none before the
+    first.
     """
     require()
     import tokenizers

@@ -1,7 +1,7 @@
 """Files of a ``transformers`` model: a directory, or a name on the hub.
 
-No code that comes with a model is run: weights are read from ``.safetensors``, or, where there are none, as revisions
-of Pythia have it, from PyTorch's files by its reader that makes tensors alone (``weights_only``).
+No code that comes with a model is run: weights are read from ``.safetensors`` or, where a model has none (early
+revisions of Pythia), from PyTorch's files with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from palimpsest.data.artifact import file_digest, json_digest
 from palimpsest.data.errors import UserError
 
 SMALL = ["*.json", "*.model", "*.txt"]
-"""Patterns of all that is not weights."""
+"""File patterns of everything but the weights."""
 
 
 def require() -> None:
@@ -35,7 +35,7 @@ def require() -> None:
 
 
 def find(weights: str, revision: str | None = None, *, whole: bool = True) -> Path:
-    """The directory of a model; of one on the hub, that of the cache, which is filled first where it must be.
+    """Directory of a model; for a name on the hub, the cache directory, downloading missing files first.
 
     Args:
         weights: a directory, or a name such as ``EleutherAI/pythia-160m``.
@@ -135,7 +135,7 @@ def _opened(file: Path) -> Any:
 
 
 def end_of_text(directory: Path, config: Any) -> str | None:
-    """The text of the token that ends a document: of the id that ``config.json`` names, or None."""
+    """Text of the end-of-document token, whose id ``config.json`` names; None if it names none."""
     ends = config.eos_token_id
     wanted = ends[0] if isinstance(ends, list) and ends else ends
     for token in _tokenizer(directory).get("added_tokens", []):
@@ -145,7 +145,7 @@ def end_of_text(directory: Path, config: Any) -> str | None:
 
 
 def largest_id(path: Path) -> int | None:
-    """The largest id of a ``tokenizer.json``; None where it is not there, or told in another way."""
+    """Largest id in a ``tokenizer.json``; None if the file is missing or has another format."""
     told = _tokenizer(path)
     vocabulary = told.get("model", {}).get("vocab", {})
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]

@@ -1,4 +1,4 @@
-"""Weights of ``transformers`` under the names that a checkpoint has for them, and back, by one table of rules.
+"""Conversion of weights between ``transformers`` and checkpoints, by one table of rules.
 
 A checkpoint has one tensor for all layers (and experts), layers first, whole whatever the topology that wrote it.
 
@@ -75,7 +75,7 @@ def _split_stacked(tensor: Tensor, _model: ModelConfig) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of a checkpoint, and those of ``transformers`` that it is made of.
+    """Rule: one tensor of a checkpoint and the tensors of ``transformers`` that it combines.
 
     In names, ``#`` stands for the layer, ``@`` for the expert and ``*`` for ``weight`` or ``bias``.
     """
@@ -87,7 +87,7 @@ class Rule:
 
 
 def _rules(prefix: str, layers: str, table: Sequence[Rule]) -> tuple[Rule, ...]:
-    """Rules of the layers, whose names are written without what all of them begin with."""
+    """Rules of the layers; names are given without their common prefix."""
     return tuple(
         Rule(
             f"{LAYERS}#.{rule.ours}",
@@ -214,7 +214,7 @@ _IGNORED = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq
 
 
 def _named(rule: Rule, suffix: str) -> tuple[str, tuple[str, ...]]:
-    """Name of a rule's tensor in a checkpoint, which has no layers, and the patterns of its parts."""
+    """Name of a rule's tensor in a checkpoint (without layer numbers), and the name patterns of its parts."""
     return (
         rule.ours.replace("#.", "").replace("*", suffix),
         tuple(one.replace("*", suffix) for one in rule.theirs),
@@ -226,7 +226,7 @@ def _both(rule: Rule) -> tuple[str, ...]:
 
 
 class _Joined:
-    """A tensor of a checkpoint by layer (and expert): each is made when it is asked for."""
+    """A checkpoint's tensor, computed lazily by layer (and expert)."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], names: tuple[str, ...], rule: Rule, model: ModelConfig
@@ -247,8 +247,8 @@ def _filled(name: str, index: Sequence[int]) -> str:
 class Start(Mapping[str, Any]):
     """The weights of a model of ``transformers`` under the names and shapes that a checkpoint has, in float32.
 
-    ``start[name][layer]`` is one layer's, ``start[name][layer, expert]`` one expert's, ``start[name][()]`` what is not
-    of a layer; only that is read and held.
+    ``start[name][layer]`` is one layer's, ``start[name][layer, expert]`` one expert's, ``start[name][()]`` a tensor
+    outside the layers. Only the tensor asked for is read and held in memory.
 
     Args:
         tensors: by the names that files have.

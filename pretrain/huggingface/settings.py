@@ -11,15 +11,15 @@ from palimpsest.pretrain.config import ModelConfig
 from palimpsest.pretrain.huggingface import files, shapes
 
 OPTION = "from_huggingface"
-"""The option of ``model`` whose shape is read, and its name until then."""
+"""The option of the group ``model`` whose shape is read from ``model.weights``."""
 
 
 def apply(values: dict[str, Any]) -> list[str]:
-    """Fill in what ``model.weights`` tells, and check what was given besides.
+    """Fill in the settings that ``model.weights`` determines, and check those given explicitly.
 
     With ``model=from_huggingface`` the shape becomes that of ``config.json``, whatever shape the experiment has, and
     the tokenizer the model's own unless ``corpus.tokenizer.kind`` is ``file`` or ``hub``. With another ``model`` its
-    shape must be the same, where ``config.json`` is here to be looked at.
+    shape must match ``config.json``, where that file is on this machine.
 
     Args:
         values: settings by group; is changed.
@@ -74,7 +74,7 @@ def _say(given: dict[str, Any], config: Any, weights: str, gone: list[str]) -> s
 def _tokenizer(
     values: dict[str, Any], directory: Path, config: Any, weights: str, *, whole: bool
 ) -> list[str]:
-    """Put the model's tokenizer where none was given, and check that the model knows its ids."""
+    """Set the model's own tokenizer unless one was given, and check that its ids fit the model's vocabulary."""
     tokenizer = values["corpus"]["tokenizer"]
     told = []
     own = directory / "tokenizer.json"

@@ -33,13 +33,13 @@ _LLAMA = {**_SAME, "kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One class of ``transformers``: its settings, and those of ours that they mean."""
+    """One model class of ``transformers`` and how its settings map to ours."""
 
     kind: str
     """Of its classes: ``Llama`` of ``LlamaConfig`` and ``LlamaForCausalLM``."""
     head: str = "ForCausalLM"
     always: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of ``ModelConfig`` that the class does not leave open."""
+    """Fields of ``ModelConfig`` that the class fixes."""
     same: Mapping[str, str]
     """Field of ``ModelConfig`` -> field of ``config.json`` with the same meaning."""
     open: tuple[str, ...] = ()
@@ -195,7 +195,7 @@ def read_config(directory: Path) -> Any:
 
 
 def shape_of(config: Any, where: str) -> dict[str, Any]:
-    """The fields of ``ModelConfig`` that a configuration tells, without those that are defaults.
+    """Fields of ``ModelConfig`` that a configuration sets to other values than the defaults.
 
     Args:
         config: of ``transformers``.
@@ -332,7 +332,7 @@ _OPEN: dict[str, tuple[Callable[[Any, Refuse], dict[str, Any]], Callable[[ModelC
 
 
 def positions_of(config: Any) -> int | None:
-    """Positions that a model has an embedding for; None: as many as one likes."""
+    """Number of learned position embeddings; None: no limit."""
     return int(config.n_positions) if config.model_type == "gpt2" else None
 
 
@@ -350,7 +350,7 @@ def typed(fields_of_model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(model: ModelConfig, wanted: Mapping[str, Any]) -> list[str]:
-    """Settings, as they are typed, that would give a model the shape that ``shape_of`` told."""
+    """Command-line settings that give a model the shape found by ``shape_of``."""
     there = ModelConfig(name=model.name, **typed(wanted))
     told = []
     for one in fields(ModelConfig):
