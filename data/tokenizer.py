@@ -244,7 +244,9 @@ def load(path_or_name: str | Path, eod: str = DEFAULT_EOD) -> Tokenizer:
         raise UserError(
             f"corpus.tokenizer.path={str(path_or_name)!r}: {path} does not exist; give a {FILE}"
         ) from None
-    except Exception as error:  # tokenizers raises bare Exception
+    except BaseException as error:  # tokenizers raises bare Exception, and where it panics not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a {FILE} ({reason}); save the tokenizer again") from error
     tokenizer = Tokenizer(backend, eod)

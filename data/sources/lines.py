@@ -191,7 +191,7 @@ def checked(row: dict[str, Any], field: str, where: str) -> str:
     """The text field of a row; ``content.text`` reaches inside where the row has no field of that whole name.
 
     Raises:
-        UserError: starting with ``where``, if it is missing, no string, or holds a lone surrogate.
+        UserError: starting with ``where``, if it is missing, no string, too long, or holds a lone surrogate.
     """
     text: Any = row
     for key in [field] if field in row else field.split("."):
@@ -201,6 +201,8 @@ def checked(row: dict[str, Any], field: str, where: str) -> str:
         text = text[key]
     if not isinstance(text, str):
         raise UserError(f"{where}: field {field!r} holds a {type(text).__name__}, not a string; mend it")
+    if len(text) > _LONGEST:
+        raise _too_long(f"{where}: a document")
     try:
         if not text.isascii():
             text.encode()

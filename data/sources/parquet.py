@@ -13,11 +13,16 @@ import pyarrow.parquet as pq
 
 from palimpsest.data.artifact import file_digest
 from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.sources import parquet_pages
 from palimpsest.data.sources.base import READERS, Document, Part, Reader, SourceConfig, files
 from palimpsest.data.sources.lines import checked
 
-_ROWS = 1 << 10  # rows in memory at a time
+_ROWS = 1 << 10  # rows in memory at a time, at most
 _STRETCH = 1 << 26  # compressed bytes in one part
+_BUFFER = 1 << 20  # bytes of a column read at a time
+_TEXTS = 1 << 28  # bytes of texts in memory at a time, but for a single one
+_PAGE = 1 << 30
+"""Bytes of a page, unpacked: pyarrow writes 1,024 texts into one, however long they are."""
 
 
 def _survey(path: Path) -> list[Part]:
@@ -49,10 +54,11 @@ def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Do
     counts["files_read"] += part.start == 0
     number = part.row - 1
     try:
-        with pq.ParquetFile(part.path) as file:
+        with pq.ParquetFile(part.path, buffer_size=_BUFFER) as file:
             columns = wanted_columns(config, file.schema_arrow.names, part.path)
             groups = list(range(part.start, part.stop))
-            for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=columns):
+            rows = _rows_at_a_time(file.metadata, part, columns)
+            for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=columns):
                 for row in _rows(batch, f"{part.path} rows {number + 1} to {number + batch.num_rows}"):
                     number += 1
                     if (found := document(row, config, part.path, number, counts)) is not None:
@@ -61,6 +67,29 @@ def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Do
         raise UserError(
             f"{part.path} after row {number}: is damaged ({_short(error)}); fetch it again"
         ) from None
+
+
+def _rows_at_a_time(metadata: pq.FileMetaData, part: Part, columns: list[str]) -> int:
+    """Rows whose texts are sure to fit into ``_TEXTS`` bytes: none is longer than a page.
+
+    Raises:
+        UserError: for a page of more than ``_PAGE`` bytes.
+    """
+    most = 1
+    with Path(part.path).open("rb") as file:
+        for number in range(part.start, part.stop):
+            group = metadata.row_group(number)
+            for chunk in map(group.column, range(group.num_columns)):
+                if chunk.path_in_schema.split(".")[0] in columns:
+                    size = parquet_pages.largest(file, chunk, _TEXTS)
+                    if size > _PAGE:
+                        raise UserError(
+                            f"{part.path} row group {number + 1}: a page of column {chunk.path_in_schema!r} has "
+                            f"{size >> 20} MiB; write the file again with pages of at most {_PAGE >> 20} MiB, "
+                            "and split long texts into documents"
+                        )
+                    most = max(most, size)
+    return max(1, min(_ROWS, _TEXTS // most))
 
 
 def _rows(batch: pa.RecordBatch, where: str) -> list[dict[str, Any]]:

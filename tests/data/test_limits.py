@@ -3,6 +3,7 @@
 import bz2
 import errno
 import gzip
+import io
 import json
 import lzma
 import os
@@ -11,12 +12,14 @@ import tracemalloc
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
-from palimpsest.data.sources import SourceConfig, lines, read
+from palimpsest.data.sources import SourceConfig, lines, parquet, parquet_pages, read
 from palimpsest.data.tokenizer import Tokenizer, TokenizerConfig, load, train
 from tests.data import test_order
 
@@ -76,6 +79,95 @@ def test_a_gigantic_document_in_a_small_archive_is_refused_in_little_memory(tmp_
     with pytest.raises(UserError, match=r"long.txt row 1: a document has more than 4 MiB"):
         texts("text", tmp_path / "long.txt")
     assert len(texts("text", tmp_path / "long.txt", documents="line")) == 500_000
+
+
+POOLS = []
+
+
+def peak(work):
+    """Bytes that pyarrow held at most while ``work`` ran."""
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    POOLS.append(pool)  # what was allocated in it may outlive this function
+    pa.set_memory_pool(pool)
+    try:
+        work()
+    finally:
+        pa.set_memory_pool(before)
+    return pool.max_memory()
+
+
+def test_a_gigantic_cell_of_a_small_parquet_file_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_TEXTS", 1 << 20)
+    monkeypatch.setattr(parquet, "_PAGE", 1 << 22)
+    path = tmp_path / "bomb.parquet"
+    for dictionary in (False, True):
+        table = pa.table({"text": ["short", "a" * (1 << 26)]})
+        pq.write_table(table, path, compression="zstd", use_dictionary=dictionary)
+        assert path.stat().st_size < 1 << 18
+
+        def refused():
+            with pytest.raises(
+                UserError, match=r"bomb.parquet row group 1: a page of column 'text' has 64 MiB"
+            ):
+                texts("parquet", path)
+
+        assert peak(refused) < 1 << 24
+    monkeypatch.undo()
+    monkeypatch.setattr(lines, "_LONGEST", 1 << 22)
+    with pytest.raises(UserError, match=r"bomb.parquet row 2: a document has more than 4 MiB"):
+        texts("parquet", path)
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_long_texts_in_one_row_group_are_read_a_few_at_a_time(tmp_path, monkeypatch, dictionary):
+    """With a dictionary one text of a megabyte stands for all rows: 300 MiB in a file of kilobytes."""
+    monkeypatch.setattr(parquet, "_TEXTS", 1 << 24)
+    path = tmp_path / "long.parquet"
+    table = pa.table({"text": ["a" * (1 << 20)] * 300, "n": range(300)})
+    pq.write_table(table, path, compression="zstd", use_dictionary=dictionary, write_batch_size=1)
+    read_rows = []
+
+    def count():
+        source = SourceConfig(kind="parquet", paths=(str(path),), min_words=1)
+        read_rows.extend(len(document.text) for document in read(source))
+
+    assert peak(count) < 1 << 26
+    assert read_rows == [1 << 20] * 300
+
+
+@pytest.mark.parametrize("writer", ["pyarrow", "polars"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_the_largest_page_is_found(tmp_path, writer, version, dictionary):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": ["word " * (k % 50) + str(k) for k in range(3000)] + ["b" * 300_000]})
+    if writer == "pyarrow":
+        pq.write_table(
+            table, path, data_page_version=version, use_dictionary=dictionary, data_page_size=1 << 12
+        )
+    else:
+        pl.DataFrame(table).write_parquet(
+            path, data_page_size=1 << 12, statistics="full" if dictionary else False
+        )
+    chunk = pq.read_metadata(path).row_group(0).column(0)
+    with path.open("rb") as file:
+        most = parquet_pages.largest(file, chunk, 0)
+        assert 300_000 < most <= chunk.total_uncompressed_size
+        assert dictionary or most < 500_000
+        first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+        cut = io.BytesIO(path.read_bytes()[: first + 3])
+        assert parquet_pages.largest(cut, chunk, 0) == chunk.total_uncompressed_size
+
+
+def test_a_tokenizer_that_makes_tokenizers_panic_is_refused(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    train(["some text"], TokenizerConfig(vocab_size=270)).save(path)
+    stored = json.loads(path.read_text())
+    stored["model"]["continuing_subword_prefix"] = "<|endoftext|>"  # longer than the tokens it is cut from
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer.json \(range end index"):
+        load(path)
 
 
 def test_a_token_id_beyond_every_vocabulary_is_refused_at_once(tmp_path):
