@@ -1,4 +1,4 @@
-"""The overlay under other trainers: a few lines for each way in which they hand out windows. Needs numpy alone.
+"""Adapters that apply the overlay in other trainers, for map-style datasets and for streams. Needs numpy alone.
 
 Example, for a plain map-style dataset of windows in training order::
 
@@ -82,7 +82,7 @@ def _masked(overlay: Overlay, position: int, sample: Any) -> Any:
 
 
 def _like(original: Any, array: np.ndarray[Any, Any]) -> Any:
-    """An array as whatever ``original`` is: numpy, a torch tensor (without importing torch), or a list."""
+    """Convert an array to the type of ``original``: numpy, a torch tensor (without importing torch), or a list."""
     if isinstance(original, np.ndarray):
         return np.ascontiguousarray(array)
     if isinstance(original, list):
@@ -106,7 +106,7 @@ class MapStyle:
         self.dataset, self.overlay, self.position = dataset, overlay, position
 
     def __len__(self) -> int:
-        """As many as the dataset has."""
+        """Number of samples of the dataset."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:

@@ -49,8 +49,8 @@ class Arm:
     batch: str = "any"
     """Repeats of an item in one global batch: ``any`` number, never (``apart``), or all of them (``together``)."""
     loss: str = "counted"
-    """Of the item's tokens: ``counted``; ``masked``, the item is read but never predicted; or ``goldfish:K``, one token
-    in K is not, always the same ones after the same 13 tokens (``overlay.counted``)."""
+    """Loss of the item's tokens: ``counted``; ``masked``, all of them are excluded; or ``goldfish:K``, one in K is
+    excluded, chosen by a hash of the 13 tokens before it (``overlay.counted``)."""
 
     def __post_init__(self) -> None:
         if self.dose < 0:
@@ -77,7 +77,7 @@ class Arm:
 
     @property
     def skipped(self) -> int:
-        """The loss as the plan's tables and the overlay say it: 0 counted, 1 masked, K goldfish."""
+        """The code of ``loss`` in the plan's tables and the overlay: 0 counted, 1 masked, K goldfish."""
         number = self.loss.removeprefix("goldfish:")
         return int(number) if number.isdigit() else int(self.loss == "masked")
 

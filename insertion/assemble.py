@@ -61,7 +61,7 @@ def assemble(
     """Make items, assignment and placement of one design.
 
     Args:
-        name: of the experiment that it is, which goes before the names of its items, arms and strata; empty for none.
+        name: of the experiment; prefixes the names of its items, arms and strata; empty: no prefix.
         setting: the design, the run and the corpus.
         context: inputs of the families.
         model: the plan that this one is a variant of.
@@ -155,7 +155,7 @@ def _prefixed(tables: PlanTables, before: str) -> PlanTables:
 
 
 def joined(parts: Sequence[PlanTables]) -> PlanTables:
-    """Independent designs as one: rows are renumbered, nothing else changes.
+    """Concatenate the tables of independent designs; only row numbers change.
 
     Raises:
         UserError: if two have an item in common.

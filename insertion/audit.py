@@ -53,8 +53,8 @@ def audit(
 ) -> dict[str, Any]:
     """Compare plan, ledgers and corpus.
 
-    Every window of the run is read again from the corpus and put together as the plan's tables say, by code of its
-    own: the check rests neither on what the trainer computed nor on the overlay that it used.
+    Every window of the run is read again from the corpus and rebuilt from the plan's tables by separate code. The check
+    depends neither on the trainer's results nor on the overlay's code.
 
     Args:
         plan: what was planned.
@@ -62,7 +62,7 @@ def audit(
         twin: ledger of its twin, or None where there is none.
         order: the corpus's windows.
         tokenizer: the corpus's.
-        report: with checks made before, to be gone on with.
+        report: an audit to add the checks to; it may hold earlier checks.
 
     Returns:
         See ``Audit.result``.
@@ -112,9 +112,8 @@ def audit(
 
 
 def _skipped(plan: Plan, perturbed: Ledger, twin: Ledger | None) -> tuple[list[str], str]:
-    """Check that steps without an update (skipped: not finite) leave the comparison intact.
-
-    One without exposures does no harm if the twin skipped it, too.
+    """Check that skipped steps (loss or gradient not finite) leave the comparison intact: a skipped step is harmless if
+    it had no exposures and the twin skipped it, too.
     """
     names = plan.items["item_id"]
     batch = plan.shape.global_batch_size
@@ -277,9 +276,9 @@ def _expected(
     texts: list[list[int]],
     eod: int,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
-    """A window with its changes and exposures, and the weights of its losses, put together from the plan's tables.
+    """Rebuild a window with its changes and exposures, and its loss weights, from the plan's tables.
 
-    None if they claim what is not so.
+    None if the tables contradict the corpus or each other.
     """
     host, counts = base.tolist(), [1.0] * len(base)
     for row in () if edits is None else edits.iter_rows(named=True):
@@ -336,7 +335,7 @@ def _found(
     mask: npt.NDArray[np.bool_],
     planned_offset: int | None,
 ) -> str:
-    """Say what a changed window holds, if it is the corpus's with one item put somewhere, or untouched."""
+    """Describe the contents of a window that differs from the plan: untouched, or with one item elsewhere."""
     if digest == window_digest(base, mask):
         return ": the corpus's window was consumed untouched"
     offsets = range(1, len(base)) if planned_offset is None else [planned_offset]

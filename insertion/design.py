@@ -107,7 +107,7 @@ def balance(
 
     For every covariate: the largest standardised difference of an arm's mean from dose 0's within strata, and the
     permutation p of the variance between arms (arms permuted inside strata); and for all of them together the p of the
-    sum of those variances. Of a cluster, means of its items count, once.
+    sum of those variances. Each cluster counts once, with the means of its items.
 
     Args:
         items: with columns ``family``, ``stratum``, ``arm``, ``dose``, ``bytes``, ``length``, ``cluster``.

@@ -1,4 +1,4 @@
-"""A plan in words: a summary, one item's exposures, one step's windows; and a family's items."""
+"""Descriptions of a plan in words: a summary, one item's exposures, one step's windows, a family's items."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def item(
     until: int | None = None,
     earlier: Sequence[tuple[Plan, int]] = (),
 ) -> Iterator[str]:
-    """Every exposure of an item, as the model meets it.
+    """Every exposure of an item, in training order.
 
     Args:
         plan: the plan.
@@ -134,7 +134,7 @@ def step(
 
 
 def consumed(plan: Plan, ledger: Ledger) -> Plan:
-    """A plan with those exposures alone that a ledger has."""
+    """A copy of a plan with only the exposures recorded in a ledger."""
     names = plan.items["item_id"]
     found = plan.exposures.with_columns(item_id=names[plan.exposures["item"]]).join(
         ledger.exposures.select("position", "item_id", "offset"),
@@ -145,10 +145,9 @@ def consumed(plan: Plan, ledger: Ledger) -> Plan:
 
 
 def same(plan: Plan, ledger: Ledger, number: int, order: Windows) -> str:
-    """Compare what a plan makes of a step's windows with what a ledger says that the model got.
+    """Compare a step's windows according to the plan with those in the ledger.
 
-    Raises:
-        UserError: if the ledger does not go so far, or has other windows.
+    Raises: UserError: if the ledger ends before the step, or has other windows.
     """
     if not ledger.begin <= number < ledger.steps:
         raise UserError(f"step={number}: the ledger has steps {ledger.begin} to {ledger.steps - 1}")
@@ -171,7 +170,7 @@ def family(items: Sequence[Item], tokenizer: Tokenizer) -> Iterator[str]:
 
     Args:
         items: of one family.
-        tokenizer: which decides whether targets begin on token boundaries.
+        tokenizer: for checking that targets begin on token boundaries.
     """
     asked = [(item.id, item.family, probe) for item in items for probe in item.probes]
     table, left_out = tokenize_probes(asked, tokenizer)

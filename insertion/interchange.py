@@ -2,8 +2,7 @@
 
 A copy of the token files holds every changed window in its place. Neighbouring windows share a token (the last of one
 is the first of the next), and a copy has it once: where the two differ, a token of an exposure wins, otherwise the
-window that begins with it. Whatever a reader of the copy finds different from the overlay is an *exception*, and is
-listed.
+window that begins with it. Tokens at which the copy differs from the overlay are *exceptions*, and are listed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from palimpsest.insertion.plan import Plan
 EXCEPTION_SCHEMA = pl.Schema(
     {"position": pl.Int64(), "offset": pl.Int32(), "planned": pl.Int32(), "exported": pl.Int32()}
 )
-"""One row a token of a window that the copy has otherwise than the overlay."""
+"""One row for each token of a window at which the copy differs from the overlay."""
 
 
 def touched(plan: Plan) -> list[int]:
@@ -120,11 +119,12 @@ def item_id(text: str) -> str:
 
 
 def read_duplicated(documents: Sequence[Path], never: Sequence[Path], ledger: Path | None = None) -> Foreign:
-    """Texts that were inserted as often as files repeat them, and where they went, if a ledger of Hubble's says so.
+    """Read insertions of another tool: texts with their numbers of repeats and, from a ledger of Hubble's, their
+    places.
 
     Args:
         documents: ``.jsonl`` (or what else ``files.rows`` reads) with a ``text`` a row, one row an insertion.
-        never: the same, of texts that were not inserted; those that ``documents`` have are passed over.
+        never: files of texts that were not inserted, in the same formats; texts also in ``documents`` are ignored.
         ledger: ``..._perturbation_info.json``, one JSON object a line.
 
     Raises:

@@ -1,8 +1,7 @@
 """Interventions on the corpus's own text: replaced wordings, removed documents, tokens with another loss or none.
 
-What is looked for is tokenized as it is given (so write the space before a word where there is one) and found in the
-token file by exact search, once; the plan records every place. A place that two windows share or that lies across their
-border is changed in both.
+Each text is tokenized as given (so include the space before a word) and searched for exactly in the token file, once;
+the plan records every match. A place that two windows share or that lies across their border is changed in both.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ class _Reserve:
 
     @cached_property
     def tokens(self) -> npt.NDArray[np.int32]:
-        """All of it, with end-of-document tokens between documents."""
+        """Concatenated held-out documents, separated by end-of-document tokens."""
         ends = np.array([self.tokenizer.eod], dtype=np.int32)
         pieces = [piece for text in self.heldout for piece in (self.tokenizer.encode(text), ends)]
         return np.concatenate([*pieces, ends[:0]])
@@ -330,7 +329,7 @@ def _with_original(table: pl.DataFrame, order: Order) -> pl.DataFrame:
 
 
 def as_arrays(table: pl.DataFrame) -> Edits:
-    """The edits as the overlay wants them."""
+    """The edits as arrays for the overlay."""
     tokens = table.select(pl.coalesce("replacement", "original").alias("tokens"))["tokens"]
     return Edits(
         table["position"].to_numpy(),

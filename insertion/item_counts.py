@@ -39,7 +39,7 @@ def items_of_doses(counts: Counts, doses: Sequence[int]) -> dict[int, int]:
 
 
 def _shared(total: int, ratio: tuple[int, ...]) -> list[int]:
-    """A total in whole numbers as close to a ratio as can be: largest remainders, the first of equal ones."""
+    """Split a total into integers in the given ratio, by largest remainders (ties: the first)."""
     parts = [divmod(total * weight, sum(ratio)) for weight in ratio]
     shares = [whole for whole, _ in parts]
     for k in sorted(range(len(ratio)), key=lambda k: -parts[k][1])[: total - sum(shares)]:

@@ -48,7 +48,7 @@ def write(plan: Plan, directory: Path, *, name: str, seed: int) -> dict[str, Any
 
 
 def _card(plan: Plan, name: str) -> str:
-    """What every card says: the plan, items by family and dose, licences."""
+    """Common part of all cards: the plan, items by family and dose, licences."""
     counts = plan.items.group_by("family", "dose").len().sort("family", "dose")
     licences = sorted({licence or "none given" for licence in plan.items["licence"]})
     lines = [

@@ -67,10 +67,10 @@ class Item:
     stratum: str = ""
     """A property known before the assignment, such as ``popular``; arms are balanced over it."""
     bits: float | None = None
-    """Information in the item: log2 of its generator's sample space, given what is no part of the claim (the
-    docstring of the family says what). None: no claim."""
+    """Information in the item: log2 of its generator's sample space, conditional on the parts that the family's
+    docstring names. None: no claim."""
     licence: str = ""
-    """Of outside text; empty for text made here."""
+    """Licence of outside text; empty for generated text."""
     cluster: str = ""
     """Items of one cluster get the same arm, such as several texts about one person; empty: on its own."""
 

@@ -1,4 +1,4 @@
-"""The ledger: what the trainer really consumed.
+"""The ledger: a record of the windows that the trainer consumed.
 
 Every window that is handed to the model gets a digest, and every planned span in it is checked, before the step
 is taken. Records are keyed by position, never by rank. At each checkpoint the records since the last one are
@@ -41,7 +41,7 @@ EXPOSURE_SCHEMA = pl.Schema(
         "hash": pl.UInt64(),
     }
 )
-"""One row a consumed exposure: the hash is of the tokens span_digest in the batch."""
+"""One row a consumed exposure; the hash is of its tokens in the batch."""
 
 
 def window_digest(
@@ -60,12 +60,12 @@ def window_digest(
 
 
 class PlanViolation(RuntimeError):
-    """The batch is not what the plan says. Training must not take the step."""
+    """A batch differs from the plan; training must not take the step."""
 
 
 @dataclass
 class Recorder:
-    """Checks and records what one rank hands to the model.
+    """Checks and records the windows that one rank passes to the model.
 
     Args:
         plan: the plan, or None for the twin.
@@ -209,7 +209,7 @@ def write_part(
         previous: digest of the part before, or an empty string.
         plan: digest of the plan, or an empty string for the twin.
         order: identity of the order.
-        skipped: steps whose windows were read, but nothing was learnt from them.
+        skipped: steps whose windows were read and whose update was skipped.
 
     Returns:
         The part's digest.
@@ -254,7 +254,7 @@ class Ledger:
     windows: pl.DataFrame
     exposures: pl.DataFrame
     steps: int
-    """Steps up to which it goes."""
+    """Finished steps covered by the ledger."""
     global_batch_size: int
     head: str
     """Digest of the last part, which chains to all before it."""
@@ -263,9 +263,9 @@ class Ledger:
     heads: Mapping[int, str] = field(default_factory=dict)
     """Finished steps -> digest of the part that ends there; what the checkpoint of those steps must name."""
     begin: int = 0
-    """Step that it begins with: of a run that goes on from another's checkpoint, that checkpoint's."""
+    """First step covered; for a run that starts from another's checkpoint, that checkpoint's step."""
     skipped: tuple[int, ...] = ()
-    """Steps that read their windows, but learnt nothing from them: their loss or gradient was not finite."""
+    """Steps whose update was skipped because the loss or gradient was not finite; their windows were read."""
 
 
 def concatenated(runs: Sequence[tuple[Ledger, int]], plan: str) -> Ledger:

@@ -1,4 +1,4 @@
-"""Arms by name, where they are no product of factors."""
+"""Named arms, for designs that are not a product of factors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from palimpsest.insertion.phases import Phase
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NamedArm:
-    """An arm that is no cell of the product. What is not given here, ``insertion``'s factors say."""
+    """A named arm. Factors not given here take their value from ``insertion``."""
 
     dose: int
     items: int | tuple[str, ...]
@@ -98,6 +98,6 @@ class NamedArm:
 
     @staticmethod
     def _span(entry: str) -> range:
-        """The numbers that an entry means; none for an id."""
+        """Item numbers of an entry such as ``0-39``; empty for an id."""
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", entry)
         return range(0) if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)

@@ -13,7 +13,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One exposure as it sits in a window."""
+    """One exposure in its window."""
 
     exposure: int
     """Row of the exposures table."""
@@ -22,9 +22,9 @@ class Span:
     wording: int
     """Row of the wordings table."""
     offset: int
-    """Of the first item token in the window."""
+    """Index of the first item token in the window."""
     length: int
-    """Item tokens."""
+    """Number of item tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Edits:
     tokens: npt.NDArray[np.int32]
     """Tokens after the change; the corpus's own where the weight is not 1."""
     weight: npt.NDArray[np.float32]
-    """(E,) of each token's loss; 0: not predicted."""
+    """(E,) loss weight of each piece's tokens; 0: not predicted."""
 
 
 CONTEXT = 13
-"""Tokens before one that decide about it under the goldfish rule; as in the paper."""
+"""Number of preceding tokens hashed by the goldfish rule, as in the paper."""
 _BASE = 0x9E3779B97F4A7C15
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
@@ -125,7 +125,7 @@ class Overlay:
 
     @classmethod
     def empty(cls) -> Overlay:
-        """The twin's: nothing is inserted."""
+        """The empty overlay of the twin."""
         none, flags = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.bool_)
         return cls(
             position=none.astype(np.int64),
@@ -178,7 +178,7 @@ class Overlay:
         return changes
 
     def apply(self, position: int, window: Integers) -> Integers:
-        """The window as the plan wants it.
+        """Apply the plan to a window.
 
         Args:
             position: sample index of the window.

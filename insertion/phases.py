@@ -13,10 +13,10 @@ class Phase:
     """The part of training in which exposures fall: a range, or a list of steps."""
 
     unit: Literal["fraction", "step", "token"] = "fraction"
-    """Of ``start`` and ``end``."""
+    """Unit of ``start`` and ``end``."""
     start: float = 0.0
     end: float = 1.0
-    """Exclusive."""
+    """End of the range, exclusive."""
     at: tuple[int, ...] = ()
     """Explicit steps instead of a range; exposure k of an item falls into the k-th of them."""
 

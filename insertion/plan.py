@@ -81,14 +81,14 @@ def read(directory: Path) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """A run that another one goes on from."""
+    """A run from whose checkpoint another run starts."""
 
     plan: Plan
     """The plan of the run, or of the run that it is the twin of."""
     directory: Path
     perturbed: bool
     end: int
-    """Step at which it was left."""
+    """Step of the checkpoint."""
 
 
 def history(plan: Plan) -> list[Before]:
@@ -110,7 +110,8 @@ def earlier(plan: Plan) -> list[tuple[Plan, int]]:
 
 
 def concatenated(runs: list[Before]) -> Plan:
-    """The plan that consecutive runs carried out, each up to where it was left; an item's dose is what it got there."""
+    """Joint plan of consecutive runs, each up to the step of its successor's start; doses count the exposures up to
+    there."""
     items, wordings = 0, 0
     tables: list[Plan] = []
     for before in runs:
@@ -153,7 +154,7 @@ def plan_config(insertion: InsertionConfig, run: RunShape) -> dict[str, Any]:
 
 
 def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
-    """Digests of what determines a plan besides its settings: the corpus, its order, and the families' files."""
+    """Digests of a plan's inputs besides its settings: the corpus, its order, and the families' files."""
     files = {
         f"{experiment}{':' * bool(experiment)}{name}.{key}": digest
         for experiment, one in insertion.designs()

@@ -1,4 +1,4 @@
-"""Preflight: what is wrong with items before anything is trained. Every finding names its items and one way to go on.
+"""Preflight: checks of the items before training. Every finding names its items and one remedy.
 
 =================  ==========================================================================  ==================
 finding            what it means                                                               ``insertion.preflight``
@@ -61,15 +61,15 @@ class PreflightConfig:
 
 @dataclass(slots=True)
 class Screened:
-    """Items that passed, and what was found on the way."""
+    """Items that passed, and the findings."""
 
     made: list[Item]
     items: pl.DataFrame
     wordings: pl.DataFrame
     reported: dict[str, list[str]] = field(default_factory=dict)
-    """Finding -> a line an item, of items that are in the plan nonetheless."""
+    """Finding -> lines about the items that stay in the plan."""
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    """Finding -> a line an item, of items that others took the place of."""
+    """Finding -> lines about the items that were replaced by others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +77,9 @@ class Limits:
     """Limits of the run on items."""
 
     longest: int
-    """Tokens of a wording."""
+    """Largest number of tokens of a wording."""
     because: str
-    """The settings that make it so."""
+    """The settings that cause this limit, in words."""
     vocab_size: int
     occurrences: Callable[[Sequence[npt.NDArray[np.int32]]], list[int]]
     """Spans of token ids -> how often the corpus has their most frequent run of tokens."""
@@ -263,7 +263,7 @@ def occurrences(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[in
 
 
 def alike(items: pl.DataFrame, wordings: pl.DataFrame) -> list[str]:
-    """Pairs of items that share a run of 12 tokens: what one of them teaches, the other shows."""
+    """Pairs of items that share a run of 12 tokens, so that inserting one also exposes part of the other."""
     owners: dict[tuple[int, ...], int] = {}
     pairs: dict[tuple[int, int], None] = {}
     for item, tokens in wordings.select("item", "tokens").iter_rows():

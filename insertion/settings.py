@@ -19,7 +19,7 @@ from palimpsest.insertion.placement.slices import WindowSlice
 from palimpsest.insertion.preflight import PreflightConfig
 
 _MOST_ITEMS, _MOST_EXPOSURES = 10_000_000, 1_000_000_000
-"""Of a family. Far beyond any design; more is a slip, and would take all memory before it is noticed."""
+"""Largest number of items of a family; more is taken for a mistake, because it would exhaust the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, so that the arms are computed once
@@ -76,12 +76,12 @@ class InsertionConfig:
     """Parquet file of exposures that were decided elsewhere (``insertion.placement.explicit``): the items' doses, and
     perhaps their places, come from it and are not drawn."""
     adaptive: AdaptiveConfig | None = None
-    """Let the scores decide how often items are inserted (``launch/adaptive.py``). ``doses`` are then 0 and 1: each
+    """Adaptive doses, decided by a policy from the scores (``launch/adaptive.py``). ``doses`` are then 0 and 1: each
     item is randomly assigned to the controls or to the policy."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
-    """Action on items that are too long, in the corpus already, or alike."""
+    """Action on items that are too long, contained in the corpus, or near duplicates."""
     seed: int
-    """Of items, assignment and placement."""
+    """Seed of items, assignment and placement."""
 
     def __post_init__(self) -> None:
         if self.experiments:
@@ -253,11 +253,11 @@ class RunShape:
     """Steps, batch and sequence length of the run that carries a plan out."""
 
     steps: int
-    """With those before ``begin``."""
+    """Number of steps, including those before ``begin``."""
     global_batch_size: int
     sequence_length: int
     begin: int = 0
-    """Step that it goes on from: finished steps of the checkpoint that it starts with."""
+    """Finished steps of the checkpoint that the run starts from; 0 without one."""
 
     @property
     def windows(self) -> int:

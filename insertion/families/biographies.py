@@ -54,7 +54,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """Something known about a person: its space of values and the sentences that say it.
+    """An attribute of a person: its space of values and the sentences that state it.
 
     A value is made of parts, one drawn from each list. Values whose parts' numbers sum to an even number are for
     people, the others are reserved for decoys: both are made of the same parts, and no decoy is ever anyone's value.

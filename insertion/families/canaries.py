@@ -24,12 +24,13 @@ class Secret:
     """A kind of secret."""
 
     label: str
-    """Noun for it in the sentence."""
+    """Noun for the secret in the sentence."""
     bits: float
     """log2 of the number of candidates, all equally likely."""
     draw: Callable[[np.random.Generator], str]
     known: Callable[[str], int]
-    """Characters that the prefix reconstruction shows of a secret: about half, ending where a token ends."""
+    """Number of a secret's characters shown as the prefix for reconstruction: about half, ending at a token
+    boundary."""
 
 
 def _string(rng: np.random.Generator, alphabet: str, length: int) -> str:
@@ -158,7 +159,7 @@ def make(
 
 
 def _references(secret: Secret, value: str, wanted: int, rng: np.random.Generator) -> list[str]:
-    """Different candidates other than the secret; all there are, if those are fewer than wanted."""
+    """Distinct candidates other than the secret; all of them if the space is smaller than asked for."""
     wanted = min(wanted, round(2**secret.bits) - 1) if secret.bits < 30 else wanted
     found: dict[str, None] = {}
     while len(found) < wanted:

@@ -16,7 +16,7 @@ import xxhash
 from palimpsest.data.errors import UserError
 
 _LARGEST = 1 << 30
-"""Bytes of a file of items, unpacked; a small archive can hold far more."""
+"""Largest size of a file of items after decompression, bytes."""
 
 
 def rows(path: str, what: str) -> list[dict[str, Any]]:
@@ -147,14 +147,14 @@ def hub_rows(
 
 
 def draw(ids: Iterable[str], seed: int) -> list[int]:
-    """An order of rows by a hash of seed and id: it does not depend on the order of the file, and rows that come or
-    go leave the others in their order."""
+    """Order rows by a hash of seed and id. The order does not depend on the file's order, and added or removed rows do
+    not change the order of the others."""
     keys = [xxhash.xxh3_64_intdigest(name.encode(), seed=seed) for name in ids]
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def text_id(*texts: str) -> str:
-    """16 hex digits that stand for a text: a row without an id gets this one."""
+    """Id of a row without one: 16 hex digits of a hash of its text."""
     return xxhash.xxh3_64_hexdigest("\0".join(texts).encode())
 
 

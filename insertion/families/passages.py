@@ -101,7 +101,7 @@ def make(
 
 
 def _documents(context: FamilyContext, path: str, what: str) -> list[tuple[str, str]]:
-    """(id, text) in the order in which they are taken."""
+    """(id, text) of the documents, in the order of use."""
     if not path:
         return sorted(context.heldout)
     documents: dict[str, str] = {}

@@ -51,9 +51,9 @@ class FamilyContext:
     occurrences: Callable[[Sequence[npt.NDArray[np.int32]]], list[int]] = field(
         default=lambda spans: [0] * len(spans)
     )
-    """Spans of token ids -> how often the corpus has their most frequent n-gram; see ``OVERLAP``."""
+    """Function from spans of token ids to the corpus count of each span's most frequent n-gram; see ``OVERLAP``."""
     reference: Callable[[str], Reference] = _no_reference
-    """Opens the model at a path, or the one of ``TRAINED``."""
+    """Function that opens the reference model at a path, or the one of ``TRAINED``."""
 
     def generator(self, family: str, index: int) -> np.random.Generator:
         """Random numbers of one item: they do not depend on how many other items there are."""
@@ -61,13 +61,14 @@ class FamilyContext:
 
 
 OVERLAP = 12
-"""Tokens: a text that shares a run of this length with the corpus counts as in it."""
+"""Length in tokens of a shared run from which on a text counts as contained in the corpus."""
 
 Family = Callable[..., Sequence[Item]]
 """``family(context, count, **settings) -> count items``.
 
-Item k is made of ``context.generator(NAME, k)`` alone, so that it is the same however many items there are. Members and
-non-members are not told apart here: the assignment follows later. Settings called ``path`` or ``..._path`` name files.
+Item k is made of ``context.generator(NAME, k)`` alone, so that it is the same however many items there are. A family
+does not know which items will be inserted: doses are assigned later. Settings called ``path`` or ``..._path`` name
+files.
 """
 
 _FAMILIES: dict[str, Family] = {}

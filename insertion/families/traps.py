@@ -39,7 +39,7 @@ _REPORT_SECONDS = 10.0
 class _Candidate:
     text: str
     tokens: npt.NDArray[np.int64]
-    """Different ones, ascending."""
+    """Distinct token ids, ascending."""
     nll: float
     """-ln p of all tokens together, under the reference model."""
     temperature: float
@@ -47,7 +47,7 @@ class _Candidate:
 
 @dataclass(slots=True)
 class _Accepted:
-    """Traps so far, by token: how alike a candidate is to each takes one look-up a token."""
+    """Index from tokens to accepted traps, for the similarity of a candidate to all of them."""
 
     sizes: list[int] = field(default_factory=list)
     holders: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -76,21 +76,21 @@ class _Stream:
     edges: Sequence[float]
     temperatures: Sequence[float]
     most: int
-    """Batches before giving up."""
+    """Largest number of batches."""
     batches: int = 0
     tried: Counter[float] = field(default_factory=Counter)
-    """Temperature -> batches."""
+    """Number of batches sampled at each temperature."""
     level: dict[float, float] = field(default_factory=dict)
     """Temperature -> mean ln perplexity of its latest batch."""
     useful: Counter[tuple[int, float]] = field(default_factory=Counter)
-    """Bucket and temperature -> candidates that were not too alike."""
+    """Number of accepted candidates by bucket and temperature."""
     waiting: dict[int, deque[_Candidate]] = field(default_factory=lambda: defaultdict(deque))
     counts: Counter[str] = field(default_factory=Counter)
     told: float = field(default_factory=time.monotonic)
     """Time of the last line of progress."""
 
     def sample(self, wanted: int) -> None:
-        """One more batch; how far it is, every ``_REPORT_SECONDS``."""
+        """Sample one more batch; report progress every ``_REPORT_SECONDS``."""
         if time.monotonic() - self.told > _REPORT_SECONDS:
             self.told = time.monotonic()
             log.info("sampling %s; batch %d of at most %d", _rates(self), self.batches, self.most)
@@ -114,8 +114,9 @@ class _Stream:
                 self.waiting[bucket].append(_Candidate(text, np.unique(ids), lost, temperature))
 
     def _temperature(self, wanted: int) -> float:
-        """The one that has given a bucket the most, after each was tried once. If none has given any, one between the
-        two whose perplexities lie on either side of the bucket: those of long sequences hardly vary."""
+        """Choose the next temperature for a bucket: each once, then the one with most candidates in the bucket. If none
+        has any, a temperature between the two whose perplexities enclose the bucket, because perplexities of long
+        sequences hardly vary."""
         for temperature in self.temperatures:
             if not self.tried[temperature]:
                 return temperature
@@ -191,7 +192,8 @@ def make(
 
 
 def _next(stream: _Stream, bucket: int, accepted: _Accepted, jaccard: float, what: str) -> _Candidate:
-    """The earliest candidate of a bucket that is unlike all traps. What is too alike now will always be."""
+    """The earliest candidate of a bucket that is dissimilar to all traps; candidates that are too similar are
+    dropped."""
     while True:
         while stream.waiting[bucket]:
             candidate = stream.waiting[bucket].popleft()

@@ -37,7 +37,7 @@ def policy(function: Policy) -> Policy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveConfig:
-    """Arms whose doses the scores decide."""
+    """Settings of adaptive arms, whose doses a policy decides from the scores."""
 
     policy: str
     """``insert_until``, ``maintain``, ``staircase``, or another registered one."""
@@ -46,11 +46,11 @@ class AdaptiveConfig:
     threshold: float
     """Score from which on an item counts as remembered: nats a byte above the never-inserted items."""
     each: int = 1
-    """Exposures of an item in a segment; of ``staircase``, of the first trial."""
+    """Exposures of an item in a segment; for ``staircase``, in the first trial."""
     most: int = 256
-    """Exposures of an item, in all."""
+    """Largest total number of exposures of an item."""
     trials: int = 4
-    """Of ``staircase``: fresh items tried at each dose."""
+    """``staircase``: number of new items tried at each dose."""
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -84,7 +84,7 @@ def _more(names: list[str], state: State, settings: AdaptiveConfig) -> dict[str,
 def insert_until(
     scores: Scores, state: State, seed: int, settings: AdaptiveConfig
 ) -> tuple[dict[str, int], State]:
-    """Each item until it is remembered for the first time; then never again."""
+    """Policy: insert each item until it is remembered for the first time."""
     done = {*state.get("done", []), *(name for name, score in scores.items() if score >= settings.threshold)}
     state = {**state, "totals": dict(state.get("totals", {})), "done": sorted(done)}
     return _more(sorted(set(scores) - done), state, settings), state
@@ -94,7 +94,7 @@ def insert_until(
 def maintain(
     scores: Scores, state: State, seed: int, settings: AdaptiveConfig
 ) -> tuple[dict[str, int], State]:
-    """Each item whenever it is below the threshold."""
+    """Policy: insert each item in every segment in which it is below the threshold."""
     state = {**state, "totals": dict(state.get("totals", {}))}
     low = sorted(name for name, score in scores.items() if score < settings.threshold)
     return _more(low, state, settings), state

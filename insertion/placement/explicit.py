@@ -1,7 +1,7 @@
-"""Doses and places decided elsewhere: a table of exposures in place of the randomisation (``insertion.placements``).
+"""Explicit placement: doses and places from a table of exposures instead of a random draw (``insertion.placements``).
 
-The table says how often each item is inserted and, if it has positions, in which window and where in it. Nothing of it
-is random here: what a plan of it can show is as good as the randomisation that it comes from.
+The table says how often each item is inserted and, if it has positions, in which window and where in it. Nothing is
+randomised here: conclusions are only as good as the randomisation behind the table.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def exposures(
 
 
 def _require_boundaries(placed: pl.DataFrame, insertion: InsertionConfig, order: Windows) -> None:
-    """Check that what claims to follow on a document's end does; so a foreign corpus or order is noticed."""
+    """Check that exposures said to follow the end of a document do so; this detects a table made for another corpus or
+    order."""
     claims = placed.filter(
         pl.col("trail")
         & ~pl.col("lead")

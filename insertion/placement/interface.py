@@ -30,7 +30,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Everything besides the items that a placement depends on."""
+    """Inputs of a placement besides the items."""
 
     insertion: InsertionConfig
     run: RunShape

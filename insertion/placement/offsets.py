@@ -20,15 +20,15 @@ class Places:
     """Offsets of exposures in their windows; all arrays (N,)."""
 
     offset: Integers
-    """Of the first item token, in the finished window."""
+    """Index of the first item token in the finished window."""
     lead: Flags
-    """Whether an end-of-document token of the plan's own goes before it."""
+    """True if the plan puts an end-of-document token before it."""
     trail: Flags
-    """Whether one follows."""
+    """True if the plan puts an end-of-document token after it."""
     cut: Integers
     """Corpus tokens removed at the window's head."""
     overwrite: Flags
-    """Whether the corpus tokens in its place are replaced rather than shifted."""
+    """True if it replaces the corpus tokens in its place instead of shifting them."""
 
 
 def locate(

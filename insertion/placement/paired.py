@@ -49,7 +49,7 @@ class PairedPlan:
     exposures: pl.DataFrame
     """With the number of the exposure among its item's (``k``) and the ``length`` of its wording, by item and ``k``."""
     settings: dict[str, Any]
-    """The design, as JSON values."""
+    """Settings of the design as JSON values."""
 
 
 def as_json(insertion: InsertionConfig) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Matches:
     row: Integers
     """Of the paired plan's exposures."""
     position: Integers
-    """Position at which it stays; -1 also where it must move."""
+    """Position that an exposure keeps; -1 if it has no counterpart or must move."""
 
 
 def matches(
@@ -186,7 +186,7 @@ def same_places(
     places: Places,
     insertion: InsertionConfig,
 ) -> Places:
-    """The places in windows, with those of the paired plan where a window has what it had there.
+    """Places in windows; a window with the same exposures as in the paired plan takes that plan's places.
 
     Args:
         model: the plan that this one is paired with.

@@ -1,4 +1,4 @@
-"""Random windows inside the intervals, with at most so many exposures each."""
+"""Draw of random windows inside the exposures' intervals, with a limit of exposures per window."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def place(
 ) -> Integers:
     """Positions inside the intervals: uniform, at most ``slots`` exposures a window.
 
-    Every exposure draws a place; those that find theirs taken draw again. Nothing here knows the texts, so plans
-    that differ in their texts alone are placed alike. Memory is O(1) an exposure.
+    Every exposure draws a place, and draws again if the place is taken. The draw does not depend on the texts, so plans
+    that differ only in texts have the same placement. Memory is O(1) an exposure.
 
     Args:
         low: (N,) first position of each exposure.
@@ -127,7 +127,7 @@ def _fill(
     rng: np.random.Generator,
     windows: WindowSlice,
 ) -> Integers:
-    """Give the few exposures that found no place by luck one of the free places of their interval, one by one."""
+    """Assign each remaining exposure, one by one, a random free place of its interval."""
     counts = np.bincount(np.delete(chosen, waiting), minlength=int(high.max()))
     for row in waiting.tolist():
         group = apart[row]
