@@ -1,4 +1,4 @@
-"""Artefact directories: written whole or not at all, each with a manifest that says what made it.
+"""Artefact directories: written atomically, each with a manifest of its settings, inputs and files.
 
 Every stage writes one directory. It is filled under a temporary name beside its final one, gets its
 ``manifest.json`` last, is flushed to disk, and is then renamed. A directory without a manifest is unfinished
@@ -77,7 +77,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identity of the artefact: what it is and contains, not when or where it was made."""
+        """Identity of the artefact: its kind, settings and contents, independent of when and where it was made."""
         return json_digest([self.kind, self.schema_version, self.config, self.inputs, self.contents])
 
     @property
@@ -128,12 +128,12 @@ class Draft:
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
     manifest: Manifest | None = None
-    """Set once the artefact is in place."""
+    """Manifest of the artefact; set once it is in place."""
 
 
 @contextmanager
 def _parent(directory: Path) -> Iterator[None]:
-    """Make the directory above an artefact; what was made goes again if nothing came to lie in it."""
+    """Create the parent directory of an artefact, and remove it again if the artefact was not written."""
     made = [place for place in (directory.parent, *directory.parent.parents) if not place.exists()]
     directory.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -147,10 +147,10 @@ def _parent(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Hold a place: whoever else wants to make the artefact there waits. What a killed writer left is removed.
+    """Lock an artefact's place: other writers wait.
 
-    The lock, ``.<name>.lock`` beside the directory, is let go of by the system when its holder dies, on any machine
-    that shares the file system.
+    Files left by a killed writer are removed. The lock, ``.<name>.lock`` beside the directory, is released by the
+    system when its holder dies, on any machine that shares the file system.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     path = directory.with_name(f".{directory.name}.lock")
@@ -173,7 +173,7 @@ def held(directory: Path) -> Iterator[None]:
 def writing(
     directory: Path, *, kind: str, schema_version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
 ) -> Iterator[Draft]:
-    """Write an artefact atomically: all of it appears under its name, or nothing does.
+    """Write an artefact atomically: it appears under its name complete or not at all.
 
     An artefact of that name is replaced by the new one at the end, never before. If the body raises, the
     temporary directory is removed.
@@ -219,7 +219,7 @@ _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 @contextmanager
 def full_disk_named(place: Path) -> Iterator[None]:
-    """Turn what libraries raise on a full disk into ``OSError`` with ``errno.ENOSPC`` and the place.
+    """Convert errors that libraries raise on a full disk into ``OSError`` with ``errno.ENOSPC`` and the path.
 
     polars raises a ``ComputeError`` and numpy an ``OSError`` without a number ("4880 requested and 3040 written").
     """
@@ -281,7 +281,7 @@ def digest_files(directory: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def put_in_place(source: Path, target: Path) -> None:
-    """Rename a finished directory to its final name; one that is there is replaced in the same instant.
+    """Rename a finished directory to its final name, replacing an existing one atomically.
 
     Where the system cannot exchange two names at once, the old one is moved aside first.
     """
@@ -299,7 +299,7 @@ def put_in_place(source: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names atomically (Linux's renameat2); False where that is not to be had."""
+    """Swap two names atomically (Linux's renameat2); False where the system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -309,7 +309,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def draft_directory(target: Path) -> Path:
-    """A new directory beside ``target`` to fill, after removing those that killed processes of this host left."""
+    """Create a draft directory beside ``target``, after removing drafts of killed processes of this host."""
     remove_abandoned(target.parent, target.name)
     prefix = f".{target.name}.{_host()}-{os.getpid()}."
     return Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=target.parent))
@@ -409,7 +409,7 @@ def verify(directory: Path, manifest: Manifest, *, part: int = 0, parts: int = 1
 
 
 def differences(manifest: Manifest, *, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
-    """Differences that keep an artefact from being reused for ``config`` and ``inputs``; empty if nothing."""
+    """Differences that prevent the reuse of an artefact for ``config`` and ``inputs``; empty if there are none."""
     lines = []
     for label, have, want in (
         ("setting", _flat(manifest.config), _flat(dict(config))),

@@ -81,7 +81,8 @@ def ngram_counts(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecontaminateConfig:
-    """Documents that contain these texts are dropped. The numbers are Hubble's rule; all of them are in tokens."""
+    """Settings of decontamination: documents that contain given texts are dropped. Defaults are Hubble's rule; lengths
+    are in tokens."""
 
     paths: tuple[str, ...] = ()
     """JSONL files, globs or directories of the texts, such as test sets or the items of a plan; none: nothing is
@@ -89,9 +90,9 @@ class DecontaminateConfig:
     text_field: str = "text"
     """The field that holds a text."""
     skip_below: int = 10
-    """Shorter texts are not looked for, and counted."""
+    """Shorter texts are skipped and counted."""
     exact_up_to: int = 40
-    """Texts up to this length are looked for whole; of a longer one of n tokens, its (n/2)-grams at stride n/4."""
+    """Texts up to this length are searched for whole; of a longer text of n tokens, its (n/2)-grams at stride n/4."""
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, str):  # type: ignore[unreachable]
@@ -107,7 +108,8 @@ class DecontaminateConfig:
 
 
 class Finder:
-    """Finds texts in token streams, exactly: an n-gram's beginning is looked up by hash, then all of it is compared.
+    """Exact search for texts in token streams: the beginning of an n-gram is looked up by hash, then the whole n-gram
+    is compared.
 
     Args:
         spans: ids of each text.

@@ -1,4 +1,4 @@
-"""Documents that equal or nearly equal an earlier one, found in a memory that does not grow with the corpus.
+"""Detection of documents that equal or nearly equal an earlier one, in memory independent of the corpus's size.
 
 A document has *keys*: 128 bits of its words (exact), and, if asked for, 128 bits for each band of its MinHash
 signature (near). It is dropped if any of its keys is a key of an earlier document, kept or not. Keys lie on disk,

@@ -1,4 +1,5 @@
-"""Many texts to ids, fast: ``gigatoken`` where it gives the same ids as ``tokenizers``, otherwise ``tokenizers``."""
+"""Fast encoding of many texts: by ``gigatoken`` where it gives the same ids as ``tokenizers``, otherwise by
+``tokenizers``."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import orjson
 from palimpsest.data.tokenizer import Tokenizer
 
 SAMPLE_CHARACTERS = 1 << 19
-"""About how much text of a corpus both encode before ``gigatoken`` is trusted with it."""
+"""Approximate amount of a corpus's text on which both libraries are compared before ``gigatoken`` is used."""
 _PROBES = (
     "\x00\x01\x7f \u200b\ufeff\u00a0\u2028",
     "é é \u0301 日本語 텍스트 नमस्ते العربية \U0001f600\U0001f1e9\U0001f1ea",

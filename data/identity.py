@@ -22,7 +22,7 @@ from palimpsest.data.shards import CorpusConfig
 
 _CONTENTS, _SPELLINGS = ".contents.json", ".spellings.json"
 _KNOWN: dict[tuple[str, str], dict[str, Any]] = {}
-"""Of this process: place and settings as spelled -> settings by contents."""
+"""Cache of this process: place and settings as typed -> settings by contents."""
 
 
 def by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _recalled(path: Path) -> dict[str, Any]:
 
 
 def _remember(path: Path, new: Mapping[str, Any]) -> None:
-    """Add to a file of what is known; without permission, or before there is a corpus, nothing is kept."""
+    """Append to a cache file; skipped without write permission or before the directory of corpora exists."""
     known = _recalled(path)
     if path.parent.is_dir() and any(known.get(name) != value for name, value in new.items()):
         with contextlib.suppress(OSError):

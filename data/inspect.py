@@ -1,4 +1,4 @@
-"""Look into a finished corpus: is it whole, and which text does a step read."""
+"""Inspection of a finished corpus: its integrity, and the source text of a step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from palimpsest.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of one document in a window."""
+    """A piece of one document in a window."""
 
     position: int
-    """Of the window."""
+    """Position of the window."""
     offset: int
     """First token in the window."""
     end: int

@@ -23,7 +23,7 @@ class _PagedStash(MetaPathFinder, Loader):
         return spec_from_loader(fullname, self) if fullname == self.NAME else None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give it the names that are imported from it."""
+        """Define the names that megatron-core imports from the module."""
         module.__dict__.update(
             GLOBAL_BLOCK_SIZE=1024, paged_stash_copy_kernel=None, paged_stash_pop_kernel=None
         )
@@ -31,7 +31,7 @@ class _PagedStash(MetaPathFinder, Loader):
 
 @cache
 def make_importable() -> None:
-    """Let megatron-core be imported where Triton is missing, as with PyTorch's builds for CPUs; call it before that.
+    """Make megatron-core importable where Triton is missing, as with PyTorch's CPU builds; call it before the import.
 
     From 0.18 on its pipeline schedules import Triton kernels of a memory pool for experts that nothing here uses. The
     module of those kernels alone is replaced: Triton itself stays absent for whoever looks for it.

@@ -28,7 +28,7 @@ MAIN = "corpus"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixturePhase:
-    """A stretch of training with one blend, as a person sets it."""
+    """Settings of a phase of training with one blend of corpora."""
 
     until: float
     """Share of training at which it ends; the last phase ends at 1."""
@@ -45,7 +45,7 @@ class MixtureConfig:
     corpora: Mapping[str, CorpusConfig] = field(default_factory=dict)
     """More corpora by name. They are tokenized with the tokenizer of ``corpus``."""
     phases: tuple[MixturePhase, ...] = ()
-    """In order. None: ``corpus`` alone, all the time."""
+    """Phases in order. None: ``corpus`` alone throughout."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -107,7 +107,7 @@ class MixtureConfig:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of training with one blend."""
+    """A phase of training with one blend of corpora, in windows."""
 
     windows: int
     """Number of windows."""

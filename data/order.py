@@ -45,7 +45,8 @@ class _TokenizerFacts:
     eod: int
     digest: str
     pad: int = -1
-    """No token: nothing in a corpus is padding, and megatron-core rewrites pad tokens and masks their loss."""
+    """Padding id that no token has: a corpus holds no padding, and megatron-core would rewrite pad tokens and mask
+    their loss."""
 
     @property
     def unique_identifiers(self) -> OrderedDict[str, Any]:
@@ -139,7 +140,7 @@ class Order:
         return self._build(self.prefix, self._facts, cache), str(stored)
 
     def _make(self, cache: Path) -> None:
-        """Build the index arrays aside and rename the directory; what killed builds left is removed first."""
+        """Build the index arrays in a temporary directory and rename it, after removing those of killed builds."""
         cache.parent.mkdir(exist_ok=True)
         remove_abandoned(cache.parent)
         for left in cache.parent.glob(".building-*"):  # by earlier versions, whose names told no process
@@ -311,7 +312,7 @@ def _take(array: npt.NDArray[Any], index: npt.NDArray[np.integer]) -> npt.NDArra
 
 
 def _release(array: npt.NDArray[Any]) -> None:
-    """Hand the mapped pages of an array back; they stay in the page cache."""
+    """Release the mapped pages of an array; they stay in the page cache."""
     base: Any = array
     while base is not None and not isinstance(base, mmap.mmap):
         links = (getattr(base, name, None) for name in ("_mmap", "base", "obj"))

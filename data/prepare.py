@@ -77,7 +77,7 @@ _COUNTED = (
 
 
 def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Progress) -> Manifest:
-    """Make the corpus in ``directory``, or reuse the one that is there if it was made from the same.
+    """Make the corpus in ``directory``, or reuse an existing one made from the same inputs.
 
     It holds ``tokenizer.json``; ``train.bin`` and ``train.idx``; ``heldout.parquet`` (text, source, row, and
     digest: 64-bit BLAKE2b of the text in hex); ``documents.parquet``, a row for each document of
@@ -158,7 +158,7 @@ def work_directory(directory: Path) -> Path:
 
 
 def survey(config: CorpusConfig, place: Path, workers: int) -> Work:
-    """Find out what there is to read, or recall it if no file's size or time changed since.
+    """List the parts of the sources, or reuse the stored list if no file's size or time changed.
 
     Raises:
         UserError: if a source cannot be found or read.
@@ -238,7 +238,7 @@ def _reusable(
 
 
 def _check_sizes(directory: Path, manifest: Manifest) -> None:
-    """Check what can be checked of a finished corpus without reading all of it."""
+    """Check a finished corpus as far as possible without reading all of it."""
     facts = manifest.facts
     try:
         tokens.check(directory / TRAIN, facts["vocab_size"])
@@ -330,7 +330,8 @@ class _Crew:
 
 
 def _start_worker() -> None:
-    """Single-threaded, and gone when its parent is: a killed run must not leave workers that go on writing."""
+    """Set up a worker process: single-threaded, and killed with its parent, so that a killed run leaves no workers
+    writing."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.set_threshold(
         1_000_000

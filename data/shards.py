@@ -1,4 +1,4 @@
-"""The steps between sources and a corpus, each in shards that are finished once and for all.
+"""Steps from sources to a corpus, each divided into shards that are written once and reused.
 
 A shard is a run of the sources' parts; which ones depends on the sources alone. Under the work directory::
 
@@ -106,7 +106,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A corpus in the making: the same in every process that takes part."""
+    """Description of a corpus being made, identical in all processes that take part."""
 
     place: Path
     config: CorpusConfig
@@ -156,7 +156,7 @@ def cut(parts: list[Part]) -> tuple[tuple[Part, ...], ...]:
 def _make(
     directory: Path, config: Mapping[str, Any], inputs: Mapping[str, str], fill: Callable[[Draft], None]
 ) -> Manifest:
-    """The artefact in ``directory``, made by ``fill`` unless it is there already; one process makes it."""
+    """Return the artefact in ``directory``, made by ``fill`` if it does not exist; only one process makes it."""
     kind = f"corpus {directory.name.partition('-')[0]}"
     settings = json.loads(json.dumps(config))
     with artifact.held(directory):
@@ -304,7 +304,7 @@ def find_duplicates(work: Work) -> Manifest:
 
 
 def _heldout(work: Work, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """(documents,) flags of those whose keys hold them out, copies included."""
+    """(documents,) flags of held-out documents, by their keys, copies included."""
     return np.concatenate(
         [np.load(work.shard(READ, number) / _SPLIT) < work.heldout_limit for number in range(len(counts))]
     )
@@ -459,7 +459,8 @@ def _loaded(path: Path, eod: str, library: str, digest: str) -> tuple[Tokenizer,
 
 
 def _encoder(ours: Tokenizer, chosen: Encoder, batch: pa.RecordBatch) -> tuple[Encoder, int]:
-    """The shard's encoder: the corpus's, unless gigatoken fails on a sample of this shard. And 1 if so."""
+    """Encoder of the shard: the corpus's, unless gigatoken fails on a sample of this shard; and 1 if it failed, else
+    0."""
     if chosen.library == "gigatoken":
         texts = encoder.sample([batch["text"].to_pylist()], encoder.SAMPLE_CHARACTERS // 16)
         if encoder.disagreement(chosen, ours, texts) is not None:

@@ -167,7 +167,7 @@ class Tokenizer:
         return np.array(encoding.ids, dtype=np.int32), list(encoding.offsets)
 
     def _untrimmed(self) -> tokenizers.Tokenizer:
-        """The tokenizer as ``save`` writes it, but for offsets that are whole.
+        """The tokenizer as ``save`` writes it, except that offsets are not trimmed.
 
         Raises:
             UserError: if what is written could not be loaded again, such as merges of tokens that are not there.

@@ -147,7 +147,8 @@ def consumed(plan: Plan, ledger: Ledger) -> Plan:
 def same(plan: Plan, ledger: Ledger, number: int, order: Windows) -> str:
     """Compare a step's windows according to the plan with those in the ledger.
 
-    Raises: UserError: if the ledger ends before the step, or has other windows.
+    Raises:
+        UserError: if the ledger ends before the step, or has other windows.
     """
     if not ledger.begin <= number < ledger.steps:
         raise UserError(f"step={number}: the ledger has steps {ledger.begin} to {ledger.steps - 1}")

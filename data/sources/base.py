@@ -45,7 +45,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a source that one process reads. What ``start`` and ``stop`` count is the reader's."""
+    """A part of a source that one process reads. The reader defines the unit of ``start`` and ``stop``."""
 
     path: str
     start: int = 0
@@ -53,9 +53,9 @@ class Part:
     row: int = 1
     """Number of the row at ``start``."""
     size: int = 0
-    """About how many bytes it takes to read, for sharing out."""
+    """Approximate bytes to read, for dividing the work."""
     digest: str = ""
-    """Of the whole file it belongs to; empty where there is none."""
+    """Digest of the whole file; empty where there is none."""
     label: str = ""
     """Name of the file that documents carry: its path below the directory that all files of the source share."""
 
