@@ -1,4 +1,4 @@
-"""Checks on the numbers of every formula, so that no NaN passes for a low score and no empty set for a result."""
+"""Input checks of all formulas: NaN must not pass for a low score, nor an empty set for a result."""
 
 from __future__ import annotations
 

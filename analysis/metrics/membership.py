@@ -149,7 +149,7 @@ def gradient_norm_score(norm_of_tensors: ArrayLike) -> float:
 
 
 class SetInference(NamedTuple):
-    """Were these texts, as a set, trained on?"""
+    """Result of a test of whether a set of texts was trained on."""
 
     mean: float
     """Mean score of members minus their twins."""

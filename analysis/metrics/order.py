@@ -14,7 +14,7 @@ from palimpsest.analysis.checks import numbers
 
 
 class OrderTest(NamedTuple):
-    """Does what came later in training score higher? The palimpsest."""
+    """Result of the palimpsestic test: correlation of training position with the statistic."""
 
     rho: float
     """Spearman correlation of training position with the statistic."""
@@ -102,7 +102,8 @@ def order_test_within_epochs(
 
 
 class ReshuffleTest(NamedTuple):
-    """Does a text fit the model of the true order better than models of reshuffled data?"""
+    """Result of the reshuffle test: the fit of a text to the model of the true order against models of reshuffled
+    data."""
 
     p: float
     """(1 + #{reshuffled at least as likely}) / (m + 1), one-sided: exact."""

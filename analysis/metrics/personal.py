@@ -1,4 +1,5 @@
-"""Personal data: what an attacker with a prompt gets, per field; and bits, which no answer format flatters."""
+"""Personal data: what an attacker with a prompt obtains, per field, and the bits leaked, which do not depend on the
+answer format."""
 
 from __future__ import annotations
 

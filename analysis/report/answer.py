@@ -1,4 +1,5 @@
-"""The answer on the first screen: what did insertion do, from which dose on, and can I trust it?"""
+"""The first screen of the report: the effect of insertion, the lowest effective dose, and reasons to trust or doubt
+it."""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ VERDICTS = (
     "as much more likely in the twin",
     "audit failed",
 )
-"""Reproduced: inserted items were reproduced verbatim more often than never-inserted ones. More likely: they became so,
-and were not shown to be reproduced. Not shown: neither. In the twin: it never saw them, and has the gain too."""
+"""Reproduced: inserted items were reproduced verbatim more often than never-inserted ones. More likely: they became
+likelier than never-inserted ones, but reproduction is not shown. Not shown: neither. In the twin: the twin, which never
+saw the items, shows the gain too."""
 _FEW = 10
-"""Independent controls below which their number is said beside the verdict."""
+"""With fewer independent controls than this, their number is stated beside the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +43,7 @@ class Answer:
     """``PASS``, ``FAIL`` or ``NONE``."""
     audit_line: str
     trust: tuple[tuple[bool, str], ...]
-    """Checks of the numbers themselves: passed, and what was found."""
+    """Checks of the results: (passed, text)."""
     warnings: tuple[str, ...]
     """Reasons to trust the numbers less."""
     minimum_effective_dose: int | None
@@ -55,7 +57,7 @@ class Answer:
 
 
 def answer(inputs: ReportInputs, results: Results) -> Answer:
-    """Put the results into words that say no more than they show."""
+    """Describe the results in words."""
     primary = inputs.primary
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
     runs = [*results.last_steps, *([PAIRED] if "twin" in results.last_steps else [])]

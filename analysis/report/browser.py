@@ -27,7 +27,7 @@ from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import Results, item_values
 
 LEAST = -20.0
-"""nats; log-probabilities below are drawn as this."""
+"""Lowest log-probability that is drawn, nats; lower ones are drawn in its colour."""
 CODES = 254
 """Log-probability l is stored as ``round(CODES sqrt(l / LEAST))``, in steps finest near 0: at most 0.025 nats off at
 -2, and 0.08 at -20. Code 255: not scored."""
@@ -39,16 +39,16 @@ class Limits:
     """Bounds on what the page embeds; together they keep it below 15 MB."""
 
     items: int = 20_000
-    """Of more, every k-th of each family and dose is listed."""
+    """Largest number of items; of more, every k-th of each family and dose is listed."""
     tokens_an_item: int = 512
-    """Coloured from the item's start."""
+    """Largest number of coloured tokens of an item, from its start."""
     tokens: int = 1_500_000
-    """Of all items together."""
+    """Largest number of coloured tokens of all items together."""
     characters_an_item: int = 20_000
     text_bytes: int = 5_000_000
     """UTF-8, of all texts together."""
     embedded_bytes: int = 12_000_000
-    """Of both streams; checkpoints' token scores are left out until they fit, but for the last."""
+    """Largest size of both streams, bytes; token scores of earlier checkpoints are left out until they fit."""
     curve_values: int = 300_000
     """Values of the items' curves over checkpoints."""
     stretches: int = 1000

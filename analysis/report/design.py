@@ -1,4 +1,4 @@
-"""Tables of the design: who got which dose, whether the lot was fair, what it can show, and when text was inserted."""
+"""Tables of the design: items by dose, balance of the draw, detectable effects, and exposures over training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from palimpsest.analysis.report.table import Table
 from palimpsest.analysis.statistics import effect_shown
 
 _PARTS = 10
-"""Of training, for the exposures."""
+"""Number of parts into which training is divided in the table of exposures."""
 
 
 def design_table(inputs: ReportInputs) -> Table:
@@ -41,7 +41,7 @@ def design_table(inputs: ReportInputs) -> Table:
 
 
 def balance_table(inputs: ReportInputs) -> Table:
-    """The balance table as it came: columns are the keys."""
+    """The balance table of the plan."""
     keys = list(dict.fromkeys(key for row in inputs.balance for key in row))
     body = [[_balance_cell(key, row.get(key)) for key in keys] for row in inputs.balance]
     return Table([key.replace("_", " ") for key in keys], body, "Balance of the randomisation between arms.")
@@ -54,7 +54,7 @@ def _balance_cell(key: str, value: Any) -> str:
 
 
 def power_table(inputs: ReportInputs, results: Results) -> Table:
-    """The smallest gain that each dose could have shown, given how much never-inserted items scatter."""
+    """Smallest gain detectable at each dose, given the spread of the never-inserted items."""
     counts = _units(inputs.items)
     controls = counts.pop(0)
     never = item_values(results, inputs).filter(pl.col("dose") == 0)

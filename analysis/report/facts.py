@@ -1,4 +1,4 @@
-"""Figures about the plan, for people: short ones as a list, nested ones as tables."""
+"""Facts about the plan, formatted: short ones as a list, nested ones as tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from palimpsest.analysis.report.answer import number
 from palimpsest.analysis.report.table import Table
 
 _SHOWN = 12
-"""Entries of a list that are printed."""
+"""Largest number of entries of a list that are printed."""
 
 
 def split_facts(facts: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[Table]]:

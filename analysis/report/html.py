@@ -1,4 +1,4 @@
-"""Templates, and how text from outside gets into them."""
+"""HTML templates, and the escaping of text from outside."""
 
 from __future__ import annotations
 

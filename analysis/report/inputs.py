@@ -16,7 +16,7 @@ from palimpsest.data.errors import UserError, nearest
 KIND = "report"
 VERSION = 2
 DECLARED = "loglik_per_byte"
-"""The measure that decides unless another is chosen, which then is exploratory."""
+"""The pre-declared primary metric; another choice makes the result exploratory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class ReportInputs:
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = DECLARED
-    """The metric that decides, named before looking."""
+    """The primary metric, chosen before looking at results."""
     metrics: Sequence[str] = ()
     """More of ``analysis.metrics`` than its default ones, by name."""
     contrasts: Sequence[str] = ()
@@ -61,11 +61,11 @@ class ReportInputs:
     permutations: int = 1999
     """Permutations behind each p; the smallest possible p is 1 / (permutations + 1)."""
     seed: int = 0
-    """Of permutations and of the split of the controls."""
+    """Seed of the permutations and of the split of the controls."""
 
     @property
     def last_step(self) -> int:
-        """The last step that anything here is of."""
+        """The last step of any scores, training records or exposures."""
         return max(
             int(frame["step"].cast(pl.Int64).max() or 0)  # type: ignore[arg-type]
             for frame in (self.scores, self.training, self.exposures)

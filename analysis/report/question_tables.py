@@ -1,4 +1,4 @@
-"""The tables of what families ask besides the whole text, one a family."""
+"""Tables of the questions that families ask besides the whole text, one table a family."""
 
 from __future__ import annotations
 

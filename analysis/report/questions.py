@@ -1,4 +1,4 @@
-"""Estimates question by question, of what families ask besides the whole text."""
+"""Estimates for each question that families ask besides the whole text."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _chances(probes: pl.DataFrame) -> pl.DataFrame:
 
 
 def _bounded(found: pl.DataFrame) -> pl.DataFrame:
-    """Limits of means cut where no mean can lie."""
+    """Interval limits clipped to the range of possible means."""
     for name, (low, high) in {name: METRICS[name].bounds for name in found["metric"].unique()}.items():
         here = (pl.col("metric") == name) & (pl.col("statistic") == "mean")
         found = found.with_columns(

@@ -22,7 +22,7 @@ from palimpsest.analysis.report.table import Table
 from palimpsest.analysis.statistics import PAIRED, crossed_gains, difference_to_twin
 
 _NAMED = 4
-"""Cells whose gains the first lines spell out."""
+"""Largest number of cells whose gains are written out at the top."""
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A94A0")
 _SHAPES = (
     "circle",
@@ -66,9 +66,9 @@ class SweepRun:
     """A finished run of a sweep."""
 
     factors: Mapping[str, str]
-    """Setting -> this run's value."""
+    """Factor -> value in this run."""
     directory: Path
-    """Of the run; its ``report/estimates.csv`` is read."""
+    """Directory of the run; its ``report/estimates.csv`` is read."""
     summary: Mapping[str, Any]
     """Its ``report/summary.json``."""
     link: str
@@ -76,7 +76,7 @@ class SweepRun:
 
     @property
     def cell(self) -> str:
-        """Factors that it shares with runs that differ from it in the seed alone."""
+        """Factors without the seed: runs with equal ones are replicates."""
         return (
             " ".join(f"{key}={value}" for key, value in self.factors.items() if not _seed(key)) or "all runs"
         )

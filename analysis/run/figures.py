@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from palimpsest.analysis.run.files import RunFiles
 
 PRIMARY = "loglik_per_byte"
-"""The metric that is drawn where none is named: what the report decides by."""
+"""Metric drawn by default: the report's primary metric."""
 
 
 FROM_RUN: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
@@ -72,7 +72,7 @@ def _draws(thing: object) -> bool:
 
 
 def bind(draw: Callable[..., Figure], run: RunFiles) -> Callable[..., Figure]:
-    """A figure without its frames, which come from a run; one that is given, by name or first, is used instead.
+    """Bind a figure function to a run: frames come from the run unless they are passed, by name or first.
 
     Args:
         draw: of :mod:`analysis.figures`.

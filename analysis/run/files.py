@@ -1,4 +1,4 @@
-"""The files of a run, read when they are first asked for, and the tables that follow from them.
+"""Files of a run, read on first use, and tables derived from them.
 
 Everything but the figures (:mod:`analysis.run.figures`), which are drawn from these.
 """
@@ -161,9 +161,9 @@ class RunFiles:
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:
-        """The audit's ``verdict``, ``checks`` and ``failures``; None if there is none that still holds.
+        """The audit's ``verdict``, ``checks`` and ``failures``; None if there is no valid audit.
 
-        One does not hold if plan or ledgers changed since; that is logged. The corpus is not read again here.
+        An audit is invalid if plan or ledgers changed since; that is logged. The corpus is not read again here.
         """
         from palimpsest.insertion import audit
 
@@ -321,7 +321,7 @@ class RunFiles:
         """Everything that the report is built from.
 
         Args:
-            known: fields that the caller knows better than the run's files do.
+            known: fields that replace those read from the run's files.
         """
         from palimpsest.analysis.report import ReportInputs
 

@@ -29,13 +29,13 @@ from palimpsest.pretrain.saved import parse
 LOSSES = ("loss", "loss_corpus", "loss_inserted")
 """Training losses that are followed, nats a token: of all tokens, the corpus's, the inserted ones."""
 POINTS = 400
-"""Of a curve; a longer one is averaged."""
+"""Largest number of points of a curve; longer ones are averaged."""
 STRETCHES = 100
-"""Of steps, in which exposures are counted."""
+"""Number of stretches of steps in which exposures are counted."""
 
 
 class Log:
-    """A ``metrics.jsonl`` that grows, read on from where the last reading ended."""
+    """Incremental reader of a growing ``metrics.jsonl``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

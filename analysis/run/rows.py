@@ -1,4 +1,4 @@
-"""The rows of one run that a figure draws, where they are neither its estimates nor a file of it.
+"""Rows computed from one run for figures that draw neither its estimates nor one of its files.
 
 Columns are those that ``analysis.figures`` names; what a figure compares across runs (models, corpora, phases) one run
 does not have, and it is not here.
