@@ -111,6 +111,9 @@ class Experiment:
     step: int | None
     format: Literal["megatron", "jsonl"]
     wandb: Literal["off", "offline", "online"]
+    wandb_project: str
+    wandb_entity: str | None
+    wandb_group: str | None
     tensorboard: bool
     corpus: CorpusConfig
     mixture: MixtureConfig

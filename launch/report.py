@@ -71,7 +71,8 @@ def _upload(experiment: Experiment, run: Run, metric: str) -> None:
     """To W&B: the primary metric of each dose at every checkpoint, and the report as an artefact."""
     name = f"{experiment.experiment}-{experiment.name}-report"
     assert experiment.wandb != "off"
-    writer = WeightsAndBiases(experiment.wandb, name, resolved(experiment), run.directory)
+    project = experiment.wandb_project, experiment.wandb_entity, experiment.wandb_group
+    writer = WeightsAndBiases(experiment.wandb, name, resolved(experiment), run.directory, *project)
     rows = pl.read_csv(place(experiment) / "estimates.csv", infer_schema_length=None).filter(
         (pl.col("metric") == metric) & (pl.col("statistic") == "mean") & (pl.col("family") == "all")
     )

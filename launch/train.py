@@ -1,4 +1,7 @@
-"""Train one of the pair: ``torchrun launch/train.py +experiment=quickstart run=perturbed``."""
+"""Train one of the pair: ``torchrun launch/train.py +experiment=quickstart run=perturbed``.
+
+Corpus and plan are made first where they are missing.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
+from palimpsest.launch import first
 from palimpsest.launch.dry_run import cost, vocabulary
 from palimpsest.launch.experiment import Experiment, resolved
 from palimpsest.launch.inputs import open_order
@@ -163,7 +167,8 @@ def _telemetry(experiment: Experiment, which: str, directory: Path, step: int) -
     ]
     if experiment.wandb != "off":
         name = f"{experiment.experiment}-{experiment.name}-{which}"
-        hooks.append(WeightsAndBiases(experiment.wandb, name, resolved(experiment), directory))
+        place = experiment.wandb_project, experiment.wandb_entity, experiment.wandb_group
+        hooks.append(WeightsAndBiases(experiment.wandb, name, resolved(experiment), directory, *place))
     if experiment.tensorboard:
         hooks.append(TensorBoard(directory / "tensorboard", step))
     return hooks
@@ -176,7 +181,8 @@ def dry_run(experiment: Experiment) -> Iterator[str]:
 
 
 def work(experiment: Experiment) -> None:
-    """Train the run that ``run=`` names."""
+    """Train the run that ``run=`` names, after making what is missing for it."""
+    first.make(experiment)
     train(experiment, experiment.run)
 
 

@@ -8,6 +8,7 @@ import math
 import resource
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,10 +105,27 @@ class Live(Writer):
 
 
 class WeightsAndBiases(Writer):
-    """W&B; ``offline`` needs neither account nor network."""
+    """W&B; a run that is started again goes on in the same run of W&B, whose id lies in ``wandb_id.txt``.
+
+    Args:
+        mode: ``offline`` needs neither account nor network.
+        name: of the run.
+        config: settings to show.
+        where: directory of the run.
+        project: of W&B.
+        entity: user or team; None: the account's default.
+        group: of runs; None: no group.
+    """
 
     def __init__(
-        self, mode: Literal["offline", "online"], name: str, config: dict[str, Any], where: Path
+        self,
+        mode: Literal["offline", "online"],
+        name: str,
+        config: dict[str, Any],
+        where: Path,
+        project: str = "palimpsest",
+        entity: str | None = None,
+        group: str | None = None,
     ) -> None:
         try:
             import wandb
@@ -115,7 +133,21 @@ class WeightsAndBiases(Writer):
             raise UserError(
                 f"wandb={mode}, but the package wandb is not installed; pip install -e '.[wandb]' or wandb=off"
             ) from None
-        self._run = wandb.init(project="palimpsest", name=name, mode=mode, config=config, dir=str(where))
+        kept = where / "wandb_id.txt"
+        if not kept.is_file():
+            where.mkdir(parents=True, exist_ok=True)
+            kept.write_text(f"{uuid.uuid4().hex[:16]}\n", encoding="utf-8")
+        self._run = wandb.init(
+            project=project,
+            entity=entity,
+            group=group,
+            id=kept.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            name=name,
+            mode=mode,
+            config=config,
+            dir=str(where),
+        )
 
     def write(self, record: dict[str, Any]) -> None:
         """Log one record."""
