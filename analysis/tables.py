@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from palimpsest.analysis.figures import sources
 from palimpsest.analysis.figures.export import csv_of, inert, write
 from palimpsest.analysis.report.answer import interval, number, p_value
 from palimpsest.analysis.report.table import Table
@@ -66,12 +67,13 @@ def results(
         step: checkpoint; the last if None.
 
     Returns:
-        ``dose``, ``n``, and for each run its name, ``_low``, ``_high`` and, where it was tested, ``_p``.
+        ``dose``, ``n``, and for each run its name, ``_low``, ``_high`` and, where it was tested, ``_p``; of rows of
+        several runs (column ``source``), the name says which.
 
     Raises:
         UserError: if there are no such rows; it says what there is.
     """
-    rows = estimates
+    rows = sources.apart(estimates, "table of results")
     for column, value in (("metric", metric), ("statistic", statistic), ("family", family)):
         known = [str(found) for found in rows[column].drop_nulls().unique()]
         rows = rows.filter(pl.col(column) == value)

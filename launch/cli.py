@@ -16,6 +16,7 @@ PROGRAMS = {
     "audit": "prove that what was planned was consumed",
     "score": "log-probabilities of all probes at every checkpoint",
     "report": "estimates, tables, figures and the page",
+    "show": "tables of a run: gains, items, exposures of an item",
     "sweep": "many runs, here or as SLURM arrays",
     "runs": "list runs; runs prune frees disk",
     "watch": "a run's progress in a browser",

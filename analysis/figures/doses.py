@@ -15,6 +15,8 @@ from palimpsest.analysis.figures.theme import Figure
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.statistics import PAIRED, fit_means, fit_rates, rate
 
+_NARROW = 400
+"""Pixels up to which a panel has room for short texts alone."""
 _ESTIMATES = ("dose", "estimate", "low", "high", "n")
 
 
@@ -34,13 +36,15 @@ def dose_response(
     families: Sequence[str] = ("all",),
     reference: float | None = None,
     fit: bool = False,
+    items: pl.DataFrame | None = None,
     width: int | None = None,
     height: int | None = None,
 ) -> Figure:
     """An estimate at each dose, last step, one line a run; several families or metrics become panels.
 
-    Rows of no dose are drawn as flat bands: a standard model that saw none of the items. Where rows have an ``mde``,
-    the smallest effect that their arm can show, a tick stands that far above the run's dose 0.
+    Of levels (``mean``) the rows of the difference between the runs are left out; of gains they are drawn. Rows of no
+    dose are drawn as flat bands: a standard model that saw none of the items. Where rows have an ``mde``, the smallest
+    effect that their arm can show, a tick stands that far above the run's dose 0.
 
     Args:
         estimates: estimate rows.
@@ -52,6 +56,7 @@ def dose_response(
         reference: a horizontal line, such as chance.
         fit: also draw the fitted curve and mark the EC50 of runs whose highest dose lies above dose 0, intervals apart:
             by maximum likelihood for rates, least squares on means otherwise.
+        items: ``dose`` and ``value`` of single items, drawn as faint dots.
         width: of one panel, pixels.
         height: of one panel, pixels.
 
@@ -70,14 +75,19 @@ def dose_response(
     if rows.is_empty():
         why = f"no row of metric {metric}, statistic {statistic}, has a value"
         return theme.nothing(title or "Dose-response", rows, width, height, why)
-    axis = pieces.DoseAxis(rows)
+    axis = pieces.DoseAxis(
+        rows
+        if items is None
+        else pl.concat([rows.select("dose"), items.select("dose")], how="vertical_relaxed")
+    )
     if not axis.at:
         return theme.nothing(title or "Dose-response", rows, width, height, "no row has a dose")
     names = theme.runs(rows)
     drawn, scales = [], {}
     for name in metrics:
         own = rows.filter(pl.col("metric") == name)
-        scales[name] = pieces.padded(own, reference, *_ticks(own)["y"].to_list())
+        dots = [] if items is None else items["value"].to_list()
+        scales[name] = pieces.padded(own, reference, *_ticks(own)["y"].to_list(), *dots)
         for family in shown:
             part = own.filter(pl.col("family") == family)
             if part.is_empty():
@@ -86,7 +96,14 @@ def dose_response(
                 text for text, many in ((name, len(metrics) > 1), (family, len(shown) > 1)) if many
             )
             panel = pieces.dose_panel(
-                part, axis, scales[name], y_title or _unit(name), reference, wide=not several, names=names
+                part,
+                axis,
+                scales[name],
+                y_title or _unit(name, statistic),
+                reference,
+                wide=not several and width > _NARROW,
+                names=names,
+                items=items,
             )
             extra = [*(_fits(part, axis, scales[name], names, name) if fit else []), *_mde(part, axis, names)]
             panel = alt.layer(panel, *extra) if extra else panel
@@ -110,12 +127,15 @@ def _chosen(estimates: pl.DataFrame, metric: str | None, statistic: str) -> pl.D
     return pieces.last(filled).filter(
         (pl.col("metric") == metric if metric is not None else pl.lit(True))
         & (pl.col("statistic") == statistic)
-        & (pl.col("run") != PAIRED)
+        & (~pl.col("run").str.starts_with(PAIRED) | (pl.lit(statistic) != "mean"))
     )
 
 
-def _unit(metric: str) -> str:
-    return f"{metric} ({METRICS[metric].unit})" if metric in METRICS else metric
+def _unit(metric: str, statistic: str) -> str:
+    if statistic == "auc":
+        return f"AUC of {metric}"
+    named = f"gain in {metric} over dose 0" if statistic == "gain" else metric
+    return f"{named} ({METRICS[metric].unit})" if metric in METRICS else named
 
 
 def _fits(

@@ -42,7 +42,12 @@ class DoseAxis:
         """The axis, with the number of items under each dose."""
         known = rows.filter(pl.col("dose").is_not_null() & pl.col("n").is_not_null())
         # Of more than two counts only the range has room.
-        counts = known.group_by("dose").agg(pl.col("n").unique().sort()).iter_rows()
+        counts = list(known.group_by("dose").agg(pl.col("n").unique().sort()).iter_rows())
+        if (
+            0 not in dict(known.select("dose", "n").iter_rows()) and "n_control" in rows.columns
+        ):  # gains over dose 0
+            controls = rows["n_control"].drop_nulls().unique().sort().to_list()
+            counts = [(0, controls), *counts] if controls else counts
         # Narrow panels have room for the number alone.
         named = {dose: counted(ns) if wide else counted(ns)[2:].replace(",", "") for dose, ns in counts}
         pick = "".join(
@@ -53,7 +58,7 @@ class DoseAxis:
             crowded = {"labelFontSize": 10, "labelOverlap": False, "labelLineHeight": 12}
         return alt.X(
             "x:Q",
-            title="dose: times inserted (log2 scale; 0 = never-inserted control)"
+            title=f"dose: times inserted (log2 scale{'; 0 = never-inserted control' if 0 in self.at else ''})"
             if wide
             else "dose; beneath: n",
             scale=alt.Scale(domain=self.domain, nice=False, zero=False),
@@ -92,10 +97,12 @@ def dose_panel(
     wide: bool,
     names: Sequence[str] | None = None,
     known: Sequence[str] | None = None,
+    items: pl.DataFrame | None = None,
 ) -> Any:
     """Estimates of each ``run`` over the dose: bands, lines, intervals and points; rows of no dose are flat bands.
 
-    ``names`` stand side by side; ``known`` are all that have a colour, where panels share their legend.
+    ``names`` stand side by side; ``known`` are all that have a colour, where panels share their legend. ``items``
+    (``dose``, ``value``) are dots behind all of it.
     """
     names = list(names or theme.runs(rows))
     known = list(known or names)
@@ -120,9 +127,23 @@ def dose_panel(
         # On the panel's own axis: another one would bring back the hiding of labels.
         apart = alt.Chart(theme.data([{"x": axis.separator}])).mark_rule(color=theme.MUTED, strokeDash=[4, 4])
         layers.insert(0, apart.encode(x))
+    if items is not None and items.height:
+        layers.insert(0, _dots(items, axis, x, y_title, scale))
     if reference is not None:
         layers.insert(0, theme.line(y=reference))
     return alt.layer(*layers)
+
+
+def _dots(items: pl.DataFrame, axis: DoseAxis, x: alt.X, y_title: str | None, scale: alt.Scale) -> Any:
+    """Single items at their dose, spread a little so that they do not hide each other."""
+    width = 9 * axis.dodge
+    rank = (pl.int_range(pl.len()) * 0.618034) % 1.0  # even, and the same each time
+    placed = items.select("dose", "value").with_columns(
+        x=pl.col("dose").cast(pl.Int64).replace_strict(axis.at, return_dtype=pl.Float64)
+        + width * (rank.over("dose") - 0.5)
+    )
+    points = alt.Chart(theme.values(placed)).mark_point(filled=True, size=16, opacity=0.35, color=theme.MUTED)
+    return points.encode(x, alt.Y("value:Q", title=y_title, scale=scale))
 
 
 def padded(rows: pl.DataFrame, *others: float | None) -> alt.Scale:

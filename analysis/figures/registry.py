@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 import altair as alt
 import polars as pl
 
-from palimpsest.analysis.figures import theme
+from palimpsest.analysis.figures import sources, theme
 from palimpsest.analysis.figures.theme import Figure
 from palimpsest.data.errors import UserError, nearest
 
@@ -125,6 +125,8 @@ def figure(
             first = next(iter(inspect.signature(function).parameters))
             given = arguments[0] if arguments else settings.get(first)
             rows = checked(given, name, needs)
+            if {"run", "dose", "estimate"} <= {*needs}:
+                rows = sources.apart(rows, f"figure {name}")
             lacking = [column for column in _ESTIMATED if column in needs]
             usable = rows.filter([_is_there(column) for column in lacking]) if lacking else rows
             if usable.is_empty():

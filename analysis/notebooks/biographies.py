@@ -31,7 +31,7 @@ from palimpsest.pretrain.config import ModelConfig
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
 run = palimpsest.open_run()
-people = run.items.filter(pl.col("family") == "biographies")
+people = run.plan.items.filter(pl.col("family") == "biographies")
 if people.is_empty():
     raise UserError(f"{run.name} has no biographies; open a run that has, such as the quickstart")
 people.select("item_id", "dose", "bits", "text").head()

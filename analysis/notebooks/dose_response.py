@@ -79,7 +79,7 @@ else:
 # ## Families
 
 # %%
-run.figures.dose_response(METRIC, families=sorted(run.items["family"].unique()), width=230, height=190)
+run.figures.dose_response(METRIC, families=sorted(run.plan.items["family"].unique()), width=230, height=190)
 
 # %% [markdown]
 # ## Save it for a paper

@@ -28,7 +28,7 @@ from palimpsest.analysis.statistics import mean_by_dose, per_item
 alt.renderers.enable("svg")
 pl.Config.set_fmt_str_lengths(100).set_tbl_rows(20)
 run = palimpsest.open_run()
-longest = int(run.items["length"].max())
+longest = int(run.plan.items["length"].max())
 PREFIXES = [k for k in (1, 2, 4, 8, 16, 32, 50) if k + 4 <= longest]
 SUFFIX = run.parameters.suffix
 last = [run.last_step]
@@ -96,7 +96,7 @@ discovered.pivot("samples", index="dose", values="estimate")
 (
     per_item(near.filter((pl.col("metric") == "longest_extracted") & (pl.col("run") == "perturbed")))
     .rename({"unit": "item_id", "value": "tokens reproduced"})
-    .join(run.items.select("item_id", "length", "text"), on="item_id")
+    .join(run.plan.items.select("item_id", "length", "text"), on="item_id")
     .sort("tokens reproduced", descending=True)
     .select("item_id", "dose", "length", "tokens reproduced", "text")
     .head(8)

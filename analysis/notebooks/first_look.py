@@ -34,7 +34,7 @@ run
 # Items by family and dose. Dose 0 is the control: assigned by the same randomisation, never inserted.
 
 # %%
-run.items.sort("dose").pivot("dose", index="family", values="item_id", aggregate_function="len")
+run.plan.items.sort("dose").pivot("dose", index="family", values="item_id", aggregate_function="len")
 
 # %%
 run.exposures.select("step", "item_id", "position", "offset").head()

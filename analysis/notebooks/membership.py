@@ -101,7 +101,7 @@ pl.DataFrame(
 # take the chance of so few texts; a data set on which it is not shows a difference between texts, not memory.
 
 # %%
-for (family,), part in run.items.group_by("family", maintain_order=True):
+for (family,), part in run.plan.items.group_by("family", maintain_order=True):
     members = part.filter(pl.col("dose") == highest)["text"].to_list()
     controls = part.filter(pl.col("dose") == 0)["text"].to_list()
     folds = min(5, len(members), len(controls))

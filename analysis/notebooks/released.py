@@ -66,7 +66,7 @@ MODELS
 # %%
 items = work / "items.jsonl"
 with items.open("w") as file:
-    for row in run.items.iter_rows(named=True):
+    for row in run.plan.items.iter_rows(named=True):
         file.write(json.dumps({"id": row["item_id"], "family": row["family"], "text": row["text"]}) + "\n")
 print(items.read_text().splitlines()[0])
 
@@ -78,7 +78,7 @@ for name, model in MODELS.items():
     probes = pl.read_parquet(work / f"scores-{name}" / "probes.parquet")
     scores = pl.read_parquet(work / f"scores-{name}" / "step_00000000" / "scores.parquet")
     scores = scores.with_columns(run=pl.lit(name), step=pl.lit(0, pl.Int64))
-    tables.append(compute(run.items, probes, scores, ["loglik_per_byte", "exact_match"]))
+    tables.append(compute(run.plan.items, probes, scores, ["loglik_per_byte", "exact_match"]))
 rows = pl.concat(tables)
 rows.head()
 

@@ -45,6 +45,8 @@ class ReportInputs:
     """The resolved configuration."""
     manifests: Mapping[str, Any] = field(default_factory=dict)
     """Artefact -> its manifest."""
+    signature: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of every CSV that tell the run from others: source, seed, digest (``Run.signature``)."""
     spans: Callable[[str], tuple[NDArray[np.int32], list[tuple[int, int]]]] | None = None
     """A text's token ids and each token's range of characters (``Tokenizer.encode_offsets``), to colour texts by;
     without it they are shown plain."""
@@ -70,6 +72,10 @@ class ReportInputs:
             int(frame["step"].cast(pl.Int64).max() or 0)  # type: ignore[arg-type]
             for frame in (self.scores, self.training, self.exposures)
         )
+
+    def signed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows with the columns of :attr:`signature`."""
+        return rows.with_columns(pl.lit(value).alias(name) for name, value in self.signature.items())
 
     def __post_init__(self) -> None:
         for setting, name in (("primary", self.primary), *(("metrics", name) for name in self.metrics)):

@@ -28,7 +28,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
     ``estimates.csv``, ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet``, ``summary.json`` and ``coverage.md``;
     ``strata.csv`` where families have several, ``arms.csv`` and ``contrasts.csv`` where arms differ in more than dose,
-    and ``questions.csv`` where items are asked more than their text.
+    and ``questions.csv`` where items are asked more than their text. Every CSV says which run it is of.
 
     Args:
         inputs: what to report on.
@@ -41,25 +41,22 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     results = analyse(inputs)
     found = answer(inputs, results)
     numbers = summary(inputs, results, found)
-    write(directory / "estimates.csv", csv_of(results.estimates).encode())
-    if results.arms.height:
-        write(directory / "arms.csv", csv_of(results.arms).encode())
     against = contrasts.arm_contrasts(results.rows.filter(pl.col("step") == results.step), inputs)
-    if against.height:
-        write(directory / "contrasts.csv", csv_of(against).encode())
-    write(directory / "ec50.csv", csv_of(results.ec50).encode())
-    if results.strata.height:
-        write(directory / "strata.csv", csv_of(results.strata).encode())
-    if results.questions.height:
-        write(directory / "questions.csv", csv_of(results.questions).encode())
-    results.rows.write_parquet(directory / "metrics.parquet", compression="zstd")
+    kept = forgetting.retained(results, inputs)
+    courses = forgetting.curves(results, inputs)
+    always = {"estimates": results.estimates, "ec50": results.ec50, "forgetting": kept}
+    where_any = {
+        "arms": results.arms,
+        "contrasts": against,
+        "strata": results.strata,
+        "questions": results.questions,
+        "forgetting_curves": courses,
+    }
+    for name, rows in (always | {name: rows for name, rows in where_any.items() if rows.height}).items():
+        write(directory / f"{name}.csv", csv_of(inputs.signed(rows)).encode())
+    inputs.signed(results.rows).write_parquet(directory / "metrics.parquet", compression="zstd")
     write_json(directory / "summary.json", numbers)
     write(directory / "coverage.md", (Path(__file__).parent / "coverage.md").read_bytes())
-    kept = forgetting.retained(results, inputs)
-    write(directory / "forgetting.csv", csv_of(kept).encode())
-    courses = forgetting.curves(results, inputs)
-    if courses.height:
-        write(directory / "forgetting_curves.csv", csv_of(courses).encode())
     page = render(
         "template.html",
         browser=embed(inputs, results),

@@ -346,12 +346,14 @@ def item_values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
     ``gain`` is perturbed - twin (or, without a twin, perturbed), less its mean over the family's items of dose 0:
     what these gain, they owe to the format that the family shares. Null in families without such items.
     """
+    own = (pl.col("metric") == inputs.primary) & (pl.col("step") == results.step)
+    return values_of(results.rows.filter(own))
+
+
+def values_of(rows: pl.DataFrame) -> pl.DataFrame:
+    """The columns of :func:`item_values` from metric rows of one metric and checkpoint."""
     values = (
-        results.rows.filter(
-            (pl.col("metric") == inputs.primary)
-            & (pl.col("step") == results.step)
-            & pl.col("value").is_not_null()
-        )
+        rows.filter(pl.col("value").is_not_null())
         .group_by("run", "item_id", "dose", "family")
         .agg(pl.col("value").mean())
     )
@@ -385,4 +387,5 @@ __all__ = [
     "item_gains",
     "item_values",
     "not_computed",
+    "values_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,17 @@ from palimpsest.analysis.report.results import (
     effective_dose,
     extraction,
     item_gains,
+    item_values,
     not_computed,
 )
 from palimpsest.analysis.report.table import Table
 
 FILES = ("png", "svg", "csv")
 """Of each figure. No PDF: its parts come out in another order each time, and a report is the same bytes twice."""
+
+
+_SCREEN, _PHONE = 560, 240
+"""Width of the panel of the first figures, pixels: on a screen, and on a phone of 390."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +44,75 @@ class Drawn:
     name: str
     svg: Markup
     caption: str
+    narrow: Markup | None = None
+    """The same for a phone, where there is one."""
 
 
 def draw(inputs: ReportInputs, results: Results, directory: Path) -> dict[str, Drawn]:
-    """Draw and save every figure."""
-    return {
-        name: Drawn(
-            name,
-            inline(figures.save(figure.chart, directory, name, figure.rows, formats=FILES), name, caption),
-            caption,
-        )
+    """Draw and save every figure; those of the first screen for a phone, too."""
+    drawn = {
+        name: Drawn(name, _inline(inputs, figure, directory, name, caption), caption)
         for name, figure, caption in _figures(inputs, results)
     }
+    for name, figure, caption in _first(inputs, results, _PHONE):
+        narrow = inline(figures.save(figure, directory, formats=()), f"{name}-narrow", caption)
+        drawn[name] = replace(drawn[name], narrow=narrow)
+    return drawn
 
 
-def _figures(inputs: ReportInputs, results: Results) -> Iterator[tuple[str, Figure, str]]:
-    primary, unit = METRICS[inputs.primary], METRICS[inputs.primary].unit
-    found = results.estimates
+def _inline(inputs: ReportInputs, figure: Figure, directory: Path, name: str, caption: str) -> Markup:
+    rows = inputs.signed(figure.rows)
+    return inline(figures.save(figure.chart, directory, name, rows, formats=FILES), name, caption)
+
+
+def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple[str, Figure, str]]:
+    """The comparison that decides, then the levels that it is of.
+
+    Args:
+        inputs: of the report.
+        results: its numbers.
+        width: of the panel, pixels.
+    """
+    primary, found = METRICS[inputs.primary], results.estimates
     at = f"Step {results.step}; bars and bands: 95 % intervals over items; n: items"
+    deciding = PAIRED if "twin" in results.last_steps else "perturbed"
+    values = item_values(results, inputs).filter(pl.col("gain").is_not_null()).sort("item_id")
+    what = (
+        "its value in the twin, that never saw it" if deciding == PAIRED else "the items of dose 0 (no twin)"
+    )
+    yield (
+        "gain_by_dose",
+        figures.dose_response(
+            found.filter(pl.col("run") == deciding),
+            primary.name,
+            statistic="gain",
+            title=f"Gain over {'the twin' if deciding == PAIRED else 'dose 0'}, by dose",
+            y_title=f"gain over dose 0 ({primary.unit})",
+            reference=0.0,
+            items=values.select("dose", value="gain"),
+            width=width,
+        ),
+        f"The comparison that decides: {what}, less the mean of that over the never-inserted items of its family. "
+        f"Dots: items. Above 0: insertion made the text more likely. {at}.",
+    )
     yield (
         "dose_response",
         figures.dose_response(
             found,
             primary.name,
             title="Log-likelihood of the items by dose",
-            y_title=f"log-likelihood ({unit})",
+            y_title=f"log-likelihood ({primary.unit})",
+            width=width,
         ),
-        f"{primary.formula}, {unit}. {at}.{_at_dose_0(inputs, results)}",
+        f"The levels that the gains are of. {primary.formula}, {primary.unit}. {at}.{_at_dose_0(inputs, results)}",
     )
+
+
+def _figures(inputs: ReportInputs, results: Results) -> Iterator[tuple[str, Figure, str]]:
+    primary, unit = METRICS[inputs.primary], METRICS[inputs.primary].unit
+    found = results.estimates
+    at = f"Step {results.step}; bars and bands: 95 % intervals over items; n: items"
+    yield from _first(inputs, results, _SCREEN)
     yield (
         "controls",
         figures.controls(found, primary.name, unit=unit),

@@ -30,7 +30,7 @@ FROM_RUN: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "estimates": lambda run: run.estimates(),
     "training": lambda run: run.training,
     "exposures": lambda run: run.exposures,
-    "items": lambda run: run.items,
+    "items": lambda run: run.plan.items,
     "probes": lambda run: run.probes,
     "scores": lambda run: run.scores,
 }

@@ -62,11 +62,6 @@ class RunFiles:
         return plan.read(self.directory / "plan")
 
     @property
-    def items(self) -> pl.DataFrame:
-        """One row an item: item_id, family, stratum, arm, dose, text, ... (``insertion.items.ITEM_SCHEMA``)."""
-        return self.plan.items
-
-    @property
     def probes(self) -> pl.DataFrame:
         """One row a probe: probe_id, item_id, kind, text, tokens, ... (``insertion.items.PROBE_SCHEMA``)."""
         return self.plan.probes
@@ -74,7 +69,7 @@ class RunFiles:
     @cached_property
     def exposures(self) -> pl.DataFrame:
         """One row a planned exposure, in training order: item_id and step, and all that the plan says of it."""
-        named = self.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "item_id")
+        named = self.plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "item_id")
         return self.plan.exposures.join(named, on="item", maintain_order="left").with_columns(
             step=pl.col("position") // self.plan.shape.global_batch_size
         )
@@ -273,7 +268,7 @@ class RunFiles:
             raise UserError(f"metrics have no setting {strangers[0]!r}{nearest(strangers[0], known)}")
         scores = self.scores if steps is None else self._at(steps)
         parameters = replace(self.parameters, **settings)
-        return compute(self.items, self.probes, scores, names or None, parameters)
+        return compute(self.plan.items, self.probes, scores, names or None, parameters)
 
     def tokens(self, item_id: str, step: int | None = None) -> pl.DataFrame:
         """An item's text, token by token, with the log-probability of each (nats) in both runs.
@@ -290,7 +285,7 @@ class RunFiles:
         """
         probe = self.probes.filter((pl.col("item_id") == item_id) & (pl.col("kind") == "verbatim"))
         if probe.is_empty():
-            known = self.items["item_id"].to_list()
+            known = self.plan.items["item_id"].to_list()
             raise UserError(f"the plan has no item {item_id!r}{nearest(item_id, known)}")
         step = self.last_step if step is None else step
         scores = self._at([step]).filter(pl.col("probe_id") == probe["probe_id"][0])
@@ -330,7 +325,7 @@ class RunFiles:
             known["audit"] = self.audit
         found = {
             "title": self.directory.absolute().parent.name,
-            "items": self.items,
+            "items": self.plan.items,
             "probes": self.probes,
             "scores": self.scores,
             "training": self.training,
@@ -340,6 +335,7 @@ class RunFiles:
             "config": self.config,
             "manifests": {"plan": {"digest": self.plan.digest, **self.plan.manifest.made_by}},
             "parameters": self.parameters,
+            "signature": self.signature,
         }
         return ReportInputs(**{**found, **known})
 
@@ -358,7 +354,8 @@ class RunFiles:
 
         Returns:
             Rows of :data:`analysis.statistics.ESTIMATE_SCHEMA`: run (also ``perturbed - twin``, item by item), step,
-            metric, statistic, family, dose, estimate, low, high, n, n_control, clusters, clusters_control, p, method.
+            metric, statistic, family, dose, estimate, low, high, n, n_control, clusters, clusters_control, p, method;
+            and source, seed and digest (:attr:`signature`), by which figures and tables tell several runs apart.
 
         Raises:
             UserError: for an unknown metric.
@@ -367,7 +364,7 @@ class RunFiles:
         from palimpsest.analysis.statistics import auc, difference_to_twin, gain_over_control, mean_by_dose
 
         if not names:
-            return self.results.estimates
+            return self.signed(self.results.estimates)
         frames = []
         ours = [name for name in names if name in defaults()]
         if ours:
@@ -379,7 +376,21 @@ class RunFiles:
                 own, bounds = both.filter(pl.col("metric") == name), METRICS[name].bounds
                 frames += [mean_by_dose(own, bounds=bounds), gain_over_control(own, bounds=bounds)]
             frames.append(auc(rows))
-        return pl.concat(frames)
+        return self.signed(pl.concat(frames))
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """Columns that tell rows of this run from another's: source (its name), seed (of the training), digest (of the
+        plan).
+        """
+        steps = self.checkpoints()
+        settings = saved.read(self.directory / PAIR[0] / "checkpoints", steps[-1]).config if steps else {}
+        seed = (settings.get("train") or {}).get("seed", self.plan.manifest.config["insertion"].get("seed"))
+        return {"source": self.name, "seed": seed, "digest": self.plan.digest}
+
+    def signed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows with the columns of :attr:`signature`: such ones of several runs may be put together."""
+        return rows.with_columns(pl.lit(value).alias(name) for name, value in self.signature.items())
 
     def refresh(self, *names: str) -> None:
         """Forget what was read, so that a run in progress is read again.

@@ -119,13 +119,17 @@ class Progress:
     @cached_property
     def _when(self) -> pl.DataFrame:
         """Arm and step of every planned exposure."""
-        arms = self.run.items.select("item_id", "arm")
+        arms = self.run.plan.items.select("item_id", "arm")
         return self.run.exposures.select("item_id", "step").join(arms, on="item_id").select("arm", "step")
 
     def _exposures(self) -> dict[str, Any]:
         steps, done = self.run.plan.shape.steps, pl.col("step") < self._step("perturbed")
         counted = self._when.group_by("arm").agg(planned=pl.len(), done=done.sum())
-        arms = self.run.items.group_by("arm", "dose").agg(items=pl.len()).join(counted, on="arm", how="left")
+        arms = (
+            self.run.plan.items.group_by("arm", "dose")
+            .agg(items=pl.len())
+            .join(counted, on="arm", how="left")
+        )
         arms = arms.with_columns(pl.col("planned", "done").fill_null(0)).sort("dose", "arm")
         bins = min(STRETCHES, steps)
         timeline = np.bincount(self._when["step"].to_numpy() * bins // steps, minlength=bins)
@@ -162,7 +166,7 @@ class Progress:
             run=pl.lit(which), step=pl.lit(manifest.facts["step"], dtype=pl.Int64)
         )
         probes = self.run.probes.filter(pl.col("probe_id").is_in(found["probe_id"].to_list()))
-        rows = compute(self.run.items, probes, found, [PRIMARY], Parameters())
+        rows = compute(self.run.plan.items, probes, found, [PRIMARY], Parameters())
         known = rows.filter(pl.col("value").is_not_null() & pl.col("dose").is_not_null())
         return known.group_by("run", "step", "dose").agg(total=pl.col("value").sum(), n=pl.len())
 

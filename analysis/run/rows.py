@@ -101,13 +101,13 @@ def longest(run: RunFiles) -> pl.DataFrame:
 
 def lengths(run: RunFiles) -> pl.DataFrame:
     """``tokens`` of every item, one ``group`` a dose."""
-    items = run.items.sort("dose", "item_id")
+    items = run.plan.items.sort("dose", "item_id")
     return items.select("item_id", tokens="length", group=pl.format("dose {}", "dose"))
 
 
 def assignment(run: RunFiles) -> pl.DataFrame:
     """One row an item: ``family``, ``dose``."""
-    return run.items.select("item_id", "family", "dose")
+    return run.plan.items.select("item_id", "family", "dose")
 
 
 def most_gained(run: RunFiles) -> pl.DataFrame:

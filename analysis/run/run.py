@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import polars as pl
+
+from palimpsest.analysis.run import tables
 from palimpsest.analysis.run.files import RunFiles
 
 if TYPE_CHECKING:
@@ -12,7 +15,30 @@ if TYPE_CHECKING:
 
 
 class Run(RunFiles):
-    """A run on disk: its files (:class:`~analysis.run.files.RunFiles`), and every figure drawn from them."""
+    """A run on disk: its files (:class:`~analysis.run.files.RunFiles`), the tables wanted first, and every figure."""
+
+    def gains(self, metric: str | None = None, step: int | None = None) -> pl.DataFrame:
+        """Every item by what it gained over the twin, highest first (:func:`analysis.run.tables.gains`).
+
+        Args:
+            metric: whose values are compared; the report's if None.
+            step: checkpoint; the last one if None.
+        """
+        from palimpsest.analysis.run.figures import PRIMARY
+
+        return tables.gains(self, metric or PRIMARY, step)
+
+    def items(self, step: int | None = None) -> pl.DataFrame:
+        """Every item and what is reproduced of it at a checkpoint, the last one if None
+        (:func:`analysis.run.tables.reproduced`); ``run.plan.items`` has all that the plan says of items.
+        """
+        return tables.reproduced(self, step)
+
+    def exposures_of(self, item_id: str) -> pl.DataFrame:
+        """The exposures of an item, each with its step and the first checkpoint that has seen it
+        (:func:`analysis.run.tables.exposures_of`).
+        """
+        return tables.exposures_of(self, item_id)
 
     @cached_property
     def figures(self) -> Figures:

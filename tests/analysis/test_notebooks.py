@@ -38,7 +38,7 @@ assert deciding["estimate"].to_list() == reported["estimate"].to_list() and deci
 """,
     "extraction": """
 hits = run.scores.filter((pl.col("step") == 40) & (pl.col("run") == "perturbed")).join(
-    run.probes.filter(pl.col("kind") == "verbatim"), on="probe_id").join(run.items, on="item_id")
+    run.probes.filter(pl.col("kind") == "verbatim"), on="probe_id").join(run.plan.items, on="item_id")
 first = hits.filter((pl.col("dose") == 16) & (pl.col("length") >= 8))["rank"].list.slice(4, 4).list.max() == 0
 shown = rates.filter((pl.col("run") == "perturbed") & (pl.col("dose") == 16) & (pl.col("prefix") == 4))
 shown = shown.row(0, named=True)
@@ -46,7 +46,7 @@ assert suffix == 4 and (shown["estimate"], shown["n"]) == (first.mean(), len(fir
 """,
     "first_look": """
 assert planned.sort(planned.columns).equals(consumed.sort(planned.columns)) and planned.height == 4 * 3 * (1 + 4 + 16)
-text = run.items.filter(pl.col("item_id") == item)["text"][0]
+text = run.plan.items.filter(pl.col("item_id") == item)["text"][0]
 assert "".join(by_token.filter(pl.col("run") == "twin")["token"]) == text
 """,
     "forgetting": """

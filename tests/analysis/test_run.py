@@ -222,17 +222,17 @@ def test_rows_made_for_a_figure(run):
     areas = drawn("auc_against").filter(pl.col("run") == "loglik_per_token")
     assert dict(areas.select("x", "estimate").iter_rows()) == {1: 1.0, 4: 1.0}
     rates = drawn("extraction_rate")
-    longest = run.items.filter(pl.col("dose") == 4)["length"].to_list()
+    longest = run.plan.items.filter(pl.col("dose") == 4)["length"].to_list()
     at_two = rates.filter((pl.col("x") == 2) & (pl.col("run") == "dose 4")).row(0, named=True)
     assert (at_two["estimate"], at_two["n"]) == (1.0, sum(n >= 2 + 3 for n in longest))
     assert (rates.filter(pl.col("run") != "dose 4")["estimate"] == 0).all()
     runs = drawn("run_lengths").filter(pl.col("run") == "dose 4")
     assert sorted(runs["length"]) == sorted(n - 2 for n in longest)
-    assert sorted(drawn("lengths")["tokens"]) == sorted(run.items["length"])
-    assert drawn("assignment_flow").height == run.items.height
+    assert sorted(drawn("lengths")["tokens"]) == sorted(run.plan.items["length"])
+    assert drawn("assignment_flow").height == run.plan.items.height
     # Every exposure lies between the checkpoints of steps 0 and 20: before it nothing, after it GAIN a token.
     events = drawn("event_study")
-    single = run.items.filter(pl.col("dose") == 1)
+    single = run.plan.items.filter(pl.col("dose") == 1)
     effect = GAIN * single["length"] / single["bytes"]
     before, after = events.filter(pl.col("since") <= 0), events.filter(pl.col("since") > 0)
     assert before["estimate"].to_list() == pytest.approx([0] * before.height, abs=1e-6)
@@ -249,7 +249,7 @@ def test_rows_made_for_a_figure(run):
 
 
 def test_one_item_token_by_token(run):
-    item = run.items.filter(pl.col("dose") == 4).row(0, named=True)
+    item = run.plan.items.filter(pl.col("dose") == 4).row(0, named=True)
     tokens = run.tokens(item["item_id"])
     assert "".join(tokens.filter(pl.col("run") == "twin")["token"]) == item["text"]
     ours = tokens.filter(pl.col("run") == "perturbed")
@@ -261,7 +261,7 @@ def test_one_item_token_by_token(run):
 def test_an_unfinished_run_says_which_stage_is_missing(prepared, tmp_path):
     written = Written(tmp_path, prepared)
     run = palimpsest.open_run(tmp_path / "runs")
-    assert run.items.height == written.plan.items.height
+    assert run.plan.items.height == written.plan.items.height
     assert "not trained" in repr(run)
     assert run.audit is None
     for ask, stage in (
@@ -305,5 +305,77 @@ def test_reading_writes_nothing(place):
     repr(run)
     run.estimates("min_k_logprob")
     run.figures.dose_response()
-    run.tokens(run.items["item_id"][0])
+    run.tokens(run.plan.items["item_id"][0])
     assert tree() == before
+
+
+def test_gains_of_items(run):
+    """Highest first; what stands there is what the written scores make it: GAIN a token and exposure."""
+    table = run.gains()
+    assert table.columns == ["item_id", "family", "dose", "perturbed", "twin", "difference", "gain", "text"]
+    assert table["item_id"].sort().to_list() == run.plan.items["item_id"].sort().to_list()
+    known = table.join(run.plan.items.select("item_id", "length", "bytes"), on="item_id")
+    expected = GAIN * known["dose"] * known["length"] / known["bytes"]
+    assert known["difference"].to_list() == pytest.approx(expected.to_list(), abs=1e-6)
+    assert known["gain"].to_list() == pytest.approx(
+        expected.to_list(), abs=1e-6
+    )  # those of dose 0 gain nothing
+    assert table["gain"].is_sorted(descending=True)
+    assert run.gains(step=0)["gain"].to_list() == pytest.approx([0] * table.height, abs=1e-6)
+    with pytest.raises(UserError, match="did you mean 'loglik_per_byte'"):
+        run.gains("loglik_per_bite")
+
+
+def test_what_is_reproduced_of_items(run):
+    """Argmax hits from dose 4 on, in the perturbed run: what is long enough for the report's 2 + 3 tokens."""
+    table = run.items()
+    long_enough = pl.col("tokens") >= 5
+    hit = table.filter(long_enough & (pl.col("dose") == 4))
+    assert hit.height > 0
+    assert hit["perturbed_extracted"].all()
+    assert not hit["twin_extracted"].any()
+    assert (hit["perturbed_longest"] == hit["tokens"] - 2).all()
+    assert not table.filter(long_enough & (pl.col("dose") < 4))["perturbed_extracted"].any()
+    assert table.filter(~long_enough)["perturbed_extracted"].null_count() == table.filter(~long_enough).height
+
+
+def test_exposures_of_an_item(run):
+    """Each with the first checkpoint that has seen it: of the steps 0 and 20, the latter."""
+    item = run.plan.items.filter(pl.col("dose") == 4)["item_id"][0]
+    table = run.exposures_of(item)
+    assert table.height == 4
+    assert (table["position"] // run.plan.shape.global_batch_size == table["step"]).all()
+    assert (table["checkpoint"] == 20).all()
+    assert table["consumed"].all()
+    with pytest.raises(UserError, match=f"did you mean '{item}'"):
+        run.exposures_of(f"{item}x")
+    assert run.exposures_of(run.plan.items.filter(pl.col("dose") == 0)["item_id"][0]).is_empty()
+
+
+def test_show(place, run, capsys, tmp_path):
+    """The same tables in the terminal, and whole ones as CSV."""
+    from palimpsest.launch import show
+
+    item = run.plan.items.filter(pl.col("dose") == 4)["item_id"][0]
+    directory = str(run.directory)
+    assert show.work([directory]) == 0
+    assert capsys.readouterr().out.startswith("<Run small/run-0123abcd\n  plan: ")
+    show.work([directory, "gains", "rows=3"])
+    out = capsys.readouterr().out
+    assert run.gains()["item_id"][0] in out
+    assert f"{run.plan.items.height - 3} more; rows=0 shows all" in out
+    show.work([directory, f"item={item}"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 4
+    show.work([directory, "items", f"csv={tmp_path / 'items.csv'}"])
+    written = pl.read_csv(tmp_path / "items.csv")
+    assert written.height == run.plan.items.height
+    assert set(written["source"]) == {"small/run-0123abcd"}
+    assert set(written["digest"]) == {run.plan.digest}
+    for arguments, told in (
+        (["gain"], "there is no gain"),
+        (["gains", "row=3"], "did you mean 'rows'"),
+        (["rows=3"], "rows= goes with one of gains, items"),
+        (["gains", "step=x"], "step=x must be a whole number"),
+    ):
+        with pytest.raises(UserError, match=told):
+            show.work([directory, *arguments] if arguments != ["gain"] else arguments)

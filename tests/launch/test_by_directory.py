@@ -1,7 +1,9 @@
 """Programs that are given a run's directory instead of the settings that made it."""
 
+import json
 import shutil
 
+import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -68,6 +70,18 @@ def test_what_it_refuses(place, run, arguments, told):
     done = place.run("report", run, *arguments)
     assert done.status == 2
     assert told in done.lines[-1]
+
+
+def test_every_csv_of_a_report_says_which_run_it_is_of(finished):
+    plan = json.loads((finished / "plan" / "manifest.json").read_text())["digest"]
+    found = sorted((finished / "report").glob("*.csv"))
+    assert len(found) > 10
+    for path in found:
+        table = pl.read_csv(path, infer_schema_length=None)
+        assert {"source", "seed", "digest"} <= set(table.columns), path.name
+        assert set(table.select("source", "seed", "digest").iter_rows()) <= {
+            (f"small/{finished.name}", 1, plan)
+        }
 
 
 def test_places_without_a_run(place, run):

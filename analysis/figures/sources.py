@@ -1,0 +1,54 @@
+"""Rows of several runs in one frame: drawn side by side where they say which run they are of, and refused where not."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from palimpsest.data.errors import UserError
+
+SOURCE, SEED = "source", "seed"
+"""Columns of a row's run and its seed, as ``Run.signature`` has them."""
+_NUMBERS = {"estimate", "low", "high", "n", "n_control", "clusters", "clusters_control", "p", "method", "mde"}
+
+
+def apart(rows: pl.DataFrame, what: str) -> pl.DataFrame:
+    """Rows whose ``run`` says which run they are of, where they are of several.
+
+    Args:
+        rows: run, dose, estimate, and ``source`` where they may be of several runs.
+        what: is made of them, for the message.
+
+    Returns:
+        The rows; of several runs, ``perturbed`` becomes ``perturbed · seed 2``, or, where they differ in more than the
+        seed, ``perturbed · quickstart/run-1a2b3c4d``.
+
+    Raises:
+        UserError: if several rows of one run are of the same dose, step, ...
+    """
+    if SOURCE in rows.columns and rows[SOURCE].n_unique() > 1:
+        rows = rows.with_columns(run=pl.concat_str("run", _names(rows), separator=" · "))
+    keys = [name for name in rows.columns if name not in _NUMBERS]
+    twice = rows.filter(pl.struct(keys).is_duplicated())
+    if twice.height:
+        first = twice.row(0, named=True)
+        found = ", ".join(
+            f"{name} {first[name]}" for name in ("run", "step", "dose") if first.get(name) is not None
+        )
+        raise UserError(
+            f"{what}: {twice.height} rows share run, step and dose ({found}), as rows of several runs do; give each a "
+            f"column '{SOURCE}' (run.estimates() and the CSVs of a report have it), or take one run"
+        )
+    return rows
+
+
+def _names(rows: pl.DataFrame) -> pl.Expr:
+    """A name for each source: its seed where seeds tell them apart and nothing else does."""
+    sources = rows[SOURCE].n_unique()
+    if SEED in rows.columns and rows[SEED].null_count() == 0:
+        alike = (
+            rows.select(pl.col(SOURCE).cast(pl.String).str.replace(r"-[0-9a-f]{8}$", "").n_unique()).item()
+            == 1
+        )
+        if alike and rows[SEED].n_unique() == sources and rows.select(SOURCE, SEED).n_unique() == sources:
+            return pl.format("seed {}", SEED)
+    return pl.col(SOURCE).cast(pl.String)
