@@ -286,7 +286,9 @@
     $("item-title").replaceChildren(put(element("bdi"), data.id[i]));
     const facts = [["family", data.families[data.family[i]]], ["dose", count(data.dose[i])],
       ["arm", data.arms[data.arm[i]]], ["stratum", data.strata[data.stratum[i]]], ["tokens", count(data.tokens[i])],
-      ...runs.map((run, r) => [run, number(value(r, i), 3)]), ["gain", number(data.gain[i], 3, true)]];
+      ...runs.map((run, r) => [run, number(value(r, i), 3)]),
+      ...(runs.length > 1 ? [["perturbed − twin", number(value(0, i) - value(1, i), 3, true)]] : []),
+      [runs.length > 1 ? "gain over dose 0 against the twin" : "gain over dose 0", number(data.gain[i], 3, true)]];
     $("item-facts-list").replaceChildren(...facts.flatMap(([name, text]) =>
       [element("dt", "", name), put(element("dd").appendChild(element("bdi")), text).parentNode]));
     drawText();

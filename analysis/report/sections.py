@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ FILES = ("png", "svg", "csv")
 
 _SCREEN, _PHONE = 560, 240
 """Width of the panel of the first figures, pixels: on a screen, and on a phone of 390."""
+
+_MOST_DOTS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple
     at = f"Step {results.step}; bars and bands: 95 % intervals over items; n: items"
     deciding = PAIRED if "twin" in results.last_steps else "perturbed"
     values = item_values(results, inputs).filter(pl.col("gain").is_not_null()).sort("item_id")
+    every = math.ceil(values.height / _MOST_DOTS)
+    dots = "items" if every < 2 else f"one item in {every}"
     what = (
         "its value in the twin, that never saw it" if deciding == PAIRED else "the items of dose 0 (no twin)"
     )
@@ -89,11 +94,11 @@ def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple
             title=f"Gain over {'the twin' if deciding == PAIRED else 'dose 0'}, by dose",
             y_title=f"gain over dose 0 ({primary.unit})",
             reference=0.0,
-            items=values.select("dose", value="gain"),
+            items=values.select("dose", value="gain").gather_every(max(every, 1)),
             width=width,
         ),
         f"The comparison that decides: {what}, less the mean of that over the never-inserted items of its family. "
-        f"Dots: items. Above 0: insertion made the text more likely. {at}.",
+        f"Dots: {dots}. Above 0: insertion made the text more likely. {at}.",
     )
     yield (
         "dose_response",

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -118,12 +119,45 @@ def test_it_opens_offline_without_a_word(view: Opened, small: tuple[Path, Report
     assert view.complaints == []
     assert view.requests == [small[0].as_uri()]
     figures = view.page.evaluate(
-        "[...document.querySelectorAll('figure svg')].map(f => [f.getBoundingClientRect().width,"
+        "[...document.querySelectorAll('figure .paper:not(.narrow) svg')].map(f => [f.getBoundingClientRect().width,"
         " f.getBoundingClientRect().height, f.querySelectorAll('path, line, text').length])"
     )
     assert len(figures) >= 8
     assert all(width > 150 and height > 60 and marks > 10 for width, height, marks in figures)
     assert view.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_the_figure_that_decides_fits_a_phone_whole(chromium: Any, small: tuple[Path, ReportInputs]) -> None:
+    page = opened(chromium, small[0], width=390).page
+    shown = page.locator(".first figure svg:visible")
+    assert shown.count() == 1
+    assert "The comparison that decides" in page.inner_text(".first figcaption")
+    box = shown.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    assert shown.evaluate("s => s.parentElement.scrollWidth <= s.parentElement.clientWidth")
+    text = shown.evaluate("s => s.textContent")
+    for dose in sorted(set(small[1].items["dose"])):
+        assert str(dose) in text
+    smallest = (
+        "s => Math.min(...[...s.querySelectorAll('text')].map(t => parseFloat(getComputedStyle(t).fontSize)))"
+    )
+    assert shown.evaluate(smallest) >= 10
+    page.context.close()
+
+
+def test_the_panel_s_gain_has_an_evident_sign(view: Opened, small: tuple[Path, ReportInputs]) -> None:
+    """What stands there adds up: the difference of the two values, and the gain over dose 0 by its full name."""
+    page = view.page
+    reset(page)
+    choose(page, small[1].items.filter(pl.col("dose") > 0)["item_id"][0])
+    told = page.inner_text("#item-facts-list").replace("−", "-").replace("\n", " ")
+    ours, twin, difference = (
+        float(re.search(rf"{name}:? *([+-]?[0-9.]+)", told)[1])  # type: ignore[index]
+        for name in (" perturbed", " twin", "perturbed - twin")
+    )
+    assert difference == pytest.approx(ours - twin, abs=0.0011)
+    assert re.search(r"gain over dose 0 against the twin:? *[+-]", told)
 
 
 def test_the_list_sorts_searches_and_filters(view: Opened, small: tuple[Path, ReportInputs]) -> None:
