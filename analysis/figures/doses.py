@@ -36,7 +36,7 @@ def dose_response(
     families: Sequence[str] = ("all",),
     reference: float | None = None,
     fit: bool = False,
-    items: pl.DataFrame | None = None,
+    dots: pl.DataFrame | None = None,
     width: int | None = None,
     height: int | None = None,
 ) -> Figure:
@@ -56,7 +56,7 @@ def dose_response(
         reference: a horizontal line, such as chance.
         fit: also draw the fitted curve and mark the EC50 of runs whose highest dose lies above dose 0, intervals apart:
             by maximum likelihood for rates, least squares on means otherwise.
-        items: ``dose`` and ``value`` of single items, drawn as faint dots.
+        dots: ``dose`` and ``value`` of single items, drawn as faint dots.
         width: of one panel, pixels.
         height: of one panel, pixels.
 
@@ -77,8 +77,8 @@ def dose_response(
         return theme.nothing(title or "Dose-response", rows, width, height, why)
     axis = pieces.DoseAxis(
         rows
-        if items is None
-        else pl.concat([rows.select("dose"), items.select("dose")], how="vertical_relaxed")
+        if dots is None
+        else pl.concat([rows.select("dose"), dots.select("dose")], how="vertical_relaxed")
     )
     if not axis.at:
         return theme.nothing(title or "Dose-response", rows, width, height, "no row has a dose")
@@ -86,8 +86,8 @@ def dose_response(
     drawn, scales = [], {}
     for name in metrics:
         own = rows.filter(pl.col("metric") == name)
-        dots = [] if items is None else items["value"].to_list()
-        scales[name] = pieces.padded(own, reference, *_ticks(own)["y"].to_list(), *dots)
+        single = [] if dots is None else dots["value"].to_list()
+        scales[name] = pieces.padded(own, reference, *_ticks(own)["y"].to_list(), *single)
         for family in shown:
             part = own.filter(pl.col("family") == family)
             if part.is_empty():
@@ -103,7 +103,7 @@ def dose_response(
                 reference,
                 wide=not several and width > _NARROW,
                 names=names,
-                items=items,
+                items=dots,
             )
             extra = [*(_fits(part, axis, scales[name], names, name) if fit else []), *_mde(part, axis, names)]
             panel = alt.layer(panel, *extra) if extra else panel

@@ -94,7 +94,7 @@ def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple
             title=f"Gain over {'the twin' if deciding == PAIRED else 'dose 0'}, by dose",
             y_title=f"gain over dose 0 ({primary.unit})",
             reference=0.0,
-            items=values.select("dose", value="gain").gather_every(max(every, 1)),
+            dots=values.select("dose", value="gain").gather_every(max(every, 1)),
             width=width,
         ),
         f"The comparison that decides: {what}, less the mean of that over the never-inserted items of its family. "

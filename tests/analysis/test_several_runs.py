@@ -69,7 +69,7 @@ def test_gains_drop_no_pair():
 
 def test_items_lie_behind_their_dose():
     items = pl.DataFrame({"dose": [0, 0, 1, 64], "value": [0.1, -0.1, 0.3, 2.5]})
-    drawn = figures.dose_response(rows("gain", (PAIRED,)), "m", statistic="gain", items=items)
+    drawn = figures.dose_response(rows("gain", (PAIRED,)), "m", statistic="gain", dots=items)
     chart = drawn.chart.to_dict()
     dots = [value for data in ([chart["data"]] if "data" in chart else []) for value in data["values"]]
     dots += [v for layer in chart["layer"] for v in layer.get("data", {}).get("values", [])]
