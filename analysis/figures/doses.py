@@ -75,38 +75,24 @@ def dose_response(
     if rows.is_empty():
         why = f"no row of metric {metric}, statistic {statistic}, has a value"
         return theme.nothing(title or "Dose-response", rows, width, height, why)
-    axis = pieces.DoseAxis(
-        rows
-        if dots is None
-        else pl.concat([rows.select("dose"), dots.select("dose")], how="vertical_relaxed")
-    )
+    places = [frame.select("dose") for frame in (rows, dots) if frame is not None]
+    axis = pieces.DoseAxis(pl.concat(places, how="vertical_relaxed"))
     if not axis.at:
         return theme.nothing(title or "Dose-response", rows, width, height, "no row has a dose")
     names = theme.runs(rows)
-    drawn, scales = [], {}
+    drawn = []
     for name in metrics:
         own = rows.filter(pl.col("metric") == name)
         single = [] if dots is None else dots["value"].to_list()
-        scales[name] = pieces.padded(own, reference, *_ticks(own)["y"].to_list(), *single)
-        for family in shown:
+        scale = pieces.padded(own, reference, *_ticks(own)["y"].to_list(), *single)
+        for family in (family for family in shown if family in own["family"]):
             part = own.filter(pl.col("family") == family)
-            if part.is_empty():
-                continue
-            label = " · ".join(
-                text for text, many in ((name, len(metrics) > 1), (family, len(shown) > 1)) if many
-            )
-            panel = pieces.dose_panel(
-                part,
-                axis,
-                scales[name],
-                y_title or _unit(name, statistic),
-                reference,
-                wide=not several and width > _NARROW,
-                names=names,
-                items=dots,
-            )
-            extra = [*(_fits(part, axis, scales[name], names, name) if fit else []), *_mde(part, axis, names)]
+            wide = not several and width > _NARROW
+            unit = y_title or _unit(name, statistic)
+            panel = pieces.dose_panel(part, axis, scale, unit, reference, wide=wide, names=names, items=dots)
+            extra = [*(_fits(part, axis, scale, names, name) if fit else []), *_mde(part, axis, names)]
             panel = alt.layer(panel, *extra) if extra else panel
+            label = _label((name, len(metrics) > 1), (family, len(shown) > 1))
             titled: dict[str, Any] = {"title": label} if label else {}
             drawn.append(panel.properties(width=width, height=height, **titled))
     if not several:
@@ -115,6 +101,11 @@ def dose_response(
     chart = alt.concat(*drawn, columns=3)
     chart = chart.resolve_scale(y="shared" if len(metrics) == 1 else "independent")
     return Figure(chart.properties(title=title) if title else chart, rows)
+
+
+def _label(*parts: tuple[str, bool]) -> str:
+    """What a panel is of: the texts that there are several of."""
+    return " · ".join(text for text, many in parts if many)
 
 
 def _chosen(estimates: pl.DataFrame, metric: str | None, statistic: str) -> pl.DataFrame:
