@@ -87,8 +87,7 @@ def dose_response(
         scale = pieces.padded(own, reference, *_ticks(own)["y"].to_list(), *single)
         for family in (family for family in shown if family in own["family"]):
             part = own.filter(pl.col("family") == family)
-            wide = not several and width > _NARROW
-            unit = y_title or _unit(name, statistic)
+            unit, wide = y_title or _unit(name, statistic), not several and width > _NARROW
             panel = pieces.dose_panel(part, axis, scale, unit, reference, wide=wide, names=names, items=dots)
             extra = [*(_fits(part, axis, scale, names, name) if fit else []), *_mde(part, axis, names)]
             panel = alt.layer(panel, *extra) if extra else panel
@@ -96,8 +95,7 @@ def dose_response(
             titled: dict[str, Any] = {"title": label} if label else {}
             drawn.append(panel.properties(width=width, height=height, **titled))
     if not several:
-        chart = drawn[0].properties(title=title) if title else drawn[0]
-        return Figure(chart, rows)
+        return Figure(drawn[0].properties(title=title) if title else drawn[0], rows)
     chart = alt.concat(*drawn, columns=3)
     chart = chart.resolve_scale(y="shared" if len(metrics) == 1 else "independent")
     return Figure(chart.properties(title=title) if title else chart, rows)
