@@ -80,6 +80,16 @@ class LauncherConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig:
+    """Settings of scoring."""
+
+    bos: Literal["auto", "always", "never"]
+    """Prompts follow the token that begins a text; auto: where the tokenizer adds it. Whole texts always do."""
+    long_texts: Literal["refuse", "truncate"]
+    """Texts longer than a table of learned positions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
     """Settings of the report."""
 
@@ -125,6 +135,7 @@ class Experiment:
     eval: EvalConfig
     profile: ProfileConfig
     runtime: RuntimeConfig
+    score: ScoreConfig
     report: ReportConfig
     launcher: LauncherConfig
 

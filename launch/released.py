@@ -30,6 +30,16 @@ def work() -> int:
     parser.add_argument("directory", metavar="DIRECTORY", type=Path)
     parser.add_argument("--shard", default="0/1", help="do share k of n, k/n; for an array of jobs")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--bos",
+        default="always",
+        help="prompts follow the beginning-of-text token: %(default)s; never; or auto: if the tokenizer adds it",
+    )
+    parser.add_argument(
+        "--long-texts", default="refuse", help="beyond the table of positions: %(default)s or truncate"
+    )
+    parser.add_argument("--dtype", default=None, help="precision, such as bfloat16")
+    parser.add_argument("--device-map", default=None, help="how modules are put on devices, such as auto")
     arguments = parser.parse_args()
     share = share_of(arguments.shard)
 
@@ -41,7 +51,18 @@ def work() -> int:
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     done = released.score(
-        arguments.model, arguments.items, arguments.directory, device=torch.device(kind), share=share
+        arguments.model,
+        arguments.items,
+        arguments.directory,
+        device=torch.device(kind),
+        share=share,
+        bos=arguments.bos,
+        long_texts=arguments.long_texts,
+        options={
+            name: value
+            for name, value in (("dtype", arguments.dtype), ("device_map", arguments.device_map))
+            if value
+        },
     )
     say(f"scores: {arguments.directory}" + ("" if done else " (all were there)"))
     return 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def score(experiment: Experiment) -> None:
     """Score the checkpoints of the perturbed run and of its twin; scores that are there are kept."""
-    from palimpsest.analysis.scoring import store
+    from palimpsest.analysis.scoring import beginnings, store
     from palimpsest.pretrain import parallel
     from palimpsest.pretrain.config import ParallelConfig
 
@@ -36,6 +36,9 @@ def score(experiment: Experiment) -> None:
     )
     plan = plans.read(experiment.directory / "plan")
     share = (0, 1) if experiment.shard is None else share_of(experiment.shard)
+    beginning = beginnings.of_run(corpus.load_tokenizer(experiment.corpus_directory))
+    reading = beginning.reading(experiment.score.bos, experiment.score.long_texts)
+    say(beginning.line(reading))
     with parallel.start(ParallelConfig(), experiment.runtime) as world:
         for which in ("perturbed", "twin"):
             checkpoints = _checkpoints(
@@ -56,6 +59,7 @@ def score(experiment: Experiment) -> None:
                 eod=manifest.facts["eod"],
                 vocab_size=manifest.facts["vocab_size"],
                 share=share,
+                reading=reading,
             )
             say(
                 _summary(

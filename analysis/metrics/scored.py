@@ -84,10 +84,14 @@ class Scored:
 
     @property
     def finite(self) -> NDArray[np.bool_]:
-        """R: every log-probability of the row is a finite number. Where one is NaN its rank means nothing either."""
+        """R: every log-probability of the row's target is a finite number. Where one is NaN its rank means nothing.
+
+        The first token of a prompt that is read after nothing (``score.bos``) has none.
+        """
         if not len(self.lengths):
             return np.zeros(0, bool)
-        return np.logical_and.reduceat(np.isfinite(self.logprob), self.starts)
+        prompt = self.position < np.repeat(self.target_starts, self.lengths)
+        return np.logical_and.reduceat(np.isfinite(self.logprob) | prompt, self.starts)
 
     @property
     def target_lengths(self) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ from palimpsest.data.errors import UserError
 
 AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference of log-probabilities that rounding explains, by precision."""
-COARSE_AGREEMENT = 8.0
+COARSE_AGREEMENT = 4.0
 """The same for coarser precisions, as a multiple of their relative rounding times the spread of the logits, and for the
 mean: roundings of bf16 and fp16 differ between any two orders of the same sums."""
 PLACES = 64
@@ -166,6 +166,13 @@ def open_huggingface(
             f"{path} is a Hugging Face model; install transformers (pip install -e '.[huggingface]')"
         ) from None
     options = dict(options or {})
+    dtype = options.get("dtype", "auto")
+    if (
+        isinstance(dtype, str)
+        and dtype != "auto"
+        and not isinstance(getattr(torch, dtype, None), torch.dtype)
+    ):
+        raise UserError(f"dtype={dtype!r} is unknown; give auto, float32, bfloat16 or float16")
     named = {"revision": options["revision"]} if "revision" in options else {}
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False, **named)

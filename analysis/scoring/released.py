@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import polars as pl
 import torch
 from tokenizers import Tokenizer
 
-from palimpsest.analysis.scoring import huggingface, store
+from palimpsest.analysis.scoring import beginnings, huggingface, store
 from palimpsest.data import tokenizer
 from palimpsest.data.artifact import file_digest, json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.items import Probe, tokenize_probes
+
+log = logging.getLogger(__name__)
 
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
@@ -63,7 +67,15 @@ def _of_line(line: str, where: str, number: str) -> list[tuple[str | None, str, 
 
 
 def score(
-    model: str, items: Path, target: Path, *, device: torch.device, share: tuple[int, int] = (0, 1)
+    model: str,
+    items: Path,
+    target: Path,
+    *,
+    device: torch.device,
+    share: tuple[int, int] = (0, 1),
+    bos: str = "always",
+    long_texts: str = "refuse",
+    options: Mapping[str, Any] | None = None,
 ) -> int:
     """Score a JSONL file's items with a model; ``target`` gets ``probes.parquet`` and the score store.
 
@@ -73,6 +85,9 @@ def score(
         target: directory; finished parts in it are reused.
         device: to score on.
         share: (k, n), as :func:`analysis.scoring.store.score_all` has it.
+        bos: see :meth:`analysis.scoring.beginnings.Beginning.reading`; so is ``long_texts``.
+        long_texts: texts that are longer than the model's table of positions.
+        options: as for :func:`analysis.scoring.huggingface.open_huggingface`.
 
     Returns:
         How many parts were scored now.
@@ -94,14 +109,14 @@ def score(
         words_at = cached_file(model, "tokenizer.json")
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot open {model}: {' '.join(str(error).split())}") from None
-    first = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
-    if not isinstance(first, int):
-        raise UserError(f"{model} names no token that begins a text (bos_token_id or eos_token_id)")
+    beginning = beginnings.of_released(model, config)
+    reading = beginning.reading(bos, long_texts)
+    log.info("%s", beginning.line(reading))
     files = Path(str(words_at)).parent
     backend = Tokenizer.from_file(str(words_at))
-    words = tokenizer.load(Path(str(words_at)), str(backend.id_to_token(first)))
+    words = tokenizer.load(Path(str(words_at)), str(backend.id_to_token(beginning.id)))
     table = probes(items, words)
-    opened = huggingface.open_huggingface(model, device)
+    opened = huggingface.open_huggingface(model, device, options)
     weights = {path.name: file_digest(path) for glob in _WEIGHTS for path in sorted(files.glob(glob))}
     target.mkdir(parents=True, exist_ok=True)
     table.write_parquet(target / "probes.parquet")
@@ -109,8 +124,11 @@ def score(
         target,
         table,
         [store.Checkpoint(0, json_digest(weights), lambda: opened)],
-        items_digest=json_digest([file_digest(items), file_digest(Path(str(words_at)))]),
-        eod=first,
+        items_digest=json_digest(
+            [file_digest(items), file_digest(Path(str(words_at))), beginning.id, str(options or "")]
+        ),
+        eod=beginning.id,
         vocab_size=opened.vocabulary,
         share=share,
+        reading=reading,
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from palimpsest.analysis.scoring import batches, huggingface, models, token_statistics
 from palimpsest.analysis.scoring.models import Model
 from palimpsest.analysis.scoring.scores import FILE, KIND, VERSION
+from palimpsest.analysis.scoring.token_statistics import Reading
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain import kernels
@@ -109,6 +110,7 @@ def score_all(
     eod: int,
     vocab_size: int,
     share: tuple[int, int] = (0, 1),
+    reading: Reading | None = None,
 ) -> int:
     """Score the probes at every checkpoint; parts that are there already are left alone.
 
@@ -117,15 +119,22 @@ def score_all(
         probes: with ``probe_id`` and ``tokens``.
         checkpoints: to score at.
         items_digest: of what the probes and the tokenizer come from.
-        eod: id of the end-of-document token.
+        eod: id of the token that begins a text.
         vocab_size: of the tokenizer.
         share: (k, n): do every n-th part of all, from part k on.
+        reading: how texts are read.
 
     Returns:
         How many parts were scored now.
+
+    Raises:
+        UserError: if a model cannot read a probe; before anything is scored.
     """
     cut = parts(probes)
+    reading = reading or Reading()
     config = {"scorer": scorer_digest()}
+    if reading != Reading():
+        config |= {name: str(value) for name, value in asdict(reading).items()}
     done = 0
     for number, checkpoint in enumerate(checkpoints):
         inputs = {"checkpoint": checkpoint.digest, "items": items_digest}
@@ -136,8 +145,12 @@ def score_all(
             place = scores / (f"step_{checkpoint.step:08d}" + (f"-{part}" if part else ""))
             if _made(place, config, inputs):
                 continue
-            model = checkpoint.load() if model is None else model
-            found = token_statistics.score(model, chosen, eod=eod, vocab_size=vocab_size)
+            if model is None:
+                model = checkpoint.load()
+                token_statistics.require_readable(
+                    model, probes, eod=eod, vocab_size=vocab_size, reading=reading
+                )
+            found = token_statistics.score(model, chosen, eod=eod, vocab_size=vocab_size, reading=reading)
             with artifact.writing(
                 place, kind=KIND, schema_version=VERSION, config=config, inputs=inputs
             ) as draft:

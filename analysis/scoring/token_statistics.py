@@ -199,13 +199,18 @@ def score_sampled(
 
 
 def require_readable(
-    model: Model, probes: pl.DataFrame, *, vocab_size: int, reading: Reading | None = None
+    model: Model, probes: pl.DataFrame, *, eod: int, vocab_size: int, reading: Reading | None = None
 ) -> None:
     """Check that a model can read every probe; the arguments are those of :func:`score`.
 
     Raises:
         UserError: naming the first probe that it cannot.
     """
+    if not 0 <= eod < vocab_size:
+        raise UserError(
+            f"the token that begins a text has id {eod}, but the model's vocabulary has {vocab_size}: it is of another "
+            "model's tokenizer"
+        )
     lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
     flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)
     _check(probes, lengths, flat, vocab_size)
@@ -231,7 +236,7 @@ def _score(
     reading: Reading | None,
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.generic]]]:
     """Where each probe's tokens begin among all of them (and where the last one ends), and their numbers."""
-    require_readable(model, probes, vocab_size=vocab_size, reading=reading)
+    require_readable(model, probes, eod=eod, vocab_size=vocab_size, reading=reading)
     lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
     flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])

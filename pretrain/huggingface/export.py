@@ -109,6 +109,7 @@ def fast_tokenizer(tokenizer: Tokenizer, *, sequence_length: int) -> Any:
         pad_token=text,
         model_max_length=sequence_length,
         clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # a text that holds their names is text, as in training
     )
 
 

@@ -77,6 +77,8 @@ def test_only_the_target_of_a_cloze_counts() -> None:
     data = frames([[-9.0, -9.0, -1.0, -2.0]], kind="cloze", start=2, size=6)
     assert value("cloze_loglik_per_byte", *data) == [-0.5]
     assert value("loglik_per_byte", *data) == []  # a cloze is not the whole item
+    unread = frames([[float("nan"), -9.0, -1.0, -2.0]], kind="cloze", start=2, size=6)
+    assert value("cloze_loglik_per_byte", *unread) == [-0.5]  # its prompt follows nothing (score.bos)
 
 
 def test_heldout_passages_have_no_item() -> None:

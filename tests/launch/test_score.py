@@ -79,3 +79,20 @@ def test_scores_are_the_models(trained, prepared):
         np.testing.assert_allclose(found["logprob"][row].to_numpy(), logprob[line, tokens], atol=1e-4)
         entropy = -(np.exp(logprob) * logprob).sum(-1)
         np.testing.assert_allclose(found["entropy"][row].to_numpy(), entropy, rtol=3e-4, atol=1e-4)
+
+
+def test_prompts_that_follow_nothing(trained, prepared):
+    """As lm_eval reads clozes where the tokenizer begins no text; the report is made of their targets alone."""
+    done = prepared.ok("score", "name=score", "score.bos=auto")
+    assert "texts begin with '<|endoftext|>' (id 0); prompts do not" in done.out
+    probes = pl.read_parquet(trained / "plan" / "probes.parquet")
+    place = trained / "scores" / "perturbed" / "step_00000020" / "scores.parquet"
+    found = probes.join(pl.read_parquet(place), on="probe_id").with_columns(
+        first=pl.col("logprob").list.first(), rest=pl.col("logprob").list.slice(1).list.sum()
+    )
+    prompted = found.filter(pl.col("target_start") > 0)
+    assert len(prompted)
+    assert prompted["first"].is_nan().all()
+    assert prompted["rest"].is_finite().all()
+    assert found.filter(pl.col("target_start") == 0)["first"].is_finite().all()
+    assert "all scores were there" in prepared.ok("score", "name=score", "score.bos=never").out

@@ -110,6 +110,22 @@ def test_a_tensor_parallel_checkpoint_has_the_same_logits(started, tmp_path):
     assert np.abs(ours - theirs).max() < 1e-4
 
 
+def test_an_exported_tokenizer_makes_no_special_token_of_a_text(tmp_path):
+    """As in training, where an end of a document is never in the middle of one."""
+    from palimpsest.data.tokenizer import TokenizerConfig, train
+    from palimpsest.pretrain.huggingface import export as exports
+
+    ours = train(["the cat sat on the mat <|endoftext|>"] * 3, TokenizerConfig(vocab_size=300))
+    exports.fast_tokenizer(ours, sequence_length=32).save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the cat <|endoftext|> sat", "<|endoftext|>"):
+        ids = theirs(text)["input_ids"]
+        assert ids == ours.encode(text).tolist()
+        assert theirs.eos_token_id == ours.eod
+        assert ours.eod not in ids
+        assert theirs.decode(ids) == text
+
+
 @pytest.mark.slow
 def test_what_lies_in_an_export(started):
     """Weights without code, a tokenizer that agrees with the corpus's, and a card that tells what was inserted."""
