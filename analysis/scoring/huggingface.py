@@ -183,7 +183,7 @@ def open_huggingface(
             )
         quantised = getattr(config, "quantization_config", None) or options.get("quantization_config")
         options.setdefault("dtype", torch.float32 if device.type == "cpu" and not quantised else "auto")
-        if quantised or device.type != "cpu":
+        if quantised:  # cannot be moved once they are loaded
             options.setdefault("device_map", {"": str(device)})
         opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path, trust_remote_code=False, **options
@@ -203,7 +203,7 @@ def of_huggingface(opened: Any) -> HuggingFace:
     """
     opened.eval()
     name = type(opened).__name__
-    vocabulary = int(opened.get_input_embeddings().num_embeddings)
+    vocabulary = int(opened.get_input_embeddings().weight.shape[0])
     device = HuggingFace(opened, body=None, vocabulary=vocabulary, positions=None).device
     ids = sample(16, vocabulary, device)
     changed = ids.clone()

@@ -337,7 +337,7 @@ def _read(
     there_BT = np.arange(longest) < np.array([len(text) - 1 for text in texts])[:, None]
     states_PD = states_BTD[torch.from_numpy(there_BT).to(states_BTD.device)]
     targets_P = torch.from_numpy(np.concatenate([text[1:] for text in texts]))
-    return numbers(logits, vocab_size, of, states_PD, targets_P)
+    return numbers(logits, vocab_size, of, states_PD, targets_P.to(states_PD.device))
 
 
 def numbers(
