@@ -1,7 +1,8 @@
 """Follow a running experiment in a browser: ``python launch/watch.py runs/quickstart``.
 
-Losses on inserted and on other tokens, exposures done and to come, probes so far, audit so far, as they come. The page
-refreshes itself and asks nothing of other machines; ``/data.json`` has the same as JSON. Without a directory it follows
+Losses on inserted and on other tokens, exposures done and to come, probes so far, audit so far, as they come; the
+report, once there is one. The page refreshes itself and asks nothing of other machines; ``/data.json`` has the same as
+JSON. Without a directory it follows
 the run that ``PALIMPSEST_RUN`` names, or the newest in ``runs/``. It is served to this machine alone, at ``port=8642``;
 ``port=0`` takes any free port, ``host=0.0.0.0`` serves whoever reaches this machine. Ctrl-C ends it; the run goes on.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import socket
 import sys
 import threading
@@ -34,6 +36,10 @@ EVERY = 1.0
 _PAGE = Path(__file__).with_name("watch.html")
 _KEYS = ("port", "host")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+_OF_A_REPORT = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+"""The report brings a narrower one, which counts, too."""
+_KINDS = {"html": "text/html; charset=utf-8", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
+"""Suffix of a report's file -> its media type."""
 
 
 class Server(ThreadingHTTPServer):
@@ -64,11 +70,30 @@ class Server(ThreadingHTTPServer):
             if now - self._said[0] >= EVERY:
                 found: dict[str, Any]
                 try:
-                    found = {"state": state(self.progress), **self.progress.read()}
+                    found = {
+                        "state": state(self.progress),
+                        **self.progress.read(),
+                        "report": self._headline(),
+                    }
                 except (UserError, OSError) as error:  # such as a run that is being removed
                     found = {"error": " ".join(str(error).split())}
                 self._said = now, json.dumps(_plain(found), allow_nan=False).encode()
             return self._said[1]
+
+    def _headline(self) -> str | None:
+        """The sentence of the report; None while there is none."""
+        path = self.report / "summary.json"
+        if not (self.report / artifact.MANIFEST).is_file() or not path.is_file():
+            return None
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["headline"])
+        except (ValueError, LookupError, TypeError):
+            return "the report"  # whose summary is damaged
+
+    @property
+    def report(self) -> Path:
+        """Directory of the report."""
+        return self.progress.run.directory / "report"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -86,15 +111,22 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, "text/html; charset=utf-8", _PAGE.read_bytes())
         elif path == "/data.json":
             self._answer(200, "application/json", self.server.state())
+        elif (name := re.fullmatch(r"/report/([\w-]+\.(\w+))", path)) and (
+            self.server.report / name[1]
+        ).is_file():
+            kind = _KINDS.get(name[2], "application/octet-stream")
+            self._answer(200, kind, (self.server.report / name[1]).read_bytes(), _OF_A_REPORT)
         else:
-            self._answer(404, "text/plain; charset=utf-8", b"there is / and /data.json\n")
+            self._answer(
+                404, "text/plain; charset=utf-8", b"there is /, /data.json and /report/report.html\n"
+            )
 
-    def _answer(self, status: int, kind: str, body: bytes) -> None:
+    def _answer(self, status: int, kind: str, body: bytes, policy: str = _POLICY) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
-        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("Content-Security-Policy", policy)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(body)

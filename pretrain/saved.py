@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterable
@@ -76,5 +77,7 @@ def parse(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or "loss" not in record:
         return None
     values = [*(record.get(name) for name in numbers), 0.0 if record["loss"] is None else record["loss"]]
-    whole = isinstance(record.get("step"), int) and record["step"] > 0
-    return record if whole and all(type(value) in (int, float) for value in values) else None
+    if not all(type(value) in (int, float) for value in values):
+        return None
+    whole = isinstance(record["step"], int) and all(0 < record[name] < math.inf for name in numbers)
+    return record if whole else None

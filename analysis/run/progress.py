@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from statistics import harmonic_mean
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ LOSSES = ("loss", "loss_corpus", "loss_inserted")
 """Training losses that are followed, nats a token: of all tokens, the corpus's, the inserted ones."""
 POINTS = 400
 """Largest number of points of a curve; longer ones are averaged."""
+_RECENT = 20
+"""Steps whose rate is the current one."""
 STRETCHES = 100
 """Number of stretches of steps in which exposures are counted."""
 
@@ -106,7 +108,8 @@ class Progress:
 
     def _at(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         last = records[-1]
-        speed = harmonic_mean([record["tokens_per_second"] for record in records[-20:]])
+        # The median: a step that wrote a checkpoint says nothing of the next ones.
+        speed = median([record["tokens_per_second"] for record in records[-_RECENT:]])
         left = (self.run.plan.shape.steps - last["step"]) * last["tokens"] / last["step"]
         return {
             "step": last["step"],
@@ -265,7 +268,9 @@ def curve(records: Sequence[Mapping[str, Any]], points: int = POINTS) -> dict[st
     found: dict[str, list[float | None]] = {"step": [float(part[-1]["step"]) for part in stretches]}
     for name in LOSSES:
         if any(name in record for record in records[-1:]):
-            found[name] = [_mean([r[name] for r in part if r.get(name) is not None]) for part in stretches]
+            found[name] = [
+                _mean([r[name] for r in part if type(r.get(name)) in (int, float)]) for part in stretches
+            ]
     return found
 
 

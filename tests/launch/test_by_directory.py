@@ -129,3 +129,10 @@ def test_planned_runs_are_passed_over(finished):
         assert "planned, nothing trained: small/" in place.ok("runs").out
     finally:
         shutil.rmtree(planned)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_what_it_found(place, run, finished):
+    """The report's sentence is the last line."""
+    headline = json.loads((finished / "report" / "summary.json").read_text())["headline"]
+    assert place.ok("run", run).lines[-1] == headline

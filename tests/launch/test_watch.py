@@ -235,3 +235,40 @@ def test_a_browser_that_goes_away_is_no_error(capsys):
     told = capsys.readouterr().err
     assert "gone" not in told
     assert "a bug" in told
+
+
+def test_the_rate_is_the_current_one(prepared, tmp_path, monkeypatch):
+    """A step that wrote a checkpoint does not slow down the others, and a damaged rate stops nothing."""
+    monkeypatch.setattr(watch, "EVERY", 0)
+    written = Written(tmp_path, prepared)
+    written.log("perturbed", range(1, 9), tokens_per_second=1000.0)
+    written.log("perturbed", [9], tokens_per_second=3.0)
+    for rate in ("0", "NaN", "-5", "Infinity"):
+        with (written.directory / "perturbed" / "metrics.jsonl").open("a") as file:
+            file.write(f'{{"step": 10, "loss": 5.0, "tokens": 5120, "tokens_per_second": {rate}}}\n')
+    written.log("perturbed", [10], tokens_per_second=1000.0, loss_corpus="five")
+    with following(tmp_path) as url:
+        found = read(url)
+        assert found["runs"]["perturbed"]["tokens_per_second"] == 1000.0
+        assert found["runs"]["perturbed"]["step"] == 10
+        assert list(found["damaged"].values()) == [4]
+
+
+def test_the_report_is_linked_once_there_is_one(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "EVERY", 0)
+    written = Written(tmp_path, prepared)
+    with following(tmp_path) as url:
+        assert read(url)["report"] is None
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/report/report.html", timeout=20)
+        written.report()
+        place = written.directory / "report"
+        (place / "summary.json").write_text(json.dumps({"headline": "Not shown."}))
+        (place / "report.html").write_text("<p>all of it</p>")
+        assert read(url)["report"] == "Not shown."
+        assert urllib.request.urlopen(f"{url}/report/report.html", timeout=20).read() == b"<p>all of it</p>"
+        for outside in ("../plan/items.parquet", "..%2Fplan%2Fitems.parquet", ".lock", "a/b.csv"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"{url}/report/{outside}", timeout=20)
+        (place / "summary.json").write_text("[")
+        assert read(url)["report"] == "the report"
