@@ -181,8 +181,21 @@ def one_line(error: Exception) -> str:
 
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            known = _keys(compose("config"))
-        if setting in known:  # Hydra takes new entries of a table with a plus alone
+            usual = compose("config")
+        known = _keys(usual)
+        if setting in known and isinstance(OmegaConf.select(usual, setting), DictConfig):
             return f"{setting} is a table; add entries to it with a plus: +{setting}.NAME=..."
+        if setting in known:  # of another option of a group, such as corpus=
+            return f"{setting} has no value here; give it one with a plus: +{setting}=..."
         return f"{setting}: there is no such setting{nearest(setting.split('=')[0].lstrip('+~'), known)}"
+    if broken := re.search(r"[Ee]rror parsing override '(.*)'", text):
+        return (
+            f"{broken[1]!r} cannot be read; a setting is typed KEY=VALUE, in quotes where the shell would change it: "
+            "'KEY=[A,B]'"
+        )
+    text = re.sub(
+        r"(Set the environment variable|See|see) [^.]*(hydra\.cc|HYDRA_FULL_ERROR)\S*( for [^.]*)?\.?",
+        "",
+        text,
+    )
     return " ".join(text.split())

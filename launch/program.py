@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.ledger import PlanViolation
-from palimpsest.launch import recorded
+from palimpsest.launch import help, recorded
 from palimpsest.launch.compose import CONF, build, one_line, scaled
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import INTEGRITY, end, say
@@ -43,7 +43,10 @@ def program(
 
     def start() -> None:
         composed: list[DictConfig] = []
-        sys.argv[1:] = scaled(sys.argv[1:])
+        if (told := help.asked(sys.argv[1:])) is not None:
+            _written(told)
+            return
+        sys.argv[1:] = ["--help" if text == help.EVERY else text for text in scaled(sys.argv[1:])]
 
         @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
         def compose(config: DictConfig) -> None:
@@ -73,13 +76,23 @@ def program(
     return start
 
 
-def _compose(compose: Callable[[], None]) -> None:
-    """Let Hydra work. A reader of ``--help`` that has seen enough, such as ``head``, is no error."""
+def _written(text: str) -> None:
+    """Write to standard output. A reader that has seen enough, such as ``head``, is no error."""
     try:
-        compose()
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        sys.exit(0)
+
+
+def _compose(compose: Callable[[], None]) -> None:
+    """Let Hydra work, and write what it says."""
+    try:
+        compose()
+        _written("")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (TypeError, ValueError, AttributeError) as error:  # of Hydra's own, for a group that is no name
         raise UserError(f"the command line cannot be read: {' '.join(str(error).split())[:200]}") from None

@@ -38,7 +38,7 @@ from palimpsest.analysis.report.inputs import VERSION as REPORT_VERSION
 from palimpsest.data import artifact
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
-from palimpsest.launch import dry_run, preconditions, slurm
+from palimpsest.launch import dry_run, help, preconditions, slurm
 from palimpsest.launch.compose import CONF, build, scaled
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import INTEGRITY, end_with_parent, locked, say
@@ -396,7 +396,7 @@ def main() -> None:
     """Sweep, or leave ``--help`` and the like to Hydra."""
     arguments = sys.argv[1:]
     if any(
-        text.split("=")[0] in ("--help", "-h", "--cfg", "-c", "--hydra-help", "--info", "-i")
+        text.split("=")[0] in ("--help", "-h", help.EVERY, "--cfg", "-c", "--hydra-help", "--info", "-i")
         for text in arguments
     ):
         _single()
