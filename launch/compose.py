@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
@@ -188,10 +189,10 @@ def one_line(error: Exception) -> str:
         if setting in known:  # of another option of a group, such as corpus=
             return f"{setting} has no value here; give it one with a plus: +{setting}=..."
         return f"{setting}: there is no such setting{nearest(setting.split('=')[0].lstrip('+~'), known)}"
-    if broken := re.search(r"[Ee]rror parsing override '(.*)'", text):
+    if isinstance(error, OverrideParseException):
         return (
-            f"{broken[1]!r} cannot be read; a setting is typed KEY=VALUE, in quotes where the shell would change it: "
-            "'KEY=[A,B]'"
+            f"{error.override!r} cannot be read; a setting is typed KEY=VALUE, in quotes where the shell would change "
+            "it: 'KEY=[A,B]'"
         )
     text = re.sub(
         r"(Set the environment variable|See|see) [^.]*(hydra\.cc|HYDRA_FULL_ERROR)\S*( for [^.]*)?\.?",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
@@ -114,6 +114,7 @@ def cost(experiment: Experiment) -> Iterator[str]:
         world_size=_world_size(experiment),
         optimizer_sharded=experiment.optimizer.kind != "muon",
     )
+    yield whole([experiment])
     if (experiment.directory / "plan" / MANIFEST).is_file():
         yield from explain.summary(plans.read(experiment.directory / "plan"))
     else:
@@ -122,6 +123,26 @@ def cost(experiment: Experiment) -> Iterator[str]:
                 f"{name or 'insertion'}: families {', '.join(design.families)}; doses {list(design.doses)}, items a "
                 f"dose and family: {design.items_per_dose}; not planned yet (launch/plan.py)"
             )
+
+
+def whole(experiments: Sequence[Experiment]) -> str:
+    """The cost of the pairs of all of these experiments, in a line: GPU hours, days, scoring, checkpoints."""
+    costs = []
+    for one in experiments:
+        padded = padded_vocabulary(vocabulary(one)[0])
+        tokens = _probe_tokens(one)
+        costs.append(estimate.pair(one.model, padded, one.train, gpus=_world_size(one), probe_tokens=tokens))
+    return estimate.total(costs)
+
+
+def _probe_tokens(experiment: Experiment) -> int:
+    """Tokens of all probes: the plan's, or, before there is one, a window for each item and held-out passage."""
+    place = experiment.directory / "plan"
+    if (place / MANIFEST).is_file():
+        return int(plans.read(place).probes["tokens"].list.len().sum())
+    designs = [design for _, design in experiment.insertion.designs()]
+    items = sum(sum(design.arm_sizes(family)) for design in designs for family in design.families)
+    return (items + experiment.insertion.heldout_probes) * experiment.train.sequence_length
 
 
 def _world_size(experiment: Experiment) -> int:

@@ -96,7 +96,8 @@ PROGRAMS = {
         [
             f"{QUICK} insertion=ghost_sentences insertion.doses=[0,1] "
             "'insertion.adaptive={policy: insert_until, at: [50,100,150,200], threshold: 0.3}'",
-            f"{QUICK} insertion=ghost_sentences 'insertion.adaptive={{policy: staircase, at: [50,100]}}'",
+            f"{QUICK} insertion=ghost_sentences insertion.doses=[0,1] "
+            "'insertion.adaptive={policy: staircase, at: [50,100], threshold: 0.3}'",
             RUN,
         ],
     ),
@@ -120,7 +121,7 @@ PROGRAMS = {
         [
             f"{QUICK} seed=1,2,3 model=nano,tiny launcher.jobs=2",
             f"{QUICK} seed=1,2,3 launcher=slurm launcher.account=me",
-            f"{QUICK} seed=1,2,3 launcher=slurm_gpu dry_run=true",
+            f"{QUICK} seed=1,2,3 launcher=slurm_gpu launcher.account=me dry_run=true",
         ],
     ),
 }  # fmt: skip

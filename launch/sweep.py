@@ -304,6 +304,8 @@ def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> N
                 say(f"     {stage}: {line}")
     for line in dict.fromkeys(line for run in waiting for line in preconditions.missing(run.experiment)):
         say(f"missing: {line}")
+    if waiting:
+        say(dry_run.whole([run.experiment for run in waiting]))
     if runs[0].experiment.launcher.kind == "slurm" and waiting:
         write(directory, runs)
         _submit(runs, waiting, directory, arguments)

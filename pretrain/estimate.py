@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.pretrain import memory
@@ -44,6 +45,90 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
 def checkpoint_bytes(parameters: int, train: TrainConfig) -> int:
     """Bytes of one checkpoint: weights and Adam's state, 12 a parameter in fp32, 14 in bf16."""
     return parameters * (14 if train.half_precision else 12)
+
+
+def checkpoints_bytes(parameters: int, train: TrainConfig) -> int:
+    """Bytes of all checkpoints of one training; the first holds no optimizer state."""
+    rest = len(train.checkpoint_steps()) - 1
+    return rest * checkpoint_bytes(parameters, train) + parameters * (2 if train.half_precision else 4)
+
+
+def size(stored: float) -> str:
+    """Bytes for people, in GiB, or TiB from one on."""
+    return f"{stored / 2**40:,.2f} TiB" if stored >= 2**40 else f"{stored / 2**30:,.2f} GiB"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one run, a pair of trainings, takes."""
+
+    gpus: int
+    """Of one training."""
+    training_hours: float
+    """GPU hours of both trainings."""
+    scoring_hours: float
+    """GPU hours of scoring every checkpoint of both."""
+    stored: int
+    """Bytes of the checkpoints of both."""
+
+    @property
+    def days(self) -> float:
+        """Days of one training."""
+        return self.training_hours / 2 / self.gpus / 24
+
+
+def pair(
+    model: ModelConfig,
+    vocab_size: int,
+    train: TrainConfig,
+    *,
+    gpus: int,
+    probe_tokens: float,
+    device: str = "H100",
+    utilisation: float = 0.4,
+) -> Cost:
+    """Estimate what the perturbed run, its twin and their scores take.
+
+    Args:
+        model: its shape.
+        vocab_size: padded.
+        train: length, batches, precision.
+        gpus: of one training.
+        probe_tokens: tokens of all probes, which every checkpoint is asked: a forward pass, a third of a step.
+        device: a key of ``PEAK_FLOPS``.
+        utilisation: share of the peak that is assumed to be reached; a tenth of it in scoring, whose batches are small.
+    """
+    a_token = flops_per_token(model, vocab_size, train.sequence_length)
+    tokens = (train.end - train.begin) * train.global_batch_size * train.sequence_length
+    an_hour = PEAK_FLOPS[device] * utilisation * 3600
+    asked = probe_tokens * len(train.checkpoint_steps())
+    return Cost(
+        gpus=gpus,
+        training_hours=2 * a_token * tokens / an_hour,
+        scoring_hours=2 * a_token / 3 * asked / (an_hour / 10),
+        stored=2 * checkpoints_bytes(model.parameters(vocab_size, train.sequence_length), train),
+    )
+
+
+def total(costs: Sequence[Cost], device: str = "H100") -> str:
+    """All runs together, in a line."""
+    runs = len(costs)
+    longest = f"{max(one.days for one in costs):,.2f} days {'the longest' if runs > 1 else 'each'}"
+    hours, scoring = sum(one.training_hours for one in costs), sum(one.scoring_hours for one in costs)
+    gpus = "/".join(map(str, sorted({one.gpus for one in costs})))
+    of = (
+        f"{runs} runs, {2 * runs} trainings (each perturbed and twin)"
+        if runs > 1
+        else "both trainings of the pair"
+    )
+    return (
+        f"in all: {of} on {gpus} {device} each: {_hours(hours)} {device} hours, about {longest}; "
+        f"scoring {_hours(scoring)} {device} hours; checkpoints {size(sum(one.stored for one in costs))}"
+    )
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}" if hours >= 0.01 else "under 0.01"
 
 
 def summary(
@@ -97,9 +182,8 @@ def summary(
     for gpus in sorted({ranks, 8 * ranks, 64 * ranks}):
         days = flops / (gpus * PEAK_FLOPS[device] * utilisation) / 86_400
         yield f"time on {gpus} {device}: about {days:,.2f} days at {utilisation:.0%} of the peak"
-    full = checkpoint_bytes(weights, train)
-    last = (len(steps) - 1) * full + weights * (2 if train.half_precision else 4)
-    yield f"checkpoints: {len(steps)} a run, {last / 2**30:,.2f} GiB; the first holds no optimizer state"
+    stored = checkpoints_bytes(weights, train)
+    yield f"checkpoints: {len(steps)} a training, {size(stored)}; the first holds no optimizer state"
 
 
 def _memory_line(stage: memory.StageMemory, name: str) -> str:

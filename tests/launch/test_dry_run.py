@@ -5,7 +5,13 @@ import re
 import subprocess
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
+from palimpsest.launch import dry_run
+from palimpsest.launch.compose import CONF, build
+from palimpsest.pretrain import estimate, memory
+from palimpsest.pretrain.config import padded_vocabulary
 from tests.conftest import Workplace
 
 QUICK = "+experiment=quickstart"
@@ -159,4 +165,36 @@ def test_dry_run_is_the_whole_sweep_s(place):
     assert (done.status, done.lines[-1]) == (
         2,
         "palimpsest: dry_run takes one value: it is the whole sweep's",
+    )
+
+
+def composed(*words):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build(compose("config", list(words)))
+
+
+def test_cost_is_that_of_the_submission():
+    """3 seeds x 2 trainings on the launcher's 2 nodes of 8 GPUs: GPU hours by 6 N + attention, disk, scoring."""
+    words = ["+experiment=hubble_1b", *SLURM[:3], "launcher.processes=8", "launcher.gpus=8"]
+    runs = [composed(*words, f"seed={seed}") for seed in (1, 2, 3)]
+    one = runs[0]
+    padded = padded_vocabulary(dry_run.vocabulary(one)[0])
+    a_token = estimate.flops_per_token(one.model, padded, one.train.sequence_length)
+    tokens = one.train.steps * one.train.global_batch_size * one.train.sequence_length
+    hours = 6 * a_token * tokens / (0.4 * 989.4e12) / 3600
+    weights = one.model.parameters(padded, one.train.sequence_length)
+    checkpoints = len(one.train.checkpoint_steps())
+    tib = 6 * ((checkpoints - 1) * 14 + 2) * weights / 2**40
+    told = dry_run.whole(runs)
+    assert told.startswith("in all: 3 runs, 6 trainings (each perturbed and twin) on 16 H100 each: ")
+    assert f"{hours:,.0f} H100 hours, about {hours / 6 / 16 / 24:,.2f} days the longest" in told
+    assert f"checkpoints {tib:,.2f} TiB" in told
+    alone = dry_run.whole(runs[:1])
+    assert alone.startswith("in all: both trainings of the pair on 16 H100 each: ")
+    assert f"{hours / 3:,.0f} H100 hours" in alone
+    assert re.search(r"scoring [\d,.]+ H100 hours", alone)
+    shard = memory.per_stage(one.model, padded, one.train, one.parallel, 16)[0].optimizer
+    assert shard == pytest.approx(
+        memory.per_stage(one.model, padded, one.train, one.parallel, 1)[0].optimizer / 16
     )

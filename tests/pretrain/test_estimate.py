@@ -60,7 +60,7 @@ def test_summary():
     assert "1,179,191,296" in told
     assert f"tokens: {1000 * 8 * 64:,}" in told
     assert "stage 1 of 1: about " in told
-    assert "checkpoints: 21 a run" in told  # 0, ten powers of two, ten hundreds
+    assert "checkpoints: 21 a training" in told  # 0, ten powers of two, ten hundreds
     with pytest.raises(UserError, match="did you mean 'H100'"):
         list(estimate.summary(preset("nano"), 4096, TRAIN, ParallelConfig(), device="H10"))
 
