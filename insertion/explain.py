@@ -43,6 +43,11 @@ def summary(plan: Plan) -> Iterator[str]:
         top = heights.max(initial=1) or 1
         bars = "".join(_BLOCKS[int(np.ceil(h / top * (len(_BLOCKS) - 1)))] for h in heights)
         yield f"{arm:{width}}  {counts['items']:6,} {counts['exposures']:10,}  |{bars}|"
+    last = int(plan.exposures["position"].max() or 0) // shape.global_batch_size  # type: ignore[arg-type]
+    yield (
+        f"steps are counted from 0: the checkpoint step_S has seen the exposures of the steps below S; step_{last + 1} is "
+        "the first that has seen all"
+    )
 
 
 def item(
@@ -99,7 +104,11 @@ def _exposures(
         before = tokenizer.decode(window[max(0, offset - 12) : offset])
         inside = tokenizer.decode(window[offset : offset + length])
         after = tokenizer.decode(window[offset + length : offset + length + 12])
-        ago = "" if until is None else f", {until - step - 1} steps before the checkpoint"
+        ago = (
+            f", {until - step - 1} steps before the checkpoint"
+            if until is not None
+            else f", seen from step_{step + 1} on"
+        )
         yield f"  step {step}, row {position % batch}, offset {offset}{ago}: {before!r} >>{inside!r}<< {after!r}"
 
 

@@ -18,7 +18,8 @@ class Phase:
     end: float = 1.0
     """End of the range, exclusive."""
     at: tuple[int, ...] = ()
-    """Explicit steps instead of a range; exposure k of an item falls into the k-th of them."""
+    """Explicit steps instead of a range, from 0; exposure k of an item falls into the k-th of them. The checkpoint of a
+    step has not seen the exposures of that step: it has finished the steps below it."""
 
     def __post_init__(self) -> None:
         if self.at:

@@ -45,6 +45,8 @@ def lines(experiment: Experiment) -> Iterator[str]:
         yield f"  {stage:{width}}  {line}"
     for line in preconditions.missing(experiment):
         yield f"  missing: {line}"
+    for line in preconditions.unfit(experiment):
+        yield f"  to mend: {line}"
     yield from cost(experiment)
 
 

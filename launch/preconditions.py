@@ -9,18 +9,25 @@ from pathlib import Path
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import MAIN
-from palimpsest.data.prepare import CorpusConfig
+from palimpsest.data.prepare import CorpusConfig, load_tokenizer
 from palimpsest.data.sources.base import FILE_KINDS, files
+from palimpsest.data.tokenizer import Tokenizer, TokenizerConfig, build
 from palimpsest.insertion.families import registry
 from palimpsest.launch.experiment import Experiment
 from palimpsest.pretrain import saved
 from palimpsest.pretrain.huggingface import files as files_of_model
 
 
+def unfit(experiment: Experiment) -> list[str]:
+    """A line for everything that is there and would stop the experiment later: topology, and the user's own items."""
+    items = _of_items(experiment) if _untrained(experiment) else ()
+    return [*_of_topology(experiment), *items]
+
+
 def missing(experiment: Experiment) -> list[str]:
     """A line for each file or directory that the settings name and that is not there.
 
-    Nothing is read: names on the Hugging Face hub and the contents of files are checked by the stage that reads them.
+    Nothing is read: names on the Hugging Face hub are checked by the stage that reads them.
     """
     lines: list[str] = []
     for name, (config, directory) in experiment.corpora.items():
@@ -37,9 +44,9 @@ def require(experiments: Iterable[Experiment]) -> None:
     """Check the experiments of a sweep, or of one run.
 
     Raises:
-        UserError: naming everything that is missing.
+        UserError: naming everything that is missing or does not go together.
     """
-    lines = dict.fromkeys(line for experiment in experiments for line in missing(experiment))
+    lines = dict.fromkeys(line for one in experiments for line in (*missing(one), *unfit(one)))
     if lines:
         raise UserError("; ".join(lines))
 
@@ -63,6 +70,57 @@ def _of_weights(experiment: Experiment) -> Iterator[str]:
             files_of_model.find(experiment.model.weights, experiment.model.revision, whole=False)
         except UserError as error:
             yield str(error)
+
+
+def _of_topology(experiment: Experiment) -> Iterator[str]:
+    """Of the launcher's processes, whether the parallelism divides them."""
+    launcher = experiment.launcher
+    if launcher.kind == "slurm":
+        try:
+            experiment.parallel.check(launcher.nodes * launcher.processes, experiment.model, experiment.train)
+        except UserError as error:
+            yield str(error)
+
+
+def _of_items(experiment: Experiment) -> Iterator[str]:
+    """Of the user's own items (family ``table``): enough of them, readable, and not longer than a window."""
+    tokenizer = _tokenizer(experiment)
+    for name, design in experiment.insertion.designs():
+        prefix = f"insertion.experiments.{name}" if name else "insertion"
+        for family, settings in design.families.items():
+            path = settings.get("path")
+            if family != "table" or not path or not Path(str(path)).exists():
+                continue
+            try:
+                context = registry.FamilyContext(design.seed, tokenizer or build(iter([]), _BYTES), [])
+                items = registry.make(family, context, sum(design.arm_sizes(family)), settings)
+            except UserError as error:
+                told = str(error)
+                yield told if told.startswith("insertion.") else f"{prefix}.families.{family}: {told}"
+                continue
+            if tokenizer is None:
+                continue
+            room = experiment.train.sequence_length
+            lengths = {item.id: len(tokenizer.encode(item.text)) for item in items}
+            long = [item for item, length in lengths.items() if length > room]
+            if long and design.preflight.too_long == "refuse":
+                yield (
+                    f"{prefix}.families.{family}.path={path}: {len(long)} items are longer than a window of "
+                    f"train.sequence_length={room} tokens, the first {long[0]} of {lengths[long[0]]}"
+                )
+
+
+_BYTES = TokenizerConfig(vocab_size=257)
+
+
+def _tokenizer(experiment: Experiment) -> Tokenizer | None:
+    """The tokenizer, where it is known before the corpus is prepared."""
+    if (experiment.corpus_directory / artifact.MANIFEST).is_file():
+        return load_tokenizer(experiment.corpus_directory)
+    config = experiment.corpus.tokenizer
+    if config.kind == "file" and Path(config.path or "").is_file():
+        return build(iter([]), config)
+    return None
 
 
 def _untrained(experiment: Experiment) -> bool:

@@ -270,10 +270,6 @@ def _submit(runs: Sequence[Run], waiting: Sequence[Run], directory: Path, argume
         raise UserError(
             f"this sweep is in SLURM's queue (squeue -j {','.join(before.values())}); wait, or scancel it first"
         )
-    for run in waiting:
-        run.experiment.parallel.check(
-            launcher.nodes * launcher.processes, run.experiment.model, run.experiment.train
-        )
     corpora: dict[Path, int] = {}
     for run in waiting:
         corpora.setdefault(run.experiment.corpus_directory, run.index)
@@ -304,6 +300,8 @@ def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> N
                 say(f"     {stage}: {line}")
     for line in dict.fromkeys(line for run in waiting for line in preconditions.missing(run.experiment)):
         say(f"missing: {line}")
+    for line in dict.fromkeys(line for run in waiting for line in preconditions.unfit(run.experiment)):
+        say(f"to mend: {line}")
     if waiting:
         say(dry_run.whole([run.experiment for run in waiting]))
     if runs[0].experiment.launcher.kind == "slurm" and waiting:

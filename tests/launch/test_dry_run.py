@@ -198,3 +198,24 @@ def test_cost_is_that_of_the_submission():
     assert shard == pytest.approx(
         memory.per_stage(one.model, padded, one.train, one.parallel, 1)[0].optimizer / 16
     )
+
+
+def test_what_does_not_fit_is_told_at_once(place):
+    """Topology, number and length of the user's items: in one line, before anything is prepared or submitted."""
+    (place.path / "items.jsonl").write_text("".join(f'{{"text": "item {k}"}}\n' for k in range(7)))
+    wanted = [QUICK, "insertion=table", "insertion.families.table.path=items.jsonl", *SLURM]
+    wanted = [*wanted, "launcher.processes=3", "corpus=jsonl", "corpus.source.paths=[none.jsonl]"]
+    refused = place.run("sweep", *wanted)
+    assert refused.status == 2
+    for told in (
+        "none.jsonl does not exist",
+        "train.global_batch_size=8",
+        "insertion.families.table: ",
+        "there are 7",
+    ):
+        assert told in refused.lines[-1]
+    assert files(place) == ["items.jsonl"]
+    dry = place.ok("run", *wanted[:3], "dry_run=true")
+    assert "to mend: insertion.families.table: " in dry.out
+    assert place.run("run", *wanted[:3]).status == 2
+    assert files(place) == ["items.jsonl"]

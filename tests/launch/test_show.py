@@ -33,6 +33,7 @@ def test_item(prepared):
     assert len(shown) == 4
     assert all(f">>{chosen['text']!r}<<" in line for line in shown)
     steps = [int(line.split()[1].rstrip(",")) for line in shown]
+    assert all(f", seen from step_{step + 1} on" in line for line, step in zip(shown, steps, strict=True))
     seen = prepared.ok("plan", "show", f"item={chosen['item_id']}", "checkpoint=10").lines
     seen = [line for line in seen if line.startswith("  step")]
     assert len(seen) == sum(step < 10 for step in steps)
