@@ -45,8 +45,8 @@ def summary(plan: Plan) -> Iterator[str]:
         yield f"{arm:{width}}  {counts['items']:6,} {counts['exposures']:10,}  |{bars}|"
     last = int(plan.exposures["position"].max() or 0) // shape.global_batch_size  # type: ignore[arg-type]
     yield (
-        f"steps are counted from 0: the checkpoint step_S has seen the exposures of the steps below S; step_{last + 1} is "
-        "the first that has seen all"
+        "steps are counted from 0: the checkpoint step_S has seen the exposures of the steps below S; "
+        f"step_{last + 1} is the first that has seen all"
     )
 
 

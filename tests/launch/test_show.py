@@ -18,6 +18,8 @@ def test_summary(prepared):
     lines = prepared.ok("plan", "show").lines
     facts = json.loads((prepared.directory() / "plan" / "manifest.json").read_text())["facts"]
     assert f"{facts['exposures']:,} exposures" in lines[0]
+    exposures = pl.read_parquet(prepared.directory() / "plan" / "exposures.parquet")
+    assert lines[-1].endswith(f"step_{exposures['position'].max() // 8 + 1} is the first that has seen all")
     for arm in ("dose 0", "dose 1", "dose 4"):
         (line,) = [line for line in lines if line.startswith(arm)]
         bars = line.split("|")[1]
