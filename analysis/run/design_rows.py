@@ -24,7 +24,9 @@ def balance(run: RunFiles) -> pl.DataFrame:
     where there is one. A difference is that of the means within families, weighted by the items of the dose, over
     the standard deviation within families and doses; ``low`` and ``high`` bound it at 95 % (normal).
     """
-    items = run.items.select("item_id", "family", "dose", length_in_tokens="length", length_in_bytes="bytes")
+    items = run.plan.items.select(
+        "item_id", "family", "dose", length_in_tokens="length", length_in_bytes="bytes"
+    )
     rows = run.metrics("loglik_per_byte", steps=[run.last_step]).filter(pl.col("run") == "twin")
     if rows.height:
         twin = rows.group_by("item_id").agg(loglik_of_twin=pl.col("value").mean())

@@ -39,7 +39,7 @@ def wordings(run: RunFiles) -> pl.DataFrame:
 def _levels(run: RunFiles, factor: str) -> pl.DataFrame:
     """``item_id`` and its ``level`` of a factor that varies."""
     level = pl.col("arm").str.extract(rf"(?:^|, ){factor} (.*?)(?:, [a-z]+ |$)")
-    found = run.items.select("item_id", level=level).filter(pl.col("level").is_not_null())
+    found = run.plan.items.select("item_id", level=level).filter(pl.col("level").is_not_null())
     if found.is_empty():
         raise UserError(
             f"{run.name} has one {factor}: this figure needs arms that differ in insertion.{factor}"
