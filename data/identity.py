@@ -34,7 +34,7 @@ def by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
         config: the settings.
         place: directory of the corpora; what is remembered lies there, if it can be written to.
     """
-    spelled: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    spelled = _settings(config)
     if not (_reads_files(config) or config.tokenizer.path or config.decontaminate.paths):
         return spelled
     key = (str(place), json_digest(spelled))
@@ -49,11 +49,20 @@ def by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
 
 def without_paths(config: CorpusConfig) -> dict[str, Any]:
     """The settings of a corpus as JSON values, without paths: its inputs' digests stand for those."""
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    settings = _settings(config)
     if _reads_files(config):
         settings["source"]["paths"] = []
     settings["tokenizer"]["path"] = None
     settings["decontaminate"]["paths"] = []
+    return settings
+
+
+def _settings(config: CorpusConfig) -> dict[str, Any]:
+    """As JSON values; without where the files of a copy are, and without a limit that is none."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    del settings["source"]["files"]
+    if settings["source"]["max_files"] is None:
+        del settings["source"]["max_files"]
     return settings
 
 

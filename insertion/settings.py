@@ -27,12 +27,13 @@ class InsertionConfig:
     """The design of an insertion experiment: items, doses, factors, strata and randomisation."""
 
     families: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Family -> its settings."""
+    """Family -> its settings; any other name -> those of the family that the setting ``family`` names."""
     doses: tuple[int, ...]
     """Numbers of insertions of an item; dose 0 is the never-inserted control."""
     items_per_dose: Counts | Mapping[str, Counts] = 10
     """Items of each family in each arm of a dose: one number for all doses, one for each, or ``hubble:N``
-    (``insertion.item_counts.items_of_doses``); a mapping gives every family its own."""
+    (``insertion.item_counts.items_of_doses``); a mapping gives every family its own. 0: the family has no items of that
+    dose."""
     named_arms: Mapping[str, NamedArm] = field(default_factory=dict)
     """Arms by name, where they are no product; then ``doses`` is empty and ``items_per_dose`` is not used."""
     phase: tuple[Phase, ...] = (Phase(),)
@@ -134,10 +135,8 @@ class InsertionConfig:
         for family in self.families:
             if isinstance(self.items_per_dose, Mapping) and family not in self.items_per_dose:
                 raise UserError(f"insertion.items_per_dose has no entry for family {family}")
-            if not (self.named_arms or self.placements) and min(self.counts(family).values()) < 2:
-                raise UserError(
-                    f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar"
-                )
+            if not (self.named_arms or self.placements):
+                self._check_arms(family)
             items = self.size(family)
             exposures = sum(
                 size * arm.dose for size, (_, arm) in zip(self.arm_sizes(family), self.arms, strict=True)
@@ -151,6 +150,15 @@ class InsertionConfig:
                         f"insertion.items_per_dose={self.items_per_dose} with insertion.doses={list(self.doses)} asks "
                         f"for {count:,} {what} of {family}; {most:,} are the most: lower them"
                     )
+
+    def _check_arms(self, family: str) -> None:
+        """A family has controls and inserted items, two or more of each arm that it has at all."""
+        never, *inserted = self.counts(family).values()
+        if never < 2 or any(count < 2 and count != 0 for count in inserted) or not any(inserted):
+            raise UserError(
+                f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar; {family} needs 2 "
+                "or more items of dose 0 and of some other dose, and none or more than one of each of the rest"
+            )
 
     def _check_experiments(self) -> None:
         if self.paired_with:

@@ -4,6 +4,8 @@ Every setting with several values is a factor; all combinations are run, each as
 in ``runs/sweeps/<experiment>-<digest>/``: ``runs.jsonl`` (a line a run), logs, and the report of the sweep. The same
 command again goes on: runs that are finished are skipped, those that failed or were stopped are started again, alone.
 
+``+sweep=hubble_timing`` takes the runs from ``conf/sweep/hubble_timing.yaml``; their names there are a factor.
+
 ``launcher.jobs=4`` runs four at a time and divides the GPUs among them; ``launcher=slurm`` submits arrays
 (``conf/launcher/``); ``launcher=report`` starts nothing. ``dry_run=true`` says what each run would make and reuse; with
 ``launcher=slurm`` it also writes the scripts and prints the submission.
@@ -31,13 +33,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from palimpsest.analysis.report import sweep as pages
 from palimpsest.analysis.report.inputs import KIND as REPORT
 from palimpsest.analysis.report.inputs import VERSION as REPORT_VERSION
 from palimpsest.data import artifact
 from palimpsest.data.artifact import json_digest
-from palimpsest.data.errors import UserError
+from palimpsest.data.errors import UserError, nearest
 from palimpsest.launch import dry_run, help, preconditions, slurm
 from palimpsest.launch.compose import CONF, build, scaled
 from palimpsest.launch.experiment import Experiment
@@ -97,6 +100,28 @@ def expand(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, st
     return [
         (tuple(text for text, _, _ in chosen), {key: value for _, key, value in chosen if key is not None})
         for chosen in itertools.product(*options)
+    ]
+
+
+def lines_of(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, str]]]:
+    """As ``expand``, of the runs that ``+sweep=NAME`` names, if it is among the arguments.
+
+    Raises:
+        UserError: for a sweep that there is none of, too.
+    """
+    chosen = [text for text in arguments if text.partition("=")[0] in ("+sweep", "sweep")]
+    if not chosen:
+        return expand(arguments)
+    name, folder = chosen[-1].partition("=")[2], CONF / "sweep"
+    if not (file := folder / f"{name}.yaml").is_file():
+        known = nearest(name, [path.stem for path in folder.glob("*.yaml")])
+        raise UserError(f"{chosen[-1]}: there is no such sweep{known}")
+    given: Any = OmegaConf.to_container(OmegaConf.load(file))
+    rest = [text for text in arguments if text not in chosen]
+    return [
+        (words, {name: run, **factors})
+        for run, own in given["runs"].items()
+        for words, factors in expand([*given["arguments"], *own, *rest])
     ]
 
 
@@ -348,7 +373,7 @@ def sweep(arguments: Sequence[str]) -> int:
     Returns:
         0; 3 if an audit failed; the status of the first run that failed.
     """
-    runs = composed(expand(arguments))
+    runs = composed(lines_of(arguments))
     launcher = runs[0].experiment.launcher
     directory = directory_of(runs)
     run_arguments = [text for text in arguments if not _OF_THE_SWEEP.match(text)]

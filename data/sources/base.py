@@ -7,6 +7,7 @@ tasks of a SLURM array share out, so the corpus does not depend on how many of t
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -98,6 +99,11 @@ class SourceConfig:
     """``datasets``: commit or tag on the hub; what is read there can change without it."""
     streaming: bool = False
     """``datasets``: read from the hub without keeping a copy."""
+    files: str = ""
+    """``datasets``: pattern of the files below a directory in ``paths`` that is a local copy, such as
+    ``en/c4-train.*.json.gz``. With such directories the source is of their kind, ``parquet`` or ``jsonl``."""
+    max_files: int | None = None
+    """Read the first so many files (of a streamed data set: shards) alone."""
     token_dtype: str = "uint16"
     """``olmo``: dtype of headerless token files."""
     eod_id: int | None = None
@@ -110,6 +116,7 @@ class SourceConfig:
             if isinstance(value := getattr(self, name), str):
                 raise UserError(f"corpus.source.{name}={value!r} is one string; give a list: [{value}]")
             object.__setattr__(self, name, tuple(map(str, value)))
+        self._take_copies()
         object.__setattr__(self, "keep", {key: tuple(map(str, _list(v))) for key, v in self.keep.items()})
         if self.kind in (*FILE_KINDS, "datasets") and not self.paths:
             raise UserError(
@@ -147,6 +154,32 @@ class SourceConfig:
                 f"corpus.source.pattern={self.pattern!r} does not go with corpus.source.documents={self.documents}; "
                 "documents=pattern needs a pattern, and nothing else has one"
             )
+
+    def _take_copies(self) -> None:
+        """Become a source of files where the paths are local copies of a data set."""
+        if self.kind == "datasets" and self.files and self.paths and all(map(_is_copy, self.paths)):
+            own = {
+                "kind": "parquet" if self.files.endswith(".parquet") else "jsonl",
+                "paths": tuple(f"{glob.escape(path)}/{self.files}" for path in self.paths),
+                "dataset_name": None,
+                "revision": None,
+                "streaming": False,
+            }
+            for name, value in own.items():
+                object.__setattr__(self, name, value)
+        if self.max_files is not None and (
+            self.max_files < 1 or not (self.kind in FILE_KINDS or self.streaming)
+        ):
+            raise UserError(
+                f"corpus.source.max_files={self.max_files} must be 1 or more, and goes with files and with "
+                "corpus.source.streaming=true"
+            )
+
+
+def _is_copy(path: str) -> bool:
+    """True for a directory of a data set's files (not of ``save_to_disk``), and for what is no name on the hub."""
+    made = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return not made and (Path(path).is_dir() or path.startswith(("/", ".", "~")))
 
 
 def _list(value: Any) -> Any:
@@ -319,7 +352,8 @@ def files(config: SourceConfig) -> list[Path]:
         UserError: naming the path that leads to no file.
     """
     suffixes = READERS[config.kind].suffixes
-    return list(dict.fromkeys(chain.from_iterable(_expand(path, suffixes) for path in config.paths)))
+    found = dict.fromkeys(chain.from_iterable(_expand(path, suffixes) for path in config.paths))
+    return list(found)[: config.max_files]
 
 
 def all_files(config: SourceConfig) -> list[Path]:

@@ -66,7 +66,8 @@ def _split(config: SourceConfig, workers: int) -> list[Part]:
         if config.streaming and not hasattr(found, "__len__"):
             digest = json_digest([path, config.dataset_name, config.dataset_split, config.revision])
             shards = max(getattr(found, "num_shards", 1), 1)
-            parts += [Part(path, k, shards, size=1 << 26, digest=digest) for k in range(shards)]
+            first = range(shards)[: config.max_files]
+            parts += [Part(path, k, shards, size=1 << 26, digest=digest) for k in first]
             continue
         wanted_columns(config, found.column_names, path)
         local = sorted(Path(path).rglob("*.arrow")) if Path(path).is_dir() else []

@@ -28,7 +28,7 @@ from palimpsest.data.sources.base import READERS, Document, Part, Reader, Source
 _BLOCK = 1 << 20  # bytes read at a time
 _STRETCH = 1 << 24  # bytes of a plain file in one part
 _DENSE = 1 << 8  # bytes of zstd unpacked at a time: each can stand for 40,000
-_PACKED = (".gz", ".zst", ".bz2", ".xz")
+_PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 _LONGEST = 1 << 27
 """Bytes of a line, and of a document of several lines. A small archive can hold gigabytes in one."""
 
@@ -248,7 +248,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """
     openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
-        if path.suffix == ".zst":
+        if path.suffix in (".zst", ".zstd"):
             yield from _zstd_blocks(path)
             return
         with openers[path.suffix](path) as file:

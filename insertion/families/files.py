@@ -116,9 +116,10 @@ def _objects(values: Any, where: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def hub_rows(
-    name: str, subset: str, split: str, revision: str, limit: int, what: str
+    name: str, subset: str, split: str, revision: str, limit: int, what: str, *, file: str = ""
 ) -> list[dict[str, Any]]:
-    """The first ``limit`` rows of a data set of Hugging Face ``datasets`` (a name, or a directory), streamed.
+    """The first ``limit`` rows of a data set of Hugging Face ``datasets`` (a name, or a directory), streamed; of one
+    ``file`` of it alone, if that is given.
 
     A data set of the hub is read as it is at ``revision``, a commit; if that is empty, as it happens to be now.
 
@@ -136,7 +137,12 @@ def hub_rows(
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(
-                name, subset or None, split=split, revision=revision or None, streaming=True
+                name,
+                subset or None,
+                split=split,
+                revision=revision or None,
+                streaming=True,
+                data_files={split: file} if file else None,
             )
         return [dict(row) for _, row in zip(range(limit), found, strict=False)]
     except Exception as error:  # datasets, the hub and the network share no narrower class

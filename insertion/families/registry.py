@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,9 @@ class FamilyContext:
         return np.random.default_rng([self.seed, xxhash.xxh3_64_intdigest(family.encode()), index])
 
 
+KIND = "family"
+"""Setting of a family under another name: the family that makes its items."""
+
 OVERLAP = 12
 """Length in tokens of a shared run from which on a text counts as contained in the corpus."""
 
@@ -99,15 +103,16 @@ def names() -> list[str]:
 
 
 def files_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files that a family reads: its settings called ``path`` or ``..._path``. A model that is trained
-    here has none: it follows from the settings.
+    """Digests of the files that a family reads: settings called ``path`` or ``..._path``, and ``dataset`` if it is a
+    directory. A model that is trained here has none: it follows from the settings.
 
     Raises:
         UserError: for a file that is not there.
     """
     found = {}
     for key, value in settings.items():
-        if not value or not (key == "path" or key.endswith("_path")):
+        local = key == "dataset" and Path(str(value)).is_dir()
+        if not value or not (local or key == "path" or key.endswith("_path")):
             continue
         if (digest := digest_of(value, f"insertion.families.{name}.{key}")) is not None:
             found[key] = digest
@@ -138,6 +143,10 @@ def digest_of(value: str, what: str) -> str | None:
 def check(name: str, settings: Mapping[str, Any]) -> Family:
     """Check a family's settings: each has the type of its default, and numbers are above 0 (or 0, if the default is).
 
+    Args:
+        name: of the family, or any other if the settings name the family.
+        settings: its settings, and perhaps ``family``, the family that makes the items.
+
     Returns:
         The family.
 
@@ -145,11 +154,17 @@ def check(name: str, settings: Mapping[str, Any]) -> Family:
         UserError: for an unknown family, or a setting that is unknown or impossible.
     """
     _discover()
-    if name not in _FAMILIES:
-        raise UserError(f"insertion.families: there is no family '{name}'{nearest(name, _FAMILIES)}")
-    function = _FAMILIES[name]
+    kind = str(settings.get(KIND, name))
+    if kind not in _FAMILIES:
+        where = f".{name}.{KIND}" if KIND in settings else ""
+        raise UserError(f"insertion.families{where}: there is no family '{kind}'{nearest(kind, _FAMILIES)}")
+    if KIND in settings and kind != name and not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise UserError(f"insertion.families: {name!r} must be letters, digits, '_' and '-'")
+    function = _FAMILIES[kind]
     known: Mapping[str, Any] = function.__kwdefaults__ or {}
     for key, value in settings.items():
+        if key == KIND:
+            continue
         full = f"insertion.families.{name}.{key}"
         if key not in known:
             raise UserError(f"{full}: no such setting{nearest(key, known)}")
@@ -183,7 +198,21 @@ def _check_value(name: str, value: object, default: object) -> None:
 def make(name: str, context: FamilyContext, count: int, settings: Mapping[str, Any]) -> Sequence[Item]:
     """Make ``count`` items of a family.
 
+    Where the settings say which ``family`` makes them, they carry ``name``, which also goes before their ids, and draw
+    random numbers of their own: a design may hold several sets of one family.
+
     Raises:
         UserError: see ``check``, and where the family cannot make so many.
     """
-    return check(name, settings)(context, count, **settings)
+    function = check(name, settings)
+    kind = str(settings.get(KIND, name))
+    given = {key: value for key, value in settings.items() if key != KIND}
+    if kind == name:
+        return function(context, count, **given)
+    own = replace(context, seed=xxhash.xxh3_64_intdigest(name.encode(), seed=context.seed))
+    try:
+        items = function(own, count, **given)
+    except UserError as error:
+        told = str(error).replace(f"insertion.families.{kind}", f"insertion.families.{name}")
+        raise UserError(told) from None
+    return [replace(item, family=name, id=f"{name}-{item.id}") for item in items]

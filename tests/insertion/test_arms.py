@@ -78,6 +78,8 @@ def test_hubbles_grid_is_the_published_one(total, published):
 
 
 def test_families_may_have_counts_of_their_own():
+    small = config(doses=(0, 1, 4), items_per_dose=(3, 0, 2))  # a family may lack a dose
+    assert (small.counts("f"), small.size("f")) == ({0: 3, 1: 0, 2: 2}, 5)
     made = config(families={"f": {}, "g": {}}, doses=(0, 4), items_per_dose={"f": 3, "g": (5, 2)})
     assert (made.arm_sizes("f"), made.arm_sizes("g")) == ([3, 3], [5, 2])
     assert (made.size("f"), made.size("g")) == (6, 7)
@@ -122,6 +124,9 @@ def test_named_arms():
         ({"doses": (0, 4, 4)}, "different numbers"),
         ({"items_per_dose": (3,)}, "must be one number, or one for each"),
         ({"items_per_dose": 1}, "nothing has an error bar"),
+        ({"items_per_dose": (0, 5)}, "nothing has an error bar; f needs 2"),
+        ({"items_per_dose": (5, 0)}, "nothing has an error bar; f needs 2"),
+        ({"items_per_dose": (5, -2)}, "nothing has an error bar; f needs 2"),
         ({"spacing": ()}, "insertion.spacing is empty"),
         ({"families": {}}, "insertion.families is empty"),
         ({"per_window": 2, "displace": ("around",)}, "insertion.per_window=2 needs"),

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from palimpsest.insertion.families.hubble_stand_ins import SETS
 from palimpsest.launch.compose import CONF, build, scaled
 from palimpsest.launch.sweep import expand
 from palimpsest.launch.train import dry_run
@@ -51,6 +52,8 @@ SMALL = [
 """Twenty steps of a model that is smaller still, over the documentation of Python alone. Families, doses and whatever
 else makes an arm stay as they are; there are fewer items to an arm."""
 FEW = ["insertion.items_per_dose=2"]
+HUBBLE = [*FEW, "insertion.doses=[0,1,4]", "insertion.max_share=0.5"]
+"""Two items of each of sixteen sets at each dose, 160 exposures."""
 OWN = {
     # The moments of exposure, which lie beyond twenty steps.
     "facts_7b_nano": [
@@ -69,9 +72,8 @@ OWN = {
     "continue_pythia_nano": [
         f"insertion.named_arms.{name}.items=2" for name in ("never", "once", "four", "sixteen", "sixty_four")
     ],
-    # Two items of each of two families 341 times, in windows of their own.
-    "hubble_1b_nano": [*FEW, "train.global_batch_size=80"],
-    "hubble_8b_nano": [*FEW, "train.global_batch_size=80"],
+    "hubble_1b_nano": HUBBLE,
+    "hubble_8b_nano": HUBBLE,
     # A reference of twenty steps has no traps of low perplexity.
     "traps_1b_nano": [*FEW, "insertion.families.traps.high=10001", "insertion.families.traps.buckets=1"],
 }
@@ -171,14 +173,20 @@ def test_nano(place, name, request):
     found = plans.read(directory / "plan")
     usual = made(f"+experiment={name}").insertion
     assert set(found.items["family"]) == set(usual.families)
-    assert set(found.items["dose"]) == {0} | set(usual.doses) | {
-        arm.dose for arm in usual.named_arms.values()
-    }
+    doses = experiment.insertion.doses
+    assert set(found.items["dose"]) == {0} | set(doses) | {arm.dose for arm in usual.named_arms.values()}
     counted = found.exposures.group_by("item").len().sort("item")
     doses = found.items["dose"].to_list()
     assert {row["item"]: row["len"] for row in counted.iter_rows(named=True)} == {
         item: dose for item, dose in enumerate(doses) if dose
     }
+
+    if name.startswith("hubble"):
+        asked = pl.read_csv(directory / "report" / "questions.csv")
+        passages = {"gutenberg_popular", "gutenberg_unpopular", "wikipedia"}
+        assert set(asked["family"]) == set(SETS) - passages
+        told = pl.read_csv(directory / "report" / "estimates.csv")
+        assert set(told["family"]) >= set(SETS)
 
 
 def test_nano_is_a_scale_of_any_experiment():

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from palimpsest.data.errors import UserError
-from palimpsest.launch.sweep import composed, expand, gpus, gpus_of
+from palimpsest.launch.compose import CONF
+from palimpsest.launch.sweep import composed, expand, gpus, gpus_of, lines_of
 from tests.conftest import Workplace
 
 QUICK = "+experiment=quickstart"
@@ -48,6 +49,34 @@ def test_runs_have_their_own_directories():
     assert [run.experiment.seed for run in runs] == [1, 1, 2, 2]
     assert [run.experiment.model.name for run in runs] == ["nano", "tiny"] * 2
     assert all("launcher.jobs=2" not in run.arguments for run in runs)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "sweep").glob("*.yaml")))
+def test_named_sweeps(name):
+    """Every file in conf/sweep is a sweep of runs that compose; their names are a factor beside those typed."""
+    runs = composed(lines_of([f"+sweep={name}", "seed=1,2", "launcher=report"]))
+    assert len({run.experiment.directory for run in runs}) == len(runs) >= 4
+    assert {run.experiment.seed for run in runs} == {1, 2}
+    assert {tuple(run.factors) for run in runs} == {(name, "seed")}
+    assert all(len(run.experiment.insertion.families) == 16 for run in runs)
+
+
+def test_phases_and_tokens_of_hubble():
+    timing = composed(lines_of(["+sweep=hubble_timing"]))
+    spans = [(phase.start, phase.end) for run in timing for phase in run.experiment.insertion.phase]
+    assert spans == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1), (0, 0.5), (0.5, 1)]
+    short, long = composed(lines_of(["+sweep=hubble_dilution"]))
+    for run, tokens in ((short, 100.7e9), (long, 500.2e9)):
+        train = run.experiment.train
+        assert train.steps * train.global_batch_size * train.sequence_length == pytest.approx(
+            tokens, rel=1e-3
+        )
+    assert short.experiment.insertion == long.experiment.insertion
+
+
+def test_an_unknown_sweep_is_refused():
+    with pytest.raises(UserError, match=r"\+sweep=hubble_time: there is no such sweep; did you mean"):
+        lines_of(["+sweep=hubble_time"])
 
 
 @pytest.mark.parametrize(
