@@ -22,7 +22,7 @@ PROGRAMS = {
     "watch": "a run's progress in a browser",
     "export": "a checkpoint for transformers",
     "export_items": "a plan's items for lm-eval, membership benchmarks and open-unlearning",
-    "released": "score a released model",
+    "released": "score and report models that others have trained",
     "dependence": "do experiments that share a run influence each other?",
     "import_plan": "a plan from insertions made elsewhere",
     "write_corpus": "the perturbed corpus as files, for other trainers",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +22,14 @@ from palimpsest.pretrain import laws
 from palimpsest.pretrain.huggingface import settings as released
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+RELEASED = CONF / "released"
+"""The settings of ``launch/released.py``."""
+_EXAMPLE = {CONF: "quickstart", RELEASED: "released"}
+_PROGRAMS = {
+    CONF: "a model that is trained here: launch/run.py",
+    RELEASED: "released models: launch/released.py",
+}
+Checked = TypeVar("Checked")
 
 
 def scaled(arguments: Sequence[str]) -> list[str]:
@@ -42,20 +50,45 @@ def build(config: DictConfig) -> Experiment:
     Raises:
         UserError: for a missing, unknown or impossible value.
     """
-    if OmegaConf.is_missing(config, "experiment"):
-        known = nearest("", _experiments())
-        raise UserError(f"no experiment was chosen: add +experiment=NAME, such as quickstart{known}")
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise UserError(f"{missing[0]} has no value; set it: {missing[0]}=...")
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    values = _convert(Experiment, values, "")
+    values = values_of(Experiment, config, CONF)
     _sort_families(values.get("insertion"))
     if all(isinstance(values.get(part), dict) for part in ("model", "optimizer", "train")):  # else said below
         for line in (*released.apply(values), *laws.apply(values)):
             say(line)
+    return checked(Experiment, values)
+
+
+def values_of(kind: type, config: DictConfig, conf: Path) -> dict[str, Any]:
+    """The values of a composed configuration, each of the type that a dataclass wants where pydantic would not ask.
+
+    Args:
+        kind: the dataclass.
+        config: the configuration.
+        conf: its directory.
+
+    Raises:
+        UserError: for a missing or unknown value.
+    """
+    if OmegaConf.is_missing(config, "experiment"):
+        names = _experiments(conf)
+        raise UserError(
+            f"no experiment was chosen: add +experiment=NAME, such as {_EXAMPLE[conf]}{nearest('', names)}"
+        )
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} has no value; set it: {missing[0]}=...")
+    values: dict[str, Any] = _convert(kind, OmegaConf.to_container(config, resolve=True), "")
+    return values
+
+
+def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
+    """The dataclass of checked values.
+
+    Raises:
+        UserError: for an impossible value.
+    """
     try:
-        return TypeAdapter(Experiment).validate_python(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
@@ -148,8 +181,8 @@ def _convert_number(options: tuple[Any, ...], value: float, name: str) -> Any:
     return str(value) if not numeric and {str, Path} & set(options) else value
 
 
-def _experiments() -> list[str]:
-    return sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+def _experiments(conf: Path) -> list[str]:
+    return sorted(path.stem for path in (conf / "experiment").glob("*.yaml"))
 
 
 def _keys(config: DictConfig) -> set[str]:
@@ -164,11 +197,14 @@ def _keys(config: DictConfig) -> set[str]:
     return set(walk(config, ""))
 
 
-def one_line(error: Exception) -> str:
-    """An error of Hydra or OmegaConf as one line, with the nearest name that exists."""
+def one_line(error: Exception, conf: Path = CONF) -> str:
+    """An error of Hydra or OmegaConf as one line, with the nearest name that exists in a directory of settings."""
     text = str(error)
     if option := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-        group = CONF / option[1]
+        for other, programs in _PROGRAMS.items():
+            if other != conf and (other / option[1] / f"{option[2]}.yaml").is_file():
+                return f"{option[1]}={option[2]} is for {programs}"
+        group = conf / option[1]
         return f"{option[1]}={option[2]}: there is no such {option[1]}" + nearest(
             option[2], [path.stem for path in group.glob("*.yaml")]
         )
@@ -181,7 +217,7 @@ def one_line(error: Exception) -> str:
         from hydra.core.global_hydra import GlobalHydra
 
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with initialize_config_dir(str(conf), version_base="1.3"):
             usual = compose("config")
         known = _keys(usual)
         if setting in known and isinstance(OmegaConf.select(usual, setting), DictConfig):

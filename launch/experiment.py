@@ -219,6 +219,6 @@ def _plain(value: Any) -> Any:
     return TypeAdapter(Path if isinstance(value, Path) else type(value)).dump_python(value, mode="json")
 
 
-def resolved(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as JSON values."""
-    return {field.name: _plain(getattr(experiment, field.name)) for field in fields(experiment)}
+def resolved(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings, such as an experiment, as JSON values."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in fields(settings)}

@@ -9,7 +9,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, Protocol, TypeVar
 
 import hydra
 from hydra.errors import HydraException
@@ -20,16 +21,26 @@ from palimpsest.data.errors import UserError
 from palimpsest.insertion.ledger import PlanViolation
 from palimpsest.launch import help, recorded
 from palimpsest.launch.compose import CONF, build, one_line, scaled
-from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import INTEGRITY, end, say
 from palimpsest.pretrain.interrupts import REQUEUE, Interrupted
 
+
+class _DryRun(Protocol):
+    @property
+    def dry_run(self) -> bool:
+        """Only say what would be done."""
+
+
+Settings = TypeVar("Settings", bound=_DryRun)
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def program(
-    main: Callable[[Experiment], int | None],
-    dry_run: Callable[[Experiment], Iterable[str]] | None = None,
+    main: Callable[[Settings], int | None],
+    dry_run: Callable[[Settings], Iterable[str]] | None = None,
+    *,
+    kind: Callable[[DictConfig], Settings] = build,  # type: ignore[assignment]
+    conf: Path = CONF,
 ) -> Callable[[], None]:
     """Make a program of a function: Hydra's command line in, exit status out.
 
@@ -39,6 +50,8 @@ def program(
     Args:
         main: does the work.
         dry_run: says what it would do, in lines; without it ``dry_run=true`` is refused.
+        kind: checks a composed configuration and makes the settings of it.
+        conf: directory of the configuration.
     """
 
     def start() -> None:
@@ -48,7 +61,7 @@ def program(
             return
         sys.argv[1:] = ["--help" if text == help.EVERY else text for text in scaled(sys.argv[1:])]
 
-        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+        @hydra.main(version_base="1.3", config_path=str(conf), config_name="config")
         def compose(config: DictConfig) -> None:
             composed.append(config)  # the work is done outside, where Hydra adds nothing to errors
 
@@ -57,9 +70,9 @@ def program(
             if directory is not None:
                 return one(recorded.load(directory, overrides))
             _compose(compose)
-            return max((one(build(config)) for config in composed), default=0)  # none after --help or --cfg
+            return max((one(kind(config)) for config in composed), default=0)  # none after --help or --cfg
 
-        def one(experiment: Experiment) -> int:
+        def one(experiment: Settings) -> int:
             if not experiment.dry_run:
                 return main(experiment) or 0
             if dry_run is None:
@@ -71,7 +84,7 @@ def program(
                 say(line)
             return 0
 
-        guarded(work)
+        guarded(work, conf)
 
     return start
 
@@ -98,8 +111,13 @@ def _compose(compose: Callable[[], None]) -> None:
         raise UserError(f"the command line cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
-def guarded(work: Callable[[], int]) -> NoReturn:
-    """Do the work of a program and end with its status, or with what its error means."""
+def guarded(work: Callable[[], int], conf: Path = CONF) -> NoReturn:
+    """Do the work of a program and end with its status, or with what its error means.
+
+    Args:
+        work: gives the status.
+        conf: directory of the configuration, whose names errors suggest.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
@@ -115,7 +133,7 @@ def guarded(work: Callable[[], int]) -> NoReturn:
     except PlanViolation as error:
         end(str(error), INTEGRITY, 0)  # whichever rank saw it says so
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        line = str(error) if isinstance(error, UserError) else one_line(error)
+        line = str(error) if isinstance(error, UserError) else one_line(error, conf)
         end(line, 2, rank)
     except OSError as error:
         if error.errno in _FULL_DISK:

@@ -1,77 +1,231 @@
-"""Score a released model: ``python launch/released.py MODEL ITEMS.jsonl DIRECTORY``.
+"""Models that others have trained, scored and reported like ours: ``python launch/released.py +experiment=released``.
 
-MODEL is a directory, or a name on the hub, of a causal language model of ``transformers``; what a line of ITEMS may be,
-``analysis.scoring.released.probes`` says. DIRECTORY gets ``probes.parquet`` and ``step_00000000/scores.parquet``.
+``models.perturbed=NAME items=FILE`` scores a causal model of ``transformers`` with items whose doses its authors
+declare; ``models.standard=NAME`` is its twin. ``shard=k/n`` does one share of the scoring, for an array of jobs.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
+from palimpsest.analysis import Run
+from palimpsest.analysis.metrics import Parameters
+from palimpsest.analysis.report import build as build_report
+from palimpsest.analysis.report.inputs import KIND, VERSION
+from palimpsest.analysis.scoring import hub, scores
+from palimpsest.data import artifact
+from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
+from palimpsest.insertion import declared
+from palimpsest.insertion import plan as plans
+from palimpsest.insertion.families import files
+from palimpsest.launch.compose import RELEASED
+from palimpsest.launch.experiment import resolved
 from palimpsest.launch.process import say
-from palimpsest.launch.program import guarded, share_of
+from palimpsest.launch.program import program, share_of
+from palimpsest.launch.released_settings import ModelPair, ReleasedConfig, build
+from palimpsest.launch.score import summary
+from palimpsest.pretrain.saved import path_of
 
-
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; see launch/released.py --help")
-
-
-def work() -> int:
-    """Score what the command line says."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = _refuse  # type: ignore[method-assign]
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("items", metavar="ITEMS.jsonl", type=Path)
-    parser.add_argument("directory", metavar="DIRECTORY", type=Path)
-    parser.add_argument("--shard", default="0/1", help="do share k of n, k/n; for an array of jobs")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--bos",
-        default="always",
-        help="prompts follow the beginning-of-text token: %(default)s; never; or auto: if the tokenizer adds it",
-    )
-    parser.add_argument(
-        "--long-texts", default="refuse", help="beyond the table of positions: %(default)s or truncate"
-    )
-    parser.add_argument("--dtype", default=None, help="precision, such as bfloat16")
-    parser.add_argument("--device-map", default=None, help="how modules are put on devices, such as auto")
-    arguments = parser.parse_args()
-    share = share_of(arguments.shard)
-
+if TYPE_CHECKING:
     import torch
 
-    from palimpsest.analysis.scoring import released
+    from palimpsest.analysis.scoring.hub import Released
+    from palimpsest.analysis.scoring.models import Model
 
-    kind = arguments.device
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    done = released.score(
-        arguments.model,
-        arguments.items,
-        arguments.directory,
-        device=torch.device(kind),
-        share=share,
-        bos=arguments.bos,
-        long_texts=arguments.long_texts,
-        options={
-            name: value
-            for name, value in (("dtype", arguments.dtype), ("device_map", arguments.device_map))
-            if value
-        },
+
+def _runs(pair: ModelPair) -> dict[str, str]:
+    """Run -> its model."""
+    return {"perturbed": pair.perturbed} | ({"twin": pair.standard} if pair.standard is not None else {})
+
+
+def _located(config: ReleasedConfig, pair: ModelPair) -> dict[str, dict[int, Released]]:
+    """Run -> step -> model.
+
+    Raises:
+        UserError: if two of them have different tokenizers.
+    """
+    revisions = hub.steps(config.revisions, pair.final_step)
+    found = {
+        which: {step: hub.locate(model, revision) for step, revision in revisions.items()}
+        for which, model in _runs(pair).items()
+    }
+    first, *others = (one for models in found.values() for one in models.values())
+    for one in others:
+        if (one.words.digest, one.beginning) != (first.words.digest, first.beginning):
+            raise UserError(
+                f"{one.name} at {one.revision or 'its default revision'} has another tokenizer.json or first token "
+                f"than {first.name}; models that are compared must read the same tokens"
+            )
+    return found
+
+
+def plan(config: ReleasedConfig, name: str, words: Released) -> plans.Plan:
+    """The items with their declared doses, as a plan; made again only if they or the tokenizer changed."""
+    place = config.directory(name) / "plan"
+    settings = {
+        "released": {"models": _runs(config.pairs[name]), **config.reading()},
+        "run": {"steps": 0, "global_batch_size": 1, "sequence_length": 0, "begin": 0},
+    }
+    inputs = {**declared.digests(config.sources), "tokenizer": words.words.digest, "first": str(words.beginning.id)}
+    with artifact.held(place):
+        done, _ = artifact.reuse(
+            place, kind=plans.KIND, schema_version=plans.VERSION, config=settings, inputs=inputs
+        )
+        if done is None:
+            items = declared.read(
+                config.sources, config.fields, limit=config.limit, same_text=config.same_text
+            )
+            declared.write(items, words.words, place, config=settings, inputs=inputs, seed=config.seed)
+    return plans.read(place)
+
+
+def score(config: ReleasedConfig, name: str) -> plans.Plan:
+    """Score a model, or a pair, at every revision; scores that are there are kept."""
+    from palimpsest.analysis.scoring import store
+
+    found = _located(config, config.pairs[name])
+    made = plan(config, name, next(iter(found["perturbed"].values())))
+    left_out = made.manifest.facts["probes_left_out"]
+    if left_out:
+        say(f"{len(left_out)} questions are left out; the first: {left_out[0]}")
+    share = (0, 1) if config.shard is None else share_of(config.shard)
+    beginning = next(iter(found["perturbed"].values())).beginning
+    reading = beginning.reading(config.score.bos, config.score.long_texts)
+    say(beginning.line(reading))
+    options = {key: value for key in ("dtype", "device_map") if (value := getattr(config, key)) is not None}
+    for which, models in found.items():
+        load = partial(_load, device=_device(config), options=options)
+        checkpoints = [
+            store.Checkpoint(
+                step, json_digest([one.digest, options]), partial(load, one), one.revision or ""
+            )
+            for step, one in models.items()
+        ]
+        first = next(iter(models.values()))
+        done = store.score_all(
+            config.directory(name) / "scores" / which,
+            made.probes,
+            checkpoints,
+            items_digest=made.digest,
+            eod=beginning.id,
+            vocab_size=first.vocabulary,
+            share=share,
+            reading=reading,
+        )
+        parts = len(store.parts(made.probes))
+        say(summary(which, len(made.probes), len(checkpoints), done, parts, config.shard))
+    return made
+
+
+def _load(one: Released, device: torch.device, options: Mapping[str, Any]) -> Model:
+    return one.load(device, options)
+
+
+def _device(config: ReleasedConfig) -> torch.device:
+    import torch
+
+    kind = config.device
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: there is no GPU here; set device=cpu or auto")
+    return torch.device("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _no_report(config: ReleasedConfig, name: str, made: plans.Plan) -> str:
+    """Reason that there can be no report now; empty if there can be."""
+    doses = made.items["dose"]
+    if doses.null_count():
+        return "the items declare no doses (a column dose)"
+    if not (doses == 0).any() or not (doses > 0).any():
+        return "it takes items of dose 0 and of a higher one"
+    pair = config.pairs[name]
+    wanted = [
+        path_of(config.directory(name) / "scores" / which, step)
+        for which in _runs(pair)
+        for step in hub.steps(config.revisions, pair.final_step)
+    ]
+    if missing := [place for place in wanted if not _whole(place)]:
+        left = f"{len(missing)} of {len(wanted)} checkpoints are not all scored"
+        return f"{left}; run the other shares, or again without shard"
+    return ""
+
+
+def _whole(place: Path) -> bool:
+    """True if all parts of a checkpoint's scores are there."""
+    parts = [m for path, m in scores.parts(place.parent) if path.name.split("-")[0] == place.name]
+    return bool(parts) and len(parts) == parts[0].facts["parts"]
+
+
+def report(config: ReleasedConfig, name: str) -> str:
+    """Build ``report.html`` and what lies beside it.
+
+    Returns:
+        The headline.
+    """
+    run = Run(config.directory(name))
+    place = config.report.out or run.directory / "report"
+    inputs = run.inputs(
+        title=f"{config.experiment} {name}".strip(),
+        audit=None,
+        config=resolved(config),
+        spans=run.tokenizer.encode_offsets,
+        parameters=Parameters(prefix=config.report.prefix_tokens, suffix=config.report.suffix_tokens),
+        metrics=config.report.metrics,
+        seed=config.seed,
     )
-    say(f"scores: {arguments.directory}" + ("" if done else " (all were there)"))
+    settings = {key: value for key, value in resolved(config)["report"].items() if key != "out"}
+    with artifact.writing(
+        place,
+        kind=KIND,
+        schema_version=VERSION,
+        config=settings,
+        inputs={"plan": run.plan.digest, **run.score_digests},
+    ) as draft:
+        headline: str = build_report(inputs, draft.path)["headline"]
+    say(f"report: {place / 'report.html'}")
+    return headline
+
+
+def work(config: ReleasedConfig) -> int:
+    """Score and report every model."""
+    for name in config.chosen:
+        say(f"{config.experiment}{f' {name}' if name else ''}, in {config.directory(name)}")
+        made = score(config, name)
+        if reason := _no_report(config, name, made):
+            say(f"scores: {config.directory(name) / 'scores'}; no report: {reason}")
+        else:
+            say(report(config, name))
     return 0
 
 
-def main() -> None:
-    """Score; status 2 for what the user can mend."""
-    guarded(work)
+def dry_run(config: ReleasedConfig) -> Iterator[str]:
+    """What would be made or reused; nothing is loaded from the hub."""
+    for name, path in config.sources.items():
+        if files.has_rows(path):
+            found = declared.read({name: path}, config.fields, limit=config.limit, same_text=config.same_text)
+            doses = pl.Series([one.dose for one in found], dtype=pl.Int64).value_counts(sort=True)
+            counts = ", ".join(f"{n} of dose {dose}" for dose, n in sorted(doses.iter_rows(), key=str))
+            yield f"items {name}: {path}, {len(found)} items ({counts.replace('dose None', 'no declared dose')})"
+        else:
+            yield f"items {name}: {path}, a data set that is read then"
+    for name, pair in config.chosen.items():
+        place = config.directory(name)
+        yield f"{config.experiment}{f' {name}' if name else ''}, in {place}; dry_run=true: nothing is made"
+        for which, model in _runs(pair).items():
+            wanted = hub.steps(config.revisions, pair.final_step)
+            there = sum(_whole(path_of(place / "scores" / which, step)) for step in wanted)
+            listed = ", ".join(revision or "the default one" for revision in wanted.values())
+            yield f"  {which}: {model}, revisions {listed}; {there} of {len(wanted)} are scored"
+        out = config.report.out or place / "report"
+        yield f"  report: {'make anew' if (out / artifact.MANIFEST).is_file() else 'make'} {out}"
 
+
+main = program(work, dry_run=dry_run, kind=build, conf=RELEASED)
 
 if __name__ == "__main__":
     main()

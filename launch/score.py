@@ -62,7 +62,7 @@ def score(experiment: Experiment) -> None:
                 reading=reading,
             )
             say(
-                _summary(
+                summary(
                     which,
                     len(plan.probes),
                     len(checkpoints),
@@ -73,7 +73,7 @@ def score(experiment: Experiment) -> None:
             )
 
 
-def _summary(which: str, probes: int, checkpoints: int, scored: int, parts: int, shard: str | None) -> str:
+def summary(which: str, probes: int, checkpoints: int, scored: int, parts: int, shard: str | None) -> str:
     """Log line with the numbers of checkpoints scored now and scored before."""
     total = checkpoints * parts
     line = f"{which}: {probes} probes at {checkpoints} checkpoints"

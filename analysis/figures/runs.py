@@ -45,6 +45,7 @@ def over_training(
     labels = {dose: f"{dose} (n={n})" for dose, n in counts.items()}
     drawn = rows.with_columns(label=pl.col("dose").replace_strict(labels, return_dtype=pl.String))
     top = int(exposures["step"].max()) if exposures.height else 0  # type: ignore[arg-type]
+    first = 0 if exposures.height else steps[0]  # without exposures nothing is drawn of the time before
     banded = [min(counts), max(counts)]
     # All panels on one scale: what is compared is the runs. Only what is drawn needs room.
     scale = pieces.padded(
@@ -63,7 +64,7 @@ def over_training(
     columns = []
     for run in theme.runs(rows):
         base = alt.Chart(theme.values(drawn.filter(pl.col("run") == run))).encode(
-            x=theme.step_axis(steps, last=top, labels=False), color=colour
+            x=theme.step_axis(steps, first=first, last=top, labels=exposures.is_empty()), color=colour
         )
         lines = alt.layer(
             base.transform_filter(alt.FieldOneOfPredicate(field="dose", oneOf=banded))
@@ -74,8 +75,9 @@ def over_training(
         ).properties(width=width, height=height, title=run.replace(" - ", " − "))
         if statistic != "mean":
             lines = alt.layer(theme.line(y=0.0), lines).properties(title=run.replace(" - ", " − "))
-        strip = _strip(exposures, theme.step_axis(steps, last=top), width, run)
-        columns.append(alt.vconcat(lines, strip, spacing=2))
+        # Exposures whose steps are not known, of a released model, are not drawn.
+        strip = [_strip(exposures, theme.step_axis(steps, last=top), width, run)] if exposures.height else []
+        columns.append(alt.vconcat(lines, *strip, spacing=2))
     chart = alt.hconcat(*columns).resolve_scale(color="shared").properties(title=title)
     return Figure(theme.styled(chart), rows)
 

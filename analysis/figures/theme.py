@@ -94,13 +94,15 @@ def _by_run(runs: Sequence[str], known: dict[str, str], pool: Sequence[str]) -> 
     return [known.get(run) or spare[others.index(run) % len(spare)] for run in runs]
 
 
-def step_axis(steps: Sequence[int], *, last: int | None = None, labels: bool = True) -> alt.X:
+def step_axis(steps: Sequence[int], *, first: int = 0, last: int | None = None, labels: bool = True) -> alt.X:
     """Training steps, symmetric-log: linear up to 1, logarithmic beyond, so that step 0 has a place."""
     shown: dict[str, Any] = {} if labels else {"labels": False}
     return alt.X(
         "step:Q",
         title="step" if labels else None,
-        scale=alt.Scale(type="symlog", constant=1, domain=[0, max(last or 0, *steps, 1)], nice=False),
+        scale=alt.Scale(
+            type="symlog", constant=1, domain=[first, max(last or 0, *steps, first + 1)], nice=False
+        ),
         axis=alt.Axis(values=ticks(steps), labelOverlap="greedy", **shown),
     )
 

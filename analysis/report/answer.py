@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from palimpsest.analysis.metrics import METRICS
-from palimpsest.analysis.report.inputs import DECLARED, ReportInputs
+from palimpsest.analysis.report.inputs import DECLARED, NO_AUDIT, ReportInputs
 from palimpsest.analysis.report.results import PAIRED, Extraction, Results, effective_dose, extraction
 
 VERDICTS = (
@@ -109,7 +109,8 @@ def summary(inputs: ReportInputs, results: Results, found: Answer) -> dict[str, 
             if (row := _row(results.at("auc", inputs.primary, run), found.highest_dose))
         },
         "items": inputs.items.height,
-        "exposures": inputs.exposures.height,
+        "exposures": inputs.exposures.height if inputs.released is None else inputs.released["declared"],
+        "released": dict(inputs.released) if inputs.released is not None else None,
         "not_computed": int(results.rows["value"].null_count()),
     }
 
@@ -185,7 +186,9 @@ def _caveats(inputs: ReportInputs, results: Results, gain: Mapping[str, Mapping[
         yield f"only {first['clusters_control']} controls"
     if "twin" not in results.last_steps:
         yield "no twin"
-    if inputs.audit is None:
+    if inputs.released is not None:
+        yield "doses as declared by the authors of the models, without ledger or audit"
+    elif inputs.audit is None:
         yield "not audited"
     if inputs.primary != DECLARED:
         yield f"exploratory: decided by {inputs.primary}"
@@ -250,6 +253,8 @@ def _equals(shown: str) -> str:
 
 
 def _audit_line(inputs: ReportInputs, state: str) -> str:
+    if inputs.released is not None:
+        return NO_AUDIT
     if state == "NONE":
         return "Not audited: nothing here proves that the plan was carried out."
     if state == "PASS":
@@ -288,7 +293,7 @@ def _warnings(
 ) -> list[str]:
     found = []
     by_chance = "One in twenty such intervals does by chance"
-    if state == "NONE":
+    if state == "NONE" and inputs.released is None:
         found.append("There was no audit, so whether each exposure happened is unknown.")
     if "twin" not in results.last_steps:
         found.append("There is no twin: nothing checks what the difference would be without insertion.")
@@ -311,7 +316,8 @@ def _warnings(
     ]
     found += [
         f"Balance: the arms differ in {row.get('covariate', 'a covariate')} (p = {p_value(row['p'])}) although "
-        "they were drawn at random. One in twenty such tests finds that by chance."
+        f"{'they were' if inputs.released is None else 'they are said to be'} drawn at random. One in twenty such "
+        "tests finds that by chance."
         for row in inputs.balance
         if isinstance(row.get("p"), float) and row["p"] < 0.05
     ]

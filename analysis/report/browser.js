@@ -268,7 +268,8 @@
     const when = total ? `${count(total)} ${total > 1 ? "exposures" : "exposure"}, from step ${
       count(stretch[from] * data.stretchSteps)} to ${count(Math.min(data.last, (stretch[to - 1] + 1) * data.stretchSteps - 1))
     }${wide}` : "never inserted";
-    $("item-when").textContent = `Ticks: ${when}. Lines: ${data.metric} (${data.unit}) at the checkpoints.`;
+    const ticks = data.undated ? "When it was read is not known." : `Ticks: ${when}.`;
+    $("item-when").textContent = `${ticks} Lines: ${data.metric} (${data.unit}) at the checkpoints.`;
     picture.setAttribute("viewBox", `0 0 ${width} 174`);
     picture.setAttribute("width", width);
     picture.setAttribute("height", 174);

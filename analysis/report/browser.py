@@ -119,6 +119,7 @@ def embed(inputs: ReportInputs, results: Results, limits: Limits | None = None) 
         "times": exposures["times"].clip(upper_bound=65535).to_numpy().astype(np.uint16),
     }
     facts = _described(items, texts, probes, exposures) | {
+        "undated": inputs.released is not None,
         "runs": runs,
         "curveSteps": curve_steps,
         "last": inputs.last_step,

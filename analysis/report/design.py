@@ -33,18 +33,21 @@ def design_table(inputs: ReportInputs) -> Table:
             str(inputs.items.height),
         ]
     )
-    return Table(
-        ["family", *(f"dose {d}" for d in doses), "all"],
-        body,
-        f"Items by family and dose, randomised within {inputs.items['stratum'].n_unique()} strata.",
-    )
+    strata = inputs.items["stratum"].n_unique()
+    caption = f"Items by family and dose, randomised within {strata} strata."
+    if inputs.released is not None:
+        caption = (
+            f"Items by family and dose, as declared; {strata} strata. Who got which is the authors' word."
+        )
+    return Table(["family", *(f"dose {d}" for d in doses), "all"], body, caption)
 
 
 def balance_table(inputs: ReportInputs) -> Table:
     """The balance table of the plan."""
     keys = list(dict.fromkeys(key for row in inputs.balance for key in row))
     body = [[_balance_cell(key, row.get(key)) for key in keys] for row in inputs.balance]
-    return Table([key.replace("_", " ") for key in keys], body, "Balance of the randomisation between arms.")
+    what = "randomisation between arms" if inputs.released is None else "doses as declared"
+    return Table([key.replace("_", " ") for key in keys], body, f"Balance of the {what}.")
 
 
 def _balance_cell(key: str, value: Any) -> str:

@@ -304,10 +304,12 @@ def forgetting_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
     )
 
 
-def forgetting_text(rows: pl.DataFrame) -> str:
+def forgetting_text(inputs: ReportInputs, rows: pl.DataFrame) -> str:
     """Reason why there is nothing on forgetting; empty where there is."""
     if rows.height:
         return ""
+    if inputs.released is not None:
+        return "Not computed: at which steps a released model read the items is not known."
     return (
         "Not computed: no two items have two checkpoints after their last exposure. Exposures that end earlier "
         "(insertion.phase) or checkpoints after the last ones (train.checkpoint_after_last) would show what is "

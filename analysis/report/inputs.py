@@ -18,6 +18,12 @@ VERSION = 2
 DECLARED = "loglik_per_byte"
 """The pre-declared primary metric; another choice makes the result exploratory."""
 
+NO_AUDIT = (
+    "Not audited: these are released models, of whose training there is no ledger. Doses are as their authors declare "
+    "them, and nothing here proves that a text was read, or how often."
+)
+"""Said of released models."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportInputs:
@@ -50,6 +56,10 @@ class ReportInputs:
     spans: Callable[[str], tuple[NDArray[np.int32], list[tuple[int, int]]]] | None = None
     """A text's token ids and each token's range of characters (``Tokenizer.encode_offsets``), to colour texts by;
     without it they are shown plain."""
+    released: Mapping[str, Any] | None = None
+    """Of models that others have trained: ``models`` (run -> name), ``revisions`` (step -> name) and ``declared``, how
+    many exposures their authors declare. There is then no ledger, no audit, no log, and no exposure whose step is
+    known."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = DECLARED

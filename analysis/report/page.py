@@ -10,7 +10,7 @@ import polars as pl
 
 from palimpsest.analysis.figures.export import csv_of, write
 from palimpsest.analysis.metrics import METRICS
-from palimpsest.analysis.report import attacks, contrasts, design, forgetting, sections
+from palimpsest.analysis.report import attacks, contrasts, design, forgetting, released, sections
 from palimpsest.analysis.report.answer import answer, summary
 from palimpsest.analysis.report.browser import embed
 from palimpsest.analysis.report.facts import split_facts
@@ -67,7 +67,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
             "contrasts": contrasts.contrasts_table(inputs, against),
             "curves": forgetting.curves_table(inputs, courses),
         },
-        forgetting_text=forgetting.forgetting_text(kept),
+        forgetting_text=forgetting.forgetting_text(inputs, kept),
         questions=question_tables(inputs, results.questions, results.step),
         named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],
         **_context(inputs, results),
@@ -114,6 +114,7 @@ def _context(inputs: ReportInputs, results: Results) -> dict[str, Any]:
         "title": inputs.title,
         "step": results.step,
         "runs": list(results.last_steps),
+        "released": released.described(inputs, results) if inputs.released is not None else None,
         "checks": [dict(check) for check in (inputs.audit or {}).get("checks", [])],
         "failures": [str(failure) for failure in (inputs.audit or {}).get("failures", [])],
         "facts": facts,

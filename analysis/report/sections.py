@@ -125,19 +125,21 @@ def _figures(inputs: ReportInputs, results: Results) -> Iterator[tuple[str, Figu
         f"highest dose; should be above 0 in the perturbed run, and 0 in the twin. {at}.",
     )
     yield from _other_measures(inputs, results, at)
-    ticks = (
-        "Ticks beneath are steps with exposures, darker where there are more; the step axis is "
-        "logarithmic beyond 1."
-    )
-    for name, statistic, title, what in (
+    dated = inputs.exposures.height > 0
+    ticks = "Ticks beneath are steps with exposures, darker where there are more; the" if dated else "The"
+    ticks += " step axis is logarithmic beyond 1."
+    over = (
         ("over_training", "gain", "Gain over dose 0, over training", f"gain ({unit})"),
         ("levels", "mean", "Level at each dose, over training", f"log-likelihood ({unit})"),
-    ):
+    )
+    for name, statistic, title, what in over if dated or found["step"].n_unique() > 1 else ():
         chart = figures.over_training(
             found, primary.name, inputs.exposures, statistic=statistic, title=title, y_title=what
         )
         bands = "Bands: 95 % intervals of the lowest and highest dose drawn; the CSV has all."
         yield name, chart, f"{title}. {bands} {ticks}"
+    if inputs.training.is_empty():
+        return
     yield (
         "training",
         figures.training_curves(inputs.training, found),

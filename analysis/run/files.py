@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from palimpsest.analysis.scoring import scores as stored
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.pretrain import saved
@@ -60,6 +61,23 @@ class RunFiles:
         from palimpsest.insertion import plan
 
         return plan.read(self.directory / "plan")
+
+    @property
+    def released(self) -> dict[str, Any] | None:
+        """Of a released model: ``models``, ``revisions`` and ``declared`` (``analysis.report.ReportInputs.released``);
+        None of a run of ours.
+        """
+        found: dict[str, Any] | None = self.plan.manifest.config.get("released")
+        if found is None:
+            return None
+        revisions = {
+            str(manifest.facts["step"]): revision
+            for which in PAIR
+            for _, manifest in stored.parts(self.directory / "scores" / which)
+            if (revision := manifest.facts.get("revision"))
+        }
+        declared = self.plan.manifest.facts["exposures_declared"]
+        return {**found, "revisions": revisions, "declared": declared}
 
     @property
     def probes(self) -> pl.DataFrame:
@@ -116,7 +134,12 @@ class RunFiles:
         """One row a step and run, as ``metrics.jsonl`` has it: run, step, loss (nats/token), tokens, ...
 
         ``loss_inserted`` and ``loss_corpus`` split the perturbed run's loss; null where a batch has no such token.
+        Without rows for a released model, whose log is not here.
         """
+        if self.released is not None:
+            return pl.DataFrame(
+                schema={"run": pl.String, "step": pl.Int64, "loss": pl.Float64, "tokens": pl.Int64}
+            )
         tables = []
         for which in PAIR:
             path = self.directory / which / "metrics.jsonl"
@@ -136,9 +159,7 @@ class RunFiles:
 
     @cached_property
     def _scored(self) -> tuple[pl.DataFrame, dict[str, str]]:
-        from palimpsest.analysis.scoring import scores
-
-        return scores.read(self.directory / "scores", PAIR, plan=self.plan.digest)
+        return stored.read(self.directory / "scores", PAIR, plan=self.plan.digest)
 
     @property
     def scores(self) -> pl.DataFrame:
@@ -228,9 +249,13 @@ class RunFiles:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The corpus's tokenizer."""
-        from palimpsest.data import prepare
+        """The corpus's tokenizer, or the released models'."""
+        from palimpsest.data import prepare, tokenizer
 
+        if self.released is not None:
+            return tokenizer.load(
+                self.directory / "plan" / tokenizer.FILE, self.plan.manifest.facts["eod_token"]
+            )
         return prepare.load_tokenizer(self.corpus)
 
     @cached_property
@@ -333,6 +358,7 @@ class RunFiles:
             "balance": facts["balance"],
             "facts": facts,
             "config": self.config,
+            "released": self.released,
             "manifests": {"plan": {"digest": self.plan.digest, **self.plan.manifest.made_by}},
             "parameters": self.parameters,
             "signature": self.signature,
@@ -403,6 +429,21 @@ class RunFiles:
 
     def __repr__(self) -> str:
         """Overview in a few lines; reads manifests and logs, no scores."""
+        if (released := self.released) is not None:
+            return (
+                "\n".join(
+                    [
+                        f"<Run {self.name}",
+                        f"  released: {len(self.items):,} items, {released['declared']} exposures declared, "
+                        "no ledger, no audit",
+                        *(
+                            f"  {which}: {name}, {len(stored.parts(self.directory / 'scores' / which))} parts of scores"
+                            for which, name in released["models"].items()
+                        ),
+                    ]
+                )
+                + ">"
+            )
         facts, shape = self.plan.manifest.facts, self.plan.shape
         lines = [
             f"<Run {self.name}",

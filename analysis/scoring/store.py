@@ -99,6 +99,8 @@ class Checkpoint:
     digest: str
     """Of its files."""
     load: Callable[[], Model]
+    revision: str = ""
+    """Name of the revision of a released model."""
 
 
 def score_all(
@@ -156,6 +158,8 @@ def score_all(
             ) as draft:
                 write(found, draft.path / FILE)
                 draft.facts.update(step=checkpoint.step, part=part, parts=len(cut), probes=len(found))
+                if checkpoint.revision:
+                    draft.facts["revision"] = checkpoint.revision
             done += 1
     return done
 

@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from palimpsest.data.sources.base import READERS, Document, Part, Reader, Source
 _BLOCK = 1 << 20  # bytes read at a time
 _STRETCH = 1 << 24  # bytes of a plain file in one part
 _DENSE = 1 << 8  # bytes of zstd unpacked at a time: each can stand for 40,000
-_PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 _LONGEST = 1 << 27
 """Bytes of a line, and of a document of several lines. A small archive can hold gigabytes in one."""
 
 
 def _survey(path: Path) -> list[Part]:
     """The parts of a file: one if compressed, else one for each stretch of ``_STRETCH`` bytes."""
-    packed = path.suffix in _PACKED
+    packed = path.suffix in PACKED
     digest = hashlib.blake2b(digest_size=16)
     starts = [(0, 1)]  # byte, number of the first line that begins at or after it
     position, newlines = 0, 0
@@ -80,10 +81,10 @@ def _numbered(part: Part) -> Iterator[tuple[int, bytes]]:
         UserError: for a line of more than ``_LONGEST`` bytes.
     """
     path = Path(part.path)
-    blocks = _blocks(path) if path.suffix in _PACKED else _stretch(path, part.start, part.stop)
+    content = blocks(path) if path.suffix in PACKED else _stretch(path, part.start, part.stop)
     number = part.row
     try:
-        for number, line in enumerate(_lines(blocks), start=part.row):
+        for number, line in enumerate(_lines(content), start=part.row):
             yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     except _TooLongError:
         raise _too_long(f"{path} after row {number}: a line") from None
@@ -240,8 +241,8 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield last
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a compressed file, unpacked by its suffix.
+def blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, unpacked by its suffix where that is one of ``PACKED``.
 
     Raises:
         UserError: if it cannot be read, or its archive is corrupt or cut off.
@@ -251,7 +252,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
         if path.suffix in (".zst", ".zstd"):
             yield from _zstd_blocks(path)
             return
-        with openers[path.suffix](path) as file:
+        with openers.get(path.suffix, partial(open, mode="rb"))(path) as file:
             while block := file.read(_BLOCK):
                 yield block
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
@@ -277,7 +278,7 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
 
 
 def _endings(*plain: str) -> tuple[str, ...]:
-    return tuple(ending + packed for ending in plain for packed in ("", *_PACKED))
+    return tuple(ending + packed for ending in plain for packed in ("", *PACKED))
 
 
 READERS["jsonl"] = Reader(_split_lines, _read_jsonl, _endings(".jsonl", ".json", ".ndjson"))

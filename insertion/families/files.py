@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ import polars as pl
 import xxhash
 
 from palimpsest.data.errors import UserError
+from palimpsest.data.sources import lines
 
 _LARGEST = 1 << 30
 """Largest size of a file of items after decompression, bytes."""
+KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+"""Endings of files of items; each may be followed by one of ``lines.PACKED``."""
 
 
 def rows(path: str, what: str) -> list[dict[str, Any]]:
@@ -24,8 +26,19 @@ def rows(path: str, what: str) -> list[dict[str, Any]]:
     return [row for _, row in numbered(path, what)]
 
 
+def has_rows(path: str) -> bool:
+    """True if a path ends as a file of items does."""
+    return _ending(Path(path)) in KINDS
+
+
+def _ending(file: Path) -> str:
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in lines.PACKED else "".join(suffixes[-1:])
+
+
 def numbered(path: str, what: str) -> list[tuple[int, dict[str, Any]]]:
-    """Rows of a ``.jsonl``, ``.jsonl.gz``, ``.json`` (a list), ``.csv`` (all texts) or ``.parquet`` file.
+    """Rows of a ``.jsonl``, ``.json`` (a list), ``.csv`` (all texts) or ``.parquet`` file, plain or packed (``.gz``,
+    ``.zst``, ``.bz2``, ``.xz``).
 
     A byte order mark is left out. Rows are numbered from 1: by line in JSONL, else by row without the header.
 
@@ -38,30 +51,40 @@ def numbered(path: str, what: str) -> list[tuple[int, dict[str, Any]]]:
             where that is one.
     """
     file, where = Path(path), f"{what}={path}"
-    ending = "".join(file.suffixes[-2:]) if file.suffix == ".gz" else file.suffix
+    ending = _ending(file)
+    if ending not in KINDS:
+        packed = ", ".join(lines.PACKED)
+        raise UserError(f"{where} must end in {', '.join(KINDS)}, plain or packed ({packed})")
     try:
+        content = _content(file, where)
         if ending == ".parquet":
-            return _objects(pl.read_parquet(file).to_dicts(), where)
+            return _objects(pl.read_parquet(io.BytesIO(content)).to_dicts(), where)
         if ending == ".csv":
-            content = _decoded(_content(file, where), where)
-            return _objects(pl.read_csv(io.BytesIO(content.encode()), infer_schema=False).to_dicts(), where)
-        if ending in (".jsonl", ".jsonl.gz"):
-            return _json_lines(_content(file, where), where)
+            text = _decoded(content, where)
+            return _objects(pl.read_csv(io.BytesIO(text.encode()), infer_schema=False).to_dicts(), where)
         if ending == ".json":
-            return _objects(_json(_decoded(_content(file, where), where), where), where)
-    except (OSError, EOFError, zlib.error, pl.exceptions.PolarsError) as error:
+            return _objects(_json(_decoded(content, where), where), where)
+        return _json_lines(content, where)
+    except (OSError, pl.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} cannot be read: {reason}") from None
-    raise UserError(f"{where} must end in .jsonl, .jsonl.gz, .json, .csv or .parquet")
 
 
 def _content(file: Path, where: str) -> bytes:
     """Bytes of a file, unpacked, without a byte order mark; at most ``_LARGEST``."""
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
-        content: bytes = opened.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
+    parts, size = [], 0
+    try:
+        for block in lines.blocks(file):
+            parts.append(block)
+            size += len(block)
+            if size > _LARGEST:
+                break
+    except UserError as error:  # it names the file, not the setting
+        reason = str(error).removeprefix(f"{file}: ").removeprefix("cannot be read ")
+        raise UserError(f"{where} cannot be read: {reason}") from None
+    if size > _LARGEST:
         raise UserError(f"{where} holds more than {_LARGEST >> 30} GiB; split it")
-    return content.removeprefix(b"\xef\xbb\xbf")
+    return b"".join(parts).removeprefix(b"\xef\xbb\xbf")
 
 
 def _decoded(content: bytes, where: str) -> str:
@@ -78,11 +101,15 @@ def _json(text: str, where: str) -> Any:
     Raises:
         UserError: if it is none, or a text in it holds a lone surrogate.
     """
+    value: Any = None
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: a text holds a lone surrogate, which has no UTF-8; remove it") from None
+        named = f" (id {value['id']!a})" if isinstance(value, dict) and "id" in value else ""
+        raise UserError(
+            f"{where}{named}: a text holds a lone surrogate, which has no UTF-8; remove it"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     return value
@@ -121,7 +148,8 @@ def hub_rows(
     """The first ``limit`` rows of a data set of Hugging Face ``datasets`` (a name, or a directory), streamed; of one
     ``file`` of it alone, if that is given.
 
-    A data set of the hub is read as it is at ``revision``, a commit; if that is empty, as it happens to be now.
+    A data set of the hub is read as it is at ``revision``, a commit; if that is empty, as it happens to be now. Without
+    a ``split`` all of them are read, one after the other.
 
     Raises:
         UserError: if ``datasets`` is not installed, or the data set cannot be loaded.
@@ -132,19 +160,21 @@ def hub_rows(
         raise UserError(f"{what}={name} needs the package datasets; pip install -e '.[datasets]'") from None
     try:
         if (Path(name) / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(name)[split]
+            found = datasets.load_from_disk(name)
+            found = found[split] if split else found
         elif (Path(name) / "state.json").is_file():
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(
                 name,
                 subset or None,
-                split=split,
+                split=split or None,
                 revision=revision or None,
                 streaming=True,
-                data_files={split: file} if file else None,
+                data_files={split or "train": file} if file else None,
             )
-        return [dict(row) for _, row in zip(range(limit), found, strict=False)]
+        rows = chain.from_iterable(found.values()) if isinstance(found, dict) else found
+        return [dict(row) for row in islice(rows, limit)]
     except Exception as error:  # datasets, the hub and the network share no narrower class
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -171,10 +201,10 @@ def listed(path: str, what: str) -> set[str]:
         UserError: if it cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what}={path} cannot be read: {error}") from None
-    return {line.strip() for line in lines if line.strip()}
+    return {line.strip() for line in text.splitlines() if line.strip()}
 
 
 def need(found: Sequence[object], count: int, what: str, fix: str) -> None:

@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -72,9 +71,7 @@ def _item(row: dict[str, Any], prefix: str, path: str, where: str) -> Item:
     text = row.get("text")
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where} has no text in the column text")
-    wordings, probes, strata = (
-        _nested(row.get(name), name, where) for name in ("wordings", "probes", "strata")
-    )
+    wordings, strata = (nested(row.get(name), name, where) for name in ("wordings", "strata"))
     labels = [str(label) for label in ([row["stratum"]] if row.get("stratum") else []) + strata]
     meta = row.get("meta")
     if isinstance(meta, dict) and meta.get("duplicates") is not None:
@@ -84,30 +81,40 @@ def _item(row: dict[str, Any], prefix: str, path: str, where: str) -> Item:
     if isinstance(row.get("id"), float | bool | list | dict):
         raise UserError(f"{where}: id={row['id']} must be a text or a whole number; write it in quotes")
     name = str(row["id"]) if row.get("id") is not None else files.text_id(text)
-    item = Item(
+    return Item(
         f"{prefix}-{name}",
         NAME,
         text,
-        (Probe("verbatim", "", text), *(_probe(given, where) for given in probes)),
+        (Probe("verbatim", "", text), *probes_of(row.get("probes"), where)),
         f"{path}, row {name}",
         tuple(wordings),
         stratum=" ".join(labels),
+        bits=bits_of(row.get("bits"), where),
         licence=str(row.get("licence") or "unstated"),
         cluster=str(row.get("cluster") or ""),
     )
-    if row.get("bits") in (None, ""):
-        return item
+
+
+def bits_of(value: Any, where: str) -> float | None:
+    """The column ``bits``."""
+    if value in (None, ""):
+        return None
     try:
-        bits = float(row["bits"])
+        bits = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{where}: bits={row['bits']} must be a number") from None
+        raise UserError(f"{where}: bits={value} must be a number") from None
     if not 0 <= bits < math.inf:
-        raise UserError(f"{where}: bits={row['bits']} must be a number, 0 or above")
-    return replace(item, bits=bits)
+        raise UserError(f"{where}: bits={value} must be a number, 0 or above")
+    return bits
 
 
-def _nested(value: Any, name: str, where: str) -> list[Any]:
-    """A list; of CSV, written as JSON. Strata may be one text."""
+def probes_of(value: Any, where: str) -> tuple[Probe, ...]:
+    """The column ``probes``."""
+    return tuple(_probe(given, where) for given in nested(value, "probes", where))
+
+
+def nested(value: Any, name: str, where: str) -> list[Any]:
+    """A list in a column; of CSV, written as JSON. Strata may be one text."""
     if value is None or value == "":
         return []
     if isinstance(value, str):

@@ -205,14 +205,6 @@ def test_a_stage_before_its_time(tmp_path):
     assert [p for p in snapshot(tmp_path) if p != "runs"] == []
 
 
-def test_released(tmp_path):
-    """The one program without an experiment ends as the others do."""
-    place = Workplace(tmp_path)
-    refused(place.run("released", "model"), "required: ITEMS.jsonl, DIRECTORY")
-    refused(place.run("released", "model", "items.jsonl", "out", "--shard=2/2"), "shard='2/2' is not k/n")
-    assert snapshot(tmp_path) == []
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
