@@ -72,7 +72,11 @@ def plan(config: ReleasedConfig, name: str, words: Released) -> plans.Plan:
         "released": {"models": _runs(config.pairs[name]), **config.reading()},
         "run": {"steps": 0, "global_batch_size": 1, "sequence_length": 0, "begin": 0},
     }
-    inputs = {**declared.digests(config.sources), "tokenizer": words.words.digest, "first": str(words.beginning.id)}
+    inputs = {
+        **declared.digests(config.sources),
+        "tokenizer": words.words.digest,
+        "first": str(words.beginning.id),
+    }
     with artifact.held(place):
         done, _ = artifact.reuse(
             place, kind=plans.KIND, schema_version=plans.VERSION, config=settings, inputs=inputs
@@ -102,9 +106,7 @@ def score(config: ReleasedConfig, name: str) -> plans.Plan:
     for which, models in found.items():
         load = partial(_load, device=_device(config), options=options)
         checkpoints = [
-            store.Checkpoint(
-                step, json_digest([one.digest, options]), partial(load, one), one.revision or ""
-            )
+            store.Checkpoint(step, json_digest([one.digest, options]), partial(load, one), one.revision or "")
             for step, one in models.items()
         ]
         first = next(iter(models.values()))
@@ -176,6 +178,7 @@ def report(config: ReleasedConfig, name: str) -> str:
         spans=run.tokenizer.encode_offsets,
         parameters=Parameters(prefix=config.report.prefix_tokens, suffix=config.report.suffix_tokens),
         metrics=config.report.metrics,
+        contrasts=config.report.contrasts,
         seed=config.seed,
     )
     settings = {key: value for key, value in resolved(config)["report"].items() if key != "out"}

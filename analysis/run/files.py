@@ -407,8 +407,10 @@ class RunFiles:
     @property
     def signature(self) -> dict[str, Any]:
         """Columns that tell rows of this run from another's: source (its name), seed (of the training), digest (of the
-        plan).
+        plan). The seed of a released model is not known.
         """
+        if self.released is not None:
+            return {"source": self.name, "seed": None, "digest": self.plan.digest}
         steps = self.checkpoints()
         settings = saved.read(self.directory / PAIR[0] / "checkpoints", steps[-1]).config if steps else {}
         seed = (settings.get("train") or {}).get("seed", self.plan.manifest.config["insertion"].get("seed"))
