@@ -103,7 +103,7 @@ def step_axis(steps: Sequence[int], *, first: int = 0, last: int | None = None, 
         scale=alt.Scale(
             type="symlog", constant=1, domain=[first, max(last or 0, *steps, first + 1)], nice=False
         ),
-        axis=alt.Axis(values=ticks(steps), labelOverlap="greedy", **shown),
+        axis=alt.Axis(values=list(steps) if first else ticks(steps), labelOverlap="greedy", **shown),
     )
 
 
