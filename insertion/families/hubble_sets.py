@@ -182,14 +182,15 @@ def make(
     else:
         rows = _rows(path, dataset, file, revision, limit, what)
         pool, where = rows, f"{what}.{'path' if path else 'dataset'}={source}"
-    texts: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    texts: dict[str, tuple[int, dict[str, Any]]] = {}
     for place, row in enumerate(rows, start=1):
         if not isinstance(text := row.get("text"), str) or not text.strip():
             raise UserError(f"{where}: row {place} has no text in the field text")
         texts.setdefault(text, (place, row))
     names = {files.text_id(text): text for text in texts}
-    files.need(list(names), count, f"{where}", "give a larger file, or lower insertion.items_per_dose")
-    order = list(names) if not source else [list(names)[k] for k in files.draw(names, context.seed)]
+    ids = list(names)
+    files.need(ids, count, where, "give a larger file, or lower insertion.items_per_dose")
+    order = [ids[k] for k in files.draw(ids, context.seed)] if source else ids
     others = Pool([(row["text"], _meta(row, f"{where}: row {k}")) for k, row in enumerate(pool, start=1)])
     items = []
     for name in order[:count]:
