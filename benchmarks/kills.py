@@ -3,11 +3,12 @@
     PYTHONPATH=. python -m benchmarks.kills [--kills 100] [--seed 0] [--out results/kills_DATE.md]
 
 A small experiment goes through prepare, plan, train (perturbed and twin), audit, score and report, on 1 and on 2 ranks,
-with synchronous and with asynchronous saves: once without interruption, and then again and again with SIGKILLs. Half of
-them fall at uniform moments of a stage, half within 40 ms after a temporary directory has appeared; half strike a whole
-process group, half one process alone, whose children must end by themselves. A program that was killed is started again
-until it is done. Then corpus, plan, every tensor of every checkpoint, ledgers, records of training, scores, audit and
-report are compared with those of the uninterrupted run, bit by bit, and the audit must pass.
+with synchronous and with asynchronous saves: once on either number of ranks without interruption, and then again and
+again with SIGKILLs. Half of them fall at uniform moments of a stage, half within 40 ms after a temporary directory has
+appeared; half strike a whole process group, half one process alone, whose children must end by themselves. A program
+that was killed is started again until it is done. Then corpus, plan, every tensor of every checkpoint, ledgers, records
+of training, scores, audit and report are compared with those of the uninterrupted run, bit by bit, and the audit must
+pass.
 
 Programs run in forks of a process that has imported torch (``tests.warm``), so that kills fall into their work.
 """
@@ -43,16 +44,17 @@ from tests.conftest import SMALL, write_text
 REPO = Path(__file__).resolve().parent.parent
 EXPERIMENT = [*SMALL, "train.steps=30", "train.checkpoint_every=6", "runtime.workers=1"]
 STAGES: dict[str, tuple[str, list[str], int]] = {
-    "prepare": ("prepare", [], 1),
-    "plan": ("plan", [], 1),
-    "train": ("train", ["run=perturbed"], 3),
-    "train its twin": ("train", ["run=twin"], 2),
-    "audit": ("audit", [], 1),
-    "score": ("score", [], 2),
-    "report": ("report", [], 1),
+    "prepare": ("prepare", [], 2),
+    "plan": ("plan", [], 2),
+    "train": ("train", ["run=perturbed"], 6),
+    "train its twin": ("train", ["run=twin"], 5),
+    "audit": ("audit", [], 2),
+    "score": ("score", [], 4),
+    "report": ("report", [], 2),
 }
 """Stage -> program, its settings, and kills of a journey through all stages."""
-WAYS = [(1, False), (1, True), (2, False), (2, True)]
+Way = tuple[int, bool]
+WAYS: list[Way] = [(1, True), (2, True), (1, False), (2, False)]
 """Ranks, and whether saves are asynchronous."""
 TIMED = ("seconds", "tokens_per_second", "mfu", "memory", "wait", "time")
 """Parts of the names of what is measured, which differs between any two runs."""
@@ -111,7 +113,8 @@ class Program:
 
 def drafts(place: Path) -> set[str]:
     """Temporary directories that are there now."""
-    return {str(path) for path in (place / "runs").glob("**/.*") if ".tmp" in path.name}
+    walked = os.walk(place / "runs")  # which does not mind what vanishes meanwhile
+    return {str(Path(parent, name)) for parent, names, _ in walked for name in names if ".tmp" in name}
 
 
 def interrupted(program: Program, place: Path, lasts: float, rng: random.Random) -> bool:
@@ -137,7 +140,7 @@ def interrupted(program: Program, place: Path, lasts: float, rng: random.Random)
                 skip -= 1
                 if skip < 0:
                     break
-            time.sleep(0.004)
+            time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.04))
     if not program.alive:
         return False
@@ -214,9 +217,9 @@ class Journey:
         return {**contents(run, self.place / "runs"), "verdict": verdict}
 
 
-def reference(place: Path, text: Path, way: tuple[int, bool]) -> tuple[dict[str, Any], dict[str, float]]:
+def reference(place: Path, text: Path, ranks: int) -> tuple[dict[str, Any], dict[str, float]]:
     """The uninterrupted run: its results, and seconds of each stage."""
-    journey, seconds = Journey(place, text, *way), {}
+    journey, seconds = Journey(place, text, ranks, asynchronous=False), {}
     for stage in STAGES:
         began = time.monotonic()
         journey.start(stage).end()
@@ -233,6 +236,7 @@ def killed(
             program = journey.start(stage)
             if kills.total() < most and interrupted(program, journey.place, seconds[stage], rng):
                 kills[stage] += 1
+                print(".", end="", flush=True)
                 continue
             break
         else:
@@ -240,12 +244,51 @@ def killed(
         program.end()
 
 
-def name_of(way: tuple[int, bool]) -> str:
+def name_of(way: Way) -> str:
     """A way in words."""
     return f"{way[0]} rank{'s' * (way[0] > 1)}, {'asynchronous' if way[1] else 'synchronous'} saves"
 
 
-def table(kills: dict[tuple[int, bool], Counter[str]], journeys: Counter[tuple[int, bool]]) -> list[str]:
+def travel(
+    base: Path, most: int, rng: random.Random, first: int
+) -> tuple[dict[Way, Counter[str]], Counter[Way], list[str]]:
+    """Make journeys until there were so many kills, from the first of ``WAYS`` on that is asked for.
+
+    Returns:
+        Kills of each way by stage, journeys of each way, and what was wrong.
+    """
+    kills = {way: Counter[str]() for way in WAYS}
+    journeys, wrong = Counter[Way](), []
+    known: dict[int, tuple[dict[str, Any], dict[str, float]]] = {}
+    write_text(base / "text.jsonl", documents=1500)
+    while (done := sum(count.total() for count in kills.values())) < most:
+        way = WAYS[(first + journeys.total()) % len(WAYS)]
+        if way[0] not in known:
+            known[way[0]] = reference(base / f"whole-{way[0]}", base / "text.jsonl", way[0])
+            seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in known[way[0]][1].items())
+            print(f"{way[0]} ranks, uninterrupted; seconds: {seconds}", flush=True)
+        whole, seconds_of = known[way[0]]
+        journey = Journey(base / f"killed-{journeys.total()}", base / "text.jsonl", *way)
+        before, verdict = kills[way].total(), "none"
+        try:
+            killed(journey, seconds_of, before + most - done, rng, kills[way])
+            results = journey.results()
+            verdict = results["verdict"]
+            apart = [key for key in whole if different(whole[key], results.get(key))]
+            apart += [*sorted(results.keys() - whole.keys()), *left(journey.place)]
+        except RuntimeError as error:
+            apart = [f"a program did not resume: {error}"]
+        wrong += [f"run {journeys.total()} ({name_of(way)}): {line}" for line in apart]
+        journeys[way] += 1
+        new = kills[way].total() - before
+        print(f"run {journeys.total()}: {name_of(way)}, {new} kills, audit {verdict}", flush=True)
+        print("".join(f"  {line}\n" for line in apart), end="", flush=True)
+        if not apart:
+            shutil.rmtree(journey.place)
+    return kills, journeys, wrong
+
+
+def table(kills: dict[Way, Counter[str]], journeys: Counter[Way]) -> list[str]:
     """Counts of kills by stage and way, in Markdown."""
     lines = [f"| | {' | '.join(map(name_of, WAYS))} | all |", "|---|" + "---:|" * (len(WAYS) + 1)]
     for stage in STAGES:
@@ -278,41 +321,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
-    rng, about = random.Random(given.seed), machine()
-    kills = {way: Counter[str]() for way in WAYS}
-    journeys, wrong = Counter[tuple[int, bool]](), []
+    about = machine()
     first = warm.FORKS.Process(target=time.sleep, args=(0,))
     first.start()  # the imports are no part of a stage's seconds
     first.join()
     with tempfile.TemporaryDirectory() as name:
-        base = Path(name)
-        write_text(base / "text.jsonl", documents=1500)
-        known = {}
-        while (done := sum(count.total() for count in kills.values())) < given.kills:
-            way = WAYS[journeys.total() % len(WAYS)]
-            if way not in known:
-                known[way] = reference(base / f"whole-{len(known)}", base / "text.jsonl", way)
-                print(f"{name_of(way)}: uninterrupted, seconds {known[way][1]}", flush=True)
-            place = base / f"killed-{journeys.total()}"
-            journey = Journey(place, base / "text.jsonl", *way)
-            before = kills[way].total()
-            try:
-                killed(journey, known[way][1], before + given.kills - done, rng, kills[way])
-                results = journey.results()
-                apart = [key for key in known[way][0] if different(known[way][0][key], results.get(key))]
-                apart += sorted(results.keys() - known[way][0].keys())
-                apart += list(left(place))
-            except RuntimeError as error:
-                apart, results = [f"a program did not resume: {error}"], {"verdict": "none"}
-            wrong += [f"run {journeys.total()} ({name_of(way)}): {line}" for line in apart]
-            journeys[way] += 1
-            new = kills[way].total() - before
-            print(
-                f"run {journeys.total()}: {name_of(way)}, {new} kills, audit {results['verdict']}", flush=True
-            )
-            print("".join(f"  {line}\n" for line in apart), end="", flush=True)
-            if not apart:
-                shutil.rmtree(place)
+        kills, journeys, wrong = travel(Path(name), given.kills, random.Random(given.seed), given.seed)
     total = sum(count.total() for count in kills.values())
     lines = [
         f"{total} SIGKILLs in {journeys.total()} runs of all stages (seed {given.seed}); every program was started "
