@@ -20,6 +20,7 @@ from palimpsest.analysis.statistics import (
     share_limits,
     split_controls,
 )
+from palimpsest.analysis.statistics.intervals import skewed_limits
 
 RATE = (0.0, 1.0)
 MEMBERS = [2.1, 2.4, 2.5, 2.7, 2.9, 3.0, 3.1, 3.4]
@@ -179,6 +180,30 @@ def test_one_stratum_is_welchs_t() -> None:
     assert row["high"] >= high - 1e-12  # type: ignore[operator]
     mean = one(mean_by_dose(rows(even, np.full(18, 4))), family="all")
     assert (mean["low"], mean["high"]) == pytest.approx(stats.t.interval(0.95, 17, 0, stats.sem(even)))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+def test_limits_of_ten_against_ten_hold_skewed_effects(spread: float) -> None:
+    """Of 20,000 experiments with lognormal effects of that sd, and normal noise."""
+    rng = np.random.default_rng(4)
+    n, many = 10, 20_000
+    arms = [
+        rng.normal(0, 0.5, (many, n)) + rng.lognormal(0, spread, (many, n)),
+        rng.normal(0, 0.5, (many, n)),
+    ]
+    mean, variance, third = (
+        np.array([function(arm) for arm in arms])
+        for function in (
+            lambda arm: arm.mean(1),
+            lambda arm: arm.var(1, ddof=1) / n,
+            lambda arm: stats.skew(arm, axis=1, bias=False) * arm.std(1, ddof=1) ** 3 / n**2,
+        )
+    )
+    v = variance.sum(0)
+    df = np.maximum(v**2 / (variance**2 / (n + 1)).sum(0) - 2, 1.0)
+    low, high = skewed_limits(mean[0] - mean[1], v, third[0] - third[1], df)
+    truth = np.exp(spread**2 / 2)
+    assert 0.925 <= np.mean((low <= truth) & (truth <= high)) <= 0.975
 
 
 def test_copies_of_an_item_in_a_cluster_are_the_item() -> None:
