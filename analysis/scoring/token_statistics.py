@@ -222,7 +222,7 @@ def require_readable(
             raise UserError(
                 f"probe {probes['probe_id'][row]!r} is too long: the model has positions for {model.positions} tokens, "
                 f"and {read[row]} are read ({int((read > model.positions).sum())} such in all); shorten it, or set "
-                "long_texts=truncate to read such texts in pieces (left truncation)"
+                "score.long_texts=truncate to read such texts in pieces (left truncation)"
             )
 
 
