@@ -53,7 +53,7 @@ def rows(run, name: str) -> pl.DataFrame:
 
 def per_byte(run, dose: int) -> tuple[float, float]:
     """Least and largest gain of the items of a dose, nats a byte."""
-    items = run.items.filter(pl.col("dose") == dose)
+    items = run.plan.items.filter(pl.col("dose") == dose)
     gains = dose * GAIN * items["length"] / items["bytes"]
     return gains.min() - 1e-6, gains.max() + 1e-6
 
@@ -107,7 +107,7 @@ def test_the_design_is_balanced_and_halves_of_the_controls_do_not_differ(run):
     assert found["difference"].abs().max() < 2
     halves = run.figures.aa_pvalues().rows
     assert halves.height == 100
-    assert rows(run, "perplexities")["count"].sum() == run.items.height
+    assert rows(run, "perplexities")["count"].sum() == run.plan.items.height
 
 
 def test_a_run_without_factors_says_which_setting_a_figure_needs(prepared, tmp_path):
