@@ -82,9 +82,7 @@ def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple
     values = item_values(results, inputs).filter(pl.col("gain").is_not_null()).sort("item_id")
     every = math.ceil(values.height / _MOST_DOTS)
     dots = "items" if every < 2 else f"one item in {every}"
-    what = (
-        "its value in the twin, that never saw it" if deciding == PAIRED else "the items of dose 0 (no twin)"
-    )
+    what = "each item less itself in the twin, which never saw it" if deciding == PAIRED else "each item"
     yield (
         "gain_by_dose",
         figures.dose_response(
