@@ -104,6 +104,20 @@ class Trained:
 
 
 def matrix(head_VD: Tensor, vocab_size: int) -> Callable[[Tensor], Tensor]:
-    """Logits as the product of an output matrix with states, in float32 whatever they are stored in."""
-    weight_VD = head_VD[:vocab_size].float()
-    return lambda states_PD: functional.linear(states_PD.to(weight_VD.device, torch.float32), weight_VD)
+    """Logits as the product of an output matrix with states, in float32 whatever they are stored in.
+
+    On GPUs a half-precision matrix is multiplied by states of its dtype as it is: such products are exact in float32,
+    which they are summed in, and tensor cores make them several times as fast as products of float32 copies.
+    """
+    head_VD = head_VD[:vocab_size].detach()
+    if head_VD.device.type == "cpu" or head_VD.dtype not in (torch.bfloat16, torch.float16):
+        weight_VD = head_VD.float()
+        return lambda states_PD: functional.linear(states_PD.to(weight_VD.device, torch.float32), weight_VD)
+
+    def product(states_PD: Tensor) -> Tensor:
+        states_PD = states_PD.to(head_VD.device)
+        if states_PD.dtype != head_VD.dtype:
+            return functional.linear(states_PD.float(), head_VD.float())
+        return torch.mm(states_PD, head_VD.t(), out_dtype=torch.float32)
+
+    return product
