@@ -101,12 +101,40 @@ def history(plan: Plan) -> list[Before]:
     return runs[::-1]
 
 
+def same_order(plan: Plan) -> list[Before]:
+    """The latest of the runs that a plan's run goes on from, as far as they read the same windows as it."""
+    runs = history(plan)
+    other = [
+        k for k, run in enumerate(runs) if run.plan.manifest.inputs["order"] != plan.manifest.inputs["order"]
+    ]
+    return runs[other[-1] + 1 :] if other else runs
+
+
 def earlier(plan: Plan) -> list[tuple[Plan, int]]:
     """Plans of the perturbed runs that a plan's run goes on from, first one first, and the step where each was left.
 
-    Together with the plan they are the plan of the whole history of a checkpoint.
+    Together with the plan they are the plan of the history of a checkpoint, from where on its order is the plan's.
     """
-    return [(before.plan, before.end) for before in history(plan) if before.perturbed]
+    return [(before.plan, before.end) for before in same_order(plan) if before.perturbed]
+
+
+def _changed_at_start(start_from: str | None, order: Windows, tokenizer: Tokenizer) -> list[str]:
+    """``corpus`` or ``order`` where these differ from those of the run that ``train.start_from`` belongs to.
+
+    Raises:
+        UserError: if that run had another tokenizer.
+    """
+    if start_from is None or not (place := Path(start_from).parents[1].parent / "plan").is_dir():
+        return []
+    before = read(place).manifest
+    if before.facts.get("tokenizer", tokenizer.digest) != tokenizer.digest:
+        raise UserError(
+            f"train.start_from={start_from} is of a run with another tokenizer; use its own: "
+            "corpus.tokenizer.kind=file +corpus.tokenizer.path=.../tokenizer.json of its corpus"
+        )
+    if before.inputs["corpus"] != order.corpus_digest:
+        return ["corpus", "order"]
+    return ["order"] if before.inputs["order"] != order.identity else []
 
 
 def concatenated(runs: list[Before]) -> Plan:
@@ -226,6 +254,7 @@ def create(
             leaves the epoch. Nothing is written then.
     """
     order.require(run.windows)
+    changed_at_start = _changed_at_start(start_from, order, tokenizer)
     model = _paired_plan(insertion, run, order)
     parts = []
     for name, one in insertion.designs():
@@ -270,7 +299,9 @@ def create(
             interventions=changes,
             items_alike=preflight.alike(whole.items, whole.wordings),
             eod=tokenizer.eod,
+            tokenizer=tokenizer.digest,
             start_from=start_from,
+            changed_at_start=changed_at_start,
         )
     assert draft.manifest is not None
     return draft.manifest

@@ -97,7 +97,16 @@ def audit(experiment: Experiment) -> dict[str, Any]:
         )
     tokenizer, order = corpus.load_tokenizer(experiment.corpus_directory), open_order(experiment)
     if experiment.train.start_from is not None:
-        unchanged.add("what was planned was consumed before it, too", *_before(plan, order, tokenizer))
+        if same := plans.same_order(plan):
+            unchanged.add("what was planned was consumed before it, too", *_before(same, order, tokenizer))
+        if len(same) < len(plans.history(plan)):
+            begin = same[0].plan.shape.begin if same else plan.shape.begin
+            changed = " and ".join(plan.manifest.facts["changed_at_start"]) or "order"
+            unchanged.add(
+                f"this proof begins at step {begin}",
+                [],
+                f"the steps before it read another {changed}: audit their run",
+            )
     wrong, parts = _scores_at_fault(experiment, plan)
     if parts:
         unchanged.add("the scores are whole, and of these checkpoints", wrong, f"{parts} parts")
@@ -141,13 +150,12 @@ def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
     return _same_weights(_first(experiment, "perturbed"), path), f"{path}, every weight"
 
 
-def _before(plan: plans.Plan, order: Windows, tokenizer: Tokenizer) -> tuple[list[str], str]:
+def _before(runs: list[plans.Before], order: Windows, tokenizer: Tokenizer) -> tuple[list[str], str]:
     """Failures of the audit of the earlier runs that a run continues, joined up to its start, and what was compared.
 
     Raises:
         UserError: if a ledger or plan of theirs is missing or damaged.
     """
-    runs = plans.history(plan)
     whole = plans.concatenated(runs)
     tables, failures = [], []
     for k, before in enumerate(runs):

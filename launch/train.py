@@ -85,7 +85,8 @@ def train(experiment: Experiment, which: str) -> None:
             say(f"{which}: finished at step {step}; nothing to do (to train again, set another name=...)")
             return
         if step:
-            say(f"{which}: going on from step {step}")
+            new = " with another " + " and ".join(changed) if (changed := _changed(plan, step)) else ""
+            say(f"{which}: going on from step {step}{new}")
         hooks: list[Hook] = [interrupts.Watchdog(experiment.runtime.hang_minutes)]
         hooks += _evaluation(experiment, plan, manifest.facts, world)
         if world.main:
@@ -95,6 +96,12 @@ def train(experiment: Experiment, which: str) -> None:
         if world.main:
             place = trainer.checkpointer.directory
             say(f"{which}: {len(checkpoint.finished(place))} checkpoints in {place}")
+
+
+def _changed(plan: plans.Plan, step: int) -> list[str]:
+    """``corpus`` or ``order`` where a branch begins with others than its parent's."""
+    found: list[str] = plan.manifest.facts.get("changed_at_start", []) if step == plan.shape.begin else []
+    return found
 
 
 def _settings(experiment: Experiment) -> tuple[Settings, str]:

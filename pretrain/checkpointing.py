@@ -69,14 +69,12 @@ class Checkpointer:
         """Start this run from another run's checkpoint; returns the finished steps.
 
         Raises:
-            UserError: if that run differs in more than its insertions, its length and its learning rates.
+            UserError: if that run differs in more than its insertions, its windows, its length and its learning rates.
         """
         step = self.settings.train.begin
         manifest = checkpoint.read(path.parent, step)
         own, theirs = without(self.identity, MAY_DIFFER), without(manifest.config, MAY_DIFFER)
         differing = differences(replace(manifest, config=theirs), config=own, inputs=manifest.inputs)
-        if manifest.inputs["order"] != self.inputs["order"]:
-            differing.append("it read another corpus or order")
         if differing:
             raise UserError(f"train.start_from={path} does not fit this run: {'; '.join(differing)}")
         checkpoint.require_whole(path, manifest, self.world)

@@ -42,7 +42,7 @@ class Settings:
 
 
 MAY_DIFFER = {
-    "train": ("steps",),
+    "train": ("steps", "seed"),
     "optimizer": (
         *("learning_rate", "min_learning_rate", "warmup_steps", "schedule"),
         *("decay_steps", "initial_learning_rate"),

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
@@ -17,6 +18,7 @@ from palimpsest.launch.adaptive import KIND, VERSION
 from palimpsest.launch.inputs import open_order
 from palimpsest.launch.show_plan import show
 from palimpsest.pretrain import saved
+from tests.conftest import write_text
 from tests.launch.test_schedules import experiment
 from tests.launch.test_shared import PEOPLE, SENTENCES, SHARED, planned
 
@@ -97,6 +99,43 @@ def test_branch(prepared, parent, caplog, monkeypatch):
     wrong = prepared.run("train", "name=wrong", given[1], "optimizer.beta2=0.9")
     assert wrong.status == 2
     assert "step_00000008 does not fit this run: setting optimizer.beta2" in wrong.out
+
+
+def test_a_branch_may_reshuffle_what_is_left_and_says_from_where_on_it_proves(prepared, parent):
+    given = ("name=reshuffled", f"train.start_from={parent / 'step_00000008'}", "train.seed=5")
+    made, setting = planned(prepared, "reshuffled", *given[1:])
+    assert made.manifest.facts["changed_at_start"] == ["order"]
+    for which in ("perturbed", "twin"):
+        assert "going on from step 8 with another order" in prepared.ok("train", *given, f"run={which}").out
+    assert setting.train.seed == 5
+    proof = pair_audit.audit(setting)
+    assert proof["verdict"] == "PASS"
+    details = {check["name"]: check["detail"] for check in proof["checks"]}
+    assert details["this proof begins at step 8"] == "the steps before it read another order: audit their run"
+    assert "what was planned was consumed before it, too" not in details
+    assert details["every window consumed exactly once"] == "96 windows in 12 steps"
+    assert list(show_lines(setting, made))
+
+
+def show_lines(setting, made):
+    item = made.items.filter(pl.col("dose") == 4)["item_id"][0]
+    order, tokenizer = open_order(setting), corpus.load_tokenizer(setting.corpus_directory)
+    return explain.item(made, item, order, tokenizer, earlier=plans.earlier(made))
+
+
+def test_a_branch_may_read_another_corpus_with_the_same_tokenizer(prepared, parent):
+    write_text(prepared.path / "other.jsonl", 1700)
+    start = f"train.start_from={parent / 'step_00000008'}"
+    other = ["corpus.source.paths=[other.jsonl]"]
+    prepared.ok("prepare", "name=elsewhere", *other)
+    wrong = prepared.run("plan", "name=elsewhere", start, *other)
+    assert wrong.status == 2
+    assert "is of a run with another tokenizer" in wrong.out
+    tokenizer = prepared.corpus("parent") / "tokenizer.json"
+    other += ["corpus.tokenizer.kind=file", f"+corpus.tokenizer.path={tokenizer}"]
+    prepared.ok("prepare", "name=elsewhere", *other)
+    prepared.ok("plan", "name=elsewhere", start, *other)
+    assert "with another corpus and order" in prepared.ok("train", "name=elsewhere", start, *other).out
 
 
 def test_a_branch_has_its_own_learning_rate(prepared, parent):
