@@ -101,11 +101,11 @@ def audit(experiment: Experiment) -> dict[str, Any]:
             unchanged.add("what was planned was consumed before it, too", *_before(same, order, tokenizer))
         if len(same) < len(plans.history(plan)):
             begin = same[0].plan.shape.begin if same else plan.shape.begin
-            changed = " and ".join(plan.manifest.facts["changed_at_start"]) or "order"
+            moved = " and ".join(plan.manifest.facts["changed_at_start"]) or "order"
             unchanged.add(
                 f"this proof begins at step {begin}",
                 [],
-                f"the steps before it read another {changed}: audit their run",
+                f"the steps before it read another {moved}: audit their run",
             )
     wrong, parts = _scores_at_fault(experiment, plan)
     if parts:

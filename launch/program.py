@@ -68,7 +68,9 @@ def program(
         def work() -> int:
             directory, overrides = recorded.split(sys.argv[1:])
             if directory is not None:
-                return one(recorded.load(directory, overrides))
+                if kind is not build:
+                    raise UserError(f"this program takes settings, not the directory of a run ({directory})")
+                return one(recorded.load(directory, overrides))  # type: ignore[arg-type]
             _compose(compose)
             return max((one(kind(config)) for config in composed), default=0)  # none after --help or --cfg
 

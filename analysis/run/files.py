@@ -436,7 +436,7 @@ class RunFiles:
                 "\n".join(
                     [
                         f"<Run {self.name}",
-                        f"  released: {len(self.items):,} items, {released['declared']} exposures declared, "
+                        f"  released: {len(self.plan.items):,} items, {released['declared']} exposures declared, "
                         "no ledger, no audit",
                         *(
                             f"  {which}: {name}, {len(stored.parts(self.directory / 'scores' / which))} parts of scores"

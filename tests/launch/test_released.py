@@ -98,10 +98,10 @@ def test_its_run_opens_like_one_of_ours(place, environment):
     assert run.released["revisions"] == {"8000": "step8000", "48000": "main"}
     assert run.last_step == 48000
     assert run.metrics("loglik_per_byte").group_by("run", "step").len()["len"].to_list() == [80] * 4
-    item = run.items.filter(pl.col("dose") == 16)["item_id"][0]
+    item = run.plan.items.filter(pl.col("dose") == 16)["item_id"][0]
     assert (
         "".join(run.tokens(item).filter(pl.col("run") == "twin")["token"])
-        == run.items.filter(pl.col("item_id") == item)["text"].item()
+        == run.plan.items.filter(pl.col("item_id") == item)["text"].item()
     )
     for name in (
         "dose_response",
