@@ -425,6 +425,7 @@ def main() -> None:
         for text in arguments
     ):
         _single()
+        return
     guarded(lambda: sweep(arguments))
 
 

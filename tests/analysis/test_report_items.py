@@ -230,7 +230,7 @@ def test_what_is_left_after_the_last_exposure(inputs):
     assert (row["since_low"], row["since_high"], row["n"]) == (234, 234, 4)
     assert row["first"] == pytest.approx(0.8, abs=1e-5)
     assert row["retained"] == pytest.approx(0.25, abs=1e-5)
-    assert forgetting_text(found) == ""
+    assert forgetting_text(given, found) == ""
     late = dataclasses.replace(given, exposures=exposures.with_columns(step=pl.lit(249)))
     assert retained(analyse(late), late).is_empty()
 

@@ -22,6 +22,18 @@ CHOSEN = {
     **{f"corpus/{name}.yaml tokenizer.kind": "file" for name in ("megatron", "olmo")},
     **{f"corpus/{name}.yaml deduplicate": False for name in ("megatron", "olmo")},
     "corpus/tokenized.yaml source.paths": ("corpora/train",),
+    **{f"corpus/{name}.yaml source.streaming": True for name in ("c4", "dclm", "fineweb", "wikipedia")},
+    "corpus/c4.yaml source.paths": ("allenai/c4",),
+    "corpus/c4.yaml source.dataset_name": "en",
+    "corpus/c4.yaml source.files": "en/c4-train.*.json.gz",
+    "corpus/dclm.yaml source.paths": ("mlfoundations/dclm-baseline-1.0",),
+    "corpus/dclm.yaml source.files": "global-shard_*/local-shard_*/*.jsonl.zst*",
+    "corpus/fineweb.yaml source.paths": ("HuggingFaceFW/fineweb",),
+    "corpus/fineweb.yaml source.dataset_name": "sample-10BT",
+    "corpus/fineweb.yaml source.files": "sample/10BT/*.parquet",
+    "corpus/wikipedia.yaml source.paths": ("wikimedia/wikipedia",),
+    "corpus/wikipedia.yaml source.dataset_name": "20231101.en",
+    "corpus/wikipedia.yaml source.files": "20231101.en/*.parquet",
     "corpus/tokenized.yaml tokenizer.path": "corpora/tokenizer.json",
 }
 """Settings in which an option of a group is meant to differ from the default."""
