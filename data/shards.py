@@ -114,7 +114,7 @@ class Work:
 
     @property
     def tokenizer_inputs(self) -> dict[str, str]:
-        """Digest of a tokenizer that is brought along."""
+        """Digest of the tokenizer file that ``corpus.tokenizer.path`` gives; empty without one."""
         return tokenizer.inputs(self.config.tokenizer)
 
     @property
@@ -172,7 +172,7 @@ def _make(
 
 
 def finished(work: Work, step: str, number: int) -> bool:
-    """True if a shard of a step was finished, from whatever inputs."""
+    """True if this step has finished this shard, even if from other inputs than the present ones."""
     return (work.shard(step, number) / artifact.MANIFEST).is_file()
 
 
@@ -186,7 +186,8 @@ def _digest(directory: Path) -> str:
 
 
 def read(work: Work, number: int) -> Manifest:
-    """Read a shard's parts: what passes the filters goes to ``documents.arrow``, its keys beside it.
+    """Read a shard's parts; write the documents that pass the filters to ``documents.arrow``, and their keys to files
+    next to it.
 
     Raises:
         UserError: if an input is damaged (naming file and row).

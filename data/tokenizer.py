@@ -1,4 +1,5 @@
-"""Text to token ids and back: a thin wrapper on ``tokenizers``, trained here or brought along."""
+"""Conversion of text to token ids and back: a thin wrapper around ``tokenizers``, for a tokenizer trained here or an
+existing one."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class TokenizerConfig:
             if self.kind != kind and value is not None:
                 raise UserError(
                     f"corpus.tokenizer.{field}={value!r} has no effect with corpus.tokenizer.kind={self.kind}; set "
-                    f"corpus.tokenizer.kind={kind} or remove it"
+                    f"corpus.tokenizer.kind={kind} or remove corpus.tokenizer.{field}"
                 )
         if not self.eod:
             raise UserError("corpus.tokenizer.eod='' is empty; name the special token that ends a document")

@@ -56,7 +56,7 @@ class Intervention:
     by: tuple[str, ...] = ()
     """For ``replace``: another wording of each text, of as many tokens."""
     weight: float | None = None
-    """For ``reweight``: above 0, and not 1."""
+    """For ``reweight``: factor for the losses of the text's tokens; above 0, and not 1."""
     phase: Phase = field(default_factory=Phase)
     """The part of training in which it applies; windows outside are left as they are."""
 

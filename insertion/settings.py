@@ -165,7 +165,7 @@ class InsertionConfig:
             raise UserError("insertion.paired_with works on one design, not on insertion.experiments")
         if self.families or self.doses or self.named_arms:
             raise UserError(
-                "insertion.experiments and insertion.families (or doses, named_arms) are two designs; leave out the one"
+                "insertion.experiments and insertion.families (or doses, named_arms) cannot be combined: each is a whole design; remove one"
             )
         slices: dict[str, str] = {}
         for name, one in self.experiments.items():
@@ -265,7 +265,7 @@ class RunShape:
     global_batch_size: int
     sequence_length: int
     begin: int = 0
-    """Finished steps of the checkpoint that the run starts from; 0 without one."""
+    """Number of steps finished at the checkpoint that the run starts from; 0 if it starts from none."""
 
     @property
     def windows(self) -> int:

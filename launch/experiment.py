@@ -55,7 +55,7 @@ class LauncherConfig:
     cpus: int = 4
     """CPU cores a process."""
     memory: str | None = None
-    """Memory a node, as SLURM writes it."""
+    """Memory per node, in SLURM's notation, such as ``64G``."""
     container: str | None = None
     """Command that the programs are started with, such as ``apptainer exec --nv image.sif``."""
     modules: tuple[str, ...] = ()

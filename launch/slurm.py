@@ -34,7 +34,8 @@ class Stage:
     commands: tuple[tuple[str, ...], ...]
     """Programs with further arguments, one after the other; the second also after an audit that failed."""
     training: bool = False
-    """True if the stage needs the nodes and processes of a training."""
+    """True if the stage runs a training, on all the nodes and processes that the launcher's settings give; others run
+    as one process."""
     gpu: bool = False
     single: bool = False
     """True if the stage is one job for the whole sweep, without an array index."""

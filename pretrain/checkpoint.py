@@ -259,7 +259,7 @@ class _Harmless(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class or function of this name, if it is one of the harmless ones."""
+        """The class or function of this name; raises ``UnpicklingError`` if it is not one of the harmless ones."""
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         if (module, name) == ("torch.serialization", "_get_layout"):

@@ -16,11 +16,13 @@ _NEW = (0, 19)
 
 
 def balance_loss_coefficient(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig) -> float:
-    """The ``moe_aux_loss_coeff`` that gives ``model.balance_loss`` whatever the micro-batch and the topology.
+    """The ``moe_aux_loss_coeff`` with which the loss has the weight ``model.balance_loss`` at any micro-batch and
+    topology.
 
-    The loss is a mean over windows, but gradients are divided by all tokens at the end of a step; megatron-core
-    undoes that. 0.16.1 multiplies by the tokens of one window on this rank, which leaves 1 / (micro-batch x ranks
-    that share a window); 0.19 multiplies by those of the whole micro-batch (``_apply_seq_aux_loss``).
+    The loss is a mean over windows, but at the end of a step gradients are divided by the number of all tokens. To
+    compensate, megatron-core multiplies the loss by a number of tokens: 0.16.1 by those of one window on this rank,
+    which leaves it too small by the factor micro-batch x ranks that share a window; 0.19 by those of the whole
+    micro-batch (``_apply_seq_aux_loss``).
     """
     if not model.experts:
         return 0.0

@@ -69,7 +69,7 @@ class Cost:
     scoring_hours: float
     """GPU hours of scoring every checkpoint of both."""
     stored: int
-    """Bytes of the checkpoints of both."""
+    """Bytes of all checkpoints of both trainings."""
 
     @property
     def days(self) -> float:

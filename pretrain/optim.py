@@ -21,13 +21,14 @@ from palimpsest.pretrain.config import OptimizerConfig, TrainConfig
 def build(
     chunks: list[Any], optimizer: OptimizerConfig, train: TrainConfig, *, distributed: bool = False
 ) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
-    """The optimizer over the model's chunks, and its warm-up and decay counted in windows.
+    """The optimizer of the model's chunks, and its learning-rate schedule (warm-up and decay), counted in windows.
 
     Args:
-        chunks: of the model, each in megatron-core's ``DistributedDataParallel``.
+        chunks: the model's chunks, each wrapped in megatron-core's ``DistributedDataParallel``.
         optimizer: its settings.
-        train: for the precision and the length of the schedule.
-        distributed: each data-parallel rank holds a share of Adam's state and updates that share of the weights.
+        train: gives the precision and the length of the schedule.
+        distributed: if true, each data-parallel rank holds a share of Adam's state and updates that share of the
+            weights.
     """
     half = train.half_precision
     config = MegatronOptimizerConfig(

@@ -197,7 +197,7 @@ class TensorBoard(Writer):
 
 
 def peak_memory(device: Any) -> float:
-    """The most memory that this process has held, GiB: of its GPU if it computes there, otherwise of the machine."""
+    """Peak memory of this process, GiB: allocated on its GPU if it computes on one, otherwise main memory."""
     import torch
 
     if device.type == "cuda":

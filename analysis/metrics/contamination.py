@@ -76,7 +76,7 @@ def _lengths(lengths_C: ArrayLike) -> NDArray[np.float64]:
 
 
 def p_correct(loglik_C: ArrayLike, correct: int) -> float:
-    """``softmax(LL)[correct]``: continuous, so far more powerful than right-or-wrong."""
+    """``softmax(LL)[correct]``; as it is continuous, tests on it are far more powerful than on right-or-wrong."""
     return float(softmax(_choices(loglik_C))[correct])
 
 

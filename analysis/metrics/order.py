@@ -118,13 +118,14 @@ class ReshuffleTest(NamedTuple):
 def reshuffle_test(loglik: float, loglik_reshuffled_M: ArrayLike) -> ReshuffleTest:
     """Palimpsestic test from text alone (Kuditipudi et al. 2025, observational setting).
 
-    The last phase of training is repeated m times on reshuffled data. A text that does not come from the model is
-    as likely under the model of the true order as under those: its log-likelihoods are exchangeable, so the rank is
-    uniform; and if they are normal, ``(LL - mean) / (sd sqrt(1 + 1/m))`` has a t distribution (a prediction interval).
+    The last phase of training is repeated m times on reshuffled data. A text that does not come from the model is as
+    likely under the model of the true order as under the models of the reshuffled data: its log-likelihoods are
+    exchangeable, so the rank is uniform; and if they are normal, ``(LL - mean) / (sd sqrt(1 + 1/m))`` has a t
+    distribution (a prediction interval).
 
     Args:
-        loglik: of the text under the model of the true order.
-        loglik_reshuffled_M: under the models of the reshuffled data, two or more.
+        loglik: log-likelihood of the text under the model of the true order.
+        loglik_reshuffled_M: its log-likelihoods under the m models of the reshuffled data; m is at least 2.
     """
     others = numbers(loglik_reshuffled_M, "log-likelihoods under reshuffled models", 2)
     own = float(numbers(loglik, "log-likelihood of the text")[0])

@@ -48,7 +48,7 @@ class Values(NamedTuple):
     valid: NDArray[np.bool_]
     """True where a value exists."""
     reason: str
-    """Reason why it does not, elsewhere: completes *not computed because ...*."""
+    """Reason why the rows that are not ``valid`` have no value; completes *not computed because ...*."""
     asked: NDArray[np.bool_] | None = None
     """Rows that stand for what the metric is defined on, such as one row a question; None: all do."""
 
@@ -88,7 +88,7 @@ class Needs(NamedTuple):
     columns: tuple[str, ...]
     """Columns of the score store."""
     reads: tuple[str, ...]
-    """Other inputs: the text, a reference run."""
+    """Inputs needed beyond log-probabilities and ranks, such as the text or a reference run."""
 
 
 METRICS: dict[str, Metric] = {}

@@ -104,7 +104,8 @@ def roc_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
 
 
 def rates_by_prefix(inputs: ReportInputs, results: Results) -> pl.DataFrame:
-    """:func:`prefix_rows` for a figure: against, x, run (the dose), estimate, low, high, n."""
+    """Rows of :func:`prefix_rows` with the columns that a figure reads: against, x, run (the dose), estimate, low,
+    high, n."""
     return prefix_rows(inputs, results).select(
         pl.lit("prefix").alias("against"),
         pl.col("prefix").alias("x"),

@@ -55,7 +55,7 @@ def _name(key: object) -> str:
 
 
 def _natural(key: object) -> list[Any]:
-    """Numbers in a name by value: dose 4 before dose 16."""
+    """Sort key that orders the numbers in names by value: dose 4 before dose 16."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(key))]
 
 

@@ -151,7 +151,7 @@ class Extraction:
     anywhere: bool
     """True if any item, of any dose and in either run, was extracted."""
     limit: float
-    """Upper 95 % limit at ``dose``."""
+    """Upper 95 % confidence limit of the share extracted at ``dose``."""
     limit_inserted: float
     """Upper 95 % limit of all doses above 0 together."""
 

@@ -327,7 +327,7 @@ class RunFiles:
         there = set(self.scores["step"].unique())
         wanted = list(steps)
         if missing := sorted(set(wanted) - there):
-            raise UserError(f"step {missing[0]} was not scored; these were: {sorted(there)}")
+            raise UserError(f"step {missing[0]} was not scored; scored steps: {sorted(there)}")
         return self.scores.filter(pl.col("step").is_in(wanted))
 
     @cached_property

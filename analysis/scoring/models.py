@@ -20,7 +20,8 @@ class Together(IntEnum):
     NONE = 0
     """None: each text alone."""
     SAME_LENGTH = 1
-    """Texts of the same length: padding, or the rest of a longer text, would change predictions."""
+    """Only texts of the same length: predictions would change if a text were padded, or read as the beginning of a
+    longer one."""
     ANY = 2
     """All: texts can be padded, and a text that another begins with need not be read."""
 

@@ -90,7 +90,8 @@ def insert_until_ec50(lower_N: ArrayLike, upper_N: ArrayLike, *, level: float = 
 
 
 def _threshold_nll(theta: Floats, low_N: Floats, high_N: Floats, reached_N: NDArray[np.bool_]) -> float:
-    """Of (log2 EC50, ln slope), for items with thresholds between ``low`` and ``high`` (log2 doses)."""
+    """Negative log-likelihood of ``theta`` = (log2 EC50, ln slope), for items whose thresholds lie between ``low`` and
+    ``high`` (log2 doses), or above ``low`` if not reached."""
     slope = math.exp(theta[1])
     a, b = slope * (low_N - theta[0]), slope * (high_N - theta[0])
     censored = log_expit(-a[~reached_N]).sum()

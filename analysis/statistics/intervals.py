@@ -123,17 +123,18 @@ def stratified(
     """Stratified mean, or difference of means, with an interval over clusters.
 
     ``estimate = sum_s w_s (mean_s,treated - mean_s,control)`` over cells s, ``w_s`` = share of the treated items in
-    cell s (only the first term if no row is a control). A cell's mean has the variance ``C d2 / N^2``: C clusters of
-    N items, and ``d2`` the variance of the clusters' sums of deviations from it, pooled over the cells of a family and
-    arm, as cells of two or three clusters have no usable variance of their own, while doses and families do differ in
-    variance. Degrees of freedom: ``(sum v)^2 / sum(v^2 / (df + 2)) - 2`` over the parts (Welch 1947), which is
-    Satterthwaite's without its bias for few. With clusters of one item this is Welch's t.
+    cell s (only the first term if no row is a control). A cell's mean has the variance ``C d2 / N^2``: C clusters of N
+    items, and ``d2`` the variance, between clusters, of the sum of a cluster's deviations from the cell's mean. ``d2``
+    is pooled over the cells of a family and arm, because a cell of two or three clusters is too small to estimate it;
+    it is not pooled over doses or families, because their variances differ. Degrees of freedom: ``(sum v)^2 / sum(v^2 /
+    (df + 2)) - 2`` over the parts, one for each family and arm (Welch 1947): Satterthwaite's formula without its bias
+    at few degrees of freedom. With clusters of one item this is Welch's t.
 
     Args:
         rows: value, family, cell, cluster (within one cell and arm), arm (true: treated) and the columns ``by``.
         by: columns that tell one estimate from another.
-        bounds: of a value; where both are finite, limits are those of shares (:func:`share_limits`), family by family
-            and arm by arm, and put together by MOVER (Zou & Donner 2008).
+        bounds: lowest and highest possible value; if both are finite, each family and arm gets the limits of a share
+            (:func:`share_limits`), and MOVER (Zou & Donner 2008) combines them.
         level: confidence.
 
     Returns:

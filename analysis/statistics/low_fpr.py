@@ -28,7 +28,7 @@ class LowFpr(NamedTuple):
     chance_mean: float
     """Mean TPR of scores that say nothing, at this number of controls: more than a."""
     chance_high: float
-    """97.5 % point of it: a TPR below shows nothing."""
+    """97.5th percentile of the TPR of scores that say nothing; a TPR below it shows nothing."""
 
 
 def tpr_at_fpr(

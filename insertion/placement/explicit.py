@@ -60,7 +60,7 @@ def read(path: str) -> pl.DataFrame:
     """The table at a path.
 
     Raises:
-        UserError: if there is none, or it has other columns, or positions of some exposures only.
+        UserError: if it cannot be read, lacks a column, or gives a position for some exposures but not for all.
     """
     where = f"insertion.placements={path}"
     try:

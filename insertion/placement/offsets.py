@@ -116,8 +116,8 @@ def _points(
         if (target - framed > latest).any():
             worst = int((target - framed - latest).max())
             raise UserError(
-                f"insertion.position={kind}: items of up to {lengths.max()} tokens do not fit behind offset {high}; "
-                f"lower it by {worst}, or shorten the items"
+                f"insertion.position={kind}: items of up to {lengths.max()} tokens do not fit after offset {high}; "
+                f"lower that offset by {worst}, or shorten the items"
             )
         return target - framed, framed
     # Uniform over 1 .. latest, so that at least one token of the window precedes.

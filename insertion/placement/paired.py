@@ -99,7 +99,7 @@ class Paired(Randomised):
         self._matched: Matches | None = None
 
     def assign(self, items: pl.DataFrame) -> Integers:
-        """Number of each item's arm; see ``interface.Placement``."""
+        """Index of each item's arm in ``InsertionConfig.arms``; see ``interface.Placement``."""
         return arms(self.model, items, [name for name, _ in self.setting.insertion.arms])
 
     def given_windows(self, items: pl.DataFrame, table: pl.DataFrame) -> Integers | None:

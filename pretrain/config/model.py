@@ -108,7 +108,8 @@ class ModelConfig:
     """Make the weights of a token's experts sum to 1 (Mixtral); otherwise they are probabilities among all experts
     (OLMoE)."""
     balance_loss: float = 0.01
-    """Weight of the loss that balances the experts (Fedus et al., 2022, equation 4), taken of each window."""
+    """Weight of the loss that balances the experts (Fedus et al., 2022, equation 4); that loss is computed for each
+    window separately."""
     init_std: float = 0.02
     """Standard deviation of the initial weights; output projections get it over sqrt(2 * layers)."""
     norm_epsilon: float = 1e-5

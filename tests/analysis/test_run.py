@@ -163,7 +163,7 @@ def test_estimates_by_hand(run, metric):
         (lambda run: run.estimates("extractd"), "did you mean 'extracted'"),
         (lambda run: run.metrics("extracted", prefx=3), "no setting 'prefx'; did you mean 'prefix'"),
         (lambda run: run.metrics("extracted", suffix=0), "suffix >= 1, not 2 and 0"),
-        (lambda run: run.metrics(steps=[7]), r"step 7 was not scored; these were: \[0, 20\]"),
+        (lambda run: run.metrics(steps=[7]), r"step 7 was not scored; scored steps: \[0, 20\]"),
         (lambda run: run.tokens("ghost-00003", 7), r"step 7 was not scored"),
         (lambda run: run.tokens("ghost-3"), r"the plan has no item 'ghost-3'; did you mean 'ghost-0000"),
         (lambda run: run.ledger_of("twn"), "there is no run 'twn' in a pair; did you mean 'twin'"),
