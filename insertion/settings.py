@@ -165,7 +165,8 @@ class InsertionConfig:
             raise UserError("insertion.paired_with works on one design, not on insertion.experiments")
         if self.families or self.doses or self.named_arms:
             raise UserError(
-                "insertion.experiments and insertion.families (or doses, named_arms) cannot be combined: each is a whole design; remove one"
+                "insertion.experiments and insertion.families (or doses, named_arms) cannot be combined: each is a "
+                "whole design; remove one of them"
             )
         slices: dict[str, str] = {}
         for name, one in self.experiments.items():

@@ -257,7 +257,7 @@ def test_trimming_around_takes_from_both_ends():
 
 
 def test_offsets_that_leave_no_room_are_refused():
-    with pytest.raises(UserError, match="do not fit behind offset 90"):
+    with pytest.raises(UserError, match="do not fit after offset 90"):
         place_many("offset:90", [])
     with pytest.raises(UserError, match="needs a token before it"):
         place_many("offset:1", [], frame="document")
