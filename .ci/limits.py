@@ -14,7 +14,7 @@ EXCEPTIONS = {
     "tests/analysis/test_default_figures.py": 809,
     "tests/analysis/test_first_principles.py": 801,
 }
-"""What is still above a limit, and the lines that it may have; to become empty."""
+"""Files above a limit, with the lines that they may have; to become empty."""
 
 
 def measured(path: Path) -> Iterator[tuple[str, int, int]]:

@@ -54,7 +54,7 @@ def make(experiment: Experiment) -> None:
 
 
 def _missing(experiment: Experiment) -> list[str]:
-    """What is not finished yet, in words."""
+    """Names of the stages that are not finished yet."""
     corpora = all((directory / artifact.MANIFEST).is_file() for _, directory in experiment.corpora.values())
     plan = (experiment.directory / "plan" / artifact.MANIFEST).is_file()
     return [name for name, there in (("the corpus", corpora), ("the plan", plan)) if not there]

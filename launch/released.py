@@ -207,7 +207,7 @@ def work(config: ReleasedConfig) -> int:
 
 
 def dry_run(config: ReleasedConfig) -> Iterator[str]:
-    """What would be made or reused; nothing is loaded from the hub."""
+    """Lines on artefacts that would be made or reused; nothing is loaded from the hub."""
     for name, path in config.sources.items():
         if files.has_rows(path):
             found = declared.read({name: path}, config.fields, limit=config.limit, same_text=config.same_text)

@@ -69,7 +69,7 @@ def table_of(run: Run, table: str, wanted: Mapping[str, str]) -> pl.DataFrame:
 
 
 def about(run: Run) -> list[str]:
-    """What a run is, in lines: the command that made it, how far it is, and the sentence of its report."""
+    """Overview of a run, in lines: the command that made it, its progress, and the headline of its report."""
     lines = repr(run).splitlines()
     if made := recorded.command(run.directory):
         lines.append(f"  made by: {made}")

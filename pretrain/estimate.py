@@ -60,7 +60,7 @@ def size(stored: float) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What one run, a pair of trainings, takes."""
+    """Cost of one run, which is a pair of trainings."""
 
     gpus: int
     """Of one training."""

@@ -102,7 +102,7 @@ def dose_response(
 
 
 def _label(*parts: tuple[str, bool]) -> str:
-    """What a panel is of: the texts that there are several of."""
+    """Title of a panel: those of its parts that differ between panels."""
     return " · ".join(text for text, many in parts if many)
 
 

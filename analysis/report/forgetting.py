@@ -157,7 +157,7 @@ half of the items are forgotten, with 95 % limits."""
 
 
 def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.DataFrame:
-    """How the gain of each arm falls after its last exposure: the same items at every time.
+    """Forgetting curve of each arm: the gain of the same items at every checkpoint after the arm's last exposure.
 
     A gain is an item's value less the mean of its family's never-inserted items at the same checkpoint. An item is
     forgotten at the first checkpoint at which its gain is not above the 95 % quantile of the controls'. Families of

@@ -12,7 +12,7 @@ from palimpsest.analysis.report.results import Results
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Described:
-    """What a released model's report says of it."""
+    """Facts about a released model for its report."""
 
     models: tuple[tuple[str, str], ...]
     """(run, name of the model)."""
@@ -25,7 +25,7 @@ class Described:
 
 
 def described(inputs: ReportInputs, results: Results) -> Described:
-    """What is known and what is not."""
+    """Facts about the models of a report, and what cannot be known about them."""
     released: Mapping[str, Any] = inputs.released or {}
     revision = released["revisions"].get(str(results.step))
     at = f"step {results.step:,}" if results.step else "step unknown"

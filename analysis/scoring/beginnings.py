@@ -25,7 +25,7 @@ class Beginning:
     """True if the tokenizer itself puts it before every text (Llama, Gemma), False if it does not (GPT-2, Pythia)."""
 
     def reading(self, bos: str, long_texts: str) -> Reading:
-        """How texts are read.
+        """Options of reading texts, checked.
 
         Args:
             bos: ``always`` after the token; ``never`` prompts without it; ``auto`` prompts after it where the tokenizer

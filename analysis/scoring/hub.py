@@ -66,7 +66,7 @@ class Released:
     """A model at a revision, found and not loaded."""
 
     name: str
-    """What transformers opens: a directory or a name."""
+    """Directory or name that ``transformers`` opens."""
     revision: str | None
     digest: str
     """Of the weights of a directory; of the hub, of name and commit."""

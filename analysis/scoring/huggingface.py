@@ -233,7 +233,7 @@ def of_huggingface(opened: Any) -> HuggingFace:
 
 
 class _Heads:
-    """What parts of a model return, and what goes in and out of its output matrix, in one pass."""
+    """Recorder of one forward pass: outputs of the model's parts, and input and output of its output matrix."""
 
     def __init__(self, model: Any) -> None:
         self.matrix = model.get_output_embeddings()

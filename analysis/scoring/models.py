@@ -42,7 +42,7 @@ class Model(Protocol):
         """Tokens in the longest text that it can read; None if there is no bound."""
 
     def states(self, ids_BT: Tensor) -> Tensor:
-        """What logits are made of, at each position: (B, T) ids -> (B, T, D)."""
+        """States from which logits are computed, at each position: (B, T) ids -> (B, T, D)."""
 
     def output(self, vocab_size: int) -> Callable[[Tensor], Tensor]:
         """Function of states, (P, D), to the logits of the first ``vocab_size`` tokens, (P, vocab_size) float32."""

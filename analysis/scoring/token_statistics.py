@@ -143,7 +143,7 @@ def sampled_logprob(logits_NV: Tensor, targets_N: Tensor, sampling: Sampling) ->
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What texts are read after, and what happens to those that are too long."""
+    """Options of reading texts: the token before them, and the treatment of texts that are too long."""
 
     bos: bool = True
     """Read prompts, too, after the token that begins a text. False: as ``lm_eval`` reads where the tokenizer puts none:
@@ -235,7 +235,8 @@ def _score(
     vocab_size: int,
     reading: Reading | None,
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.generic]]]:
-    """Where each probe's tokens begin among all of them (and where the last one ends), and their numbers."""
+    """Score all probes: offsets of each probe's tokens in the flat arrays, (probes + 1,), and the numbers of every
+    token."""
     require_readable(model, probes, eod=eod, vocab_size=vocab_size, reading=reading)
     lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
     flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)

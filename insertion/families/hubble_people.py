@@ -77,7 +77,7 @@ def _words(value: str) -> list[str]:
 
 
 def _span(text: str, meta: Mapping[str, Any], name: str) -> tuple[int, int]:
-    """Where an attribute's value is in a text, with its article; an empty span if it is not there."""
+    """Character span of an attribute's value in a text, with its article; (0, 0) if it is not there."""
     value = str(meta.get(KEYS[name]) or "").strip()
     literal = name in ("birthdate", "email", "uuid")
     pattern = re.escape(value) if literal else r"\W+".join(map(re.escape, _words(value)))

@@ -37,7 +37,7 @@ MANY = 2000
 
 
 class Row(NamedTuple):
-    """How often one kind of interval held the truth in one design."""
+    """Coverage of one kind of interval in one design."""
 
     interval: str
     design: str
