@@ -17,7 +17,7 @@ from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
-from palimpsest.launch import first
+from palimpsest.launch import missing_stages
 from palimpsest.launch.dry_run import cost, vocabulary
 from palimpsest.launch.experiment import Experiment, resolved
 from palimpsest.launch.inputs import open_order
@@ -189,7 +189,7 @@ def dry_run(experiment: Experiment) -> Iterator[str]:
 
 def work(experiment: Experiment) -> None:
     """Train the run that ``run=`` names, after making what is missing for it."""
-    first.make(experiment)
+    missing_stages.make(experiment)
     train(experiment, experiment.run)
 
 
