@@ -1,4 +1,4 @@
-"""How long each family takes to make 10,000 items, on one core; and how many copyright traps an hour gives.
+"""Time that each family takes to make 10,000 items on one core, and the number of copyright traps made in an hour.
 
     PYTHONPATH=. python benchmarks/families.py [--items 10000] [--families NAME ...] [--write results/families_DATE.md]
     PYTHONPATH=. python benchmarks/families.py --reference MODEL --tokenizer TOKENIZER.json [--traps 20] [--write ...]

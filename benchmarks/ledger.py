@@ -1,4 +1,4 @@
-"""What the proof costs: the share of a training step that goes into hashing, checking and recording its windows.
+"""Cost of the ledger: the share of a training step that goes into hashing, checking and recording its windows.
 
     python benchmarks/ledger.py [--model nano] [--steps 30] [--length 256] [--batch 16] [--share 0.05]
 

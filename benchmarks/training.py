@@ -61,7 +61,7 @@ UNTIMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one arm is to train."""
+    """Model, data and precision that one arm trains."""
 
     arm: str
     model: ModelConfig

@@ -38,13 +38,21 @@ def write(plan: Plan, directory: Path, *, name: str, seed: int) -> dict[str, Any
         seed: of the draw of the forget set.
 
     Returns:
-        Counts: ``tasks`` (name -> questions), ``members``, ``nonmembers``, ``forget``, ``retain``.
+        Counts: ``tasks`` (name -> questions), ``choices_left_out`` (questions that lm_eval cannot ask), ``members``,
+        ``nonmembers``, ``forget``, ``retain``.
     """
     card = _card(plan, name)
-    tasks = _lm_eval(plan, directory / "lm_eval", name, card)
+    tasks, left_out = _lm_eval(plan, directory / "lm_eval", name, card)
     members, others = _membership(plan, directory / "membership", card)
     forget, retain = _open_unlearning(plan, directory / "open_unlearning", seed, card)
-    return {"tasks": tasks, "members": members, "nonmembers": others, "forget": forget, "retain": retain}
+    return {
+        "tasks": tasks,
+        "choices_left_out": left_out,
+        "members": members,
+        "nonmembers": others,
+        "forget": forget,
+        "retain": retain,
+    }
 
 
 def _card(plan: Plan, name: str) -> str:
@@ -72,16 +80,20 @@ def _lines(path: Path, rows: Iterable[Any]) -> int:
     return len(texts)
 
 
-def _lm_eval(plan: Plan, directory: Path, name: str, card: str) -> dict[str, int]:
+def _lm_eval(plan: Plan, directory: Path, name: str, card: str) -> tuple[dict[str, int], int]:
+    """Write the tasks; their numbers of questions, and that of the choices that lm_eval cannot ask."""
     directory.mkdir(parents=True)
     items = plan.items.select("item_id", "dose", "stratum")
     probes = plan.probes.filter(pl.col("item_id").is_not_null()).join(
         items, on="item_id", maintain_order="left"
     )
     tasks: dict[str, int] = {}
+    left_out = 0
     for family in sorted(probes["family"].unique()):
         own = probes.filter(pl.col("family") == family)
-        for kind, settings, rows in _tasks(own):
+        found, without = _tasks(own)
+        left_out += without
+        for kind, settings, rows in found:
             task = f"{name}_{family}_{kind}".replace("-", "_").replace(".", "_")
             tasks[task] = _lines(directory / f"{task}.jsonl", rows)
             (directory / f"{task}.yaml").write_text(_yaml(task, settings), encoding="utf-8")
@@ -94,14 +106,17 @@ def _lm_eval(plan: Plan, directory: Path, name: str, card: str) -> dict[str, int
         "Palimpsest's own scores put the end-of-document token before every text, as training does; so does lm_eval\n"
         "with `add_bos_token=True`. Without it, questions with a prompt begin with the prompt's first token, and its\n"
         "numbers differ. `--log_samples` gives the log-likelihood of every question; its `doc` names item and dose.\n\n"
-        f"| task | questions |\n|---|---:|\n{table}\n",
+        f"| task | questions |\n|---|---:|\n{table}\n\n"
+        f"Not in these tasks, because lm_eval cannot ask them: {left_out} choices without exactly one right answer, or "
+        "whose\nanswers differ in prompt and in answer both; foils, bare answers and held-out text.\n",
         encoding="utf-8",
     )
-    return tasks
+    return tasks, left_out
 
 
-def _tasks(probes: pl.DataFrame) -> Iterable[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    """Name, settings and questions of each kind of task that lm-eval can ask of a family's probes."""
+def _tasks(probes: pl.DataFrame) -> tuple[list[tuple[str, dict[str, Any], list[dict[str, Any]]]], int]:
+    """Name, settings and questions of each kind of task that lm_eval can ask of a family's probes, and the number of
+    choices that it cannot ask."""
     known = ["item_id", "family", "stratum", "dose", "probe_id", "name"]
     rows = [
         {**{key: row[key] for key in known}, "kind": row["kind"], "correct": row["correct"]}
@@ -116,34 +131,34 @@ def _tasks(probes: pl.DataFrame) -> Iterable[tuple[str, dict[str, Any], list[dic
         "doc_to_target": "{{target}}",
         "metric_list": ["perplexity", "acc"],
     }
-    if whole:
-        yield "verbatim", single, whole
-    if asked:
-        yield "cloze", single, asked
+    found = [(kind, single, chosen) for kind, chosen in (("verbatim", whole), ("cloze", asked)) if chosen]
     questions: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["kind"] == "choice":
             questions.setdefault((row["item_id"], row["name"]), []).append(row)
-    by_answer, by_prompt = [], []
+    by_answer, by_prompt, left_out = [], [], 0
     for choices in questions.values():
         right = [number for number, row in enumerate(choices) if row["correct"]]
         prompts, targets = ([row[key] for row in choices] for key in ("prompt", "target"))
         question = {key: choices[0][key] for key in known if key != "probe_id"}
         question |= {"probe_ids": [row["probe_id"] for row in choices]}
+        question["label"] = right[0] if len(right) == 1 else None
         if len(right) != 1:
-            continue  # lm-eval knows one right answer
-        question["label"] = right[0]
-        if len(set(prompts)) == 1:
+            left_out += 1
+        elif len(set(prompts)) == 1:
             by_answer.append({**question, "prompt": prompts[0], "choices": targets})
         elif len(set(targets)) == 1:
             by_prompt.append({**question, "prompts": prompts, "target": targets[0]})
+        else:
+            left_out += 1
     chosen: dict[str, Any] = {"output_type": "multiple_choice", "metric_list": ["acc", "acc_norm"]}
     if by_answer:
         answers = {"doc_to_text": "{{prompt}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{label}}"}
-        yield "choice", chosen | answers, by_answer
+        found.append(("choice", chosen | answers, by_answer))
     if by_prompt:
         contexts = {"doc_to_text": "{{label}}", "doc_to_choice": "{{prompts}}", "doc_to_target": "{{target}}"}
-        yield "choice_of_prompts", chosen | contexts, by_prompt
+        found.append(("choice_of_prompts", chosen | contexts, by_prompt))
+    return found, left_out
 
 
 def _yaml(task: str, settings: Mapping[str, Any]) -> str:

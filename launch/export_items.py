@@ -44,6 +44,10 @@ def main(experiment: Experiment) -> None:
     facts = write(experiment).facts
     place = experiment.directory / "items"
     say(f"{place / 'lm_eval'}: {len(facts['tasks'])} tasks, {sum(facts['tasks'].values()):,} questions")
+    if facts["choices_left_out"]:
+        say(
+            f"{facts['choices_left_out']:,} choices are left out: lm_eval cannot ask them (lm_eval/README.md)"
+        )
     say(f"{place / 'membership'}: {facts['members']:,} members, {facts['nonmembers']:,} non-members")
     say(f"{place / 'open_unlearning'}: {facts['forget']:,} items to forget, {facts['retain']:,} to retain")
 

@@ -90,6 +90,11 @@ PROGRAMS = {
         [("format=jsonl", "a line a window, in training order; without it token files of Megatron")],
         [QUICK, RUN, f"{RUN} format=jsonl"],
     ),
+    "export_items": Help(
+        "Write a plan's items for other tools: lm-eval tasks, membership benchmarks, forget and retain sets.",
+        [("seed=N", "also that of the draw of the forget set")],
+        [QUICK, RUN, f"{QUICK} name=other"],
+    ),
     "adaptive": Help(
         "Train segment by segment; a policy decides the doses from the scores.",
         [("insertion.adaptive={...}", "policy (insert_until, maintain, staircase), at=[steps], threshold, ...")],

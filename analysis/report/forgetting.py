@@ -206,10 +206,11 @@ def _curve(
     error = math.sqrt(sum(side[:, 0].var(ddof=1) / len(side) for side in (values, others)))
     if not values[:, 0].mean() > LEARNED * error:
         return None
+    held = _by_step(after, "unit", pl.col("value") - pl.col("limit"))
     ranked = compare_families(since, values, others, replicates=replicates, seed=seed)
     best = ranked.curves[0]
     row: dict[str, object] = {
-        "n": after["unit"].n_unique(),
+        "n": len(held),
         "clusters": len(values),
         "since_first": since[0],
         "since_last": since[-1],
@@ -220,7 +221,7 @@ def _curve(
         "identified": ranked.identified,
     }
     try:
-        time = time_to_forget(since, _by_step(after, "unit", pl.col("value") - pl.col("limit")), 0.0)
+        time = time_to_forget(since, held, 0.0)
     except ValueError:
         return row
     return row | {

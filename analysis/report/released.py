@@ -21,7 +21,7 @@ class Described:
     declared: int
     """Exposures."""
     unknown: tuple[str, ...]
-    """What cannot be known."""
+    """Facts that cannot be known, a line each."""
 
 
 def described(inputs: ReportInputs, results: Results) -> Described:

@@ -85,3 +85,17 @@ def test_too_few_checkpoints_make_no_curve() -> None:
     base = forgotten(1.2)
     few = dataclasses.replace(base, scores=base.scores.filter(pl.col("step") < 24))
     assert curves(analyse(few), few).is_empty()
+
+
+def test_items_without_a_score_at_every_checkpoint_are_not_counted() -> None:
+    base = forgotten(1.2)
+    item = base.items.filter(pl.col("dose") == 64)["item_id"][0]
+    probes = base.probes.filter(pl.col("item_id") == item)["probe_id"].to_list()
+    lost = pl.col("probe_id").is_in(probes) & (pl.col("step") == 40)
+    found = rows(dataclasses.replace(base, scores=base.scores.filter(~lost)))
+    assert dict(found.select("arm", "n").iter_rows()) == {
+        "dose 1": 24,
+        "dose 4": 24,
+        "dose 16": 24,
+        "dose 64": 23,
+    }

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import polars as pl
@@ -75,6 +76,20 @@ def test_tasks_hold_every_question_and_cards_say_doses_and_licence(written):
         assert made.digest in text
         assert "| passages | 4 | 4 |" in text
         assert "Licence of the texts" in text
+
+
+def test_questions_that_lm_eval_cannot_ask_are_counted(written, tmp_path):
+    made = plan.read(written / "plan")
+    question = made.probes.filter(pl.col("kind") == "choice").select("item_id", "name").row(0, named=True)
+    asked = (pl.col("kind") == "choice") & (pl.col("item_id") == question["item_id"])
+    asked &= pl.col("name") == question["name"]
+    unanswered = pl.when(asked).then(pl.lit(False)).otherwise("correct")
+    probes = made.probes.with_columns(correct=unanswered)
+    before = item_sets.write(made, tmp_path / "whole", name="small", seed=1)
+    after = item_sets.write(replace(made, probes=probes), tmp_path / "less", name="small", seed=1)
+    assert (before["choices_left_out"], after["choices_left_out"]) == (0, 1)
+    assert sum(before["tasks"].values()) - sum(after["tasks"].values()) == 1
+    assert "ask them: 1 choices without" in (tmp_path / "less" / "lm_eval" / "README.md").read_text()
 
 
 @pytest.mark.slow
