@@ -3,14 +3,14 @@
 import json
 
 import numpy as np
-import polars as pl
 import pytest
 import tokenizers
 import torch
 
-from palimpsest.analysis.scoring import beginnings, released
+from palimpsest.analysis.scoring import beginnings
 from palimpsest.data import tokenizer as words
 from palimpsest.data.errors import UserError
+from tests.analysis.scoring.released_scores import score
 
 transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")
@@ -65,12 +65,6 @@ def places(tmp_path_factory):
     return places
 
 
-def found(place, target, **options):
-    released.score(str(place), place / "items.jsonl", target, device=CPU, **options)
-    scores = pl.read_parquet(target / "step_00000000" / "scores.parquet")
-    return pl.read_parquet(target / "probes.parquet").join(scores, on="probe_id").rows(named=True)
-
-
 def plain(place, ids):
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
     ids = torch.tensor([ids])
@@ -81,15 +75,15 @@ def plain(place, ids):
 
 @pytest.mark.parametrize("adds", [True, False])
 @pytest.mark.parametrize("bos", ["always", "auto", "never"])
-def test_every_prompt_begins_as_asked(places, tmp_path, caplog, adds, bos):
+def test_every_prompt_begins_as_asked(places, tmp_path, adds, bos):
     """Of a tokenizer without a beginning of its own it is the end of the text before, never what config.json says."""
-    caplog.set_level("INFO")
     first = 2 if adds else 1
     prompts = bos == "always" or (bos == "auto" and adds)
-    rows = found(places[adds], tmp_path, bos=bos)
-    assert f"texts begin with {'<begin>' if adds else '<end>'!r} (id {first})" in caplog.text
-    assert ("prompts, too" in caplog.text) == prompts
-    for row in rows:
+    beginning, reading, _, rows = score(places[adds], tmp_path, bos=bos)
+    line = beginning.line(reading)
+    assert f"texts begin with {'<begin>' if adds else '<end>'!r} (id {first})" in line
+    assert ("prompts, too" in line) == prompts
+    for row in rows.iter_rows(named=True):
         if prompts or row["kind"] == "verbatim":
             wanted = plain(places[adds], [first, *row["tokens"]])
         else:
@@ -100,9 +94,9 @@ def test_every_prompt_begins_as_asked(places, tmp_path, caplog, adds, bos):
 
 def test_words_that_are_none(places, tmp_path):
     with pytest.raises(UserError, match="bos='sometimes' is unknown"):
-        found(places[True], tmp_path, bos="sometimes")
+        score(places[True], tmp_path, bos="sometimes")
     with pytest.raises(UserError, match="long_texts='cut' is unknown"):
-        found(places[True], tmp_path, long_texts="cut")
+        score(places[True], tmp_path, long_texts="cut")
 
 
 @pytest.mark.parametrize("adds", [True, False])
@@ -121,7 +115,7 @@ def test_lm_eval_agrees(places, tmp_path, adds):
     from lm_eval.models.huggingface import HFLM
 
     theirs = HFLM(pretrained=str(places[adds]), device="cpu", dtype="float32", batch_size=1)
-    for row in found(places[adds], tmp_path, bos="auto"):
+    for row in score(places[adds], tmp_path, bos="auto")[-1].iter_rows(named=True):
         if adds and row["kind"] == "verbatim":
             continue  # lm_eval begins a whole text twice where the tokenizer begins it, too
         ours = sum(row["logprob"][row["target_start"] :])

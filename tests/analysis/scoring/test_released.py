@@ -3,13 +3,13 @@
 import json
 
 import numpy as np
-import polars as pl
 import pytest
 import tokenizers
 import torch
 
-from palimpsest.analysis.scoring import released
+from palimpsest.analysis.scoring import hub
 from palimpsest.data.errors import UserError
+from tests.analysis.scoring.released_scores import score
 
 transformers = pytest.importorskip("transformers")
 ITEMS = [
@@ -52,45 +52,24 @@ def place(tmp_path_factory):
 
 
 def test_scores_are_those_of_transformers(place, tmp_path):
-    cpu = torch.device("cpu")
-    assert released.score(str(place), place / "items.jsonl", tmp_path, device=cpu) == 1
-    assert released.score(str(place), place / "items.jsonl", tmp_path, device=cpu) == 0
-    probes = pl.read_parquet(tmp_path / "probes.parquet")
-    found = pl.read_parquet(tmp_path / "step_00000000" / "scores.parquet")
-    assert probes["kind"].to_list() == ["verbatim", "choice", "choice", "choice", "cloze"]
-    assert probes["item_id"].to_list() == ["a", "q", "q", "q", "3"]
+    *_, done, found = score(place, tmp_path)
+    assert done == 1
+    assert score(place, tmp_path)[2] == 0
+    assert found["kind"].to_list() == ["verbatim", "choice", "choice", "choice", "verbatim", "cloze"]
+    assert found["item_id"].to_list()[:4] == ["a", "q", "q", "q"]
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
     words = tokenizers.Tokenizer.from_file(str(place / "tokenizer.json"))
-    for row, text in enumerate(probes["text"]):
-        ids = words.encode(text).ids
-        assert probes["tokens"][row].to_list() == ids
+    for row in found.iter_rows(named=True):
+        ids = words.encode(row["text"]).ids
+        assert row["tokens"] == ids
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[0, *ids]])).logits[0, :-1]
         wanted = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
-        np.testing.assert_allclose(found["logprob"][row].to_numpy(), wanted, atol=1e-4)
-    start = probes["target_start"].to_list()
-    assert [words.decode(probes["tokens"][k].to_list()[start[k] :]) for k in (1, 2, 3)] == [
-        " mat",
-        " dog",
-        " dog cat",
-    ]
+        np.testing.assert_allclose(row["logprob"], wanted, atol=1e-4)
+    targets = [words.decode(row["tokens"][row["target_start"] :]) for row in found[1:4].iter_rows(named=True)]
+    assert targets == [" mat", " dog", " dog cat"]
 
 
-@pytest.mark.parametrize(
-    ("line", "told"),
-    [
-        ("not json", "line 1 is not JSON"),
-        ('{"prompt": "x"}', "line 1 has neither text, nor prompt and target"),
-        ("", "has no items"),
-    ],
-)
-def test_items_that_are_none(place, tmp_path, line, told):
-    (tmp_path / "items.jsonl").write_text(line)
-    with pytest.raises(UserError, match=told):
-        released.score(str(place), tmp_path / "items.jsonl", tmp_path, device=torch.device("cpu"))
-
-
-def test_a_model_that_is_none(tmp_path):
-    (tmp_path / "items.jsonl").write_text('{"text": "x"}')
+def test_a_directory_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match="transformers cannot open"):
-        released.score(str(tmp_path), tmp_path / "items.jsonl", tmp_path, device=torch.device("cpu"))
+        hub.locate(str(tmp_path), "")
