@@ -1,4 +1,4 @@
-"""Causal memorization: profiles by difference-in-differences, and counterfactual memorization over seeds.
+"""Counterfactual memorization over seeds.
 
 Shape suffixes: N items, T checkpoints.
 """
@@ -34,31 +34,6 @@ def _welch(treated_NT: Floats, control_NT: Floats, level: float) -> Effect:
     error = np.sqrt(variance)
     half = np.where(error > 0, stats.t.ppf((1 + level) / 2, df), 0.0) * error
     return Effect(estimate, error, estimate - half, estimate + half)
-
-
-def memorization_profile(
-    treated_NT: ArrayLike, control_NT: ArrayLike, treatment: int, level: float = 0.95
-) -> Effect:
-    """``ATT(g, t) = mean_treated(Y_t - Y_{g-1}) - mean_control(Y_t - Y_{g-1})`` (Lesci et al. 2024; Callaway &
-    Sant'Anna 2021 with never-treated controls), for every t.
-
-    Items are the unit, so autocorrelation along t does no harm. At t = g-1 it is 0 by construction; before, it
-    is the placebo that must be near 0; at t = g instantaneous, after persistent, at the end residual
-    memorization.
-
-    Args:
-        treated_NT: Y of the items first inserted between checkpoints g-1 and g; higher = more memorised (-nll).
-        control_NT: Y of never-inserted items of the same distribution.
-        treatment: g, an index of T, at least 1.
-        level: of the interval.
-    """
-    treated, control = np.asarray(treated_NT, np.float64), np.asarray(control_NT, np.float64)
-    if not 1 <= treatment < treated.shape[1] or treated.shape[1] != control.shape[1]:
-        raise ValueError(
-            f"treatment at checkpoint {treatment} of {treated.shape[1]} has no checkpoint before"
-        )
-    before = treatment - 1
-    return _welch(treated - treated[:, [before]], control - control[:, [before]], level)
 
 
 class Counterfactual(NamedTuple):

@@ -10,6 +10,7 @@ from palimpsest.data.errors import UserError
 
 if TYPE_CHECKING:
     from palimpsest.analysis.run.files import RunFiles
+    from palimpsest.analysis.statistics import Net
 
 
 def phases(run: RunFiles) -> pl.DataFrame:
@@ -80,7 +81,7 @@ def profile(run: RunFiles) -> pl.DataFrame:
     Raises:
         UserError: if no two clusters of dose 1 share a cohort.
     """
-    from palimpsest.analysis.statistics import net_of_controls, per_item
+    from palimpsest.analysis.statistics import per_item
 
     values = per_item(_values(run, "loglik_per_byte"))
     steps = values["step"].unique().sort()
@@ -93,17 +94,12 @@ def profile(run: RunFiles) -> pl.DataFrame:
     for g in once["g"].unique().sort():
         if not 1 <= g < len(steps):
             continue
-        treated, never = (_since(rows, steps[g - 1]) for rows in (once.filter(pl.col("g") == g), controls))
+        treated = once.filter(pl.col("g") == g)
         for step in steps:
-            net = net_of_controls(
-                treated.filter(pl.col("step") == step).with_columns(a0=1.0),
-                never.filter(pl.col("step") == step),
-                1,
-            )
+            net = change_over_controls(treated, controls, steps[g - 1], step)
             if net is not None and net.clusters > 1:
                 low, high = net.limits()
-                estimate = float(net.estimate[0])
-                found.append((steps[g], step, estimate, low, high, net.n))
+                found.append((steps[g], step, float(net.estimate[0]), low, high, net.n))
     if not found:
         raise UserError(
             f"{run.name}: no two clusters of dose 1 were inserted between the same two checkpoints"
@@ -111,10 +107,26 @@ def profile(run: RunFiles) -> pl.DataFrame:
     return pl.DataFrame(found, schema=["cohort", "step", "estimate", "low", "high", "n"], orient="row")
 
 
-def _since(rows: pl.DataFrame, step: int) -> pl.DataFrame:
-    """Values less the same item's value at a step."""
-    before = rows.filter(pl.col("step") == step).select("unit", before="value")
-    return rows.join(before, on="unit").with_columns(value=pl.col("value") - pl.col("before"))
+def change_over_controls(treated: pl.DataFrame, controls: pl.DataFrame, before: int, step: int) -> Net | None:
+    """Difference in differences: change of the treated from one checkpoint to another, less that of their controls.
+
+    Args:
+        treated: as :func:`analysis.statistics.per_item` gives them, of one metric and run.
+        controls: likewise, of the same families.
+        before: step of the first checkpoint.
+        step: of the second one.
+
+    Returns:
+        As :func:`analysis.statistics.net_of_controls`; None where the error is unknown.
+    """
+    from palimpsest.analysis.statistics import net_of_controls
+
+    changes = []
+    for rows in (treated, controls):
+        first = rows.filter(pl.col("step") == before).select("unit", first="value")
+        now = rows.filter(pl.col("step") == step).join(first, on="unit")
+        changes.append(now.with_columns(value=pl.col("value") - pl.col("first")))
+    return net_of_controls(changes[0].with_columns(a0=1.0), changes[1], 1)
 
 
 def _depths(run: RunFiles) -> pl.DataFrame:

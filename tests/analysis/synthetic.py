@@ -21,6 +21,13 @@ def spans(text: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
     return np.arange(len(ends), dtype=np.int32), list(itertools.pairwise([0, *ends]))
 
 
+def by_unit(values: Any, name: str) -> pl.DataFrame:
+    """Rows as ``per_item`` gives them from (N, T) values: unit, cluster (each its own), family, step (0 ...), value."""
+    cells = [(f"{name}{k}", step, float(v)) for k, row in enumerate(values) for step, v in enumerate(row)]
+    frame = pl.DataFrame(cells, schema=["unit", "step", "value"], orient="row")
+    return frame.with_columns(cluster="unit", family=pl.lit("passage"))
+
+
 def _texts(per_cell: int, rng: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Items of three families in two strata each, and their probes; some too short for verbatim extraction."""
     items: list[dict[str, Any]] = []

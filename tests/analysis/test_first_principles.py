@@ -34,6 +34,7 @@ from palimpsest.analysis.metrics import similarity as sim
 from palimpsest.analysis.metrics import unlearning as unl
 from palimpsest.analysis.metrics import watermark as wat
 from palimpsest.analysis.metrics.reasoning import limem
+from palimpsest.analysis.run.time_rows import change_over_controls
 from palimpsest.analysis.statistics import (
     auc_limits,
     base_level_activation,
@@ -58,6 +59,7 @@ from palimpsest.analysis.statistics import (
     tpr_at_fpr,
     trend_permutation_p,
 )
+from tests.analysis.synthetic import by_unit
 from tests.analysis.test_metrics import frames
 
 getcontext().prec = 60
@@ -398,13 +400,16 @@ def test_clustered_contrasts_by_loops(seed: int) -> None:
     slopes = [stats.linregress(np.log10(times), row).slope for row in values]
     told = forgetting_slope(values, times, treated, cluster), cluster_contrast(slopes, treated, cluster)
     assert np.array(told[0]) == pytest.approx(np.array(told[1]))
-    effect = pro.memorization_profile(values[treated], values[~treated], 2)
+    arms = by_unit(values[treated], "t"), by_unit(values[~treated], "c")
+    effect, same = change_over_controls(*arms, 1, 3), change_over_controls(*arms, 1, 1)
+    assert effect is not None
+    assert same is not None
     test = stats.ttest_ind(np.array(gain)[treated], np.array(gain)[~treated], equal_var=False)
     limits = test.confidence_interval()
-    assert (effect.estimate[3], effect.low[3], effect.high[3]) == pytest.approx(
+    assert (float(effect.estimate[0]), *effect.limits()) == pytest.approx(
         (np.mean(np.array(gain)[treated]) - np.mean(np.array(gain)[~treated]), limits.low, limits.high)
     )
-    assert effect.estimate[1] == 0
+    assert same.estimate[0] == 0
 
 
 # Acquisition, forgetting, spacing

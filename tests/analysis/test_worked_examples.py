@@ -26,12 +26,13 @@ from palimpsest.analysis.metrics.order import (
     order_test,
     spearman_p,
 )
-from palimpsest.analysis.metrics.profiles import memorization_profile
 from palimpsest.analysis.metrics.unlearning import (
     distance_of_forget_quality,
     forget_quality,
     truth_ratio,
 )
+from palimpsest.analysis.run.time_rows import change_over_controls
+from tests.analysis.synthetic import by_unit
 
 O1 = [
     -0.105361, -2.302585, -0.693147, -4.605170, -0.051293, -1.609438, -0.223144, -3.506558, -0.010050, -0.356675,
@@ -115,9 +116,12 @@ CONTROL = [[4.6, 4.1, 3.7, 3.6], [4.3, 3.8, 3.7, 3.4], [4.8, 4.2, 4.1, 3.8], [4.
 
 
 def test_o15_difference_in_differences() -> None:
-    found = memorization_profile(TREATED, CONTROL, 2)
-    assert tuple(found.estimate) == digits(-0.05, 0, -0.591667, -0.183333)
-    assert tuple(found.error[[0, 2, 3]]) == digits(0.104083, 0.108333, 0.044096)
+    treated, controls = by_unit(TREATED, "t"), by_unit(CONTROL, "c")
+    found = [change_over_controls(treated, controls, 1, step) for step in range(4)]
+    nets = [net for net in found if net is not None]
+    assert tuple(float(net.estimate[0]) for net in nets) == digits(-0.05, 0, -0.591667, -0.183333)
+    errors = [float(net.covariance[0, 0]) ** 0.5 for net in nets]
+    assert (errors[0], errors[2], errors[3]) == digits(0.104083, 0.108333, 0.044096)
 
 
 def test_o16_order() -> None:

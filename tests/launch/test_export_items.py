@@ -1,11 +1,7 @@
 """``launch/export_items.py``: a plan's items as other tools read them, and the numbers that lm-eval gives for them."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
 
 import polars as pl
 import pytest
@@ -14,6 +10,7 @@ import yaml
 import palimpsest
 from palimpsest.insertion import item_sets, plan
 from tests.conftest import SMALL, WHOLE, Workplace
+from tests.evaluation import lm_eval
 
 
 def lines(path):
@@ -95,39 +92,13 @@ def test_questions_that_lm_eval_cannot_ask_are_counted(written, tmp_path):
 @pytest.mark.slow
 def test_lm_eval_gives_our_numbers(finished, tmp_path):
     """Log-likelihoods of every question of three tasks, and the accuracy of the choices."""
-    for name in ("lm_eval", "accelerate", "transformers"):
-        if find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: pip install -e '.[lm_eval]'")
     place = Workplace(finished.parents[2], SMALL)
     place.ok("export", *WHOLE)
     place.ok("export_items", *WHOLE)
     export = finished / "perturbed" / "export" / "step_00000040"
     tasks = ["small_passages_verbatim", "small_biographies_cloze", "small_biographies_choice"]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "lm_eval", "--model", "hf"),
-            *("--model_args", f"pretrained={export},dtype=float32,add_bos_token=True"),
-            *(
-                "--tasks",
-                ",".join(tasks),
-                "--include_path",
-                str(finished / "items" / "lm_eval"),
-                "--device",
-                "cpu",
-            ),
-            *("--log_samples", "--output_path", str(tmp_path / "out")),
-        ],
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
-            "HF_HOME": str(tmp_path / "home"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    include, out = finished / "items" / "lm_eval", tmp_path / "out"
+    lm_eval(export, tasks, include, out, options=",add_bos_token=True", samples=True)
     run = palimpsest.open_run(finished)
     scores = run.scores.filter((pl.col("run") == "perturbed") & (pl.col("step") == 40))
     ours = {

@@ -1,12 +1,10 @@
 """The evaluation harness that everybody uses scores an exported checkpoint."""
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 
 import pytest
+
+from tests.evaluation import lm_eval
 
 TASK = """
 task: parsers
@@ -53,9 +51,6 @@ def picks(directory):
 @pytest.mark.slow
 def test_lm_eval_scores_an_export(prepared, tmp_path):
     """Its accuracy on a task of five questions is that of a few lines of ``transformers``."""
-    for name in ("lm_eval", "accelerate", "transformers"):
-        if find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: pip install -e '.[lm_eval]'")
     prepared.ok("plan", "name=harness")
     prepared.ok("train", "name=harness")
     prepared.ok("export", "name=harness")
@@ -63,23 +58,7 @@ def test_lm_eval_scores_an_export(prepared, tmp_path):
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
     (tmp_path / "parsers.yaml").write_text(TASK.format(questions=questions))
-    given = f"pretrained={export},dtype=float32"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", given, "--tasks", "parsers"),
-            *("--include_path", str(tmp_path), "--device", "cpu", "--output_path", str(tmp_path / "out")),
-        ],
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
-            "HF_HOME": str(tmp_path / "home"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    lm_eval(export, ["parsers"], tmp_path, tmp_path / "out")
     (path,) = (tmp_path / "out").rglob("results*.json")
     result = json.loads(path.read_text())["results"]["parsers"]
     right = sum(pick == question["label"] for pick, question in zip(picks(export), QUESTIONS, strict=True))
