@@ -15,6 +15,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import MAIN, MixtureConfig
 from palimpsest.data.prepare import CorpusConfig
 from palimpsest.data.tokenizer import FILE, TokenizerConfig
+from palimpsest.insertion import contrasts
 from palimpsest.insertion.families import registry
 from palimpsest.insertion.settings import InsertionConfig, RunShape
 from palimpsest.pretrain.config import (
@@ -152,6 +153,7 @@ class Experiment:
             check_seed(f"insertion{f'.experiments.{name}' if name else ''}.seed", one.seed)
             for family, settings in one.families.items():
                 registry.check(family, settings)
+        self._check_contrasts()
         self.model.check(self.train.sequence_length)
         self.optimizer.check(self.train, self.model, self.parallel)
         if self.eval.enabled and self.parallel.tensor * self.parallel.pipeline > 1:
@@ -161,6 +163,19 @@ class Experiment:
             )
         # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
         self.parallel.check(self.parallel.min_world_size, self.model, self.train)
+
+    def _check_contrasts(self) -> None:
+        """Check ``report.contrasts`` before hours of training, where the settings say the arms."""
+        designs = self.insertion.designs()
+        if not self.report.contrasts or any(one.placements or one.adaptive for _, one in designs):
+            return
+        names = [
+            f"{name}: {arm}" if name else arm
+            for name, one in designs
+            for arm, treatment in one.arms
+            if treatment.dose
+        ]
+        contrasts.chosen(self.report.contrasts, names)
 
     @property
     def corpus_directory(self) -> Path:

@@ -11,8 +11,9 @@ import pytest
 
 from palimpsest.analysis.metrics import compute
 from palimpsest.analysis.report import ReportInputs, build
-from palimpsest.analysis.report.contrasts import arm_contrasts, chosen
+from palimpsest.analysis.report.contrasts import arm_contrasts
 from palimpsest.data.errors import UserError
+from palimpsest.insertion.contrasts import chosen
 from tests.analysis.synthetic import experiment
 
 ARMS = [f"dose {dose}, phase {phase}, spacing even" for dose in (4, 64) for phase in ("0-0.5", "0.5-1")]

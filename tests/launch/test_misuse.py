@@ -198,6 +198,19 @@ def test_run_ends_as_its_ranks_do(prepared):
     assert "in use by another process" in done.lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("contrast", "told"),
+    [
+        ("dose 4 vs dose 3", "report.contrasts: no arm has 'dose 3'; did you mean"),
+        ("dose 4", "report.contrasts: 'dose 4' must be FIRST vs SECOND"),
+    ],
+)
+def test_a_contrast_that_no_arm_has_is_refused_before_anything_is_made(tmp_path, contrast, told):
+    """A report would only find it after the training."""
+    refused(Workplace(tmp_path, SMALL).run("prepare", f"report.contrasts=['{contrast}']"), told)
+    assert [p for p in snapshot(tmp_path) if p != "runs"] == []
+
+
 def test_a_stage_before_its_time(tmp_path):
     place = Workplace(tmp_path, SMALL)
     for program in ("plan", "audit", "score", "report"):
