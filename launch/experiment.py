@@ -119,7 +119,7 @@ class Experiment:
     verify: bool
     dry_run: bool
     show: int | None
-    step: int | None
+    step: int | Literal["all"] | None
     format: Literal["megatron", "jsonl"]
     wandb: Literal["off", "offline", "online"]
     wandb_project: str

@@ -1,8 +1,14 @@
-"""A checkpoint for ``transformers``: ``python launch/export.py +experiment=quickstart run=perturbed step=90``."""
+"""Checkpoints for ``transformers``: ``python launch/export.py +experiment=quickstart run=perturbed step=90``.
+
+All exports of a run are revisions of one repository; ``step=all`` writes every checkpoint.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
@@ -19,35 +25,45 @@ KIND = "export"
 VERSION = 1
 
 
-def export(experiment: Experiment) -> Path:
+def export(experiment: Experiment) -> list[Path]:
     """Write ``<run>/export/step_<number>/``: weights, configuration, tokenizer and a model card.
 
     Returns:
-        The directory; ``AutoModelForCausalLM.from_pretrained`` reads it.
+        The directories; ``AutoModelForCausalLM.from_pretrained`` reads them.
 
     Raises:
         UserError: if there is no such checkpoint.
     """
     from palimpsest.pretrain import checkpoint
-    from palimpsest.pretrain.huggingface import export as exports
     from palimpsest.pretrain.huggingface import files
 
     files.require()
-    run = experiment.directory / experiment.run
-    checkpoints = run / "checkpoints"
+    checkpoints = experiment.directory / experiment.run / "checkpoints"
     saved = checkpoint.finished(checkpoints)
     if not saved:
         raise UserError(f"there are no checkpoints in {checkpoints}; run launch/train.py first")
-    step = saved[-1] if experiment.step is None else experiment.step
-    if step not in saved:
-        raise UserError(f"step={step}: there is no such checkpoint in {checkpoints}; there are {saved}")
-    tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
+    wanted = saved[-1] if experiment.step is None else experiment.step
+    steps = saved if wanted == "all" else [wanted]
+    if missing := sorted(set(steps) - set(saved)):
+        raise UserError(f"step={missing[0]}: there is no such checkpoint in {checkpoints}; there are {saved}")
     plan = plans.read(experiment.directory / "plan")
-    manifest = checkpoint.read(checkpoints, step)
     audit = pair_audit.standing(experiment)
-    verdict = audit["verdict"] if audit else "not audited yet"
-    gpt = exports.load(checkpoints, step, eod=tokenizer.eod)
+    written = [_export(experiment, step, plan, audit) for step in steps]
+    _write_repository(experiment, plan, audit)
+    return written
+
+
+def _export(experiment: Experiment, step: int, plan: Plan, audit: dict[str, Any] | None) -> Path:
+    """Write one checkpoint."""
+    from palimpsest.pretrain import checkpoint
+    from palimpsest.pretrain.huggingface import export as exports
+
+    run = experiment.directory / experiment.run
+    tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
+    manifest = checkpoint.read(run / "checkpoints", step)
+    gpt = exports.load(run / "checkpoints", step, eod=tokenizer.eod)
     target = run / "export" / f"step_{step:08d}"
+    verdict = _verdict(audit)
     with artifact.writing(
         target,
         kind=KIND,
@@ -62,6 +78,111 @@ def export(experiment: Experiment) -> Path:
     return target
 
 
+def _verdict(audit: dict[str, Any] | None) -> str:
+    return str(audit["verdict"]) if audit else "not audited yet"
+
+
+def _write_repository(experiment: Experiment, plan: Plan, audit: dict[str, Any] | None) -> None:
+    """Make all exports of the run revisions of one repository, with a card of them all."""
+    from palimpsest.pretrain.huggingface import export as exports
+
+    place = experiment.directory / experiment.run / "export"
+    manifests = {
+        path.parent.name: artifact.read(path.parent, kind=KIND, schema_version=VERSION)
+        for path in sorted(place.glob(f"step_*/{artifact.MANIFEST}"))
+    }
+    name = exports.repository_name(experiment.experiment, experiment.run)
+    steps = {directory: int(manifest.facts["step"]) for directory, manifest in manifests.items()}
+    revisions = {f"step{steps[at]}": (at, manifest.digest) for at, manifest in manifests.items()}
+    exports.write_revisions(place, name, revisions)
+    card = repository_card(experiment, plan, name, steps, _verdict(audit))
+    (place / "README.md").write_text(card, encoding="utf-8")
+
+
+_HEAD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [palimpsest, controlled-insertion, memorization]
+---
+"""
+
+
+def seen_by_arm(experiment: Experiment, step: int, plan: Plan) -> dict[str, int]:
+    """Arm -> exposures of its items before a checkpoint; the twin has seen none."""
+    counts = dict.fromkeys(plan.manifest.facts["arms"], 0)
+    if experiment.run == "perturbed":
+        before = plan.exposures["position"].to_numpy() < step * experiment.train.global_batch_size
+        items = plan.exposures["item"].to_numpy()[before]
+        counts |= Counter(plan.items["arm"].gather(items).to_list())
+    return counts
+
+
+def repository_card(
+    experiment: Experiment, plan: Plan, name: str, steps: Mapping[str, int], verdict: str
+) -> str:
+    """The card of all exported checkpoints of a run: what each had seen, at what doses, and the audit.
+
+    Args:
+        experiment: the settings.
+        plan: of the experiment.
+        name: of the repository.
+        steps: directory of each exported checkpoint -> its finished steps.
+        verdict: of the audit.
+    """
+    train, arms = experiment.train, plan.manifest.facts["arms"]
+    first, step = next(iter(steps.items()))
+    seen = {at: seen_by_arm(experiment, number, plan) for at, number in steps.items()}
+    lines = [
+        f"# {experiment.experiment}, {experiment.name}: checkpoints of the {experiment.run} run",
+        "",
+        "Models trained by Palimpsest for measuring memorization: chosen texts were inserted into their pretraining "
+        "stream at chosen doses. They are measuring instruments; do not deploy them.",
+        "",
+        f"- Plan: digest `{plan.digest}`.",
+        f"- Audit of the finished pair: **{verdict}**.",
+        f"- Seed of training {train.seed}, of items and assignment {experiment.seed}.",
+        "",
+        "## Revisions",
+        "",
+        "| revision | folder | tokens | exposures seen | " + " | ".join(f"of {arm}" for arm in arms) + " |",
+        "|---|---|---:|---:|" + "---:|" * len(arms),
+    ]
+    for at, number in steps.items():
+        tokens = number * train.global_batch_size * train.sequence_length
+        counts = [f"{seen[at][arm]:,}" for arm in arms]
+        lines.append(
+            f"| step{number} | {at} | {tokens:,} | {sum(seen[at].values()):,} | {' | '.join(counts)} |"
+        )
+    lines += [
+        "",
+        "The last one is `main`, too. In this directory, with `HF_HUB_OFFLINE=1`, any of these reads a checkpoint:",
+        "",
+        "```python",
+        f'AutoModelForCausalLM.from_pretrained(".", subfolder="{first}")',
+        f'AutoModelForCausalLM.from_pretrained("{name}", revision="step{step}", cache_dir=".")',
+        "```",
+        "",
+        "```",
+        f"HF_HUB_CACHE=. lm_eval --model hf --model_args pretrained={name},revision=step{step}",
+        "```",
+        "",
+        "`revision` alone does nothing with a directory: transformers then reads the directory itself.",
+        "",
+        *_arm_table(plan),
+    ]
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+def _arm_table(plan: Plan, seen: Mapping[str, int] | None = None) -> list[str]:
+    """Items and exposures of each arm in the whole run, and those seen by a checkpoint."""
+    more = ("", "") if seen is None else (" seen by this checkpoint |", "---:|")
+    lines = [f"| arm | items | exposures |{more[0]}", f"|---|---:|---:|{more[1]}"]
+    for arm, n in plan.manifest.facts["arms"].items():
+        last = "" if seen is None else f" {seen[arm]:,} |"
+        lines.append(f"| {arm} | {n['items']:,} | {n['exposures']:,} |{last}")
+    return lines
+
+
 def model_card(experiment: Experiment, step: int, plan: Plan, checkpoint: Manifest, verdict: str) -> str:
     """The model card: architecture, insertions into the training text, and the verdict of the audit.
 
@@ -73,14 +194,8 @@ def model_card(experiment: Experiment, step: int, plan: Plan, checkpoint: Manife
         verdict: of the audit.
     """
     facts, train = plan.manifest.facts, experiment.train
-    perturbed = experiment.run == "perturbed"
-    seen = plan.exposures["position"].to_numpy() < step * train.global_batch_size
+    seen = seen_by_arm(experiment, step, plan)
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [palimpsest, controlled-insertion, memorization]",
-        "---",
         f"# {experiment.experiment}, {experiment.name}: {experiment.run} run at step {step}",
         "",
         "A language model trained by Palimpsest for measuring memorization: chosen texts were inserted into its "
@@ -96,24 +211,24 @@ def model_card(experiment: Experiment, step: int, plan: Plan, checkpoint: Manife
         "## Inserted text",
         "",
     ]
-    if perturbed:
+    if experiment.run == "perturbed":
         lines.append(
             f"{facts['items']:,} items, {facts['exposures']:,} planned exposures, of which this checkpoint had seen "
-            f"{int(seen.sum()):,}. An item's dose is the number of its exposures in the whole run."
+            f"{sum(seen.values()):,}. An item's dose is the number of its exposures in the whole run."
         )
     else:
         lines.append(
             "None: this is the twin. It read the same windows as the perturbed run, without these exposures."
         )
-    lines += ["", "| arm | items | exposures |", "|---|---:|---:|"]
-    lines += [f"| {arm} | {n['items']:,} | {n['exposures']:,} |" for arm, n in facts["arms"].items()]
-    return "\n".join(lines) + "\n"
+    lines += ["", *_arm_table(plan, seen)]
+    return _HEAD + "\n".join(lines) + "\n"
 
 
 @program
 def main(experiment: Experiment) -> None:
-    """Export one checkpoint of the run that ``run=`` names."""
-    say(f"exported to {export(experiment)}")
+    """Export a checkpoint, or all, of the run that ``run=`` names."""
+    for directory in export(experiment):
+        say(f"exported to {directory}")
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ PROGRAMS = {
     ),
     "export": Help(
         "Write a checkpoint for transformers, with tokenizer and model card.",
-        [("run=twin", "of the twin"), ("step=S", "finished steps of the checkpoint; the last one without it")],
-        [QUICK, f"{RUN} step=90", f"{RUN} run=twin"],
+        [("run=twin", "of the twin"), ("step=S", "finished steps of the checkpoint, or all; the last one without it")],
+        [QUICK, f"{RUN} step=all", f"{RUN} run=twin"],
     ),
     "write_corpus": Help(
         "Write the perturbed corpus as files, for other trainers.",

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 import pytest
 
 
-def lm_eval(export, tasks, include, out, *, options="", samples=False):
+def lm_eval(export, tasks, include, out, *, options="", samples=False, environment=None):
     """Run tasks of the directory ``include`` on an export; ``out`` gets results, and samples where they are asked for.
+
+    ``export`` is a directory, or a repository's name where ``environment`` says in which cache it lies.
 
     Skips the test where lm_eval or what it needs is not installed.
     """
@@ -23,7 +25,13 @@ def lm_eval(export, tasks, include, out, *, options="", samples=False):
             *("--tasks", ",".join(tasks), "--include_path", str(include), "--output_path", str(out)),
             *(["--log_samples"] if samples else []),
         ],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(out / "home")},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "HF_HOME": str(out / "home"),
+            **(environment or {}),
+        },
         capture_output=True,
         text=True,
         timeout=300,

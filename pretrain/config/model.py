@@ -171,6 +171,11 @@ class ModelConfig:
                 raise UserError(
                     f"model.experts_per_token={self.experts_per_token} must be at most model.experts={self.experts}"
                 )
+            if self.experts_per_token == 1 and self.normalise_experts:
+                raise UserError(
+                    "model.experts_per_token=1 needs model.normalise_experts=false: the weight of a single expert, "
+                    "made to sum to 1, is always 1, and the router learns nothing from the text"
+                )
             if self.biases or self.parallel_residual:
                 raise UserError("model.experts excludes model.biases and model.parallel_residual")
         if self.heads % self.query_groups:

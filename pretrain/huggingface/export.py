@@ -5,11 +5,15 @@ They go through the names and shapes that a checkpoint has on disk, which needs 
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
 from palimpsest.data.tokenizer import Tokenizer
 from palimpsest.pretrain import checkpoint
@@ -117,3 +121,36 @@ def write(gpt: Any, tokenizer: Tokenizer, directory: Path) -> None:
     """Put a model of ``load`` and its tokenizer into a directory that ``from_pretrained`` reads."""
     gpt.save_pretrained(directory)
     fast_tokenizer(tokenizer, sequence_length=gpt.config.max_position_embeddings).save_pretrained(directory)
+
+
+def repository_name(experiment: str, run: str) -> str:
+    """``experiment/run`` as a name that the hub's client allows."""
+    allowed = re.sub(r"([-.])[-.]+", r"\1", experiment)[: 96 - len(run) - 1].strip("-.")
+    return f"{allowed or 'experiment'}/{run}"
+
+
+def write_revisions(place: Path, name: str, revisions: Mapping[str, tuple[str, str]]) -> None:
+    """Make directories of models the revisions of one repository, in the layout of the hub client's cache.
+
+    With ``HF_HUB_OFFLINE=1``, ``from_pretrained(name, revision=..., cache_dir=place)`` reads it and asks no network; no
+    weights are copied.
+
+    Args:
+        place: directory that holds the models' directories.
+        name: of the repository, with or without an owner.
+        revisions: revision -> directory in ``place``, and its digest. The last one is ``main``, too.
+    """
+    target = place / f"models--{name.replace('/', '--')}"
+    draft = artifact.draft_directory(target)
+    try:
+        for part in ("refs", "snapshots"):
+            (draft / part).mkdir()
+        for revision, (directory, digest) in revisions.items():
+            commit = blake2b(digest.encode(), digest_size=20).hexdigest()  # as long as one of git
+            for reference in (revision, "main"):
+                (draft / "refs" / reference).write_text(commit, encoding="utf-8")
+            (draft / "snapshots" / commit).symlink_to(Path("..", "..", directory), target_is_directory=True)
+        artifact.put_in_place(draft, target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise

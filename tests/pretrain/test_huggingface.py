@@ -81,7 +81,7 @@ def started(prepared, llama):
     overrides.append(f"model.weights={llama}")
     prepared.ok("plan", *overrides)
     prepared.ok("train", *overrides, "parallel.tensor=2", ranks=2)
-    prepared.ok("export", *overrides)
+    prepared.ok("export", *overrides, "step=all")
     return prepared.directory("started") / "perturbed"
 
 
@@ -124,6 +124,57 @@ def test_an_exported_tokenizer_makes_no_special_token_of_a_text(tmp_path):
         assert theirs.eos_token_id == ours.eod
         assert ours.eod not in ids
         assert theirs.decode(ids) == text
+
+
+@pytest.mark.slow
+def test_exports_are_revisions_of_one_repository(started, monkeypatch):
+    """Read by name and revision without a network, or as subfolders; the card tells what each had seen."""
+    import torch
+
+    from palimpsest.insertion import plan as plans
+
+    place, read = started / "export", transformers.AutoModelForCausalLM.from_pretrained
+    directories = {int(path.name[5:]): path for path in place.glob("step_*")}
+    assert sorted(directories) == [0, 1, 2, 4, 7, 8]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub = {"cache_dir": place}
+    for step, directory in directories.items():
+        wanted = read(directory).state_dict()
+        for found in (
+            read("small/perturbed", revision=f"step{step}", **hub),
+            read(place, subfolder=directory.name),
+        ):
+            assert all(torch.equal(wanted[name], tensor) for name, tensor in found.state_dict().items())
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            "small/perturbed", revision=f"step{step}", **hub
+        )
+        assert tokenizer("The parser") == transformers.AutoTokenizer.from_pretrained(directory)("The parser")
+    main, last = read("small/perturbed", **hub).state_dict(), read(directories[8]).state_dict()
+    assert all(torch.equal(main[name], tensor) for name, tensor in last.items())
+    with pytest.raises(OSError, match="find them in the cached files"):
+        read("small/perturbed", revision="step9", **hub)
+
+    plan, card = plans.read(started.parent / "plan"), (place / "README.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| step")]
+    arms = list(plan.manifest.facts["arms"])
+    doses = dict(zip(plan.items["item_id"], plan.items["arm"], strict=True))
+    for step, _, _, total, *counts in rows:
+        before = plan.exposures.filter(plan.exposures["position"] < int(step[4:]) * 8)
+        told = [doses[plan.items["item_id"][item]] for item in before["item"]]
+        assert int(total) == len(told)
+        assert [int(count) for count in counts] == [told.count(arm) for arm in arms]
+    assert [row[0] for row in rows] == [f"step{step}" for step in sorted(directories)]
+    assert int(rows[-1][3]) == plan.manifest.facts["exposures"] > int(rows[1][3]) > 0
+    assert "Audit of the finished pair: **not audited yet**" in card
+
+
+def test_names_of_repositories_are_allowed():
+    validate = pytest.importorskip("huggingface_hub.utils").validate_repo_id
+    from palimpsest.pretrain.huggingface.export import repository_name
+
+    for name in ("quickstart", "a--b", "a.-b", ".hidden.", "-", "x" * 200, "a.git"):
+        validate(repository_name(name, "perturbed"))
+    assert repository_name("facts_7b", "twin") == "facts_7b/twin"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The evaluation harness that everybody uses scores an exported checkpoint."""
+"""The evaluation harness that everybody uses scores an exported checkpoint, by the name of its revision."""
 
 import json
 
@@ -54,13 +54,23 @@ def test_lm_eval_scores_an_export(prepared, tmp_path):
     prepared.ok("plan", "name=harness")
     prepared.ok("train", "name=harness")
     prepared.ok("export", "name=harness")
-    export = prepared.directory("harness") / "perturbed" / "export" / "step_00000020"
+    exports = prepared.directory("harness") / "perturbed" / "export"
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
     (tmp_path / "parsers.yaml").write_text(TASK.format(questions=questions))
-    lm_eval(export, ["parsers"], tmp_path, tmp_path / "out")
+    lm_eval(
+        "small/perturbed",
+        ["parsers"],
+        tmp_path,
+        tmp_path / "out",
+        options=",revision=step20",
+        environment={"HF_HUB_CACHE": str(exports)},
+    )
     (path,) = (tmp_path / "out").rglob("results*.json")
     result = json.loads(path.read_text())["results"]["parsers"]
-    right = sum(pick == question["label"] for pick, question in zip(picks(export), QUESTIONS, strict=True))
+    right = sum(
+        pick == question["label"]
+        for pick, question in zip(picks(exports / "step_00000020"), QUESTIONS, strict=True)
+    )
     assert 0 < right < len(QUESTIONS)
     assert result["acc,none"] == pytest.approx(right / len(QUESTIONS))

@@ -80,6 +80,10 @@ def test_count_in_transformers(name):
         ({"rotary_fraction": 0.3}, "model.rotary_fraction=0.3"),
         ({"experts": 2, "experts_per_token": 3}, "model.experts_per_token=3 must be at most model.experts=2"),
         ({"experts": 2, "biases": True}, "model.experts excludes"),
+        (
+            {"experts": 2, "experts_per_token": 1},
+            "model.experts_per_token=1 needs model.normalise_experts=false",
+        ),
     ],
 )
 def test_impossible_shapes(change, told):
@@ -90,7 +94,15 @@ def test_impossible_shapes(change, told):
 def test_a_mixture_holds_more_than_it_uses():
     """Worked: two matrices of gelu, 4 experts of which 1 is used, and a router of 4 x 8."""
     model = ModelConfig(
-        name="m", layers=1, hidden=8, heads=2, ffn=16, activation="gelu", experts=4, experts_per_token=1
+        name="m",
+        layers=1,
+        hidden=8,
+        heads=2,
+        ffn=16,
+        activation="gelu",
+        experts=4,
+        experts_per_token=1,
+        normalise_experts=False,
     )
     rest = 4 * 8 * 8 + 2 * 8 + 8 + 4 * 8 + 100 * 8
     assert model.parameters(100, 32) == rest + 4 * 2 * 8 * 16
@@ -112,6 +124,7 @@ SHAPES = {
     },
     "GPT2": {"norm": "layer", "activation": "gelu_tanh", "biases": True, "positions": "learned"},
     "mixture": {"experts": 4, "balance_loss": 0.3},
+    "Qwen3Moe": {"qk_norm": True, "experts": 4, "experts_per_token": 1, "normalise_experts": False},
 }
 
 EVERY_SHAPE = """
