@@ -1,4 +1,7 @@
-"""Measurements of what checkpoints remember. In a notebook: ``run = palimpsest.open_run("runs/quickstart")``."""
+"""Measurement of memorization in checkpoints, and reports on it.
+
+In a notebook: ``run = palimpsest.open_run("runs/quickstart")``.
+"""
 
 from palimpsest.analysis.run import Run, open_run
 

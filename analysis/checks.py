@@ -1,4 +1,4 @@
-"""Input checks of all formulas: NaN must not pass for a low score, nor an empty set for a result."""
+"""Input checks shared by all formulas; NaN and empty inputs raise an error."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def numbers(values: ArrayLike, what: str, least: int = 1) -> NDArray[np.float64]:
-    """``values`` as float64, of any shape.
+    """``values`` as a float64 array of their own shape.
 
-    A comparison with NaN is false: unchecked, one would count as an error in a rate, and as *never as extreme* in a
-    permutation test. Infinities are numbers: they compare as they should.
+    NaN is refused because every comparison with it is false: a rate would count it as an error, and a permutation test
+    as less extreme. Infinities are allowed.
 
     Args:
-        values: numbers.
-        what: their name in messages.
-        least: how many there must be along the first axis.
+        values: numbers, of any shape.
+        what: name of the values in error messages.
+        least: smallest allowed length of the first axis.
 
     Raises:
-        ValueError: if there are too few, or one is NaN.
+        ValueError: if there are fewer than ``least`` values, or one is NaN.
     """
     found = np.atleast_1d(np.asarray(values, np.float64))
     if len(found) < least:

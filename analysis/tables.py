@@ -57,21 +57,21 @@ def results(
     family: str = "all",
     step: int | None = None,
 ) -> pl.DataFrame:
-    """Estimates of one measure by dose, a run a column: what a paper's table shows.
+    """Estimates of one metric by dose, one column per run, as in a paper's table.
 
     Args:
         estimates: estimate rows.
-        metric: which measure.
+        metric: name of the metric.
         statistic: ``mean``, ``gain`` or ``auc``.
-        family: which family; ``all`` pools them.
+        family: name of the family; ``all`` pools the families.
         step: checkpoint; the last if None.
 
     Returns:
-        ``dose``, ``n``, and for each run its name, ``_low``, ``_high`` and, where it was tested, ``_p``; of rows of
-        several runs (column ``source``), the name says which.
+        ``dose``, ``n``, and for each run NAME the columns ``NAME``, ``NAME_low``, ``NAME_high`` and, if the estimate
+        was tested, ``NAME_p``. If the rows come from several runs (column ``source``), NAME includes the source.
 
     Raises:
-        UserError: if there are no such rows; it says what there is.
+        UserError: if there are no such rows; the message lists the available values.
     """
     rows = sources.apart(estimates, "table of results")
     for column, value in (("metric", metric), ("statistic", statistic), ("family", family)):
@@ -109,17 +109,17 @@ def save(
     label: str = "",
     digits: int | None = None,
 ) -> None:
-    """Write ``path`` as ``.tex``, ``.md`` and ``.csv``, each whole or not at all.
+    """Write a table to ``path`` as ``.tex``, ``.md`` and ``.csv``; each file is written atomically.
 
-    The CSV of a frame has its columns and all digits; the other two print ``estimate [low, high]`` in one cell.
+    The CSV has the frame's columns at full precision; the other two print ``estimate [low, high]`` in one cell.
 
     Args:
-        table: a frame, of which ``X``, ``X_low`` and ``X_high`` (or ``estimate``, ``low`` and ``high``) belong
-            together; or a table of the report.
-        path: without a suffix; one of ``.tex``, ``.md``, ``.csv`` is taken off.
-        caption: above the table; the report's own if empty.
-        label: for ``\\ref``.
-        digits: after the point, of numbers without an interval; four that matter if None.
+        table: a frame, in which the columns ``X``, ``X_low`` and ``X_high`` (or ``estimate``, ``low`` and ``high``)
+            form one printed column; or a table of the report.
+        path: without a suffix; a suffix ``.tex``, ``.md`` or ``.csv`` is removed.
+        caption: text above the table; the report table's own caption if empty.
+        label: LaTeX label, for ``\\ref``.
+        digits: decimals of numbers without an interval; four significant digits if None.
     """
     target = Path(path)
     if target.suffix in (".tex", ".md", ".csv"):
@@ -138,7 +138,7 @@ def save(
 def to_latex(
     table: pl.DataFrame | Table, *, caption: str = "", label: str = "", digits: int | None = None
 ) -> str:
-    """A ``table`` environment of the package ``booktabs``; all of it is escaped, so that it is typeset as it reads."""
+    """LaTeX ``table`` environment with ``booktabs`` rules; all text is escaped."""
     shown = as_text(table, digits=digits)
     columns = "".join("l" if i in shown.text_columns else "r" for i in range(len(shown.head)))
     caption = caption or shown.caption
@@ -153,7 +153,7 @@ def to_latex(
 
 
 def to_markdown(table: pl.DataFrame | Table, *, caption: str = "", digits: int | None = None) -> str:
-    """A pipe table; what Markdown or HTML would take for markup is escaped."""
+    """Markdown pipe table; characters that Markdown or HTML would read as markup are escaped."""
     shown = as_text(table, digits=digits)
     marks = [":---" if i in shown.text_columns else "---:" for i in range(len(shown.head))]
     rows = [shown.head, *shown.body]
@@ -166,14 +166,14 @@ def to_markdown(table: pl.DataFrame | Table, *, caption: str = "", digits: int |
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX typesets as it reads; control characters and line breaks become spaces."""
+    """Text escaped for LaTeX; control characters and line breaks become spaces."""
     # Two hyphens would be drawn as a dash.
     text = _visible(text).replace("--", "-\u200b-")
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def escape_markdown(text: str) -> str:
-    """Text that stays one cell and starts no markup."""
+    """Text escaped for one cell of a Markdown table."""
     text = (
         re.sub(r"[\x00-\x1f\x7f]+", " ", text)
         .replace("\\", "\\\\")
@@ -184,14 +184,14 @@ def escape_markdown(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Without characters that cannot be seen: line breaks, controls, marks that turn the text around."""
+    """Text without invisible characters: line breaks, control characters and marks of text direction."""
     return "".join(
         " " if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character for character in text
     )
 
 
 def as_text(table: pl.DataFrame | Table, *, digits: int | None = None) -> Table:
-    """Cells as they are printed: intervals behind their estimates, real minus signs, ``–`` for what is missing."""
+    """Header and printed cells: ``estimate [low, high]`` in one cell, Unicode minus signs, ``–`` for missing values."""
     if isinstance(table, Table):
         return table
     columns = list(_columns(table, digits))
@@ -201,7 +201,7 @@ def as_text(table: pl.DataFrame | Table, *, digits: int | None = None) -> Table:
 
 
 def _columns(table: pl.DataFrame, digits: int | None) -> Iterator[tuple[str, list[str], bool]]:
-    """Heading, cells, and whether they are text."""
+    """Header of a column, its cells, and true if the cells are text."""
     used: set[str] = set()
     for name in table.columns:
         low, high = ("low", "high") if name == "estimate" else (f"{name}_low", f"{name}_high")
@@ -251,7 +251,7 @@ def _label(label: str) -> str:
 
 
 def _csv(table: Table) -> str:
-    """Cells as they are printed; a real minus sign becomes one that programs read."""
+    """Cells as printed, but with ASCII minus signs, which programs can parse."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(

@@ -1,4 +1,4 @@
-"""A run, opened for reading: its files, tables and figures."""
+"""Reading of a run: its files, tables and figures."""
 
 from palimpsest.analysis.run.files import PAIR
 from palimpsest.analysis.run.find import ENVIRONMENT, open_run

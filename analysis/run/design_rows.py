@@ -1,4 +1,4 @@
-"""Rows of the figures that show a run's design: balance of the draw, tests where nothing was done, reference text."""
+"""Rows for the figures of a run's design: covariate balance, A/A tests of the controls, perplexities under the twin."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from palimpsest.analysis.run.files import RunFiles
 
 SPLITS = 100
-"""Random halvings of the controls behind the A/A test."""
+"""Number of random halvings of the controls in the A/A test."""
 
 
 def balance(run: RunFiles) -> pl.DataFrame:
     """Standardised difference of each covariate from dose 0, by dose: ``covariate``, ``dose``, ``difference``, ``n``.
 
-    Covariates are the length in tokens and in bytes, and the log-likelihood under the twin at the last checkpoint
-    where there is one. A difference is that of the means within families, weighted by the items of the dose, over
-    the standard deviation within families and doses; ``low`` and ``high`` bound it at 95 % (normal).
+    The covariates are length in tokens, length in bytes and, if the run has a twin, the log-likelihood under the twin
+    at the last checkpoint. The difference is ``(mean at the dose - mean at dose 0) / standard deviation``: means are
+    compared within families and weighted by the dose's items, the standard deviation is that within families and doses.
+    ``low`` and ``high`` are normal 95 % limits.
     """
     items = run.plan.items.select(
         "item_id", "family", "dose", length_in_tokens="length", length_in_bytes="bytes"
@@ -63,10 +64,11 @@ def balance(run: RunFiles) -> pl.DataFrame:
 
 
 def halves(run: RunFiles) -> pl.DataFrame:
-    """``p`` of one random half of the never-inserted items against the other, at the last checkpoint.
+    """A/A test: p-values ``p`` of one random half of the never-inserted items against the other, at the last
+    checkpoint.
 
-    The report's own permutation test (two-sided) of ``loglik_per_byte``: of the differences from the twin where there
-    is one, else of the perturbed run.
+    Each is computed by the report's permutation test (two-sided) of ``loglik_per_byte``: of the difference from the
+    twin or, without a twin, of the perturbed run's values.
 
     Raises:
         UserError: if there are fewer than four clusters of controls.
@@ -104,7 +106,7 @@ def halves(run: RunFiles) -> pl.DataFrame:
 
 
 def perplexities(run: RunFiles) -> pl.DataFrame:
-    """``perplexity`` of every item under the twin, which never saw it, one ``group`` a dose, last checkpoint.
+    """``perplexity`` of every item under the twin at the last checkpoint; ``group`` is the item's dose.
 
     Raises:
         UserError: if there is no twin with scores.

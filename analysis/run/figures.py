@@ -1,7 +1,7 @@
-"""The figures of ``analysis.figures``, bound to a run: ``run.figures.dose_response()``.
+"""The figures of ``analysis.figures``, drawn from a run: ``run.figures.dose_response()``.
 
-Whatever figure exists there appears here. It is given the run's frames by the names of its parameters
-(:data:`FROM_RUN`), or rows made for it (:data:`analysis.run.rows.ROWS`).
+Each figure's parameters are filled by name with the run's frames (:data:`FROM_RUN`) or with rows computed for that
+figure (:data:`analysis.run.rows.ROWS`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from palimpsest.analysis.run.files import RunFiles
 
 PRIMARY = "loglik_per_byte"
-"""Metric drawn by default: the report's primary metric."""
+"""Metric that is drawn by default, which is the report's primary metric."""
 
 
 FROM_RUN: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
@@ -34,15 +34,15 @@ FROM_RUN: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "probes": lambda run: run.probes,
     "scores": lambda run: run.scores,
 }
-"""Parameter of a figure -> where a run has it."""
+"""Name of a figure's parameter -> function that reads the frame from a run."""
 
 
 class Figures:
     """Every figure, drawn from one run.
 
     ``run.figures.dose_response("extracted")`` draws from the run's own rows; ``run.figures.dose_response(rows)`` from
-    yours. What a call returns shows itself in a notebook; ``.chart`` is the Altair chart, ``.rows`` exactly what it
-    draws. ``dir(run.figures)`` lists them, ``help(run.figures.dose_response)`` says what a figure takes.
+    yours. A notebook displays the returned figure; ``.chart`` is its Altair chart, ``.rows`` the rows it draws.
+    ``dir(run.figures)`` lists the figures, and ``help(run.figures.dose_response)`` describes a figure's arguments.
     """
 
     def __init__(self, run: RunFiles) -> None:
@@ -72,10 +72,10 @@ def _draws(thing: object) -> bool:
 
 
 def bind(draw: Callable[..., Figure], run: RunFiles) -> Callable[..., Figure]:
-    """Bind a figure function to a run: frames come from the run unless they are passed, by name or first.
+    """Bind a figure function to a run: frames that the caller does not pass are taken from the run.
 
     Args:
-        draw: of :mod:`analysis.figures`.
+        draw: figure function of :mod:`analysis.figures`.
         run: the run.
 
     Raises:
@@ -106,7 +106,7 @@ def bind(draw: Callable[..., Figure], run: RunFiles) -> Callable[..., Figure]:
 
 
 def _frame(name: str, draw: Callable[..., Figure], run: RunFiles, metric: str | None) -> pl.DataFrame:
-    """A run's rows for a figure's parameter: by its name, or those made for the figure."""
+    """The run's rows for a figure's parameter: the frame of that name, or the rows computed for the figure."""
     if name == "estimates" and metric is not None:
         return run.estimates(metric)
     if name in FROM_RUN:
@@ -122,7 +122,7 @@ def _frame(name: str, draw: Callable[..., Figure], run: RunFiles, metric: str | 
 
 
 def _texts(shown: inspect.Signature, given: Mapping[str, Any]) -> dict[str, str]:
-    """Texts that a figure must be given, from its metric."""
+    """Required text arguments of a figure, such as its axis title, derived from the metric."""
     metric = METRICS.get(str(given.get("metric")))
     if metric is None:
         return {}

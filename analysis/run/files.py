@@ -1,6 +1,6 @@
 """Files of a run, read on first use, and tables derived from them.
 
-Everything but the figures (:mod:`analysis.run.figures`), which are drawn from these.
+The figures are in :mod:`analysis.run.figures`.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAIR = ("perturbed", "twin")
-"""The two runs of a pair; the twin may be absent."""
+"""Names of the two runs of a pair; the twin may be absent."""
 _MOST_CORPORA = 4
 
 
 class RunFiles:
-    """A run on disk: the plan, what was consumed, the scores of the pair, and what follows from them.
+    """A run on disk: its plan, ledgers and scores, and the tables computed from these.
 
-    Everything is read when first asked for. What a stage has not made yet raises a ``UserError`` that names the stage.
-    Frames are Polars', charts Altair's. :meth:`refresh` forgets what was read, for a run in progress.
+    Files are read on first access. Access to the output of a stage that has not run raises a ``UserError`` that names
+    the stage. Frames are Polars', charts Altair's. For a run in progress, :meth:`refresh` drops the cached data.
 
     Args:
-        directory: as :func:`open_run` finds it.
+        directory: the run's directory, which :func:`open_run` finds.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -51,7 +51,7 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """``experiment/name-digest``."""
+        """Name of the run, ``experiment/name-digest``."""
         place = self.directory.absolute()
         return f"{place.parent.name}/{place.name}"
 
@@ -64,8 +64,8 @@ class RunFiles:
 
     @property
     def released(self) -> dict[str, Any] | None:
-        """Of a released model: ``models``, ``revisions`` and ``declared`` (``analysis.report.ReportInputs.released``);
-        None of a run of ours.
+        """Facts of a released model: ``models``, ``revisions`` and ``declared``
+        (``analysis.report.ReportInputs.released``); None for a run trained here.
         """
         found: dict[str, Any] | None = self.plan.manifest.config.get("released")
         if found is None:
@@ -86,7 +86,7 @@ class RunFiles:
 
     @cached_property
     def exposures(self) -> pl.DataFrame:
-        """One row a planned exposure, in training order: item_id and step, and all that the plan says of it."""
+        """One row per planned exposure, in training order: item_id, step and the plan's other columns."""
         named = self.plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "item_id")
         return self.plan.exposures.join(named, on="item", maintain_order="left").with_columns(
             step=pl.col("position") // self.plan.shape.global_batch_size
@@ -98,7 +98,7 @@ class RunFiles:
         return self.ledger_of("perturbed")
 
     def ledger_of(self, which: str) -> Ledger:
-        """Ledger of one of the pair, up to its last checkpoint.
+        """Ledger of one run of the pair, up to its last checkpoint.
 
         Args:
             which: ``perturbed`` or ``twin``.
@@ -131,10 +131,10 @@ class RunFiles:
 
     @cached_property
     def training(self) -> pl.DataFrame:
-        """One row a step and run, as ``metrics.jsonl`` has it: run, step, loss (nats/token), tokens, ...
+        """One row per step and run, from ``metrics.jsonl``: run, step, loss (nats/token), tokens and its other values.
 
-        ``loss_inserted`` and ``loss_corpus`` split the perturbed run's loss; null where a batch has no such token.
-        Without rows for a released model, whose log is not here.
+        ``loss_inserted`` and ``loss_corpus`` split the perturbed run's loss; null if a batch has no such token. A
+        released model has no rows.
         """
         if self.released is not None:
             return pl.DataFrame(
@@ -163,23 +163,22 @@ class RunFiles:
 
     @property
     def scores(self) -> pl.DataFrame:
-        """One row a probe and checkpoint of each run: run, step, probe_id and lists with one entry a token.
-
-        The lists are logprob (nats), rank (0: the argmax), entropy, variance, margin, argmax
+        """One row per probe, checkpoint and run: run, step, probe_id, and lists with one entry per token: logprob
+        (nats), rank (0: the argmax), entropy, variance, margin, argmax
         (``analysis.scoring.token_statistics.SCORE_SCHEMA``).
         """
         return self._scored[0]
 
     @property
     def score_digests(self) -> dict[str, str]:
-        """Digest of each part of the scores by its place."""
+        """Path of each part of the scores -> its digest."""
         return self._scored[1]
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:
         """The audit's ``verdict``, ``checks`` and ``failures``; None if there is no valid audit.
 
-        An audit is invalid if plan or ledgers changed since; that is logged. The corpus is not read again here.
+        An audit is invalid if the plan or a ledger has changed since; this is logged. The corpus is not checked again.
         """
         from palimpsest.insertion import audit
 
@@ -205,8 +204,8 @@ class RunFiles:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The settings that each finished stage was made with: insertion, run, and, where they are there, those of
-        the last checkpoint (model, optimizer, train, ...) and report.
+        """Settings of the finished stages: ``insertion``, ``run`` and, if there are a checkpoint and a report, the last
+        checkpoint's (``model``, ``optimizer``, ``train`` and others) and the report's.
         """
         found = dict(self.plan.manifest.config)
         if steps := self.checkpoints():
@@ -225,10 +224,10 @@ class RunFiles:
 
     @cached_property
     def corpus(self) -> Path:
-        """Directory of the prepared corpus, of the first one where the run reads several.
+        """Directory of the prepared corpus; of the first corpus if the run reads several.
 
         Raises:
-            UserError: if it is not beside the run, in ``corpora/`` of the same ``runs/``.
+            UserError: if the corpus is not in ``corpora/`` of the same ``runs/`` directory as the run.
         """
         from palimpsest.data.mixture import digest_of
 
@@ -249,7 +248,7 @@ class RunFiles:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The corpus's tokenizer, or the released models'."""
+        """The tokenizer of the corpus or, for a released model, of the model."""
         from palimpsest.data import prepare, tokenizer
 
         if self.released is not None:
@@ -260,7 +259,7 @@ class RunFiles:
 
     @cached_property
     def parameters(self) -> Parameters:
-        """The settings of the metrics: the report's, where there is one, so that the numbers are the same."""
+        """Settings of the metrics: those of the report if there is one, so that its numbers are reproduced."""
         from palimpsest.analysis.metrics import Parameters
 
         asked = self._reported()
@@ -269,19 +268,19 @@ class RunFiles:
         return Parameters(prefix=asked["prefix_tokens"], suffix=asked["suffix_tokens"])
 
     def metrics(self, *names: str, steps: Iterable[int] | None = None, **settings: Any) -> pl.DataFrame:
-        """Metrics of every probe that they are defined on, at every checkpoint of both runs.
+        """Metric rows of every probe on which the metrics are defined, at every checkpoint of both runs.
 
-        ``run.metrics("extracted", prefix=8, suffix=16)``; ``analysis.metrics.METRICS`` has all names, and yours once
-        you have registered it with ``analysis.metrics.metric``.
+        ``run.metrics("extracted", prefix=8, suffix=16)``; ``analysis.metrics.METRICS`` lists the names;
+        ``analysis.metrics.metric`` registers a metric of your own.
 
         Args:
-            names: of metrics; those of the report if none is named.
+            names: names of metrics; the report's metrics if none is named.
             steps: checkpoints, such as ``[run.last_step]``; all if not given.
-            settings: of :class:`analysis.metrics.Parameters` that differ from :attr:`parameters`.
+            settings: fields of :class:`analysis.metrics.Parameters` that override :attr:`parameters`.
 
         Returns:
-            Tidy rows: run, step, probe_id, item_id, family, stratum, dose, metric, value, reason. ``value`` is null
-            exactly where ``reason`` says why it was not computed.
+            Tidy rows: run, step, probe_id, item_id, family, stratum, dose, metric, value, reason. ``value`` is null if
+            it was not computed, and ``reason`` then says why; otherwise ``reason`` is null.
 
         Raises:
             UserError: for an unknown metric, setting or step.
@@ -296,7 +295,7 @@ class RunFiles:
         return compute(self.plan.items, self.probes, scores, names or None, parameters)
 
     def tokens(self, item_id: str, step: int | None = None) -> pl.DataFrame:
-        """An item's text, token by token, with the log-probability of each (nats) in both runs.
+        """Tokens of an item's text with the log-probability (nats) of each in both runs.
 
         Args:
             item_id: the item.
@@ -323,7 +322,7 @@ class RunFiles:
         )
 
     def _at(self, steps: Iterable[int]) -> pl.DataFrame:
-        """The scores at some checkpoints, all of which were scored."""
+        """The score rows at the given steps."""
         there = set(self.scores["step"].unique())
         wanted = list(steps)
         if missing := sorted(set(wanted) - there):
@@ -332,16 +331,16 @@ class RunFiles:
 
     @cached_property
     def last_step(self) -> int:
-        """The last checkpoint that was scored in every run that has scores: what headline numbers refer to."""
+        """Step of the last checkpoint that is scored in every run with scores; headline numbers refer to it."""
         steps = self.scores.select("run", "step").unique()
         shared = steps.group_by("step").len().filter(pl.col("len") == steps["run"].n_unique())["step"]
         return int(max(shared.to_list() or steps.filter(pl.col("run") == PAIR[0])["step"].to_list()))
 
     def inputs(self, **known: Any) -> ReportInputs:
-        """Everything that the report is built from.
+        """Inputs of the report.
 
         Args:
-            known: fields that replace those read from the run's files.
+            known: fields of ``ReportInputs`` that replace those read from the run's files.
         """
         from palimpsest.analysis.report import ReportInputs
 
@@ -367,7 +366,9 @@ class RunFiles:
 
     @cached_property
     def results(self) -> Results:
-        """The report's numbers: ``rows`` (metrics), ``estimates``, ``step``, ``arms``. Takes seconds the first time."""
+        """The report's numbers: ``rows`` (metrics), ``estimates``, ``step``, ``arms``. The first access takes
+        seconds.
+        """
         from palimpsest.analysis.report import analyse
 
         return analyse(self.inputs())
@@ -376,12 +377,13 @@ class RunFiles:
         """Estimates with 95 % intervals at every dose and checkpoint: means, gains over dose 0, AUC.
 
         Args:
-            names: of metrics; those of the report if none is named. Others are estimated like those, without p.
+            names: names of metrics; the report's metrics if none is named. Estimates of metrics outside the report have
+                no ``p``.
 
         Returns:
             Rows of :data:`analysis.statistics.ESTIMATE_SCHEMA`: run (also ``perturbed - twin``, item by item), step,
             metric, statistic, family, dose, estimate, low, high, n, n_control, clusters, clusters_control, p, method;
-            and source, seed and digest (:attr:`signature`), by which figures and tables tell several runs apart.
+            and source, seed and digest (:attr:`signature`), which distinguish several runs in one figure or table.
 
         Raises:
             UserError: for an unknown metric.
@@ -406,8 +408,8 @@ class RunFiles:
 
     @property
     def signature(self) -> dict[str, Any]:
-        """Columns that tell rows of this run from another's: source (its name), seed (of the training), digest (of the
-        plan). The seed of a released model is not known.
+        """Columns that distinguish this run's rows from another run's: source (the run's name), seed (of the training;
+        unknown for a released model), digest (of the plan).
         """
         if self.released is not None:
             return {"source": self.name, "seed": None, "digest": self.plan.digest}
@@ -417,20 +419,20 @@ class RunFiles:
         return {"source": self.name, "seed": seed, "digest": self.plan.digest}
 
     def signed(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows with the columns of :attr:`signature`: such ones of several runs may be put together."""
+        """The rows with the columns of :attr:`signature` added, so that rows of several runs can be concatenated."""
         return rows.with_columns(pl.lit(value).alias(name) for name, value in self.signature.items())
 
     def refresh(self, *names: str) -> None:
-        """Forget what was read, so that a run in progress is read again.
+        """Drop cached data, so that the files of a run in progress are read again.
 
         Args:
-            names: of attributes; all of them if none is named.
+            names: names of the attributes to drop; all if none is named.
         """
         for name in names or [name for name in vars(self) if name != "directory"]:
             vars(self).pop(name, None)
 
     def __repr__(self) -> str:
-        """Overview in a few lines; reads manifests and logs, no scores."""
+        """Overview of the run in a few lines, from manifests and logs; scores are not read."""
         if (released := self.released) is not None:
             return (
                 "\n".join(

@@ -1,7 +1,7 @@
-"""Runs by their place: ``run = palimpsest.open_run("runs/quickstart")``.
+"""Search for a run by its path: ``run = palimpsest.open_run("runs/quickstart")``.
 
-A run's directory holds the pair, ``perturbed`` and ``twin``, and one run object reads both. Opening costs milliseconds:
-files are read, and checked against their digests, when they are first asked for, and kept. Torch is never imported.
+A run's directory holds a pair of trainings, ``perturbed`` and ``twin``; one run object reads both. Opening takes
+milliseconds: files are read, checked against their digests and cached on first access. Torch is never imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from palimpsest.data import artifact
 from palimpsest.data.errors import UserError, nearest
 
 ENVIRONMENT = "PALIMPSEST_RUN"
-"""Environment variable: the run that is opened where none is named."""
+"""Environment variable with the path of the run to open by default."""
 _SHOWN = 8
 
 
@@ -24,16 +24,16 @@ def open_run(path: str | Path | None = None) -> Run:
     """Open a run for reading.
 
     Args:
-        path: the run's directory, ``runs/<experiment>/<name>-<digest>``. The digest may be left out, and the name too
-            where the experiment has one run only; runs that are planned and no more count where there are no others.
-            None: what ``PALIMPSEST_RUN`` names, or else the run in ``runs/`` of this directory, or of the nearest one
-            above it, that was scored last (or planned last, if none is scored).
+        path: the run's directory, ``runs/<experiment>/<name>-<digest>``. The digest may be left out, and also the name
+            if the experiment has only one run; runs that are only planned are ignored unless there are no others. If
+            None: the run that ``PALIMPSEST_RUN`` names; without that variable, the most recently scored run (or
+            planned, if none is scored) in ``runs/`` of the working directory or of its nearest parent that has one.
 
     Returns:
-        The run; nothing of it has been read yet.
+        The run; none of its files has been read yet.
 
     Raises:
-        UserError: if there is no run at that place, or more than one.
+        UserError: if there is no run at that path, or more than one.
     """
     if path is None and not os.environ.get(ENVIRONMENT):
         return Run(_newest(Path.cwd()))
@@ -54,13 +54,13 @@ def _is_run(directory: Path) -> bool:
 
 
 def _below(directory: Path) -> list[Path]:
-    """The runs in a directory of runs, or of one experiment."""
+    """Directories of the runs in ``runs/`` or in one experiment's directory."""
     levels = ("*/plan", "*/*/plan")
     return sorted({p.parent for level in levels for p in directory.glob(level) if _is_run(p.parent)})
 
 
 def _begun(runs: list[Path]) -> list[Path]:
-    """Those of which something was trained or scored, or else all of them."""
+    """The runs with a checkpoint or scores; all runs if none has either."""
     signs = ("perturbed/metrics.jsonl", "perturbed/checkpoints", "scores")
     return [run for run in runs if any((run / sign).exists() for sign in signs)] or runs
 
@@ -75,7 +75,7 @@ def _runs_at(given: Path) -> list[Path]:
 
 
 def _no_run(given: Path) -> str:
-    """Reason why there is no run at a place, and what to do."""
+    """Error text for a path without a run: the reason, and a remedy."""
     for above in given.absolute().parents:
         if _is_run(above):
             return f"{given} is a part of a run; open {above}"
@@ -92,7 +92,7 @@ def _no_run(given: Path) -> str:
 
 
 def _newest(start: Path) -> Path:
-    """The run scored last, or else planned last, in the nearest ``runs/``."""
+    """The most recently scored run in the nearest ``runs/``; the most recently planned one if none is scored."""
     for directory in (start, *start.parents):
         found = _begun(_below(directory / "runs"))
         if found:

@@ -1,6 +1,6 @@
 """Progress of a running experiment as JSON values, for ``launch/watch.py``.
 
-Only what is new is read each time: the end of the logs, new parts of ledger and scores.
+Each call reads only new data: the ends of the logs, and new parts of ledgers and scores.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from palimpsest.pretrain import saved
 from palimpsest.pretrain.saved import parse
 
 LOSSES = ("loss", "loss_corpus", "loss_inserted")
-"""Training losses that are followed, nats a token: of all tokens, the corpus's, the inserted ones."""
+"""Names of the training losses shown, nats/token: over all tokens, corpus tokens, inserted tokens."""
 POINTS = 400
-"""Largest number of points of a curve; longer ones are averaged."""
+"""Largest number of points in a curve; longer curves are averaged."""
 _RECENT = 20
-"""Steps whose rate is the current one."""
+"""Number of last steps over which the current speed is averaged."""
 STRETCHES = 100
-"""Number of stretches of steps in which exposures are counted."""
+"""Number of equal intervals of steps in which exposures are counted."""
 
 
 class Log:
@@ -44,10 +44,12 @@ class Log:
         self._file: tuple[int, int] = (0, 0)
         self.records: list[dict[str, Any]] = []
         self.damaged = 0
-        """Whole lines that are no records."""
+        """Number of complete lines that cannot be parsed."""
 
     def read(self) -> None:
-        """Read what is new; a file that was cut or replaced (a training that goes on does that) is read anew."""
+        """Read new lines. A file that was truncated or replaced, as on resuming a training, is read again from its
+        start.
+        """
         try:
             with self.path.open("rb") as file:
                 inode, start = self._file
@@ -66,10 +68,10 @@ class Log:
 
 
 class Progress:
-    """Follows a run.
+    """Reader of a running experiment's progress.
 
     Args:
-        run: which; it may be planned only.
+        run: the run; a plan is enough.
     """
 
     def __init__(self, run: RunFiles) -> None:
@@ -80,7 +82,7 @@ class Progress:
         self._parts: dict[str, dict[str, tuple[Manifest, Mapping[str, Any]]]] = {which: {} for which in PAIR}
 
     def read(self) -> dict[str, Any]:
-        """The state now.
+        """The run's current state.
 
         Returns:
             JSON values: ``run``, ``steps`` (of a whole run), ``runs`` (name -> step, tokens, loss, tokens_per_second,
@@ -164,7 +166,7 @@ class Progress:
         return {"metric": found.name, "formula": found.formula, "unit": found.unit, "rows": rows}
 
     def _by_dose(self, which: str, place: Path, manifest: Manifest) -> pl.DataFrame:
-        """Sum and number of the values of each dose in one part: run, step, dose, total, n."""
+        """Sum and count of the values by dose in one part of the scores: run, step, dose, total, n."""
         found = pl.read_parquet(place / scores.FILE).with_columns(
             run=pl.lit(which), step=pl.lit(manifest.facts["step"], dtype=pl.Int64)
         )
@@ -178,7 +180,9 @@ class Progress:
         return planned(self.run)
 
     def _audit(self) -> dict[str, Any]:
-        """The audit, where there is one; and what the ledger's parts up to the last checkpoint show."""
+        """The audit's result if there is one, and the result of checking the ledger's parts up to the last
+        checkpoint.
+        """
         path = self.run.directory / "audit" / artifact.MANIFEST
         written = path.stat().st_mtime_ns if path.is_file() else 0
         if written != self._audited[0]:
@@ -204,7 +208,7 @@ class Progress:
         return {"verdict": None, "checks": checks}
 
     def _committed(self, which: str) -> Mapping[str, tuple[Manifest, Mapping[str, Any]]]:
-        """Parts of the ledger that a checkpoint names, with what was found in each; new ones are looked at now."""
+        """Ledger parts that a checkpoint lists, with the check's result for each; new parts are checked now."""
         steps = saved.finished(self.run.directory / which / "checkpoints")
         known, found = self._parts[which], {}
         for place in sorted((self.run.directory / which / "ledger").glob("*-*")):
@@ -238,7 +242,7 @@ def _stop(parts: Mapping[str, tuple[Manifest, Mapping[str, Any]]]) -> int:
 
 
 def planned(run: RunFiles) -> pl.DataFrame:
-    """The plan's exposures as the ledger records them (``insertion.ledger.EXPOSURE_SCHEMA``)."""
+    """The plan's exposures in the ledger's schema (``insertion.ledger.EXPOSURE_SCHEMA``)."""
     wordings = run.plan.wordings.select(
         pl.int_range(pl.len(), dtype=pl.Int32).alias("wording"),
         pl.col("tokens").list.len().cast(pl.Int32).alias("length"),
@@ -253,15 +257,15 @@ def planned(run: RunFiles) -> pl.DataFrame:
 
 
 def curve(records: Sequence[Mapping[str, Any]], points: int = POINTS) -> dict[str, list[float | None]]:
-    """Losses against steps, averaged over stretches of equal length where there are more than ``points`` steps.
+    """Loss curves; with more than ``points`` steps, losses are averaged over intervals of equal length.
 
     Args:
-        records: of ``metrics.jsonl``, ascending.
-        points: most entries of the result.
+        records: records of ``metrics.jsonl``, by ascending step.
+        points: largest number of points returned.
 
     Returns:
-        ``step`` (the last of each stretch) and each of :data:`LOSSES` that was recorded; None where a stretch has no
-        such token.
+        ``step`` (the last of each interval) and each recorded loss of :data:`LOSSES`; a loss is None if an interval has
+        no such token.
     """
     every = math.ceil(len(records) / points)
     stretches = [records[k : k + every] for k in range(0, len(records), every)]

@@ -1,7 +1,6 @@
 """Rows computed from one run for figures that draw neither its estimates nor one of its files.
 
-Columns are those that ``analysis.figures`` names; what a figure compares across runs (models, corpora, phases) one run
-does not have, and it is not here.
+``analysis.figures`` describes the columns. Figures that compare several runs (models, corpora, phases) are not covered.
 """
 
 from __future__ import annotations
@@ -18,15 +17,17 @@ if TYPE_CHECKING:
     from palimpsest.analysis.run.files import RunFiles
 
 ATTACKS = ("loglik_per_token", "zlib_ratio", "min_k_logprob", "min_k_plus_plus", "reference_difference")
-"""Membership scores, as metrics; higher = more likely a member."""
+"""Metrics used as membership scores; higher = more likely a member."""
 PREFIXES = (1, 2, 4, 8, 16, 32, 50)
-"""Tokens of context."""
+"""Context lengths, tokens."""
 
 
 def attacks(run: RunFiles) -> pl.DataFrame:
-    """``score`` and ``member`` of every item of the highest dose and of dose 0, one ``run`` an attack, last checkpoint.
+    """``score`` and ``member`` of every item of the highest dose and of dose 0 at the last checkpoint; ``run`` names
+    the attack.
 
-    Of the perturbed run, less the mean of the controls of the item's family: kinds of text differ by themselves.
+    The score is that of the perturbed run minus the mean over the controls of the item's family, because families
+    differ even without insertion.
     """
     from palimpsest.analysis.statistics import per_item
 
@@ -48,7 +49,9 @@ def attacks(run: RunFiles) -> pl.DataFrame:
 
 
 def areas(run: RunFiles) -> pl.DataFrame:
-    """AUC of every attack against dose 0, within families, by dose (``against``, ``x``), last checkpoint."""
+    """AUC of every attack by dose, within families, at the last checkpoint; ``against`` is ``dose`` and ``x`` the
+    dose.
+    """
     from palimpsest.analysis.statistics import auc
 
     rows = auc(run.metrics(*ATTACKS, steps=[run.last_step]).filter(pl.col("run") == "perturbed"))
@@ -65,10 +68,10 @@ def areas(run: RunFiles) -> pl.DataFrame:
 
 
 def extraction(run: RunFiles) -> pl.DataFrame:
-    """Share of items reproduced after each number of tokens of context (``against``, ``x``), one ``run`` a dose.
+    """Share of items reproduced verbatim by context length ``x`` (tokens); ``run`` is the dose.
 
-    The continuation is as long as the report's; items too short for context and continuation are left out, and ``n``
-    counts the others.
+    The continuation has the report's length; items shorter than context and continuation are left out, and ``n`` counts
+    the others.
     """
     from palimpsest.analysis.statistics import mean_by_dose
 
@@ -89,7 +92,9 @@ def extraction(run: RunFiles) -> pl.DataFrame:
 
 
 def longest(run: RunFiles) -> pl.DataFrame:
-    """``length``: tokens of each item that greedy decoding reproduces after the report's prompt; one ``run`` a dose."""
+    """``length``, the number of tokens that greedy decoding reproduces after the report's prompt, for each item;
+    ``run`` is the dose.
+    """
     rows = run.metrics("longest_extracted", steps=[run.last_step])
     known = rows.filter((pl.col("run") == "perturbed") & pl.col("value").is_not_null()).sort(
         "dose", "item_id"
@@ -100,30 +105,32 @@ def longest(run: RunFiles) -> pl.DataFrame:
 
 
 def lengths(run: RunFiles) -> pl.DataFrame:
-    """``tokens`` of every item, one ``group`` a dose."""
+    """``tokens``, the length of every item; ``group`` is the dose."""
     items = run.plan.items.sort("dose", "item_id")
     return items.select("item_id", tokens="length", group=pl.format("dose {}", "dose"))
 
 
 def assignment(run: RunFiles) -> pl.DataFrame:
-    """One row an item: ``family``, ``dose``."""
+    """One row per item: ``family``, ``dose``."""
     return run.plan.items.select("item_id", "family", "dose")
 
 
 def most_gained(run: RunFiles) -> pl.DataFrame:
-    """The tokens of the inserted item that gained most over the twin: an example, chosen for being extreme."""
+    """Token log-probabilities of the inserted item with the largest gain over the twin; an extreme example, not a
+    typical one.
+    """
     from palimpsest.analysis.report.results import item_gains
 
     return run.tokens(item_gains(run.results, run.inputs()).row(0, named=True)["item_id"])
 
 
 def events(run: RunFiles, stretches: int = 8) -> pl.DataFrame:
-    """Effect of a single exposure (items of dose 1) on the report's metric by steps since it, ``since``.
+    """Effect of a single exposure (items of dose 1) on the report's metric, by steps since the exposure.
 
-    The difference from the twin, less that of the family's never-inserted items at the same checkpoint, by stretches.
-    A run has so many of them, and none lies across the exposure; each comes with its mean step and a 95 % interval over
-    clusters of items, with the error of the controls' mean in it; ``n`` counts items, and stretches of a single cluster
-    are left out. Right after the exposure's step ``since`` is 1.
+    The effect is the item's difference from the twin minus the mean difference of the family's never-inserted items at
+    the same checkpoint. It is averaged over intervals of steps, none of which contains the exposure itself: ``since``
+    is the interval's mean (1 right after the exposure's step), ``low`` and ``high`` are 95 % limits over clusters that
+    include the error of the controls' mean, and ``n`` counts items. Intervals with a single cluster are left out.
 
     Raises:
         UserError: if there is no twin, or no item of dose 1.
@@ -140,12 +147,12 @@ def events(run: RunFiles, stretches: int = 8) -> pl.DataFrame:
 
 
 def single_exposure(values: pl.DataFrame, exposed: pl.DataFrame, width: int) -> pl.DataFrame:
-    """The effect of one exposure by steps since it: ``since``, ``estimate``, ``low``, ``high``, ``n``.
+    """Effect of one exposure by steps since the exposure: ``since``, ``estimate``, ``low``, ``high``, ``n``.
 
     Args:
-        values: as :func:`analysis.statistics.per_item` gives them, of one metric and run.
-        exposed: ``unit`` and the step of its exposure, ``exposed``.
-        width: of a stretch, steps.
+        values: rows of :func:`analysis.statistics.per_item`, of one metric and run.
+        exposed: ``unit`` and ``exposed``, the step of the unit's exposure.
+        width: length of an interval, steps.
     """
     from palimpsest.analysis.statistics import net_of_controls
 
@@ -183,10 +190,10 @@ def single_exposure(values: pl.DataFrame, exposed: pl.DataFrame, width: int) -> 
 
 
 def choices(run: RunFiles) -> pl.DataFrame:
-    """Accuracy of choices between an answer and its decoys by what is asked (``field``), at the last checkpoint.
+    """Multiple-choice accuracy by question (``field``) at the last checkpoint.
 
-    The likeliest answer is chosen; equally likely ones share the point. ``n`` counts items, over whose clusters the
-    limits are, as everywhere; ``run`` is the run.
+    The likeliest answer is chosen; equally likely answers share the point. ``n`` counts items, and the limits are over
+    clusters of items.
 
     Raises:
         UserError: if no probe is a choice.
@@ -228,4 +235,4 @@ ROWS: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "acquisition": time_rows.acquisition,
     "retainability": time_rows.retainability,
 }
-"""Figure -> its rows."""
+"""Name of a figure -> function that computes its rows from a run."""

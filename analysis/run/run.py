@@ -1,4 +1,4 @@
-"""A run, opened for reading."""
+"""The run object that ``palimpsest.open_run`` returns."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Run(RunFiles):
-    """A run on disk: its files (:class:`~analysis.run.files.RunFiles`), the tables wanted first, and every figure."""
+    """A run on disk: its files (:class:`~analysis.run.files.RunFiles`), summary tables of items, and every figure."""
 
     def gains(self, metric: str | None = None, step: int | None = None) -> pl.DataFrame:
-        """Every item by what it gained over the twin, highest first (:func:`analysis.run.tables.gains`).
+        """Gain of every item over the twin, highest first (:func:`analysis.run.tables.gains`).
 
         Args:
-            metric: whose values are compared; the report's if None.
+            metric: name of the metric; the report's primary metric if None.
             step: checkpoint; the last one if None.
         """
         from palimpsest.analysis.run.figures import PRIMARY
@@ -29,13 +29,13 @@ class Run(RunFiles):
         return tables.gains(self, metric or PRIMARY, step)
 
     def items(self, step: int | None = None) -> pl.DataFrame:
-        """Every item and what is reproduced of it at a checkpoint, the last one if None
-        (:func:`analysis.run.tables.reproduced`); ``run.plan.items`` has all that the plan says of items.
+        """Verbatim reproduction of every item at a checkpoint, the last one if None
+        (:func:`analysis.run.tables.reproduced`). ``run.plan.items`` has the plan's other columns of items.
         """
         return tables.reproduced(self, step)
 
     def exposures_of(self, item_id: str) -> pl.DataFrame:
-        """The exposures of an item, each with its step and the first checkpoint that has seen it
+        """The exposures of an item, each with its step and the first checkpoint after it
         (:func:`analysis.run.tables.exposures_of`).
         """
         return tables.exposures_of(self, item_id)

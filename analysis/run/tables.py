@@ -1,4 +1,4 @@
-"""The tables that are wanted first of a run: gains of the items, what is reproduced of them, exposures of one."""
+"""Summary tables of a run's items: gains over the twin, verbatim reproduction, and the exposures of one item."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def gains(run: RunFiles, metric: str, step: int | None = None) -> pl.DataFrame:
-    """Every item by what it gained over the twin, highest first.
+    """Gain of every item over the twin, highest first.
 
     Args:
         run: which.
-        metric: whose values are compared.
+        metric: name of the metric.
         step: checkpoint; the last one if None.
 
     Returns:
@@ -41,16 +41,16 @@ def gains(run: RunFiles, metric: str, step: int | None = None) -> pl.DataFrame:
 
 
 def reproduced(run: RunFiles, step: int | None = None) -> pl.DataFrame:
-    """Every item and what greedy decoding reproduces of it after the report's prompt, at a checkpoint.
+    """Verbatim reproduction of every item by greedy decoding after the report's prompt, at a checkpoint.
 
     Args:
         run: which.
         step: checkpoint; the last one if None.
 
     Returns:
-        item_id, family, arm, dose, tokens, then for each run ``RUN_extracted`` (true if the continuation that the
-        report asks for is reproduced; null for an item too short for it) and ``RUN_longest`` (tokens reproduced), text;
-        the longest first.
+        item_id, family, arm, dose, tokens, then for each run ``RUN_extracted`` (true if the whole continuation that the
+        report tests is reproduced; null for an item too short for it) and ``RUN_longest`` (number of tokens
+        reproduced); then text. Sorted by ``perturbed_longest``, descending.
     """
     step = run.last_step if step is None else step
     rows = run.metrics("extracted", "longest_extracted", steps=[step]).filter(pl.col("item_id").is_not_null())
@@ -76,9 +76,9 @@ def exposures_of(run: RunFiles, item_id: str) -> pl.DataFrame:
         item_id: of the item.
 
     Returns:
-        step (from 0), checkpoint (finished steps of the first one on disk that has seen it: one above its step; null
-        if there is none), position (of the window in training order), offset (of the first token in it), tokens, and
-        consumed: whether the ledger of the perturbed run has it, null before there is a ledger.
+        step (from 0), checkpoint (number of finished steps of the first checkpoint on disk after the exposure; null if
+        there is none), position (of the window in training order), offset (of the first token in the window), tokens
+        (length), and consumed (true if the ledger of the perturbed run records the exposure; null without a ledger).
 
     Raises:
         UserError: if the plan has no such item.
