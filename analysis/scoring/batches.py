@@ -1,7 +1,7 @@
-"""Batches of texts of like length, and texts that need not be read because a longer one begins with them.
+"""Batches of texts of similar length; a text that is the prefix of a longer one is read as part of it.
 
-Padding goes behind the texts. Where no token sees what comes after it, neither padding nor the rest of a longer text
-changes a prediction (:class:`analysis.scoring.models.Together`).
+Padding is on the right. In a causal model neither padding nor the rest of a longer text changes a prediction;
+:class:`analysis.scoring.models.Together` says for which models this holds.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from palimpsest.analysis.scoring.models import Together
 
 
 def containing(texts: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
-    """For each text, the index of the text that is read in its place: the longest that begins with it, or itself.
+    """For each text, the index of the longest text of which it is a prefix (of itself if there is no longer one),
+    int64, one entry per text.
 
     Args:
-        texts: token ids of each.
+        texts: token ids of each text.
     """
     # Big-endian bytes sort as the ids do: all texts that begin with a text follow it, the next one first.
     keys = [np.asarray(text).astype(">u4").tobytes() for text in texts]
@@ -31,14 +32,14 @@ def containing(texts: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
 
 
 def pieces(predictions: int, positions: int | None) -> Iterator[tuple[int, int]]:
-    """Stretches of a text's predictions, (start, stop), each of which a pass over ``text[start : stop]`` makes.
+    """Ranges ``(start, stop)`` of tokens into which a text is cut for passes of at most ``positions`` tokens.
 
-    One for a text that the model can read whole. Of a longer one the last ``positions`` predictions come first, from
-    the pass that ends with the text; then those before them, from passes that begin with it and follow each other.
+    Every prediction is in exactly one range. The first range ends at the text's end and is full, so that the last
+    predictions have the most context; the ranges before it start at the beginning of the text.
 
     Args:
-        predictions: tokens of the text, but for the last one.
-        positions: tokens that the model can read in a pass; None: any number.
+        predictions: number of the text's predictions, one fewer than its tokens.
+        positions: largest number of tokens in a pass; None: unlimited.
     """
     if positions is None or predictions <= positions:
         if predictions > 0:
@@ -53,12 +54,12 @@ def pieces(predictions: int, positions: int | None) -> Iterator[tuple[int, int]]
 def batches(
     lengths: NDArray[np.int64], tokens: int, *, together: Together = Together.ANY
 ) -> Iterator[NDArray[np.int64]]:
-    """Indices of texts sorted by length and cut so that a batch, padded to its longest, has ``tokens`` at most.
+    """Batches of text indices, sorted by length; a batch padded to its longest text has at most ``tokens`` tokens.
 
     Args:
-        lengths: of the texts.
-        tokens: in a batch, unless a single text is longer.
-        together: texts that may be in one batch.
+        lengths: numbers of tokens of the texts.
+        tokens: largest number in a batch, which only a batch of a single text may exceed.
+        together: texts that may share a batch.
     """
     order = np.argsort(lengths, kind="stable")
     start = 0

@@ -1,4 +1,4 @@
-"""The token that a text begins with, which is the tokenizer's word, and the texts that are read after it."""
+"""The beginning-of-text token of a tokenizer, and the choice of the texts that are read after it."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ LONG_TEXTS = ("refuse", "truncate")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beginning:
-    """The token that texts begin with."""
+    """Beginning-of-text token."""
 
     id: int
     """Id of the token."""
     text: str
     """Its text, such as ``<s>``."""
     added: bool
-    """True if the tokenizer itself puts it before every text (Llama, Gemma), False if it does not (GPT-2, Pythia)."""
+    """True if the tokenizer itself puts the token before every text (Llama, Gemma), False if not (GPT-2, Pythia)."""
 
     def reading(self, bos: str, long_texts: str) -> Reading:
-        """Options of reading texts, checked.
+        """Reading options, checked.
 
         Args:
-            bos: ``always`` after the token; ``never`` prompts without it; ``auto`` prompts after it where the tokenizer
-                puts it there itself, as ``lm_eval`` does.
-            long_texts: ``refuse`` those that the model has not enough positions for, or ``truncate`` them on the left.
+            bos: ``always``: prompts are read after the beginning-of-text token; ``never``: prompts are read without it;
+                ``auto``: prompts are read after it only if the tokenizer adds it itself, as in ``lm_eval``.
+            long_texts: treatment of texts longer than the model's positions: ``refuse`` (an error) or ``truncate`` (on
+                the left).
 
         Raises:
-            UserError: if one is none of these words.
+            UserError: if a value is not one of these.
         """
         for name, value, known in (("bos", bos, BOS), ("long_texts", long_texts, LONG_TEXTS)):
             if value not in known:
@@ -42,31 +43,34 @@ class Beginning:
         return Reading(bos=alone, truncate=long_texts == "truncate")
 
     def line(self, reading: Reading) -> str:
-        """Line for the user that says what texts begin with."""
+        """Line for the user that names the beginning-of-text token and its use."""
         prompts = "prompts, too" if reading.bos else "prompts do not, and their first token is not predicted"
         return f"texts begin with {self.text!r} (id {self.id}); {prompts}"
 
 
 def of_run(tokenizer: Tokenizer) -> Beginning:
-    """The token that texts of a run's corpus begin with: the one that ended the document before."""
+    """The token before every text of a run trained here: the end-of-document token, which ends the preceding
+    document.
+    """
     whole, bare = (tokenizer.backend.encode("a", add_special_tokens=add).ids for add in (True, False))
     text = str(tokenizer.backend.id_to_token(tokenizer.eod))
     return Beginning(id=tokenizer.eod, text=text, added=_front(whole, bare))
 
 
 def of_released(model: str, config: Any, *, revision: str | None = None) -> Beginning:
-    """The token that texts begin with for a released model.
+    """The beginning-of-text token of a released model.
 
-    The one that its tokenizer puts before a text; otherwise the one that it names as the beginning of a text, or as its
-    end; only if its tokenizer names none, the one in the model's configuration.
+    The first that exists of: the token that the tokenizer puts before a text; the tokenizer's beginning-of-text token;
+    its end-of-text token; the beginning-of-text or end-of-text token in the model's configuration.
 
     Args:
         model: directory, or name on the hub.
         config: the model's configuration.
-        revision: of the model on the hub.
+        revision: revision of the model on the hub.
 
     Raises:
-        UserError: if neither names one, or ``transformers`` cannot open the tokenizer.
+        UserError: if neither the tokenizer nor the configuration has such a token, or ``transformers`` cannot open the
+            tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -90,5 +94,5 @@ def of_released(model: str, config: Any, *, revision: str | None = None) -> Begi
 
 
 def _front(whole: list[int], bare: list[int]) -> bool:
-    """True if special tokens were put before a text."""
+    """True if the tokenizer put special tokens before a text."""
     return len(whole) > len(bare) and whole[:1] != bare[:1]

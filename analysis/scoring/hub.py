@@ -1,4 +1,4 @@
-"""Released models by revision: a directory, or a name on the Hugging Face hub, as checkpoints to score."""
+"""Revisions of released models, in a directory or on the Hugging Face hub, as checkpoints to score."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _NUMBER = re.compile(r"(?:step|iter|checkpoint|ckpt)[-_]?(\d+)|^(\d+)$", re.IGNO
 
 
 def steps(revisions: Sequence[str], final: int | None) -> dict[int, str]:
-    """Step -> revision, ascending; the empty revision is the default one.
+    """Step -> revision, by ascending step; the empty string is the default revision.
 
     ``step1000:step5000:2000`` stands for step1000, step3000 and step5000. The step is the number after ``step`` in a
     revision's name (``stage1-step1000-tokens5B``), or the name itself.
 
     Args:
-        revisions: as the setting ``revisions`` has them.
-        final: step of a revision whose name has none; unknown, it is 0, which only one revision alone can have.
+        revisions: value of the setting ``revisions``.
+        final: step of a revision whose name contains none. If None, such a revision gets step 0, and no other revision
+            may be given.
 
     Raises:
-        UserError: for a range that is none, or a revision whose step is unknown, or that of another one.
+        UserError: for a malformed range, a revision of unknown step, or two revisions with the same step.
     """
     found: dict[int, str] = {}
     wanted = [one for revision in revisions for one in _expanded(revision)] or [""]
@@ -63,13 +64,13 @@ def _expanded(revision: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Released:
-    """A model at a revision, found and not loaded."""
+    """A model at a revision, located but not loaded."""
 
     name: str
-    """Directory or name that ``transformers`` opens."""
+    """Directory or hub name that ``transformers`` opens."""
     revision: str | None
     digest: str
-    """Of the weights of a directory; of the hub, of name and commit."""
+    """Digest of the weights for a directory; of name and commit for a model on the hub."""
     commit: str | None
     """On the hub."""
     words: tokenizer.Tokenizer
@@ -85,7 +86,8 @@ class Released:
 
 
 def locate(model: str, revision: str) -> Released:
-    """Find a model: read its configuration and tokenizer, and no weights but to digest those of a directory.
+    """Locate a model and read its configuration and tokenizer. Weights are not loaded; those of a directory are read
+    for their digest.
 
     Args:
         model: directory, or name on the hub. A revision of a directory is a directory inside it.

@@ -1,7 +1,7 @@
 """Causal models of ``transformers``, by their own forward pass.
 
-Whatever a model's layers are, a score is that of one plain pass over the text alone. What reading texts together would
-change is found by trying (:meth:`HuggingFace.together`), at the length of the longest text.
+Scores equal those of a plain pass over each text alone, whatever the model's layers are. Texts are batched only if a
+test pass shows that batching does not change predictions (:meth:`HuggingFace.together`).
 
 Shapes: B rows, T tokens, P predictions, D entries of a state, V vocabulary.
 """
@@ -22,22 +22,24 @@ from palimpsest.analysis.scoring.models import Together, matrix
 from palimpsest.data.errors import UserError
 
 AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""Largest difference of log-probabilities that rounding explains, by precision."""
+"""Largest difference of log-probabilities (nats) attributed to rounding, by precision."""
 COARSE_AGREEMENT = 4.0
-"""The same for coarser precisions, as a multiple of their relative rounding times the spread of the logits, and for the
-mean: roundings of bf16 and fp16 differ between any two orders of the same sums."""
+"""Largest differences attributed to rounding in bf16 and fp16, for the maximum and for the mean, in units of the
+precision's relative rounding times the spread of the logits. They are wider because these precisions round differently
+whenever the order of a sum changes."""
 PLACES = 64
-"""Positions of a text at which predictions are compared."""
+"""Number of positions of a text at which predictions are compared."""
 
 
 class HuggingFace:
     """A causal model of ``transformers``.
 
     Args:
-        model: as ``from_pretrained`` returns it, in evaluation mode.
-        body: the module whose last hidden state makes the logits by a product with the output matrix and nothing else.
-            None (caps, scales, biases, quantised or off-loaded output matrices): a state is the logits of a position.
-        vocabulary: entries of its logits.
+        model: model from ``from_pretrained``, in evaluation mode.
+        body: the module whose last hidden state, times the output matrix, is exactly the logits. None if there is no
+            such module (logit caps, scales, biases, quantised or off-loaded output matrices); the states are then the
+            logits themselves.
+        vocabulary: number of logits.
         positions: tokens in the longest text that it can read; None if there is no bound.
     """
 
@@ -59,13 +61,13 @@ class HuggingFace:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision that it computes in."""
+        """Precision of the computation."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
     @property
     def width(self) -> int:
-        """Entries of a state."""
+        """Number of entries of a state, D."""
         return (
             int(self.model.get_output_embeddings().weight.shape[1])
             if self.body is not None
@@ -82,16 +84,17 @@ class HuggingFace:
         return states
 
     def output(self, vocab_size: int) -> Callable[[Tensor], Tensor]:
-        """Product with the output matrix, or what there is, in float32."""
+        """Function from states, (P, D), to logits, (P, vocab_size) float32."""
         if self.body is not None:
             return matrix(self.model.get_output_embeddings().weight, vocab_size)
         return lambda logits_PV: logits_PV[:, :vocab_size].float()
 
     def together(self, length: int) -> Together:
-        """Found by trying: texts of that length alone, and beside and inside others, give the same predictions.
+        """Texts that can be read together, determined by a test: a text of this length is read alone, padded, and
+        inside a longer text, and the predictions are compared.
 
-        Rotary frequencies that depend on the text's length (``dynamic``, ``longrope``) are told by their name, too: at
-        early positions they differ by less than bf16 shows.
+        Models whose rotary frequencies depend on the text's length (``dynamic``, ``longrope``) are recognised by name,
+        because the difference at early positions is smaller than bf16 rounding.
         """
         if length not in self._together:
             try:
@@ -121,14 +124,14 @@ class HuggingFace:
         return Together.SAME_LENGTH if self._agree(both[0], alone) else Together.NONE
 
     def _agree(self, one_TD: Tensor, other_TD: Tensor) -> bool:
-        """True if states of the same text give the same log-probabilities, within rounding."""
+        """True if two passes' states of the same text, (T, D), give the same log-probabilities, within rounding."""
         places = torch.linspace(0, len(one_TD) - 1, min(PLACES, len(one_TD))).long().to(one_TD.device)
         logits = self.output(self.vocabulary)
         return agree(logits(one_TD[places]), logits(other_TD[places]), self.dtype)
 
 
 def agree(one_PV: Tensor, other_PV: Tensor, dtype: torch.dtype) -> bool:
-    """True if logits that were computed in a precision give the same log-probabilities, within rounding."""
+    """True if two sets of logits computed in a precision give the same log-probabilities, within rounding."""
     one, other = one_PV.float().log_softmax(-1), other_PV.float().log_softmax(-1)
     if dtype in AGREEMENT:
         return bool(torch.allclose(one, other, rtol=0, atol=AGREEMENT[dtype]))
@@ -138,7 +141,7 @@ def agree(one_PV: Tensor, other_PV: Tensor, dtype: torch.dtype) -> bool:
 
 
 def sample(length: int, vocabulary: int, device: torch.device) -> Tensor:
-    """(length,) ids to check a model with; any will do."""
+    """Arbitrary token ids, (length,) int64, with which a model is tested."""
     return (torch.arange(length, device=device) * 7919 + 1) % vocabulary
 
 
@@ -152,7 +155,7 @@ def open_huggingface(
 
     Args:
         path: directory, or name on the hub.
-        device: of the weights, unless ``options`` has a ``device_map``.
+        device: device of the weights, unless ``options`` has a ``device_map``.
         options: further arguments of ``from_pretrained``, such as ``revision``, ``dtype``, ``device_map``,
             ``quantization_config``.
 
@@ -196,10 +199,10 @@ def open_huggingface(
 
 
 def of_huggingface(opened: Any) -> HuggingFace:
-    """As :func:`open_huggingface`, of a model that is open.
+    """Wrap an open ``transformers`` model, like :func:`open_huggingface`.
 
     Raises:
-        UserError: if it is no causal language model: it has no logits, or a prediction depends on later tokens.
+        UserError: if the model is no causal language model: it has no logits, or a prediction depends on later tokens.
     """
     opened.eval()
     name = type(opened).__name__
@@ -242,7 +245,9 @@ class _Heads:
         self.ends: tuple[Tensor, Tensor] | None = None
 
     def body(self, logits_BTV: Tensor) -> Any:
-        """The part whose last hidden state, times the output matrix, is the logits, bit by bit; None if none is."""
+        """The module whose last hidden state, times the output matrix, equals the logits bit for bit; None if there is
+        none.
+        """
         if self.ends is None or type(self.matrix) is not nn.Linear or self.matrix.bias is not None:
             return None
         weight = self.matrix.weight
@@ -277,7 +282,7 @@ def _heads(model: Any) -> Iterator[_Heads]:
 
 
 class _Tables(TorchFunctionMode):  # type: ignore[misc]
-    """Tables that a pass looks consecutive rows up in: one row a position, whatever the tokens are."""
+    """Recorder of the tables from which a pass looks up consecutive rows, which are tables of positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,12 +310,14 @@ class _Tables(TorchFunctionMode):  # type: ignore[misc]
                 self.rows.append((rows - int(row[0]), learned))
 
     def bound(self, declared: int | None) -> int | None:
-        """Rows of the shortest table; tables that are no embeddings count if they have as many rows as declared."""
+        """Number of rows of the shortest table; tables other than embeddings count only if they have the declared
+        number of rows.
+        """
         return min((rows for rows, learned in self.rows if learned or rows == declared), default=None)
 
 
 def _no_cache(module: Any) -> dict[str, bool]:
-    """Arguments that keep a pass from storing keys, values and states."""
+    """Arguments that switch off the cache of keys, values and states."""
     return {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
 
 
@@ -330,7 +337,7 @@ def _depends_on_length(model: Any) -> bool:
 
 
 def _forget_lengths(model: Any) -> None:
-    """Take back what ``dynamic`` frequencies keep of the longest text so far: each pass is as that of a fresh model."""
+    """Reset ``dynamic`` rotary frequencies, which depend on the longest text so far, to those of a fresh model."""
     for module, prefix, kind in _rotary(model):
         if "dynamic" in kind and hasattr(module, f"{prefix}original_inv_freq"):
             now = getattr(module, f"{prefix}inv_freq")

@@ -1,4 +1,4 @@
-"""The plan's probes, asked of a model while it trains, by the scorer that checkpoints are asked by."""
+"""Losses on the plan's probes during training, computed by the scorer that also scores checkpoints."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from palimpsest.data.errors import UserError
 from palimpsest.insertion.plan import Plan
 
 HELDOUT = "heldout"
-"""Family of the probes that are documents which nothing was made of and no run reads."""
+"""Family name of the probes made from held-out documents, on which no run trains."""
 
 
 class Probing:
-    """Losses by group of probes: held-out documents, and each family's items by dose.
+    """Mean losses of groups of probes: held-out documents, and each family's items by dose.
 
     Args:
-        plan: of the run, the twin's too.
-        rank: among the data-parallel ranks, each of which scores its share.
-        ranks: their number.
+        plan: the plan of the run; the twin has the same one.
+        rank: index of this data-parallel rank, which scores its share of the probes.
+        ranks: number of data-parallel ranks.
         eod: id of the end-of-document token.
-        vocab_size: of the tokenizer.
-        build: makes a model of the same shape.
+        vocab_size: size of the tokenizer's vocabulary.
+        build: function that returns a new model of the same shape.
 
     Raises:
         UserError: if the plan has no probes.
@@ -45,23 +45,23 @@ class Probing:
             group=pl.when(pl.col("dose").is_null()).then(pl.col("family")).otherwise(group)
         )
         self.groups: list[str] = asked["group"].unique().sort().to_list()
-        """Names of the groups; every rank has the same."""
+        """Names of the groups, the same on every rank."""
         self.share = asked.filter(pl.int_range(pl.len()) % ranks == rank)
         self.eod, self.vocab_size, self.build = eod, vocab_size, build
         self._copy: Any = None
 
     def ask(self, gpt: Any, *, heldout_only: bool = False) -> dict[str, float]:
-        """Mean losses over the targets of the probes of each group, nats a token.
+        """Mean loss of each group over its probes' target tokens, nats/token.
 
         Args:
-            gpt: megatron-core's model, whole on this rank and in training.
-            heldout_only: ask about held-out documents alone.
+            gpt: megatron-core's model, unsharded on this rank, in training mode.
+            heldout_only: compute the loss of held-out documents only.
 
         Returns:
             ``eval/<family>/dose <dose>`` or, for probes that belong to no item, ``eval/<family>``.
 
         Raises:
-            UserError: if there are no probes of held-out documents, and only they are wanted.
+            UserError: if ``heldout_only`` is set and there are no probes of held-out documents.
         """
         if heldout_only and HELDOUT not in self.groups:
             raise UserError(
@@ -95,7 +95,9 @@ class Probing:
         }
 
     def _model(self, gpt: Any) -> models.Model:
-        """The model to ask. On CPUs scoring turns weights to float32; those that are trained in bf16 must stay."""
+        """The model to score: on a CPU a copy in float32 of a model that trains in bf16, so that its own weights stay
+        unchanged; otherwise the model itself.
+        """
         weight = next(gpt.parameters())
         if weight.device.type != "cpu" or weight.dtype == torch.float32:
             return models.Trained(gpt.eval())

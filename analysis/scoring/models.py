@@ -15,46 +15,46 @@ from torch.nn import functional
 
 
 class Together(IntEnum):
-    """Texts that a model can read together without a change to any prediction."""
+    """Texts that a model can read in one batch without changing a prediction."""
 
     NONE = 0
-    """None: each text alone."""
+    """Each text is read alone."""
     SAME_LENGTH = 1
-    """Only texts of the same length: predictions would change if a text were padded, or read as the beginning of a
-    longer one."""
+    """Only texts of the same length share a batch: padding a text, or reading it as the prefix of a longer one, would
+    change predictions."""
     ANY = 2
-    """All: texts can be padded, and a text that another begins with need not be read."""
+    """Any texts share a batch: texts can be padded, and a text can be read as the prefix of a longer one."""
 
 
 class Model(Protocol):
-    """Interface that the scorer needs of a model."""
+    """Interface between the scorer and a model."""
 
     @property
     def device(self) -> torch.device:
-        """Device that token ids are put on."""
+        """Device for the token ids."""
 
     @property
     def width(self) -> int:
-        """Entries of a state, D."""
+        """Number of entries of a state, D."""
 
     @property
     def positions(self) -> int | None:
-        """Tokens in the longest text that it can read; None if there is no bound."""
+        """Length of the longest text that the model can read, tokens; None if unlimited."""
 
     def states(self, ids_BT: Tensor) -> Tensor:
-        """States from which logits are computed, at each position: (B, T) ids -> (B, T, D)."""
+        """States of token ids, (B, T) int64 -> (B, T, D); logits are computed from them."""
 
     def output(self, vocab_size: int) -> Callable[[Tensor], Tensor]:
-        """Function of states, (P, D), to the logits of the first ``vocab_size`` tokens, (P, vocab_size) float32."""
+        """Function from states, (P, D), to the logits of the first ``vocab_size`` tokens, (P, vocab_size) float32."""
 
     def together(self, length: int) -> Together:
         """Texts that can be read together, for texts of up to ``length`` tokens."""
 
 
 class Trained:
-    """megatron-core's ``GPTModel``, whole on this rank, by its own forward pass.
+    """megatron-core's ``GPTModel``, unsharded on this rank, with its own forward pass.
 
-    On CPUs it computes in float32 whatever precision it was trained in: its weights are turned to float32.
+    On a CPU its weights are converted to float32.
     """
 
     def __init__(self, gpt: Any) -> None:
@@ -84,7 +84,7 @@ class Trained:
 
     @property
     def positions(self) -> int | None:
-        """Rows of the table of learned positions; None without one."""
+        """Number of learned position embeddings; None if the model has none."""
         table = getattr(getattr(self.gpt, "embedding", None), "position_embeddings", None)
         return None if table is None else int(table.weight.shape[0])
 
@@ -96,19 +96,19 @@ class Trained:
         return states
 
     def output(self, vocab_size: int) -> Callable[[Tensor], Tensor]:
-        """Product with the output matrix, in float32."""
+        """Function from states, (P, D), to logits, (P, vocab_size) float32."""
         return matrix(self.head, vocab_size)
 
     def together(self, length: int) -> Together:
-        """Always all: attention is causal without exception, and positions do not depend on the text's length."""
+        """``Together.ANY``: attention is always causal, and positions do not depend on the text's length."""
         return Together.ANY
 
 
 def matrix(head_VD: Tensor, vocab_size: int) -> Callable[[Tensor], Tensor]:
-    """Logits as the product of an output matrix with states, in float32 whatever they are stored in.
+    """Function from states, (P, D), to logits, (P, vocab_size) float32, by a product with the output matrix.
 
-    On GPUs a half-precision matrix is multiplied by states of its dtype as it is: such products are exact in float32,
-    which they are summed in, and tensor cores make them several times as fast as products of float32 copies.
+    On GPUs a half-precision matrix is not converted: products of half-precision numbers are exact in float32, in which
+    they are summed, and tensor cores make them several times as fast as float32 products.
     """
     head_VD = head_VD[:vocab_size].detach()
     if head_VD.device.type == "cpu" or head_VD.dtype not in (torch.bfloat16, torch.float16):

@@ -1,4 +1,6 @@
-"""The scores of a run, read without torch; ``analysis.scoring.store`` writes them and says what lies where."""
+"""Reader of a run's scores that does not import torch; ``analysis.scoring.store`` writes them and describes the
+files.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ FILE = "scores.parquet"
 
 
 def parts(directory: Path) -> list[tuple[Path, artifact.Manifest]]:
-    """The finished parts of one run's scores with their manifests, by step.
+    """The finished parts of one run's scores, by step: path and manifest of each.
 
     Raises:
-        UserError: if one is of another version of the programs.
+        UserError: if a part was written by an incompatible version of the programs.
     """
     return [
         (place, artifact.read(place, kind=KIND, schema_version=VERSION))
@@ -31,16 +33,16 @@ def read(directory: Path, runs: tuple[str, ...], *, plan: str) -> tuple[pl.DataF
     """All scores of a pair, every file checked against its digest.
 
     Args:
-        directory: ``scores`` of the run.
-        runs: names of the pair's runs, which are subdirectories.
-        plan: digest of the plan that must have been scored.
+        directory: the run's directory ``scores``.
+        runs: names of the pair's runs, each a subdirectory.
+        plan: digest of the plan; scores of another plan are refused.
 
     Returns:
-        :data:`analysis.scoring.token_statistics.SCORE_SCHEMA` with ``run`` and ``step``, one row a probe
-        and checkpoint; and the digest of each part by its place.
+        :data:`analysis.scoring.token_statistics.SCORE_SCHEMA` with ``run`` and ``step``, one row per probe and
+        checkpoint; and path -> digest of each part.
 
     Raises:
-        UserError: if the first run has none, or some are of another plan or were changed.
+        UserError: if the first run has no scores, or a part belongs to another plan or was changed.
     """
     tables, digests = [], {}
     for which in runs:

@@ -1,9 +1,9 @@
-"""Store of scores: Parquet that any tool opens, in parts that are made once.
+"""Store of scores: Parquet files in parts, each computed once.
 
 A run's scores are directories ``step_<number>`` (``step_<number>-<part>`` from the second part on), each with
-``scores.parquet`` (:data:`analysis.scoring.token_statistics.SCORE_SCHEMA`: one row a probe, lists with one entry a
-token) and a manifest. A part holds the probes of one stretch of the plan's list at one checkpoint; how a list is cut
-depends on it alone, so that any number of tasks share the work and none does it twice. A part is reused if it was
+``scores.parquet`` (:data:`analysis.scoring.token_statistics.SCORE_SCHEMA`: one row per probe, lists with one entry per
+token) and a manifest. A part holds a contiguous range of the plan's probes at one checkpoint. The ranges depend only on
+the probes, so that any number of tasks can share the work without computing a part twice. A part is reused if it was
 made from the same checkpoint, the same plan or items (tokenizer included) and by the same code.
 
 One line opens a run::
@@ -38,17 +38,19 @@ log = logging.getLogger(__name__)
 
 TOKENS_A_PART = 8_000_000
 KEPT_BITS = 11
-"""Bits kept of the 23 after the binary point in ``entropy``, ``variance`` and ``margin``: within 1 part in 4,096, at
-any magnitude (half precision would lose a memorised token's variance, 2e-9). ``logprob`` is kept whole."""
+"""Number of the 23 mantissa bits stored of ``entropy``, ``variance`` and ``margin``: a relative error of at most
+1/4,096 at any magnitude (half precision would round a memorised token's variance, 2e-9, to 0). ``logprob`` is stored at
+full precision."""
 ROUNDED = ("entropy", "variance", "margin")
 
 
 FORWARD_PASS = ("attention.py", "layers.py", "model.py")
-"""Modules beside ``pretrain.kernels``; importing them would import megatron-core, which takes seconds."""
+"""Modules of the forward pass, next to ``pretrain.kernels``, whose source is digested; they are not imported, because
+megatron-core would take seconds."""
 
 
 def scorer_digest() -> str:
-    """Digest of the code that scores, the forward pass of checkpoints included."""
+    """Digest of the scoring code, including the forward pass of checkpoints."""
     digest = hashlib.sha256()
     for module in (batches, huggingface, models, token_statistics, kernels):
         digest.update(Path(str(module.__file__)).read_bytes())
@@ -58,14 +60,14 @@ def scorer_digest() -> str:
 
 
 def rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Float32 rounded to ``KEPT_BITS`` binary digits after the point: signs and zeros stay, and the rest compresses."""
+    """Float32 values rounded to ``KEPT_BITS`` mantissa bits, which compress better; signs and zeros are unchanged."""
     drop = 23 - KEPT_BITS
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + np.uint32(1 << (drop - 1))) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)).view(np.float32)
 
 
 def write(scores: pl.DataFrame, path: Path) -> None:
-    """Write a table of ``SCORE_SCHEMA``: Parquet, zstd, about 10 bytes a token."""
+    """Write a table of ``SCORE_SCHEMA`` as Parquet with zstd compression, about 10 bytes per token."""
     table = scores.to_arrow(compat_level=pl.CompatLevel.oldest())
     for name in ROUNDED:
         column = table.column(name).combine_chunks()
@@ -85,7 +87,7 @@ def write(scores: pl.DataFrame, path: Path) -> None:
 
 
 def parts(probes: pl.DataFrame) -> list[pl.DataFrame]:
-    """The probes in stretches of at most ``TOKENS_A_PART`` tokens (or one probe); at least one part."""
+    """The probes cut into contiguous parts of about ``TOKENS_A_PART`` tokens; without probes, one empty part."""
     ends = probes["tokens"].list.len().cum_sum().to_numpy()
     number = (ends - 1) // TOKENS_A_PART if len(ends) else ends
     return [probes.filter(pl.Series(number == k)) for k in sorted(set(number.tolist()))] or [probes]
@@ -93,14 +95,14 @@ def parts(probes: pl.DataFrame) -> list[pl.DataFrame]:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model that can be loaded."""
+    """A checkpoint whose model can be loaded."""
 
     step: int
     digest: str
     """Of its files."""
     load: Callable[[], Model]
     revision: str = ""
-    """Name of the revision of a released model."""
+    """Name of the revision, for a released model."""
 
 
 def score_all(
@@ -114,23 +116,23 @@ def score_all(
     share: tuple[int, int] = (0, 1),
     reading: Reading | None = None,
 ) -> int:
-    """Score the probes at every checkpoint; parts that are there already are left alone.
+    """Score the probes at every checkpoint; existing parts are reused.
 
     Args:
-        scores: directory that gets the parts.
-        probes: with ``probe_id`` and ``tokens``.
-        checkpoints: to score at.
-        items_digest: of what the probes and the tokenizer come from.
+        scores: directory in which the parts are written.
+        probes: frame with ``probe_id`` and ``tokens``.
+        checkpoints: the checkpoints to score.
+        items_digest: digest of the plan or items, tokenizer included, that the probes come from.
         eod: id of the token that begins a text.
-        vocab_size: of the tokenizer.
-        share: (k, n): do every n-th part of all, from part k on.
-        reading: how texts are read.
+        vocab_size: size of the tokenizer's vocabulary.
+        share: (k, n): score every n-th part, starting at part k.
+        reading: options of reading texts.
 
     Returns:
-        How many parts were scored now.
+        Number of parts scored by this call.
 
     Raises:
-        UserError: if a model cannot read a probe; before anything is scored.
+        UserError: if a model cannot read a probe; raised before anything is scored.
     """
     cut = parts(probes)
     reading = reading or Reading()
@@ -165,7 +167,7 @@ def score_all(
 
 
 def _made(place: Path, config: Mapping[str, str], inputs: Mapping[str, str]) -> bool:
-    """True if the part is there; one of another version of the programs is made again."""
+    """True if the part exists and is valid; a part of an incompatible version of the programs counts as missing."""
     try:
         done, differs = artifact.reuse(place, kind=KIND, schema_version=VERSION, config=config, inputs=inputs)
     except UserError as error:

@@ -1,7 +1,7 @@
 """One teacher-forced pass per checkpoint over all probes.
 
-Texts of like length are read together (:mod:`analysis.scoring.batches`). The output matrix is applied to a few
-tokens at a time, so that B x T x V logits never exist; six numbers a token leave the device.
+Texts of similar length are batched (:mod:`analysis.scoring.batches`). The output matrix is applied to a few tokens at a
+time, so that the (B, T, V) logits are never stored; six numbers per token are copied from the device.
 
 Shapes: B texts in a batch, T tokens of the longest, N tokens whose logits exist at once, V vocabulary, P predictions.
 """
@@ -23,11 +23,12 @@ from palimpsest.analysis.scoring.models import Model, Together
 from palimpsest.data.errors import UserError
 
 TOKENS_A_BATCH = {"cpu": 2048, "cuda": 65_536}
-"""Tokens read at once: enough for fast matrix products; on CPUs, few enough to stay in cache."""
+"""Number of tokens in a batch, by device type: enough for fast matrix products and, on CPUs, few enough to stay in
+cache."""
 BYTES_A_CHUNK = {"cpu": 2**20, "cuda": 2**29}
-"""Size of the logits that exist at once."""
+"""Largest size of the logits stored at once, bytes."""
 BYTES_A_BATCH = {"cpu": 2**29, "cuda": 2**32}
-"""Size of a batch's states in float32, which are logits of all its tokens where a model makes them itself."""
+"""Largest size of a batch's float32 states, bytes; it matters for models whose states are the logits of all tokens."""
 
 SCORE_SCHEMA = pl.Schema(
     {
@@ -40,17 +41,17 @@ SCORE_SCHEMA = pl.Schema(
         "argmax": pl.List(pl.Int32),
     }
 )
-"""One row a probe, one list entry a token (the first one follows an end-of-document token, if any: see ``Reading``).
+"""Columns of scores: one row per probe, one list entry per token. The first token is read after the end-of-document
+token, or after nothing (see ``Reading``).
 
-``logprob``: ln p of the token, nats. ``rank``: tokens that the model holds more likely, at most 65,535.
-``entropy``: H of the next-token distribution, nats. ``variance``: of ln p under that distribution, nats^2.
-``margin``: the token's logit minus the best other one's; above 0 where greedy decoding picks it, 0 in a tie (of tied
-tokens the one with the smaller id comes first). ``argmax``: the token that greedy decoding picks.
-"""
+``logprob``: ln p of the token, nats. ``rank``: number of tokens that the model finds more likely, at most 65,535.
+``entropy``: H of the next-token distribution, nats. ``variance``: of ln p under that distribution, nats^2. ``margin``:
+the token's logit minus the largest other logit; positive if greedy decoding picks the token, 0 in a tie (greedy
+decoding picks the smaller id). ``argmax``: the token that greedy decoding picks."""
 NUMBERS = tuple(name for name in SCORE_SCHEMA if name != "probe_id")
 
 UNREAD = {"rank": 65_535, "argmax": -1}
-"""Numbers of a token that was not predicted; NaN for the others."""
+"""Values of a token that was not predicted, for the columns that cannot hold NaN; the other columns are NaN."""
 
 _DTYPES = {"rank": np.uint16, "argmax": np.int32}
 
@@ -58,9 +59,9 @@ _DTYPES = {"rank": np.uint16, "argmax": np.int32}
 def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
     """The six numbers of each token (``SCORE_SCHEMA``), computed in float32.
 
-    With z = logit - largest logit and e = exp(z): ``ln p = z_target - ln sum e``, ``H = ln sum e - E[z]``,
-    ``V = E[z^2] - E[z]^2``, E being weighted by e. Where the model is sure, E[z] is near 0 and nothing cancels, and the
-    sum is 1 plus little, whose logarithm is taken of the little; the last steps are in float64.
+    With z = logit - largest logit and e = exp(z): ``ln p = z_target - ln sum e``, ``H = ln sum e - E[z]``, ``V = E[z^2]
+    - E[z]^2``, where E is the mean weighted by e. If the model is certain, E[z] is near 0, so that nothing cancels, and
+    ``ln sum e`` is computed by log1p of the other tokens' sum; the last steps are in float64.
 
     Args:
         logits_NV: (N, V), any float dtype; float32 ones are overwritten.
@@ -114,14 +115,16 @@ class Sampling:
 
 
 def sampled_logprob(logits_NV: Tensor, targets_N: Tensor, sampling: Sampling) -> Tensor:
-    """ln g of each target, g what sampling draws from; -inf if it is cut off.
+    """Log-probability ln g of each target under the sampling scheme's distribution g; -inf if the scheme cuts the token
+    off.
 
-    As :func:`analysis.metrics.extraction.sampling_logprobs`, ties included, for the targets alone and on the device.
+    Equal to :func:`analysis.metrics.extraction.sampling_logprobs`, including ties, but computed on the device and for
+    the targets only.
 
     Args:
         logits_NV: (N, V), any float dtype.
         targets_N: (N,) int64.
-        sampling: how tokens are drawn.
+        sampling: the sampling scheme.
 
     Returns:
         (N,) float32.
@@ -143,14 +146,15 @@ def sampled_logprob(logits_NV: Tensor, targets_N: Tensor, sampling: Sampling) ->
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """Options of reading texts: the token before them, and the treatment of texts that are too long."""
+    """Options of reading texts: the token before a text, and the treatment of texts that are too long."""
 
     bos: bool = True
-    """Read prompts, too, after the token that begins a text. False: as ``lm_eval`` reads where the tokenizer puts none:
-    only a text without a prompt is read after it, for otherwise its first token would follow nothing."""
+    """True: every text is read after the beginning-of-text token. False: only texts without a prompt are read after it,
+    because their first token is scored and needs context; this is ``lm_eval``'s way for tokenizers that add no such
+    token."""
     truncate: bool = False
-    """Read a text that has more tokens than the model has positions in pieces of as many tokens, the last of which
-    ends where the text does: left truncation as ``lm_eval`` has it. False: such a text is an error."""
+    """True: a text longer than the model's positions is read in pieces of that many tokens, the last of which ends at
+    the text's end (left truncation, as in ``lm_eval``). False: such a text is an error."""
 
 
 def score(
@@ -159,11 +163,11 @@ def score(
     """Score every probe.
 
     Args:
-        model: see :mod:`analysis.scoring.models`.
-        probes: with ``probe_id`` and ``tokens``; with ``target_start``, too, where prompts are read without ``eod``.
-        eod: id of the token that begins a text.
-        vocab_size: entries of the logits that stand for tokens; those of the padding beyond are left out.
-        reading: how texts are read.
+        model: implementation of :mod:`analysis.scoring.models`.
+        probes: frame with ``probe_id`` and ``tokens``, and with ``target_start`` if prompts are read without ``eod``.
+        eod: id of the beginning-of-text token.
+        vocab_size: number of logits that belong to tokens; logits of the padding beyond are ignored.
+        reading: options of reading texts.
 
     Returns:
         A table of ``SCORE_SCHEMA`` in the order of ``probes``.
@@ -184,9 +188,10 @@ def score_sampled(
     vocab_size: int,
     reading: Reading | None = None,
 ) -> pl.DataFrame:
-    """``probe_id`` and ``sampled``: ln g of each token under a sampling scheme, in the order of ``probes``.
+    """Frame of ``probe_id`` and ``sampled`` (list of ln g of each token under a sampling scheme), in the order of
+    ``probes``.
 
-    Joined to scores by ``probe_id`` it gives (n,p)-discoverable extraction under that scheme (Hayes et al. 2024); the
+    Joined to scores by ``probe_id``, it is the input of (n,p)-discoverable extraction (Hayes et al. 2024). The other
     arguments are those of :func:`score`.
     """
 
@@ -204,7 +209,7 @@ def require_readable(
     """Check that a model can read every probe; the arguments are those of :func:`score`.
 
     Raises:
-        UserError: naming the first probe that it cannot.
+        UserError: naming the first probe that the model cannot read.
     """
     if not 0 <= eod < vocab_size:
         raise UserError(
@@ -235,8 +240,9 @@ def _score(
     vocab_size: int,
     reading: Reading | None,
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.generic]]]:
-    """Score all probes: offsets of each probe's tokens in the flat arrays, (probes + 1,), and the numbers of every
-    token."""
+    """Score all probes. Returns the offsets of the probes' tokens in flat arrays, (probes + 1,) int64, and the arrays
+    by name, one entry per token.
+    """
     require_readable(model, probes, eod=eod, vocab_size=vocab_size, reading=reading)
     lengths = probes["tokens"].list.len().to_numpy().astype(np.int64)
     flat = probes["tokens"].explode().to_numpy() if lengths.sum() else np.zeros(0, np.int32)
@@ -249,7 +255,7 @@ def _score(
 def table(
     probe_id: pl.Series, offsets: NDArray[np.int64], numbers: dict[str, NDArray[np.generic]]
 ) -> pl.DataFrame:
-    """Flat numbers, tokens of all probes end to end, as a table of ``SCORE_SCHEMA``."""
+    """Convert flat arrays over the tokens of all probes to a table of ``SCORE_SCHEMA``."""
     rows = pl.DataFrame({"row": np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), **numbers})
     lists = rows.group_by("row", maintain_order=True).agg(pl.col(NUMBERS))
     return pl.DataFrame({"probe_id": probe_id, **{n: lists[n] for n in NUMBERS}}, schema=SCORE_SCHEMA)
@@ -258,7 +264,7 @@ def table(
 def score_tokens(
     model: Model, texts: Sequence[NDArray[np.integer]], *, eod: int, vocab_size: int
 ) -> dict[str, NDArray[np.generic]]:
-    """The six numbers of every token of every text, flat, text after text."""
+    """The six numbers of every token, as flat arrays over the concatenated texts."""
     return each_token(model, texts, statistics, eod=eod, vocab_size=vocab_size)
 
 
@@ -271,18 +277,18 @@ def each_token(
     vocab_size: int,
     begun: NDArray[np.bool_] | None = None,
 ) -> dict[str, NDArray[np.generic]]:
-    """Numbers of every token of every text, flat, text after text.
+    """Values of every token, as flat arrays over the concatenated texts.
 
     Texts longer than the model can read are read in pieces (:func:`analysis.scoring.batches.pieces`).
 
     Args:
         model: as for :func:`score`.
-        texts: token ids.
-        of: logits (N, V), which it may overwrite, and tokens (N,) -> named numbers, (N,) each.
+        texts: token ids of each text.
+        of: function from logits, (N, V), which it may overwrite, and tokens, (N,), to named arrays, (N,) each.
         eod: as for :func:`score`.
         vocab_size: as for :func:`score`.
-        begun: texts that are read after ``eod``; None: all. The first token of the others is not predicted, and its
-            numbers are those of ``UNREAD``.
+        begun: true for texts that are read after ``eod``; None: all. The first token of any other text is not predicted
+            and has the values ``UNREAD``.
     """
     lengths = np.array([len(text) for text in texts], np.int64)
     places = np.cumsum(lengths) - lengths
@@ -329,7 +335,7 @@ def _read(
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
     texts: Sequence[NDArray[np.int64]],
 ) -> dict[str, NDArray[np.generic]]:
-    """The numbers of every token but the first of a batch of texts, text after text."""
+    """Values of every token but the first of each text in a batch, as flat arrays over the concatenated texts."""
     longest = max(map(len, texts)) - 1
     ids = np.zeros((len(texts), longest), np.int64)
     for row, text in zip(ids, texts, strict=True):
@@ -348,14 +354,14 @@ def numbers(
     states_PD: Tensor,
     targets_P: Tensor,
 ) -> dict[str, NDArray[Any]]:
-    """Numbers of P predictions, whose logits exist a few at a time.
+    """Values of P predictions, computed from a few logits at a time.
 
     Args:
-        logits: of states, ``Model.output``.
-        vocab_size: entries of the logits.
+        logits: function from states to logits, ``Model.output``.
+        vocab_size: number of logits.
         of: as for :func:`each_token`.
-        states_PD: what logits are made of.
-        targets_P: tokens that are predicted, int64.
+        states_PD: states from which logits are computed.
+        targets_P: predicted tokens, int64.
     """
     chunk = max(16, BYTES_A_CHUNK[states_PD.device.type] // (4 * vocab_size))
     parts = []
