@@ -1,8 +1,9 @@
 """Metrics: pure functions over token scores, and their registered forms over the whole store.
 
-Importing this package registers every metric; :func:`compute` finds them by name and gives tidy rows, one value a
+Importing this package registers every metric; :func:`compute` returns tidy rows of the named metrics, one value per
 probe or question and checkpoint. To add one, write a function in a file of its group and decorate it with
-:func:`metric`. What a store does not hold (generations, several seeds) goes to the same files' array functions:
+:func:`metric`. Formulas whose inputs are not in the store of scores (generations, several seeds) are array functions in
+the same files:
 
 likelihood · extraction · similarity · exposure · membership · contamination · personal · recognition · factual ·
 capacity · profiles (difference-in-differences, counterfactual) · order (palimpsest) · watermark · reasoning ·

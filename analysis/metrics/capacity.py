@@ -1,9 +1,8 @@
 """Knowledge capacity in bits (Physics of Language Models 3.3, Allen-Zhu & Li 2024; Morris et al. 2025).
 
-Formulas recalled from the papers ([M] in the notes) and checked so: a model that knows nothing (every p at its
-uniform value) has 0 bits; one that knows everything has the logarithm of the number of data sets that could have
-been drawn, N choices out of N0 names without order (``log2 C(N0, N)``, up to Stirling's N log2 e) times S0
-attributes each; and the published log2 S0 = 47.6 and R_max are reproduced.
+The formulas are checked by three facts. A model that knows nothing (every p uniform) has 0 bits. A model that knows
+everything has the logarithm of the number of possible data sets: N of N0 names without order (``log2 C(N0, N)``, up to
+Stirling's N log2 e), and S0 attribute values for each. The published values log2 S0 = 47.6 and R_max are reproduced.
 """
 
 from __future__ import annotations
@@ -15,18 +14,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LOG2_NAMES = math.log2(400 * 400 * 1000)
-"""bioS: first, middle and last names, log2 N0 = 27.253497."""
+"""log2 of the number of names in bioS (first, middle, last): 27.253497."""
 LOG2_ATTRIBUTES = math.log2(2 * (12 * 28 * 200) * 200 * 300 * 100 * 263)
-"""bioS: pronoun, birth date, birth city, university, major, employer and its city, log2 S0 = 47.591624."""
+"""log2 of the number of attribute combinations in bioS (pronoun, birth date, birth city, university, major, employer,
+its city): 47.591624."""
 
 
 class Capacity(NamedTuple):
-    """Bits that the parameters hold."""
+    """Knowledge capacity of a model."""
 
     bits: float
     per_parameter: float
     max_bits: float
-    """Of a model without error."""
+    """Bits per parameter of a model without errors."""
     max_per_parameter: float
 
 
@@ -46,10 +46,11 @@ def bio_s_capacity(
     """``R = [N log2(N0 / e^p1) + N log2(S0 / e^p2)] / P``, each term at least 0.
 
     Args:
-        people: N.
-        parameters: P, all of them, embeddings included.
-        name_nll: p1, mean NLL (nats, summed over the name's tokens) of a name, not knowing whose; ln N at best.
-        attributes_nll: p2, mean NLL (nats) of all attribute values given the name, over value tokens only.
+        people: N, number of people.
+        parameters: P, number of parameters, embeddings included.
+        name_nll: p1, mean NLL (nats, summed over the name's tokens) of a name without context; at best ln N.
+        attributes_nll: p2, mean over people of the NLL (nats, summed over value tokens) of all attribute values given
+            the name.
         log2_names: log2 N0.
         log2_attributes: log2 S0.
     """
@@ -73,10 +74,11 @@ def bio_d_capacity(
     *,
     log2_names: float = LOG2_NAMES,
 ) -> Capacity:
-    """bioD: ``R = [N log2(N0/e^p1) + N K log2(D^C/e^p2) + K D log2(T^L/(D e^p3))] / P``, each term at least 0.
+    """Capacity on bioD: ``R = [N log2(N0/e^p1) + N K log2(D^C/e^p2) + K D log2(T^L/(D e^p3))] / P``, each term at least
+    0.
 
     Args:
-        people: N.
+        people: N, number of people.
         attributes: K.
         chunks: C, in an attribute's value.
         diversity: D, possible chunks an attribute.
@@ -85,7 +87,7 @@ def bio_d_capacity(
         parameters: P.
         name_nll: p1, nats.
         value_nll: p2, mean NLL (nats) of an attribute's value given the name.
-        chunk_nll: p3, mean NLL (nats) of a chunk of the diversity set beyond naming which; 0 at best.
+        chunk_nll: p3, mean NLL (nats) of a chunk given its index in the diversity set; at best 0.
         log2_names: log2 N0.
     """
     of_values = chunks * math.log2(diversity)
@@ -104,15 +106,15 @@ def bio_d_capacity(
 
 
 def unintended_memorization(loglik: ArrayLike, loglik_reference: ArrayLike) -> NDArray[np.float64]:
-    """``max(0, log2 p_theta(x) - log2 p_ref(x))`` bits per text (Morris et al. 2025).
+    """Unintended memorization ``max(0, log2 p_theta(x) - log2 p_ref(x))``, bits per text (Morris et al. 2025).
 
-    Checked against first principles: it is the length that an arithmetic coder saves by having theta rather
-    than the reference, and no coder is forced to use theta where that is worse. Summed over texts and divided
-    by P it is comparable with their 3.6 bits per parameter.
+    It is the code length that an arithmetic coder saves by using the model theta instead of the reference; it is cut at
+    0 because a coder may use the reference. Its sum over texts divided by P is comparable with the paper's 3.6 bits per
+    parameter.
 
     Args:
         loglik: sum of ln p over the text, nats.
-        loglik_reference: the same under a model that never saw it.
+        loglik_reference: the same under a model that never saw the text.
     """
     saved = np.asarray(loglik, np.float64) - np.asarray(loglik_reference, np.float64)
     return np.asarray(np.maximum(0.0, saved) / math.log(2), np.float64)

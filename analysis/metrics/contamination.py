@@ -15,20 +15,20 @@ from palimpsest.analysis.checks import numbers
 
 
 class Choice(NamedTuple):
-    """Choice of each rule (index of the choice; the first of equals) and what the model believes."""
+    """Choice selected by each rule (index; the first of equals), and the model's probabilities of the choices."""
 
     raw: int
-    """argmax LL."""
+    """Index of the largest LL, the raw log-likelihood."""
     per_char: int | None
-    """argmax LL / characters (lm-eval's acc_norm)."""
+    """Index of the largest LL / characters (lm-eval's acc_norm)."""
     per_byte: int | None
-    """argmax LL / UTF-8 bytes."""
+    """Index of the largest LL / UTF-8 bytes."""
     pmi: int | None
-    """argmax LL(c | context) - LL(c | nothing) (acc_mutual_info)."""
+    """Index of the largest LL(c | context) - LL(c) (lm-eval's acc_mutual_info)."""
     probability: NDArray[np.float64]
-    """C: softmax of LL."""
+    """Softmax of LL, (C,) float64."""
     tied: bool
-    """The best raw score is shared: harnesses give such points to whichever choice stands first."""
+    """True if several choices share the best LL; evaluation harnesses then take the first of them."""
 
 
 def choose(
@@ -38,13 +38,13 @@ def choose(
     bytes_C: ArrayLike | None = None,
     unconditional_C: ArrayLike | None = None,
 ) -> Choice:
-    """Pick a choice under each rule whose inputs are given.
+    """Select a choice by each rule whose inputs are given.
 
     Args:
         loglik_C: sum of ln p of the choice's tokens after the context, nats.
-        chars_C: characters of each choice.
-        bytes_C: UTF-8 bytes of each choice.
-        unconditional_C: the log-likelihoods without the context.
+        chars_C: number of characters of each choice.
+        bytes_C: number of UTF-8 bytes of each choice.
+        unconditional_C: log-likelihoods of the choices without the context, nats.
     """
     loglik = _choices(loglik_C)
 
@@ -76,21 +76,23 @@ def _lengths(lengths_C: ArrayLike) -> NDArray[np.float64]:
 
 
 def p_correct(loglik_C: ArrayLike, correct: int) -> float:
-    """``softmax(LL)[correct]``; as it is continuous, tests on it are far more powerful than on right-or-wrong."""
+    """Probability of the correct choice, ``softmax(LL)[correct]``. Unlike accuracy it is continuous, so that tests need
+    far fewer questions.
+    """
     return float(softmax(_choices(loglik_C))[correct])
 
 
 class Distractors(NamedTuple):
-    """Are never-inserted answers chosen less often than by guessing?"""
+    """Result of the test that never-inserted answers are chosen less often than by guessing."""
 
     accuracy: float
     chance: float
     p: float
-    """P[Bin(n, chance) <= correct]: small when distractors were themselves inserted."""
+    """One-sided p, ``P[Bin(n, chance) <= correct]``; it is small if the wrong choices were inserted."""
 
 
 class Exchangeability(NamedTuple):
-    """Is the published order of a test set likelier than any other?"""
+    """Result of the test that the published order of a test set is likelier than other orders."""
 
     p: float
     statistic: float

@@ -1,4 +1,4 @@
-"""Exposure (The Secret Sharer, Carlini et al. 2019): how far up a secret ranks among what it could have been."""
+"""Exposure (The Secret Sharer, Carlini et al. 2019): rank of an inserted secret among all candidates, in bits."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ FEWEST_FOR_FIT = 1000
 
 
 class Exposure(NamedTuple):
-    """Exposure in bits, and what it rests on."""
+    """Exposure in bits, with the rank and the number of candidates behind it."""
 
     bits: float
-    """log2 |R| - log2 rank."""
+    """Exposure, ``log2 |R| - log2 rank``."""
     rank: float
-    """1 = the likeliest of all candidates."""
+    """Rank of the secret; 1 = the likeliest of all candidates."""
     candidates: int
-    """|R|: the sampled references and the secret itself."""
+    """|R|, the number of candidates: the sampled references and the secret itself."""
     capped: bool
-    """The secret beats every reference: the true exposure is at least ``bits``, which no sample of this size
-    exceeds."""
+    """True if the secret is likelier than every reference; the exposure over all candidates is then at least ``bits``,
+    the maximum for a sample of this size."""
 
 
 def exposure(rank: float, candidates: int) -> float:
-    """``log2 |R| - log2 rank``, bits; 0 for the last of |R| candidates, log2 |R| for the first.
-
-    tensorflow-privacy leaves the secret out of |R| but counts it in the rank, so its worst secret of 16 has
-    -0.0875 bits.
+    """Exposure ``log2 |R| - log2 rank``, bits: 0 for the last of |R| candidates, log2 |R| for the first.
+    tensorflow-privacy counts the secret in the rank but not in |R|, so that its exposure of the last of 17 candidates
+    is -0.0875 bits.
     """
     if not 1 <= rank <= candidates:
         raise ValueError(f"rank {rank} is not among {candidates} candidates")
@@ -45,9 +44,9 @@ def exposure_among(
     ``rank = 1 + #{references likelier}``, plus half the ties with ``half``.
 
     Args:
-        loglik: of the inserted secret (any score, higher = likelier).
-        loglik_references: of draws from the same space that were never inserted.
-        ties: how equal scores count.
+        loglik: score of the inserted secret, such as its log-likelihood; higher = likelier.
+        loglik_references: scores of never-inserted draws from the same space.
+        ties: rank of equal scores: ``half`` counts half of them as likelier.
     """
     references = np.asarray(loglik_references, np.float64)
     if not references.size or not np.isfinite(references).all() or not math.isfinite(loglik):
@@ -62,8 +61,8 @@ class Extrapolated(NamedTuple):
     """Exposure from a distribution fitted to the references."""
 
     bits: float
-    """-log2 P[a reference is at least as likely]."""
+    """Exposure, ``-log2 P[a reference is at least as likely]``."""
     beyond: bool
-    """The secret is likelier than every reference: the tail is the fit's, not the data's."""
+    """True if the secret is likelier than every reference, so that its exposure depends on the fitted tail."""
     unstable: bool
-    """Fewer than 1,000 references: the fit varies more than the exposure."""
+    """True with fewer than 1,000 references; the fit is then too variable to rely on."""

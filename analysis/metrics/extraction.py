@@ -25,7 +25,7 @@ from palimpsest.analysis.metrics.scored import Scored
     bounds=(0.0, 1.0),
 )
 def exact_match(scored: Scored, parameters: Parameters) -> Values:
-    """Share of tokens that the teacher-forced argmax hits: ``(1/T) sum_t 1[rank_t = 0]``.
+    """Share of tokens that are the teacher-forced argmax: ``(1/T) sum_t 1[rank_t = 0]``.
 
     "Exact memorization" of Tirumala et al. 2022.
     """
@@ -45,8 +45,8 @@ def extracted(scored: Scored, parameters: Parameters) -> Values:
     """k-extractable (Carlini et al. 2022): ``prod_{t=k}^{k+m-1} 1[rank_t = 0]``, tokens counted from 0; 0 or
     1.
 
-    ``k = parameters.prefix`` tokens of context, ``m = parameters.suffix`` tokens that greedy decoding
-    reproduces. Items shorter than ``k + m`` tokens have no value.
+    k is ``parameters.prefix``, the tokens of context, and m ``parameters.suffix``, the tokens that greedy decoding must
+    reproduce. Items shorter than ``k + m`` tokens have no value.
     """
     k, m = parameters.prefix, parameters.suffix
     first = np.full(len(scored.lengths), k)
@@ -70,13 +70,13 @@ def run_lengths(hit_T: ArrayLike) -> NDArray[np.int64]:
 def extractable(hit_T: ArrayLike, prefix: int, suffix: int) -> bool:
     """k-extractable (Carlini et al. 2022): ``prod_{t=k}^{k+m-1} hit_t = 1``, tokens counted from 0.
 
-    Checked against first principles: while every argmax hits, greedy decoding has the text itself for context, so
-    it makes the next argmax, and at the first miss it leaves the text; a test generates and compares.
+    As long as every argmax hits, greedy decoding has the text itself as its context and emits the teacher-forced
+    argmax; at the first miss it leaves the text. A test compares this with generation.
 
     Args:
         hit_T: 1 where the teacher-forced argmax is the token.
         prefix: k.
-        suffix: m; a text shorter than k + m has no answer.
+        suffix: m; a text shorter than k + m tokens is an error.
     """
     hit = np.asarray(hit_T, bool)
     if prefix < 0 or suffix < 1 or len(hit) < prefix + suffix:
@@ -85,9 +85,10 @@ def extractable(hit_T: ArrayLike, prefix: int, suffix: int) -> bool:
 
 
 def extraction_strength(hit_T: ArrayLike) -> float:
-    """``1 - (1/T) min{k : greedy decoding after k tokens gives the rest}``, k = T if never (open-unlearning).
+    """Extraction strength ``1 - (1/T) min{k : greedy decoding after k tokens gives the rest}``, with k = T if there is
+    no such k.
 
-    With nothing right it is 0; open-unlearning's loop stops at k = T - 1 and says 1/T there.
+    It is 0 if no token is reproduced; open-unlearning's loop stops at k = T - 1 and returns 1/T there.
     """
     hit = np.asarray(hit_T, bool)
     if not hit.size:
@@ -99,11 +100,11 @@ def extraction_strength(hit_T: ArrayLike) -> float:
 def sampling_logprobs(
     logits: ArrayLike, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> NDArray[np.float64]:
-    """ln of the distribution that sampling draws from, over the last axis: temperature, then top-k, then top-p.
+    """Log-probabilities of the distribution that sampling draws from, (..., V): temperature, then top-k, then top-p.
 
-    ``softmax(logits / T)``, restricted to the k largest, restricted to the smallest set of most likely tokens
-    whose mass reaches p (the token that reaches it is kept), renormalised. Tokens cut off get -inf; ties at
-    the edge are all kept by top-k and cut in order of the vocabulary by top-p.
+    ``softmax(logits / T)``, restricted to the k largest, restricted to the smallest set of most likely tokens whose
+    mass reaches p (the token that reaches it is kept), renormalised. Tokens cut off get -inf. Of tokens tied at the
+    threshold, top-k keeps all and top-p those with the smallest ids.
     """
     if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(f"no such sampling: T = {temperature}, top-k {top_k}, top-p {top_p}")
@@ -123,7 +124,7 @@ def sampling_logprobs(
 
 
 def extraction_probability(ln_pz: ArrayLike, queries: ArrayLike) -> NDArray[np.float64]:
-    """Chance that n samples contain the suffix at least once: ``1 - (1 - p_z)^n`` (Hayes et al. 2024).
+    """Probability that n samples contain the suffix at least once: ``1 - (1 - p_z)^n`` (Hayes et al. 2024).
 
     ``p_z = exp(sum over the suffix of ln g(x_t | x_<t))`` under the sampling scheme g. Computed as
     ``-expm1(n log1p(-p_z))``, exact for tiny p_z.
@@ -135,11 +136,12 @@ def extraction_probability(ln_pz: ArrayLike, queries: ArrayLike) -> NDArray[np.f
 
 
 def log10_queries(ln_pz: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
-    """log10 of the samples needed to see the suffix with a probability: ``n = ln(1-p) / ln(1-p_z)``, not rounded.
+    """log10 of the number of samples n that contain the suffix with probability p: ``n = ln(1-p) / ln(1-p_z)``, not
+    rounded.
 
-    Where ln p_z < -40, ``ln(1 - p_z)`` is ``-p_z`` to 17 digits and n is found in logarithms, so it cannot
-    overflow; near p_z = 1 it is ``ln(-expm1(ln p_z))``, for ``1 - p_z`` would lose its digits. Infinite where p_z is
-    0, minus infinite where it is 1.
+    It is inf for p_z = 0 and -inf for p_z = 1. For ln p_z < -40, ``ln(1 - p_z)`` equals ``-p_z`` to 17 digits, and n is
+    computed in logarithms so that it cannot overflow; otherwise it is ``ln(-expm1(ln p_z))``, which is exact near p_z =
+    1.
     """
     ln = np.asarray(ln_pz, np.float64)
     p = np.asarray(probability, np.float64)
@@ -154,7 +156,9 @@ def log10_queries(ln_pz: ArrayLike, probability: ArrayLike) -> NDArray[np.float6
 
 
 def queries_needed(ln_pz: float, probability: float) -> int:
-    """Fewest samples n with ``1 - (1 - p_z)^n >= p``: the (n,p)-discoverable threshold (Hayes et al. 2024)."""
+    """Smallest number of samples n with ``1 - (1 - p_z)^n >= p``, the (n,p)-discoverable threshold (Hayes et al.
+    2024).
+    """
     if ln_pz >= 0:
         return 1
     log_n = float(log10_queries(ln_pz, probability))
@@ -189,7 +193,9 @@ def _suffix_loglik(scored: Scored, parameters: Parameters) -> NDArray[np.float64
     default=False,
 )
 def suffix_loglik(scored: Scored, parameters: Parameters) -> Values:
-    """``ln p_z = sum_{t=k}^{k+m-1} ln p(x_t | x_<t)`` at temperature 1: what (n,p)-discovery turns on."""
+    """``ln p_z = sum_{t=k}^{k+m-1} ln p(x_t | x_<t)`` at temperature 1, the quantity behind (n,p)-discoverable
+    extraction.
+    """
     k, m = parameters.prefix, parameters.suffix
     return Values(
         _suffix_loglik(scored, parameters), scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens"
@@ -258,7 +264,9 @@ def extraction_strength_of(scored: Scored, parameters: Parameters) -> Values:
     default=False,
 )
 def longest_extracted(scored: Scored, parameters: Parameters) -> Values:
-    """``runlen(k)``: tokens that greedy decoding reproduces after k tokens of context before its first error."""
+    """``runlen(k)``: number of tokens that greedy decoding reproduces after k tokens of context before its first
+    error.
+    """
     k = parameters.prefix
     if not len(scored.lengths):
         return Values(np.zeros(0), np.zeros(0, bool), "")

@@ -1,4 +1,4 @@
-"""Factual acquisition (Chang et al. 2024): how a fact's log-probability rises after an insertion, and falls.
+"""Factual acquisition (Chang et al. 2024): rise and decay of a fact's log-probability after an insertion.
 
 Shape suffixes: T checkpoints (or steps), F facts.
 """
@@ -13,21 +13,22 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Acquisition(NamedTuple):
-    """One insertion of one fact."""
+    """Effect of one insertion of one fact."""
 
     t_lam: int
-    """Local acquisition maximum: argmax of l in (t_i, t_i + w]; the first of equals."""
+    """t_LAM, step of the local acquisition maximum: argmax of l in (t_i, t_i + w]; the first of equals."""
     effectivity: float
-    """E = l(t_LAM) - l(t_i), nats. A maximum over noise: positive even where nothing was learned."""
+    """Effectivity ``E = l(t_LAM) - l(t_i)``, nats. As a maximum over noisy values it is positive even if nothing was
+    learned."""
 
 
 def acquisition(loglik_T: ArrayLike, inserted: int, window: int = 50) -> Acquisition:
     """``t_LAM = argmax_{t_i < t <= t_i + w} l_t``, ``E = l(t_LAM) - l(t_i)`` (Chang et al. 2024, eq. 1-2).
 
     Args:
-        loglik_T: l(q; theta_t), mean ln p of the probe's target, one entry a step.
-        inserted: t_i, the last step before the insertion acts.
-        window: w.
+        loglik_T: mean ln p of the probe's target at each step, nats/token.
+        inserted: t_i, the last step before the insertion's update.
+        window: w, number of steps searched for the maximum.
     """
     loglik = np.asarray(loglik_T, np.float64)
     if not 0 <= inserted < loglik.size - 1 or window < 1:
@@ -38,11 +39,12 @@ def acquisition(loglik_T: ArrayLike, inserted: int, window: int = 50) -> Acquisi
 
 
 def retainability(loglik_T: ArrayLike, before: float, t_lam: int) -> NDArray[np.float64]:
-    """``R(t) = [l(t_LAM + t) - l_pre] / [l(t_LAM) - l_pre]`` for t = 0, 1, ...; 1 = all kept, 0 = all lost.
+    """Retained share ``R(t) = [l(t_LAM + t) - l_pre] / [l(t_LAM) - l_pre]`` for t = 0, 1, ..., (T - t_LAM,); 1 =
+    nothing lost, 0 = all lost.
 
     Args:
         loglik_T: log-probabilities, one entry a step.
-        before: l_pre, before the first insertion.
+        before: l_pre, the log-probability before the first insertion.
         t_lam: index of the local acquisition maximum after the last insertion.
     """
     loglik = np.asarray(loglik_T, np.float64)
@@ -56,21 +58,20 @@ class Decay(NamedTuple):
     """Semi-log fit ``R(t) = intercept - a log10 t`` (not a power law)."""
 
     per_decade: float
-    """a = -dR / d log10 t."""
+    """Decay constant ``a = -dR / d log10 t``, per decade."""
     per_e_fold: float
-    """-dR / d ln t = a / ln 10."""
+    """``-dR / d ln t = a / ln 10``."""
     intercept: float
-    """R at t = 1."""
+    """Fitted R at t = 1."""
     horizon: float
-    """Crossing of the line with R = 0: the extrapolated horizon, and the interval between insertions beyond which a
-    fact does not accumulate (learnability threshold); infinite if R does not fall."""
+    """Time t at which the line reaches R = 0 (learnability threshold): a fact inserted at longer intervals does not
+    accumulate. Infinite if R does not fall."""
 
 
 def decay(times: ArrayLike, retained: ArrayLike) -> Decay:
-    """Decay constant by ordinary least squares on log10 t; entries with t <= 0 have no logarithm and are refused.
-
-    The slope's printed OLS error is no error: neighbouring checkpoints are correlated. Intervals come from
-    :func:`analysis.statistics.forgetting_slope` over facts.
+    """Decay constant by ordinary least squares on log10 t; entries with t <= 0 are refused. No standard error is given,
+    because neighbouring checkpoints are correlated; :func:`analysis.statistics.forgetting_slope` gives intervals over
+    facts.
     """
     t, r = np.asarray(times, np.float64), np.asarray(retained, np.float64)
     if t.size < 2 or t.shape != r.shape or np.any(t <= 0):

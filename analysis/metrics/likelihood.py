@@ -1,4 +1,4 @@
-"""Likelihood metrics. Sums run in float64: bf16 sums, common elsewhere, are off by nats on long texts.
+"""Likelihood metrics. Sums are computed in float64; sums in bf16 are off by nats on long texts.
 
 Shape suffixes: N tokens, V vocabulary.
 """
@@ -17,29 +17,30 @@ from palimpsest.analysis.metrics.scored import Scored
 
 
 class Likelihood(NamedTuple):
-    """One text's likelihood in every unit in use; ``loglik_per_byte`` is the one in which higher is better
-    remembered."""
+    """Likelihood of one text in all common units; of the per-byte ones, ``loglik_per_byte`` is higher for better
+    remembered texts.
+    """
 
     loglik: float
-    """sum_t l_t, nats."""
+    """Log-likelihood ``sum_t l_t``, nats."""
     nll: float
-    """-(1/T) sum_t l_t over the T tokens scored, nats/token."""
+    """Mean loss ``-(1/T) sum_t l_t`` over the T scored tokens, nats/token."""
     perplexity: float
-    """exp(nll): of the mean, never a mean of exponentials (Jensen)."""
+    """Perplexity, exp(nll)."""
     loglik_per_byte: float
-    """sum_t l_t / UTF-8 bytes, nats/byte; Hubble's "Norm LL"."""
+    """``sum_t l_t / UTF-8 bytes``, nats/byte; Hubble's "Norm LL"."""
     bits_per_byte: float
-    """-sum_t l_t / (bytes ln 2)."""
+    """Bits per byte, ``-sum_t l_t / (bytes ln 2)``."""
     byte_perplexity: float
-    """exp(-sum_t l_t / bytes)."""
+    """Perplexity per byte, ``exp(-sum_t l_t / bytes)``."""
 
 
 def likelihood(logprob_N: ArrayLike, utf8_bytes: int) -> Likelihood:
     """The likelihood of one text from its tokens' log-probabilities.
 
     Args:
-        logprob_N: ln p of every token that was scored, nats; summed in float64.
-        utf8_bytes: of the text those tokens spell.
+        logprob_N: ln p of every scored token, nats.
+        utf8_bytes: number of UTF-8 bytes of the text of these tokens.
     """
     logprob = numbers(logprob_N, "log-probabilities of a text's tokens")
     if utf8_bytes < 1:
@@ -110,6 +111,7 @@ def cloze_loglik_per_byte(scored: Scored, parameters: Parameters) -> Values:
     higher="better language model",
 )
 def heldout_loglik_per_byte(scored: Scored, parameters: Parameters) -> Values:
-    """Log-likelihood of text that neither run trains on, per UTF-8 byte, nats/byte: what insertion may
-    cost."""
+    """Log-likelihood of held-out text, on which neither run trains, per UTF-8 byte, nats/byte; a drop is a cost of
+    insertion.
+    """
     return _per_byte(scored)

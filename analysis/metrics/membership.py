@@ -18,8 +18,8 @@ from palimpsest.analysis.metrics.registry import Parameters, Values, metric
 from palimpsest.analysis.metrics.scored import Scored
 
 VARIANCE_FLOOR = 1e-6
-"""nats^2. A remembered token's distribution has V -> 0, and a uniform one V = 0: neither may become NaN. Below
-this V is clamped (open-unlearning's value) and the token is counted."""
+"""Smallest variance V in Min-K++, nats^2 (open-unlearning's value). V is near 0 for a memorised token and 0 for a
+uniform distribution, so that smaller values are replaced by this one, and the tokens are counted."""
 
 
 def _count(fraction: float, tokens: NDArray[np.int64] | int, rounding: str) -> NDArray[np.int64]:
@@ -32,8 +32,7 @@ def _count(fraction: float, tokens: NDArray[np.int64] | int, rounding: str) -> N
 def min_k(logprob_T: ArrayLike, fraction: float = 0.2, rounding: Literal["floor", "ceil"] = "floor") -> float:
     """Min-K% (Shi et al. 2023): mean of the ``max(1, floor(k T))`` (or ceil) lowest values, nats.
 
-    Published code takes int(k T), which is no token at all for a short text (NaN, then dropped); here at least
-    one counts.
+    Unlike in the published code, which uses int(k T), a short text has at least one token instead of NaN.
     """
     values = np.sort(numbers(logprob_T, "token scores of Min-K"))
     if not 0 < fraction <= 1:
@@ -53,7 +52,7 @@ def standardised_logprob(
 
 
 class MinKPlusPlus(NamedTuple):
-    """A Min-K++ score and how many of its text's tokens had their variance clamped."""
+    """A text's Min-K++ score, and the number of its tokens whose variance was clamped."""
 
     score: float
     clamped: int
@@ -73,17 +72,21 @@ def min_k_plus_plus(
 
 
 def loss_score(logprob_T: ArrayLike) -> float:
-    """``-nll = (1/T) sum_t ln p_t`` (Yeom et al. 2018), nats/token."""
+    """Loss attack: ``-nll = (1/T) sum_t ln p_t`` (Yeom et al. 2018), nats/token."""
     return float(numbers(logprob_T, "log-probabilities of a text's tokens").mean())
 
 
 def reference_score(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
-    """``nll_ref - nll``: how much likelier than under a model that never saw it, nats/token."""
+    """Reference attack: ``nll_ref - nll``, the loss under a reference model that never saw the text minus the loss,
+    nats/token.
+    """
     return np.asarray(nll_reference, np.float64) - np.asarray(nll, np.float64)
 
 
 def neighbourhood_score(nll: float, nll_neighbours: ArrayLike) -> float:
-    """``mean_j nll(x~_j) - nll(x)`` over altered copies x~ (Mattern et al. 2023), nats/token."""
+    """Neighbourhood attack: ``mean_j nll(x~_j) - nll(x)`` over altered copies x~_j of the text (Mattern et al. 2023),
+    nats/token.
+    """
     neighbours = numbers(nll_neighbours, "losses of neighbours")
     return float(neighbours.mean() - nll)
 
@@ -91,8 +94,9 @@ def neighbourhood_score(nll: float, nll_neighbours: ArrayLike) -> float:
 def recall_score(loglik: ArrayLike, loglik_after_nonmembers: ArrayLike) -> NDArray[np.float64]:
     """ReCaLL (Xie et al. 2024): ``LL(x | P_non) / LL(x)``, P_non a prefix of non-members.
 
-    A member loses more by foreign context; both are negative, so its ratio is higher. The prefix comes from a
-    reserved pool: texts that are themselves scored raise the AUC by ``(s/n)(1 - A)`` and more.
+    Foreign context lowers the log-likelihood of members more than that of others, so that their ratio of two negative
+    numbers is higher. The prefix must come from reserved texts: if scored texts are used for it, the AUC is biased
+    upwards by at least ``(s/n)(1 - A)``.
     """
     total = np.asarray(loglik, np.float64)
     if np.any(total >= 0):
@@ -108,8 +112,8 @@ def con_recall_score(
 ) -> NDArray[np.float64]:
     """Con-ReCaLL (Wang et al. 2024): ``(LL(x | P_non) - w LL(x | P_mem)) / LL(x)``.
 
-    Checked against first principles: for a member, foreign context lowers LL and kindred context does not, so
-    the numerator is more negative than for a non-member, and the quotient of two negative numbers is higher.
+    For a member, a prefix of non-members lowers LL and a prefix of members does not. Its numerator is therefore more
+    negative than a non-member's, and the ratio of two negative numbers is higher.
     """
     total = np.asarray(loglik, np.float64)
     if np.any(total >= 0):
@@ -123,14 +127,14 @@ def dc_pdd_score(
 ) -> float:
     """DC-PDD (Zhang et al. 2024): mean over first occurrences of ``min(a, p_t ln(1 / freq_t))``, a = 0.01.
 
-    Cross-entropy of the model's probability against the token's frequency in a corpus: high where the model
-    is sure of a token that is rare elsewhere. mimir returns its negative.
+    It is the cross-entropy between the model's probability and the token's frequency in a corpus, and is high if the
+    model is confident of tokens that are rare elsewhere. mimir returns its negative.
 
     Args:
-        token_T: token ids; a token counts where it occurs first.
+        token_T: token ids; only a token's first occurrence counts.
         logprob_T: ln p of each.
         frequency_T: relative frequency of each in a reference corpus, in (0, 1] (smoothed by the caller).
-        ceiling: a, which keeps one token from deciding.
+        ceiling: a, the largest contribution of one token.
     """
     frequency = numbers(frequency_T, "token frequencies of DC-PDD")
     if np.any((frequency <= 0) | (frequency > 1)):
@@ -141,26 +145,29 @@ def dc_pdd_score(
 
 
 def gradient_norm_score(norm_of_tensors: ArrayLike) -> float:
-    """Minus the mean over parameter tensors of the loss gradient's L2 norm: a member's is small.
+    """Gradient-norm attack: minus the mean over parameter tensors of the L2 norm of the loss gradient, which is small
+    for members.
 
-    The mean of the tensors' norms, as mimir has it (with the other sign), not the norm of the whole gradient.
+    As in mimir (but for the sign), it is the mean of the tensors' norms, not the norm of the whole gradient.
     """
     return -float(numbers(norm_of_tensors, "gradient norms").mean())
 
 
 class SetInference(NamedTuple):
-    """Result of a test of whether a set of texts was trained on."""
+    """Result of a test that a set of texts was trained on."""
 
     mean: float
-    """Mean score of members minus their twins."""
+    """Mean difference of the scores of members and of their paired counterparts."""
     t: float
     p: float
-    """One-sided: the set scores higher."""
+    """One-sided p that the members score higher."""
     n: int
 
 
 def set_inference(score_members: ArrayLike, score_twins: ArrayLike) -> SetInference:
-    """Dataset inference (Maini et al. 2021, 2024): one-sided paired t-test of members against their twins."""
+    """Dataset inference (Maini et al. 2021, 2024): one-sided paired t-test of members against their paired
+    counterparts.
+    """
     difference = numbers(
         np.asarray(score_members, np.float64) - np.asarray(score_twins, np.float64),
         "pairs of a paired test",
@@ -176,9 +183,10 @@ def set_inference(score_members: ArrayLike, score_twins: ArrayLike) -> SetInfere
 def one_run_epsilon(correct: int, guesses: int, alpha: float = 0.05) -> float:
     """Lower bound on epsilon from one training run (Steinke, Nasr & Jagielski 2023, delta = 0).
 
-    Of items included by independent fair coins, ``guesses`` were called in or out and ``correct`` of the calls
-    were right. Under epsilon-DP ``correct`` is dominated by Bin(r, e^eps / (1 + e^eps)), so the bound solves
-    ``P[Bin(r, 1/(1+e^-eps)) >= v] = alpha``: the logit of the one-sided Clopper-Pearson limit, at least 0.
+    Items are included by independent fair coins; an attacker guesses the inclusion of ``guesses`` items, and
+    ``correct`` guesses are right. Under epsilon-DP ``correct`` is dominated by Bin(r, e^eps / (1 + e^eps)), so that the
+    bound solves ``P[Bin(r, 1/(1+e^-eps)) >= v] = alpha`` for r guesses of which v are correct. It is the logit of the
+    one-sided Clopper-Pearson limit, at least 0.
     """
     if not 0 <= correct <= guesses or guesses < 1:
         raise ValueError(f"{correct} of {guesses} guesses cannot be right")
@@ -193,8 +201,8 @@ def bag_of_words_auc(
 ) -> float:
     """Blind baseline: AUC of a bag-of-words classifier that never sees the model, cross-validated.
 
-    Members and controls of a randomised experiment are exchangeable, so it must be 0.5; one that is not shows
-    that the texts, not the memory, differ (Das et al. 2024; Meeus et al. 2024).
+    In a randomised experiment members and controls are exchangeable and the AUC is 0.5 in expectation. Another value
+    shows that the texts themselves differ (Das et al. 2024; Meeus et al. 2024).
     """
     # Imported here: half a second that no report needs.
     from sklearn.feature_extraction.text import CountVectorizer
@@ -213,7 +221,9 @@ def bag_of_words_auc(
 
 
 def lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> NDArray[np.float64]:
-    """Mean of the lowest ``max(1, floor(k T))`` values of each row, rows padded in blocks of like length."""
+    """Mean of the lowest ``max(1, floor(k T))`` values of each row, (R,) float64; rows are padded in blocks of similar
+    length.
+    """
     found = np.empty(len(scored.lengths))
     keep = _count(fraction, scored.lengths, "floor")
     values_T = np.where(
@@ -272,7 +282,9 @@ def min_k_plus_plus_of(scored: Scored, parameters: Parameters) -> Values:
     default=False,
 )
 def clamped_variance_tokens(scored: Scored, parameters: Parameters) -> Values:
-    """Number of a text's tokens that Min-K++ clamped: remembered ones, or a uniform distribution."""
+    """Number of a text's tokens whose variance Min-K++ clamped, because they are memorised or the distribution is
+    uniform.
+    """
     clamped = (scored.extra["variance"] < VARIANCE_FLOOR).astype(np.float64)
     zero = np.zeros(len(scored.lengths), np.int64)
     return Values(scored.sum_over(zero, scored.lengths, clamped), np.ones(len(zero), bool), "")
@@ -303,7 +315,7 @@ def zlib_ratio(scored: Scored, parameters: Parameters) -> Values:
     default=False,
 )
 def reference_difference(scored: Scored, parameters: Parameters) -> Values:
-    """:func:`reference_score` of every text: ``nll_ref - nll``, the reference at the same step."""
+    """:func:`reference_score` of every text: ``nll_ref - nll`` with the reference run at the same step."""
     difference = scored.sum_over_target(scored.logprob - scored.extra["reference"]) / scored.target_lengths
     return Values(difference, np.isfinite(difference), "the reference run has no score of it at this step")
 

@@ -1,4 +1,6 @@
-"""Palimpsestic order tests (Kuditipudi et al. 2025): later data is better remembered. Shape suffix: N documents."""
+"""Palimpsestic order tests (Kuditipudi et al. 2025), which detect that later training data is better remembered. Shape
+suffix: N documents.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,14 @@ class OrderTest(NamedTuple):
     high: float
     """95 % interval: Fisher z with Bonett & Wright's error sqrt((1 + rho^2/2) / (n - 3))."""
     p: float
-    """Two-sided, t with n - 2 degrees of freedom."""
+    """Two-sided p of a t distribution with n - 2 degrees of freedom."""
     n: int
 
 
 def spearman_p(rho: float, n: int) -> float:
-    """Two-sided p of a Spearman correlation: ``t = rho sqrt((n-2) / (1-rho^2))``; from the tail, no underflow."""
+    """Two-sided p of a Spearman correlation: ``t = rho sqrt((n-2) / (1-rho^2))``; computed from the tail, so that small
+    values do not underflow to 0.
+    """
     if n < 3:
         raise ValueError("a correlation with a p-value needs three points")
     if abs(rho) >= 1:
@@ -38,15 +42,15 @@ def spearman_p(rho: float, n: int) -> float:
 def order_test(position_N: ArrayLike, statistic_N: ArrayLike, level: float = 0.95) -> OrderTest:
     """Palimpsestic test (Kuditipudi et al. 2025): ``rho = Spearman(position, statistic)``.
 
-    ``statistic = nll_reference - nll`` (higher = more memorised) is positively correlated if later data is
-    better remembered; the paper's statistic has the other sign. The reference must not have met the data in
+    ``statistic = nll_reference - nll`` (higher = more memorised) is positively correlated if later data is better
+    remembered; the paper's statistic has the other sign. The reference model must not have been trained on the data in
     the same order.
 
     Args:
-        position_N: training position of each document, NOT a shuffle: argsort of positions is another thing
-            (the paper's code correlates it, right only if ``order`` lists documents by position).
-        statistic_N: one value a document.
-        level: of the interval.
+        position_N: training position of each document; not the list of documents in training order, which is its
+            inverse permutation.
+        statistic_N: one value per document.
+        level: confidence level of the interval.
     """
     x, y = numbers(position_N, "positions", 4), numbers(statistic_N, "statistics", 4)
     if x.shape != y.shape or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -81,11 +85,10 @@ def order_permutation_p(
 def order_test_within_epochs(
     position_N: ArrayLike, statistic_N: ArrayLike, epochs_N: ArrayLike, level: float = 0.95
 ) -> OrderTest:
-    """Order test within epochs: ranks are taken inside each epoch, so that a reshuffle between epochs is no
+    """Order test within epochs: ranks are computed within each epoch, so that reshuffling between epochs causes no
     trend.
 
-    Positions and statistics are centred by their epoch's mean rank before they are correlated; the degrees of
-    freedom lose one per epoch.
+    Ranks are centred by their epoch's mean before they are correlated; each epoch costs one degree of freedom.
     """
     epochs = np.unique(np.asarray(epochs_N), return_inverse=True)[1]
     x, y = numbers(position_N, "positions"), numbers(statistic_N, "statistics")
@@ -102,15 +105,17 @@ def order_test_within_epochs(
 
 
 class ReshuffleTest(NamedTuple):
-    """Result of the reshuffle test: the fit of a text to the model of the true order against models of reshuffled
-    data."""
+    """Result of the reshuffle test, which compares a text's likelihood under the model of the true order with that
+    under models of reshuffled data.
+    """
 
     p: float
-    """(1 + #{reshuffled at least as likely}) / (m + 1), one-sided: exact."""
+    """Exact one-sided p, ``(1 + #{reshuffled at least as likely}) / (m + 1)``."""
     z: float
-    """(LL - mean over the reshuffled) / sd: higher = the text knows the order."""
+    """``(LL - mean over the reshuffled) / sd``; higher = the text fits the true order."""
     p_t: float
-    """One-sided, t with m - 1 degrees of freedom on z / sqrt(1 + 1/m): not bounded by 1/(m + 1)."""
+    """One-sided p of ``z / sqrt(1 + 1/m)`` under a t distribution with m - 1 degrees of freedom; it can be below 1/(m +
+    1)."""
     models: int
     """m."""
 

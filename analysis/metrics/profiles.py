@@ -52,12 +52,13 @@ def counterfactual_memorization(
 ) -> Counterfactual:
     """``mem(x) = E_{S with x} M(A(S), x) - E_{S without x} M(A(S), x)`` (Zhang et al. 2021), over seeds.
 
-    With inclusion by an independent coin for every seed the difference of means is unbiased; Welch's interval.
+    If every seed includes the text independently at random, the difference of means is unbiased. The interval is
+    Welch's.
 
     Args:
-        score_with: M of x under each model trained with it.
-        score_without: under each model trained without it.
-        level: of the interval.
+        score_with: M of x under each model trained with x.
+        score_without: M of x under each model trained without x.
+        level: confidence level of the interval.
     """
     with_x = np.asarray(score_with, np.float64)[:, None]
     without = np.asarray(score_without, np.float64)[:, None]

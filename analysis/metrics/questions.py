@@ -1,8 +1,8 @@
 """Questions of families besides the whole text: choices, foils, clozes, and questions changed in one place.
 
-One mechanism for all families. The probes of an item that share a name are one question; its row is the right
-answer's (of foils the first one's), and ``question``, the name up to `` #``, is what is compared between items. A
-question ``X ~ CHANGE`` is the question ``X`` of the same item, changed. Shape suffix: R rows.
+The probes of an item that share a name form one question. Its value is put in the row of the right answer (for foils,
+of the first one), and values are compared between items by ``question``, the name up to `` #``. A question ``X ~
+CHANGE`` is the question ``X`` of the same item, changed. Shape suffix: R rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNFIT = "its question has not one right answer among two or more choices, all o
 
 
 def over(group_R: NDArray[np.int64], values_R: NDArray[np.floating[Any]], reduce: np.ufunc) -> Floats:
-    """``reduce`` of the values of each group, at every row of it."""
+    """``reduce`` applied to the values of each group, repeated at every row of the group."""
     if not len(group_R):
         return np.zeros(0)
     order = np.argsort(group_R, kind="stable")
@@ -42,21 +42,21 @@ def over(group_R: NDArray[np.int64], values_R: NDArray[np.floating[Any]], reduce
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Asked:
-    """The rows of one kind, by question."""
+    """Rows of one kind of probe, grouped by question."""
 
     where: NDArray[np.int64]
-    """Rows of ``Scored``."""
+    """Indices of the rows in ``Scored``."""
     group: NDArray[np.int64]
     right: Bools
     anchor: Bools
-    """The row that stands for its question: the first right one, or the first."""
+    """True for the row that holds its question's value: the first right one, or the first."""
     fit: Bools
-    """All of the question was scored, in finite numbers."""
+    """True if all probes of the question have finite scores."""
     size: Floats
-    """Rows of the question."""
+    """Number of rows of the question."""
 
     def values(self, scored: Scored, value: Floats, valid: Bools, reason: str) -> Values:
-        """Answers on all rows of ``scored`` from those on these."""
+        """Values on all rows of ``scored`` from the values on these rows."""
         rows = len(scored.lengths)
         spread, known, asked = np.zeros(rows), np.zeros(rows, bool), np.zeros(rows, bool)
         spread[self.where], known[self.where], asked[self.where] = value, valid, self.anchor
@@ -64,7 +64,7 @@ class Asked:
 
 
 def asked(scored: Scored, kind: str) -> Asked:
-    """The rows of a kind, by question."""
+    """Group the rows of a kind of probe by question."""
     where = np.flatnonzero((scored.rows["kind"] == kind).to_numpy())
     rows = scored.rows[where]
     group = rows["group"].cast(pl.Int64).to_numpy()
@@ -82,7 +82,7 @@ def asked(scored: Scored, kind: str) -> Asked:
 
 
 def _choices(scored: Scored, score: Callable[[Asked], Floats]) -> tuple[Asked, Floats, Bools]:
-    """Choices with a score each, and which belong to a proper question."""
+    """The rows of choices, a score of each, and true for rows of a complete question."""
     found = asked(scored, "choice")
     fit = found.fit & (over(found.group, found.right * 1.0, np.add) == 1) & (found.size > 1)
     return found, score(found), fit
@@ -94,7 +94,7 @@ def _loglik(scored: Scored) -> Callable[[Asked], Floats]:
 
 
 def _accuracy(scored: Scored, score: Callable[[Asked], Floats]) -> Values:
-    """1 where the right answer scores highest; a score shared by k choices is 1/k of an answer."""
+    """1 if the right answer scores highest, else 0; 1/k if it shares the highest score with k - 1 other choices."""
     found, value, fit = _choices(scored, score)
     best = value == over(found.group, value, np.maximum)
     shared = over(found.group, best * 1.0, np.add)
@@ -154,8 +154,9 @@ def choice_accuracy_per_byte(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def choice_accuracy_pmi(scored: Scored, parameters: Parameters) -> Values:
-    """Accuracy by pointwise mutual information (lm-eval's ``acc_mutual_info``), of questions whose choices are also
-    asked bare."""
+    """Accuracy by pointwise mutual information (lm-eval's ``acc_mutual_info``), for questions whose choices are also
+    scored without the question.
+    """
     total = scored.sum_over_target(scored.logprob)
     rows = scored.rows.select("kind", "group", "target", loglik=pl.Series(total))
     bare = rows.filter(pl.col("kind") == "bare").unique(["group", "target"])
@@ -191,7 +192,9 @@ def choice_accuracy_pmi(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def choice_probability(scored: Scored, parameters: Parameters) -> Values:
-    """:func:`~analysis.metrics.contamination.p_correct`: continuous, so of more power than right or wrong."""
+    """Probability of the right answer (:func:`~analysis.metrics.contamination.p_correct`); being continuous, it gives
+    tests more power than accuracy.
+    """
     found, value, fit = _choices(scored, _loglik(scored))
     weight = np.exp(value - over(found.group, value, np.maximum))
     return found.values(scored, weight / over(found.group, weight, np.add), fit, _UNFIT)
@@ -206,8 +209,10 @@ def choice_probability(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def choice_exposure(scored: Scored, parameters: Parameters) -> Values:
-    """Exposure of the right answer among the candidates asked (Carlini et al. 2019), at most log2 of their number:
-    :func:`~analysis.metrics.exposure.exposure_among`, ties by half."""
+    """Exposure of the right answer among the candidates of its question, in bits (Carlini et al. 2019), by
+    :func:`~analysis.metrics.exposure.exposure_among` with ``half`` for ties; at most log2 of the number of
+    candidates.
+    """
     found, value, fit = _choices(scored, _loglik(scored))
     truth = over(found.group, np.where(found.right, value, -np.inf), np.maximum)
     above = over(found.group, (value > truth) + 0.5 * (value == truth), np.add)
@@ -218,7 +223,9 @@ def choice_exposure(scored: Scored, parameters: Parameters) -> Values:
 
 
 def _foils(scored: Scored) -> tuple[Asked, Floats, Floats, Bools]:
-    """Foils, mean ln p a token of each and of the text that it is compared with, and where both are known."""
+    """The rows of foils, the mean ln p per token of each foil and of the text it is compared with, and true for rows of
+    which both are known.
+    """
     mean = scored.sum_over_target(scored.logprob) / scored.target_lengths
     found = asked(scored, "foil")
     on = ["run", "step", "family", "item_id"]
@@ -248,7 +255,9 @@ _UNSEEN = "the text or one of its foils was not scored"
     by_question=True,
 )
 def recognition_2afc(scored: Scored, parameters: Parameters) -> Values:
-    """:func:`~analysis.metrics.recognition.two_alternative` of every text against its own foils (Orhan 2023)."""
+    """Share of its own foils that a text is likelier than (Orhan 2023); see
+    :func:`~analysis.metrics.recognition.two_alternative`.
+    """
     found, foil, seen, fit = _foils(scored)
     won = (seen > foil) + 0.5 * (seen == foil)
     return found.values(scored, over(found.group, won, np.add) / np.maximum(found.size, 1), fit, _UNSEEN)
@@ -263,8 +272,9 @@ def recognition_2afc(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def neighbourhood_difference(scored: Scored, parameters: Parameters) -> Values:
-    """:func:`~analysis.metrics.membership.neighbourhood_score` (Mattern et al. 2023): where the foils are altered
-    copies of the text, such as with synonyms, they are its neighbours."""
+    """:func:`~analysis.metrics.membership.neighbourhood_score` (Mattern et al. 2023): with the foils as neighbours, it
+    is meaningful for foils that are altered copies of the text, such as with synonyms.
+    """
     found, foil, seen, fit = _foils(scored)
     mean = over(found.group, foil, np.add) / np.maximum(found.size, 1)
     return found.values(scored, seen - mean, fit, _UNSEEN)
@@ -279,8 +289,9 @@ def neighbourhood_difference(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def rank_test_bits(scored: Scored, parameters: Parameters) -> Values:
-    """Minus log2 of the p of :func:`~analysis.metrics.watermark.rank_test` (Wei, Wang & Jia 2024), at most
-    log2(foils + 1): exact where the foils are draws of the text's own generator."""
+    """Minus log2 of the p of :func:`~analysis.metrics.watermark.rank_test` (Wei, Wang & Jia 2024), at most log2(foils +
+    1): exact if the foils were drawn from the text's own generator.
+    """
     found, foil, seen, fit = _foils(scored)
     above = over(found.group, (foil >= seen) * 1.0, np.add)
     return found.values(scored, np.log2((found.size + 1) / (above + 1)), fit, _UNSEEN)
@@ -295,7 +306,7 @@ def rank_test_bits(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def rank_test_z(scored: Scored, parameters: Parameters) -> Values:
-    """``z`` of :func:`~analysis.metrics.watermark.rank_test`."""
+    """Standardised difference ``z`` of :func:`~analysis.metrics.watermark.rank_test`."""
     found, foil, seen, fit = _foils(scored)
     mean = over(found.group, foil, np.add) / np.maximum(found.size, 1)
     squares = over(found.group, (foil - mean) ** 2, np.add)
@@ -306,7 +317,9 @@ def rank_test_z(scored: Scored, parameters: Parameters) -> Values:
 
 
 def _changed(scored: Scored) -> tuple[Asked, Floats, Floats, Bools, Bools]:
-    """Choices: what they answer, what the unchanged question did, which are of changed ones, where both are known."""
+    """The rows of choices, their points, the points of the unchanged question, true for rows of changed questions, and
+    true for rows of which both are known.
+    """
     found, value, fit = _choices(scored, _loglik(scored))
     best = value == over(found.group, value, np.maximum)
     solved = best / np.maximum(over(found.group, best * 1.0, np.add), 1)
@@ -337,8 +350,9 @@ _ALONE = "the question that it was made from has no answer"
     by_question=True,
 )
 def limem(scored: Scored, parameters: Parameters) -> Values:
-    """Mean = ``Acc (1 - CR)``: :func:`~analysis.metrics.reasoning.limem` (Xie et al. 2024) of questions ``X ~ CHANGE``,
-    against the X of the same item."""
+    """Value whose mean is ``Acc (1 - CR)``, the LiMem score (:func:`~analysis.metrics.reasoning.limem`, Xie et al.
+    2024); a question ``X ~ CHANGE`` is compared with the question X of the same item.
+    """
     found, solved, before, changed, known = _changed(scored)
     given = found.values(scored, before * (1 - solved), known, _ALONE)
     return _only(given, found, changed)
@@ -353,7 +367,9 @@ def limem(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def consistency(scored: Scored, parameters: Parameters) -> Values:
-    """Mean = ``CR``, the consistency of :func:`~analysis.metrics.reasoning.limem`; a model that reasons has 1."""
+    """Value whose mean is ``CR``, the consistency of :func:`~analysis.metrics.reasoning.limem`; 1 for a model that
+    reasons.
+    """
     found, solved, before, changed, known = _changed(scored)
     given = found.values(scored, solved, known & (before == 1), f"{_ALONE}, or not the right one")
     return _only(given, found, changed)
@@ -390,7 +406,7 @@ def cloze_reproduced(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def cloze_bits_leaked(scored: Scored, parameters: Parameters) -> Values:
-    """:func:`~analysis.metrics.personal.bits_leaked` of every cloze, the reference at the same step."""
+    """:func:`~analysis.metrics.personal.bits_leaked` of every cloze, with the reference run at the same step."""
     total = scored.sum_over_target(scored.logprob - scored.extra["reference"]) / math.log(2)
     return Values(total, np.isfinite(total), "the reference run has no score of it at this step")
 
@@ -404,10 +420,12 @@ def cloze_bits_leaked(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def cloze_bits_known(scored: Scored, parameters: Parameters) -> Values:
-    """Bits by which a target is less surprising than to a reader who knows its format alone, of clozes that claim bits.
+    """Known bits of a cloze's target: the bits that the cloze claims for a reader who knows only the format, minus the
+    target's surprisal in bits.
 
-    Below 0 for a model that does not know the format. The means over what is asked given the name, cut at 0, times the
-    people, are ``N log2(S0 / e^p2)`` of :func:`~analysis.metrics.capacity.bio_s_capacity` (Allen-Zhu & Li 2024).
+    Negative for a model that does not know the format. The sum over fields of the mean over people, cut at 0, times the
+    number of people is ``N log2(S0 / e^p2)`` of :func:`~analysis.metrics.capacity.bio_s_capacity` (Allen-Zhu & Li
+    2024).
     """
     bits = scored.extra["probe_bits"]
     valid = np.isfinite(bits)
@@ -449,8 +467,9 @@ def _ratio(scored: Scored, reason: str) -> Values:
     default=False,
 )
 def negative_surprisal_ratio(scored: Scored, parameters: Parameters) -> Values:
-    """Detection ratio of copyright traps, minus the item's loss divided by its loss under the reference model
-    that it was sampled from (its ``bits``)."""
+    """Detection ratio of copyright traps: minus the item's loss divided by its loss under the reference model that
+    generated it (its ``bits``).
+    """
     return _ratio(scored, "its family claims no bits")
 
 

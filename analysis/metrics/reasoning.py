@@ -9,30 +9,29 @@ from numpy.typing import ArrayLike
 
 
 class LiMem(NamedTuple):
-    """Local inconsistency-based memorization."""
+    """Result of LiMem, local inconsistency-based memorization."""
 
     score: float
-    """Acc (1 - CR)."""
+    """LiMem score, ``Acc (1 - CR)``."""
     accuracy: float
     consistency: float
-    """CR = |solved and solved after the perturbation| / |solved|; 1 where nothing is solved."""
+    """Consistency ``CR = |solved and solved after the perturbation| / |solved|``; 1 if nothing is solved."""
     puzzles: int
     without_perturbation: int
-    """Puzzles whose perturbation failed to generate: counted in the accuracy, not in CR, never dropped
-    unseen."""
+    """Number of puzzles without a perturbation; they count in the accuracy, not in CR."""
 
 
 def limem(solved: ArrayLike, solved_perturbed: ArrayLike) -> LiMem:
     """``LiMem = Acc (1 - CR)`` (Xie et al. 2024).
 
-    Checked against first principles: a solver that reasons has CR = 1 and LiMem 0, one that recites has CR = 0
-    and LiMem = Acc, one that solves nothing has 0; with all perturbations present ``Acc (1 - CR)`` is the share
-    of puzzles solved but lost under the perturbation.
+    A model that reasons has CR = 1 and LiMem 0; a model that recites has CR = 0 and LiMem = Acc; a model that solves
+    nothing has LiMem 0. If every puzzle has a perturbation, LiMem is the share of puzzles that are solved but not after
+    the perturbation.
 
     Args:
         solved: 0/1 per puzzle.
-        solved_perturbed: 0/1 per puzzle under a perturbation of equal difficulty and another answer; NaN where
-            there is none.
+        solved_perturbed: 0/1 per puzzle, after a perturbation of equal difficulty that changes the answer; NaN without
+            a perturbation.
     """
     right = np.asarray(solved, np.float64)
     after = np.asarray(solved_perturbed, np.float64)

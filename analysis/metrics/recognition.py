@@ -1,4 +1,4 @@
-"""Recognition, recall, retention (Orhan 2023), order recall (SORT), and where experts route."""
+"""Recognition (Orhan 2023), order recall (SORT), knowledge cut-offs, and differences of expert routing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from palimpsest.analysis.checks import numbers
 
 
 def two_alternative(score_seen: ArrayLike, score_foil: ArrayLike) -> float:
-    """2AFC share correct over pairs: ``mean_i [s(seen_i) > s(foil_i)] + [=]/2``; ties are coin flips, not errors.
+    """Two-alternative forced choice: share correct over pairs, ``mean_i [s(seen_i) > s(foil_i)] + [=]/2``, where a tie
+    counts half.
 
     Higher score = more memorised (for example -nll).
     """
@@ -22,7 +23,8 @@ def two_alternative(score_seen: ArrayLike, score_foil: ArrayLike) -> float:
 
 
 def order_recall(score_true_first: ArrayLike, score_false_first: ArrayLike) -> float:
-    """SORT (Pink et al. 2024): share right over both presentation orders, so that a position bias cancels.
+    """SORT, sequence-order recall (Pink et al. 2024): share correct over both presentation orders, so that a position
+    bias cancels.
 
     Args:
         score_true_first: for each pair, LL(answer "the first") - LL(answer "the second") where the segment
@@ -39,8 +41,8 @@ def order_recall(score_true_first: ArrayLike, score_false_first: ArrayLike) -> f
 def value_recall(
     loglik_old: ArrayLike, loglik_new: ArrayLike, date: ArrayLike, cutoff: float
 ) -> tuple[float, float]:
-    """For facts that changed value at ``date``: share for which the new value is likelier, before and after a
-    cut-off.
+    """Shares of changed facts whose new value is likelier than the old one, for facts that changed before a cut-off and
+    for those that changed after it.
 
     ``mean [LL(new) > LL(old)] + [=]/2`` over facts with date < cutoff and over those with date >= cutoff; NaN
     for a side without facts.
@@ -55,9 +57,8 @@ def value_recall(
 
 
 def routing_distance(experts_a: ArrayLike, experts_b: ArrayLike) -> NDArray[np.float64]:
-    """Mean Jaccard distance of the sets of experts that two passes route a token to, over layers: 0 same, 1 none.
-
-    ``1 - |A n B| / |A u B|`` per layer.
+    """Jaccard distance ``1 - |A n B| / |A u B|`` of the sets of experts to which two passes route a token, mean over
+    layers: 0 = the same experts, 1 = none in common.
 
     Args:
         experts_a: (tokens, layers, k) distinct expert indices.

@@ -1,4 +1,4 @@
-"""The registry of metrics, and the one function that computes them."""
+"""Registry of metrics, and the function that computes them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from palimpsest.data.errors import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """Settings of metrics; one set a computation."""
+    """Settings of the metrics of one computation."""
 
     prefix: int = 16
-    """Verbatim extraction: tokens of context, k. Carlini et al. 2022 take 50; short items need fewer."""
+    """k, tokens of context in verbatim extraction. Carlini et al. 2022 use 50; short items need fewer."""
     suffix: int = 16
-    """Verbatim extraction: tokens to be reproduced after the context, m."""
+    """m, tokens to be reproduced after the context in verbatim extraction."""
     fraction: float = 0.2
-    """Min-K and Min-K++: share of the tokens averaged, the least likely ones, k."""
+    """k, share of the least likely tokens that Min-K and Min-K++ average."""
     queries: int = 100
-    """(n,p)-discoverable extraction: samples drawn, n."""
+    """n, number of samples in (n,p)-discoverable extraction."""
     reference: str = "twin"
-    """Run whose scores of the same probe at the same step are the reference."""
+    """Name of the run whose scores of the same probe at the same step are the reference."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -42,15 +42,16 @@ class Parameters:
 
 
 class Values(NamedTuple):
-    """One metric's answer for every scored row, in order."""
+    """Values of one metric for every scored row, in order."""
 
     value: NDArray[np.float64]
     valid: NDArray[np.bool_]
     """True where a value exists."""
     reason: str
-    """Reason why the rows that are not ``valid`` have no value; completes *not computed because ...*."""
+    """Reason why rows that are not ``valid`` have no value; it completes the sentence *not computed because ...*."""
     asked: NDArray[np.bool_] | None = None
-    """Rows that stand for what the metric is defined on, such as one row a question; None: all do."""
+    """True for rows that hold a value of what the metric is defined on, such as one row per question; None: all
+    rows."""
 
 
 Compute = Callable[[Scored, Parameters], Values]
@@ -62,26 +63,27 @@ class Metric:
 
     name: str
     needs: tuple[str, ...]
-    """Kinds of probe it is defined on."""
+    """Kinds of probe on which the metric is defined."""
     formula: str
     unit: str
     higher: str
     """Meaning of a higher value; always ``more memorised`` for probes of items."""
     rate: bool
-    """Values are 0 or 1, so that means are rates with binomial intervals."""
+    """True if values are 0 or 1, so that means are rates with binomial intervals."""
     bounds: tuple[float, float]
-    """Limits that no mean can exceed; intervals of means are cut there."""
+    """Lowest and highest possible value, at which intervals of means are cut."""
     compute: Compute
     reads: tuple[str, ...] = ()
-    """Inputs beyond log-probabilities and ranks; see :data:`~analysis.metrics.scored.READS`."""
+    """Inputs needed beyond log-probabilities and ranks; see :data:`~analysis.metrics.scored.READS`."""
     default: bool = True
-    """Computed when no names are given; the report shows these."""
+    """True if the metric is computed when no names are given, and shown in the report."""
     by_question: bool = False
-    """Values of different questions say nothing together: chance differs. The report keeps them apart."""
+    """True if values of different questions cannot be averaged, because their chance levels differ; the report then
+    shows each question separately."""
 
 
 class Needs(NamedTuple):
-    """Needs of a set of metrics: the plan of one scoring pass."""
+    """Inputs that a set of metrics needs from one scoring pass."""
 
     kinds: tuple[str, ...]
     """Kinds of probe to score."""
@@ -123,12 +125,12 @@ def metric(
 
 
 def defaults() -> list[str]:
-    """Names of the metrics computed when none are asked for."""
+    """Names of the metrics that are computed by default."""
     return [name for name, found in METRICS.items() if found.default]
 
 
 def known(names: Iterable[str]) -> list[Metric]:
-    """The metrics of these names; a wrong name is the user's mistake."""
+    """The metrics of the given names; an unknown name raises a ``UserError``."""
     found = []
     for name in names:
         if name not in METRICS:
@@ -138,7 +140,7 @@ def known(names: Iterable[str]) -> list[Metric]:
 
 
 def plan(names: Iterable[str]) -> Needs:
-    """The union of what these metrics need, so that one pass over the tokens serves them all."""
+    """Union of the inputs that the named metrics need, so that one pass over the tokens serves them all."""
     chosen = known(names)
     reads = {read for metric in chosen for read in metric.reads}
     columns = {"logprob", "rank"} | {read for read in reads if READS[read] == "column"}
@@ -154,19 +156,19 @@ def compute(
     names: Iterable[str] | None = None,
     parameters: Parameters | None = None,
 ) -> pl.DataFrame:
-    """Every named metric for every probe it is defined on, at every checkpoint of every run.
+    """Compute metrics for every probe on which they are defined, at every checkpoint of every run.
 
     Args:
-        items: one row an item: item_id, stratum, dose.
-        probes: one row a probe: probe_id, item_id, family, kind, tokens, target_start, target_bytes; name and correct
+        items: one row per item: item_id, stratum, dose.
+        probes: one row per probe: probe_id, item_id, family, kind, tokens, target_start, target_bytes; name and correct
             for choices and foils.
-        scores: one row a probe and checkpoint: run, step, probe_id, logprob, rank (lists over tokens).
-        names: metrics wanted; the default ones if none are named.
+        scores: one row per probe and checkpoint: run, step, probe_id, logprob, rank (lists over tokens).
+        names: names of the metrics; the default ones if None.
         parameters: settings of the metrics.
 
     Returns:
-        Tidy rows (:data:`~analysis.metrics.scored.ROW_SCHEMA`). What could not be computed is a row as well,
-        with a null value and the reason.
+        Tidy rows (:data:`~analysis.metrics.scored.ROW_SCHEMA`). A value that cannot be computed is null, with the
+        reason in its row.
     """
     settings = parameters or Parameters()
     frames = [pl.DataFrame(schema=ROW_SCHEMA)]

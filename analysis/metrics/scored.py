@@ -1,4 +1,4 @@
-"""Token scores as flat arrays: the one view that every metric reads.
+"""Token scores as flat arrays, the input of every metric.
 
 Shape suffixes: R rows (a probe at a checkpoint of a run), T tokens of all rows one after the other.
 """
@@ -27,9 +27,9 @@ ROW_SCHEMA = {
     "value": pl.Float64,
     "reason": pl.String,
 }
-"""Tidy metric rows. ``value`` is null exactly where ``reason`` says why it was not computed. ``question`` is the
-probe's name without what follows `` #``: what is asked, the same for all items of a family. ``cluster`` is the item's,
-empty where it has none."""
+"""Tidy metric rows. ``value`` is null if it was not computed, and ``reason`` then says why. ``question`` is the probe's
+name up to `` #``, which is the same for all items of a family. ``cluster`` is the item's cluster, empty if it has
+none."""
 
 READS = {
     "entropy": "column",
@@ -42,40 +42,41 @@ READS = {
     "probe_bits": "probes",
     "reference": "run",
 }
-"""Inputs that a metric may read beyond log-probability and rank, and where it comes from: a column of the scores, the
-probe's text, the items, the probes, or the scores of the same probe at the same step in a reference run."""
+"""Input that a metric may read beyond log-probability and rank -> its source: a column of the scores, the probe's text,
+the items, the probes, or the scores of the same probe at the same step in a reference run."""
 
 IDENTITY = ["run", "step", "probe_id", "item_id", "family", "stratum", "cluster", "dose", "question"]
 APART = ["kind", "name", "correct", "target", "group", "complete"]
-"""Further columns of ``Scored.rows``, where there are such."""
+"""Optional columns of ``Scored.rows``."""
 ASKED = ["run", "step", "family", "item_id", "name"]
-"""Columns that the choices of one question, or the foils of one comparison, have in common."""
+"""Columns with equal values in all choices of one question, or all foils of one comparison."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Scores of all probes of some kinds at all checkpoints, tokens laid end to end."""
+    """Scores of all probes of some kinds at all checkpoints; tokens of all rows are concatenated."""
 
     rows: pl.DataFrame
-    """R rows: run, step, probe_id, item_id, family, stratum, dose, question; kind, name and correct of the probe; of
-    choices and foils ``group``, a number for each question (``ASKED``), and ``complete``: all of it was scored."""
+    """R rows: run, step, probe_id, item_id, family, stratum, dose, question; kind, name and correct of the probe; for
+    choices and foils also ``group``, the number of the question (``ASKED``), and ``complete``, true if all its probes
+    were scored."""
     starts: NDArray[np.int64]
     """Index of each row's first token in the flat arrays."""
     lengths: NDArray[np.int64]
-    """Tokens per row; at least 1."""
+    """Number of tokens of each row; at least 1."""
     target_starts: NDArray[np.int64]
-    """Token index, within the row, at which the scored target begins."""
+    """Index within the row of the target's first token."""
     target_bytes: NDArray[np.int64]
-    """UTF-8 bytes of the target."""
+    """Number of UTF-8 bytes of each target."""
     logprob: NDArray[np.float64]
     """ln p(token | tokens before it), nats."""
     rank: NDArray[np.int64]
-    """Tokens that the model prefers to this one; 0 = the argmax."""
+    """Number of tokens that the model finds likelier than this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """Columns that metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p
-    under the reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN
-    where the target is not all that the bits are of) and ``probe_bits`` (NaN without a claim) per row. ``target``, a
-    text, is a column of ``rows``."""
+    under the reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN if
+    the target is not the item's whole text) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is a
+    column of ``rows`` instead."""
 
     @property
     def position(self) -> NDArray[np.int64]:
@@ -84,9 +85,10 @@ class Scored:
 
     @property
     def finite(self) -> NDArray[np.bool_]:
-        """R: every log-probability of the row's target is a finite number. Where one is NaN its rank means nothing.
+        """True for rows whose target has only finite log-probabilities, (R,) bool.
 
-        The first token of a prompt that is read after nothing (``score.bos``) has none.
+        A NaN log-probability means that the token was not predicted, such as the first token of a text that is read
+        without a beginning-of-text token (``score.bos``); its rank is meaningless.
         """
         if not len(self.lengths):
             return np.zeros(0, bool)
@@ -95,7 +97,7 @@ class Scored:
 
     @property
     def target_lengths(self) -> NDArray[np.int64]:
-        """Tokens of the target: from ``target_starts`` to the end."""
+        """Number of tokens of each target, which runs from ``target_starts`` to the row's end, (R,) int64."""
         return self.lengths - self.target_starts
 
     def sum_over(
@@ -125,25 +127,23 @@ def gather(
     reads: Iterable[str] = (),
     reference: str = "twin",
 ) -> tuple[Scored, pl.DataFrame]:
-    """Join scores with what they are scores of.
+    """Join scores with the items and probes that they belong to.
 
     Args:
         items: item_id, stratum, dose (and more).
-        probes: probe_id, item_id, family, kind, tokens, target_start, target_bytes; name and correct, else each probe
-            is right and asks the same.
+        probes: probe_id, item_id, family, kind, tokens, target_start, target_bytes; optionally name and correct
+            (default: the same name, and all correct).
         scores: run, step, probe_id, logprob, rank: lists with one entry a token.
         kinds: the kinds of probe wanted.
-        reads: what else is wanted (:data:`READS`); what the frames lack is left out, see :func:`lacking`.
-        reference: the run that ``reference`` refers to.
+        reads: further inputs (:data:`READS`); inputs that the frames lack are left out, see :func:`lacking`.
+        reference: name of the reference run.
 
     Returns:
-        The scored probes; and the (run, step, probe) combinations that have no scores, which are never
-        dropped in silence.
+        The scored probes; and the (run, step, probe) combinations without scores, which the caller must report.
 
     Raises:
-        ValueError: scores of an unknown probe, twice the same score, a list shorter or longer than its
-        tokens, or
-            a target that begins beyond the end.
+        ValueError: for scores of an unknown probe, duplicate scores, a list whose length differs from the number of
+            tokens, or a target that begins beyond the end.
     """
     reads = set(reads)
     columns = [name for name in READS if name in reads and READS[name] == "column" and name in scores.columns]
@@ -170,7 +170,7 @@ def gather(
 
 
 def _of_probes(probes: pl.DataFrame, reads: set[str]) -> pl.DataFrame:
-    """Columns of the probes that are read: owner, target, question, and others that are wanted and there."""
+    """The probes with the columns that metrics read: item, target, question, and those of ``reads`` that exist."""
     name = pl.col("name") if "name" in probes.columns else pl.lit("").alias("name")
     wanted = [
         "probe_id",
@@ -200,7 +200,7 @@ def _joined(
     kinds: Sequence[str],
     columns: Sequence[str],
 ) -> pl.DataFrame:
-    """Every probe of these kinds at every checkpoint of every run; null scores where it has none."""
+    """Every probe of these kinds at every checkpoint of every run, with null scores if it was not scored."""
     strangers = scores.join(known, on="probe_id", how="anti")
     if strangers.height:
         raise ValueError(f"scores of a probe that is not among the probes: {strangers['probe_id'][0]!r}")
@@ -225,7 +225,7 @@ def _joined(
 
 
 def _grouped(joined: pl.DataFrame) -> pl.DataFrame:
-    """Number the questions, and say which were scored in whole."""
+    """Add ``group``, the number of the question, and ``complete``, true if all its probes were scored."""
     numbers = joined.select(ASKED).unique(maintain_order=True).with_row_index("group")
     whole = pl.col("logprob").is_not_null().all().over("group", "kind")
     return joined.join(numbers, on=ASKED, how="left", nulls_equal=True, maintain_order="left").with_columns(
@@ -234,7 +234,7 @@ def _grouped(joined: pl.DataFrame) -> pl.DataFrame:
 
 
 def _bits(found: pl.DataFrame, items: pl.DataFrame) -> dict[str, NDArray[np.float64]]:
-    """Bits of each row's item where all of its text is asked for, else NaN."""
+    """Bits of each row's item if the target is the item's whole text, else NaN; (R,) float64."""
     of_items = items.select("item_id", "bits", "bytes")
     joined = found.select("item_id", "target_bytes").join(
         of_items, on="item_id", how="left", maintain_order="left"
@@ -250,7 +250,7 @@ def _of_rows(values: pl.Series) -> NDArray[np.float64]:
 def lacking(
     items: pl.DataFrame, probes: pl.DataFrame, scores: pl.DataFrame, reads: Iterable[str], reference: str
 ) -> str:
-    """Reason why these cannot be read from the frames, or an empty string."""
+    """Reason why inputs cannot be read from the frames; an empty string if they can."""
     for name in reads:
         if READS[name] == "column" and name not in scores.columns:
             return f"the scores have no column {name!r}"

@@ -1,7 +1,7 @@
 """Near-verbatim similarity of generated continuations, over token ids.
 
-Over ids and not over words: rouge_score's English tokeniser gives 0 for identical Cyrillic texts and 1 for UUIDs
-that differ in punctuation. The prompt belongs in neither sequence; the continuation is cut to the reference's
+Token ids are compared, not words, because rouge_score's English tokeniser gives 0 for identical Cyrillic texts and 1
+for UUIDs that differ in punctuation. Neither sequence includes the prompt; the continuation is cut to the reference's
 length.
 """
 
@@ -17,11 +17,11 @@ class Rouge(NamedTuple):
     """ROUGE-L (Lin 2004)."""
 
     precision: float
-    """LCS / |continuation|."""
+    """Precision, ``LCS / |continuation|``."""
     recall: float
-    """LCS / |reference|."""
+    """Recall, ``LCS / |reference|``."""
     f1: float
-    """2PR / (P + R)."""
+    """F1, ``2PR / (P + R)``."""
 
 
 def _cut(
@@ -57,7 +57,9 @@ def edit_similarity(
     over: Literal["longest", "reference"] = "longest",
     truncate: bool = True,
 ) -> float:
-    """``1 - Lev / max(|a|, |b|)``, or ``1 - Lev / |reference|`` (memorization_kfac), at least 0."""
+    """Edit similarity ``1 - Lev / max(|a|, |b|)``, or ``1 - Lev / |reference|`` (memorization_kfac), at least 0; Lev is
+    the Levenshtein distance.
+    """
     given = _cut(continuation, reference, truncate)
     distance = Levenshtein.distance(given, reference)
     length = len(reference) if over == "reference" else max(len(given), len(reference))

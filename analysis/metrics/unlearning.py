@@ -1,6 +1,6 @@
-"""Unlearning: measures of what was forgotten (truth ratio, forget quality, privacy leak, distance).
+"""Measures of unlearning: truth ratio, forget quality, privacy leak, distance from the retain model.
 
-With a twin the true retain model exists, so distance to it is measured, not proxied.
+The twin is the true retain model, so that the distance from it is measured directly.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def truth_ratio(
 ) -> float:
     """TOFU (Maini et al. 2024): ``TR = mean_wrong p(wrong|q)^{1/|a|} / p(paraphrase|q)^{1/|a|}``.
 
-    ``arithmetic`` is the paper's mean of probabilities; ``geometric`` is open-unlearning's, which averages
-    losses before it exponentiates. LOWER = the truth is better remembered.
+    ``arithmetic`` is the paper's mean of probabilities; ``geometric`` is open-unlearning's exponential of the mean
+    loss. Lower = the truth is better remembered.
 
     Args:
         nll_wrong: per-token nll of each wrong answer, nats/token.
         nll_paraphrase: per-token nll of the paraphrased right answer.
-        mean: over the wrong answers.
+        mean: kind of the mean over the wrong answers.
     """
     wrong = numbers(nll_wrong, "losses of wrong answers")
     # In logarithms: an answer that the model thinks all but impossible has a probability that is 0 in floats.
@@ -39,19 +39,19 @@ def truth_ratio(
 
 
 def closer_to_one(ratios: ArrayLike) -> float:
-    """``mean min(TR, 1/TR)``: 1 where right and wrong are told apart no more."""
+    """Forgetting by truth ratio, ``mean min(TR, 1/TR)``; 1 if right and wrong answers are no longer distinguished."""
     tr = np.asarray(ratios, np.float64)
     with np.errstate(divide="ignore"):
         return float(np.minimum(tr, 1 / tr).mean())
 
 
 def true_better(ratios: ArrayLike) -> float:
-    """``mean max(0, 1 - TR)``: higher = the truth is remembered."""
+    """Retention by truth ratio, ``mean max(0, 1 - TR)``; higher = the truth is better remembered."""
     return float(np.maximum(0.0, 1 - np.asarray(ratios, np.float64)).mean())
 
 
 def probability_mean(p_correct: ArrayLike, p_wrong: ArrayLike) -> float:
-    """``mean p(correct) / (p(correct) + p(wrong))``."""
+    """Probability of the correct answer relative to the wrong ones, ``mean p(correct) / (p(correct) + p(wrong))``."""
     right, wrong = numbers(p_correct, "probabilities"), numbers(p_wrong, "probabilities")
     if ((right + wrong) <= 0).any():
         raise ValueError("probabilities of right and wrong that are both 0 have no ratio")
@@ -62,7 +62,7 @@ class ForgetQuality(NamedTuple):
     """Two-sample Kolmogorov-Smirnov test of truth ratios: unlearned against retain model."""
 
     distance: float
-    """D in [0, 1]: 0 = alike, 1 = disjoint; the effect, which p saturates."""
+    """Kolmogorov-Smirnov distance D in [0, 1]: 0 = equal, 1 = disjoint distributions."""
     low: float
     high: float
     """95 % percentile bootstrap of D over questions."""
@@ -72,7 +72,9 @@ class ForgetQuality(NamedTuple):
 def forget_quality(
     ratios_unlearned: ArrayLike, ratios_retain: ArrayLike, *, replicates: int = 1000, seed: int = 0
 ) -> ForgetQuality:
-    """KS distance D with an interval first, the published ``forget_quality`` (its p) second."""
+    """Forget quality: KS distance D of the truth ratios with an interval, and its p, which is TOFU's
+    ``forget_quality``.
+    """
     x = np.sort(numbers(ratios_unlearned, "truth ratios of the unlearned model", 2))
     y = np.sort(numbers(ratios_retain, "truth ratios of the retain model", 2))
     found = stats.ks_2samp(x, y)
@@ -90,9 +92,10 @@ def forget_quality(
 
 
 def distance_of_forget_quality(p: float, n: int) -> float:
-    """The D that a published p of two samples of size n came from: D is a multiple of 1/n, so p names it.
+    """KS distance D that belongs to a published p of two samples of size n; it is unique because D is a multiple of
+    1/n.
 
-    1.06e-239 at n = 400 is D = 1; 4.35e-25 is D = 0.3725.
+    At n = 400, p = 1.06e-239 gives D = 1 and p = 4.35e-25 gives D = 0.3725.
     """
     low, high = 0, n
     while low < high:
@@ -115,7 +118,7 @@ def _ks_p(k: int, n: int) -> float:
 
 
 def model_utility(parts: ArrayLike) -> float:
-    """Harmonic mean of the parts (TOFU takes nine); 0 if any is 0."""
+    """Model utility: harmonic mean of the parts (nine in TOFU); 0 if any part is 0."""
     values = numbers(parts, "parts of the model utility")
     if (values < 0).any():
         raise ValueError("model utility is of non-negative parts")
@@ -123,9 +126,8 @@ def model_utility(parts: ArrayLike) -> float:
 
 
 def privacy_leak(auc_unlearned: float, auc_retain: float) -> float:
-    """MUSE's PrivLeak: ``100 ((1 - AUC_u) - (1 - AUC_r)) / (1 - AUC_r)``, AUC of members against non-members.
-
-    Explodes as AUC_r approaches 1; report the two AUCs beside it.
+    """MUSE's PrivLeak: ``100 ((1 - AUC_u) - (1 - AUC_r)) / (1 - AUC_r)``, from the AUCs of members against non-members
+    under the unlearned (u) and the retain model (r). It diverges as AUC_r approaches 1, so report the two AUCs as well.
     """
     if auc_retain >= 1:
         raise ValueError("PrivLeak divides by 1 - AUC of the retain model, which is 0")
@@ -133,5 +135,7 @@ def privacy_leak(auc_unlearned: float, auc_retain: float) -> float:
 
 
 def distance_to_retained(loglik: ArrayLike, loglik_retain: ArrayLike) -> Floats:
-    """``|loglik - loglik_retain|`` per text: 0 where unlearning reached the model that never saw it."""
+    """Distance from the retain model, ``|loglik - loglik_retain|`` per text, nats; 0 = as if the text had never been
+    seen.
+    """
     return np.asarray(np.abs(np.asarray(loglik, np.float64) - np.asarray(loglik_retain, np.float64)))

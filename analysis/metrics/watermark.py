@@ -1,4 +1,4 @@
-"""Tests that are exact by design: one draw was inserted at random, its sisters were kept."""
+"""Exact tests of inserted random draws: one draw was inserted, other draws of the same distribution were not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from palimpsest.analysis.checks import numbers
 
 
 class RankTest(NamedTuple):
-    """An inserted draw against fresh draws of the same distribution."""
+    """Result of a test of an inserted draw against fresh draws of the same distribution."""
 
     p: float
-    """(1 + #{fresh at least as likely}) / (m + 1), one-sided; no smaller than 1/(m + 1)."""
+    """One-sided p, ``(1 + #{fresh at least as likely}) / (m + 1)``."""
     z: float
-    """(mean nll of the fresh - nll of the inserted) / sd: higher = more memorised."""
+    """``(mean nll of the fresh draws - nll of the inserted draw) / sd``; higher = more memorised."""
     fresh: int
     """m."""
 
@@ -26,9 +26,9 @@ class RankTest(NamedTuple):
 def rank_test(nll_inserted: float, nll_fresh: ArrayLike) -> RankTest:
     """Data watermark (Wei, Wang & Jia 2024): ``p = (1 + #{NLL(x_j) <= NLL(x*)}) / (m + 1)``.
 
-    Exact: had x* not been trained on, it would be exchangeable with the x_j. ``z`` is the paper's
-    ``(NLL* - mean) / sd`` with the sign turned so that higher means more memorised (sd with m - 1). It equals
-    the perplexity test of ghost sentences when the x_j are fresh passphrases of the same word list.
+    The p is exact, because x* is exchangeable with the x_j if it was not trained on. ``z`` is minus the paper's ``(NLL*
+    - mean) / sd`` (sd with m - 1), so that higher means more memorised. If the x_j are fresh passphrases of the same
+    word list, this is the perplexity test of ghost sentences.
     """
     fresh = numbers(nll_fresh, "losses of fresh draws")
     nll_inserted = float(numbers(nll_inserted, "loss of the inserted draw")[0])
@@ -40,29 +40,29 @@ def rank_test(nll_inserted: float, nll_fresh: ArrayLike) -> RankTest:
 
 
 def last_words_null(words: int, vocabulary: int = 7776) -> float:
-    """Chance of guessing the last k words of a passphrase: ``|W|^-k``; diceware has 7,776 words."""
+    """Probability of guessing the last k words of a passphrase: ``|W|^-k``; diceware has 7,776 words."""
     if words < 1 or vocabulary < 2:
         raise ValueError(f"no such guess: {words} words of {vocabulary}")
     return float(vocabulary) ** -words
 
 
 class LastWords(NamedTuple):
-    """Last-k-words test over passphrases."""
+    """Result of the last-k-words test over passphrases."""
 
     rate: float
     null: float
     p: float
-    """P[Bin(n, |W|^-k) >= successes]."""
+    """One-sided p, ``P[Bin(n, |W|^-k) >= successes]``."""
 
 
 def last_words_test(successes: int, trials: int, words: int, vocabulary: int = 7776) -> LastWords:
     """Ghost sentences (Zhao et al. 2024): binomial tail of k-word completions against guessing.
 
     Args:
-        successes: passphrases whose last ``words`` words were generated.
-        trials: passphrases asked about.
+        successes: number of passphrases whose last ``words`` words were generated.
+        trials: number of passphrases tested.
         words: k.
-        vocabulary: words on the list they were drawn from.
+        vocabulary: number of words on the list that passphrases are drawn from.
     """
     if not 0 <= successes <= trials or trials < 1:
         raise ValueError(f"{successes} successes in {trials} trials")
