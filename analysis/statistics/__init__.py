@@ -1,4 +1,4 @@
-"""Statistics: pure functions from arrays and tidy metric rows to estimates with 95 % intervals."""
+"""Statistics: pure functions from arrays or metric rows to estimates with 95 % intervals."""
 
 from palimpsest.analysis.statistics.adaptive import (
     Interaction,

@@ -1,4 +1,4 @@
-"""EC50 from adaptive arms, where the doses were chosen by the scores; and experiments that share a run."""
+"""EC50 from adaptive arms, whose doses depend on the scores, and interaction of experiments that share a run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Floats = NDArray[np.float64]
 
 
 def staircase_ec50(dose_N: ArrayLike, hit_N: ArrayLike, *, ceiling: float = 1.0) -> DoseFit:
-    """EC50 from a staircase: trials at doses that went up after a miss and down after a hit, on fresh items.
+    """EC50 from a staircase: the dose goes up after a miss and down after a hit, with new items at each trial.
 
-    Given its past, a trial's dose is fixed, so the likelihood is ``prod P(d_i)^h_i (1 - P(d_i))^(1 - h_i)``: that of
-    fixed doses (Dixon & Mood 1948; the stopping rule is ignorable). Rates by dose are nonetheless biased, so give
-    the trials, never averages of reversals.
+    The likelihood is ``prod P(d_i)^h_i (1 - P(d_i))^(1 - h_i)``, the same as for fixed doses, because earlier trials
+    determine a trial's dose (Dixon & Mood 1948). Rates by dose are biased, so pass the single trials, not averages of
+    reversals.
 
     Args:
         dose_N: dose of each trial.
-        hit_N: 1 if it was remembered.
+        hit_N: 1 if the trial's item was remembered, else 0.
         ceiling: rate at infinite dose.
     """
     dose, hit = np.asarray(dose_N, np.float64), np.asarray(hit_N, np.float64)
@@ -35,27 +35,27 @@ def staircase_ec50(dose_N: ArrayLike, hit_N: ArrayLike, *, ceiling: float = 1.0)
 
 
 class Thresholds(NamedTuple):
-    """An EC50 of items inserted until they were remembered."""
+    """EC50 of items that were inserted until they were remembered."""
 
     ec50: Ec50
     reached: int
     censored: int
-    """Never remembered up to their last dose; they count, as beyond it."""
+    """Number of right-censored items, which were not remembered up to their last dose."""
 
 
 def insert_until_ec50(lower_N: ArrayLike, upper_N: ArrayLike, *, level: float = 0.95) -> Thresholds:
-    """EC50 of arms that insert an item until it is remembered: each item shows where its threshold lies.
+    """EC50 of arms that insert an item until it is remembered, so that each item's threshold is interval-censored.
 
     ``F(d) = sigma(b (log2 d - log2 EC50))`` is the distribution of thresholds, and an item that was not remembered
-    after ``lower`` insertions and was after ``upper`` has the likelihood ``F(upper) - F(lower)``; one never
-    remembered ``1 - F(lower)``. The same items' checks at fixed doses are NOT independent trials: taken as such they
-    make the interval too narrow. Profile-likelihood interval, ``2 (nll(m) - nll_min) <= chi2_1`` for m = log2 EC50:
-    where all items passed between the same two checks, the likelihood is flat between them, and so is the interval.
+    after ``lower`` insertions and was after ``upper`` has the likelihood ``F(upper) - F(lower)``; one never remembered
+    ``1 - F(lower)``. The checks of one item are not independent trials; treating them as such makes the interval too
+    narrow. Profile-likelihood interval, ``2 (nll(m) - nll_min) <= chi2_1`` for m = log2 EC50: where all items passed
+    between the same two checks, the likelihood is flat between them, and so is the interval.
 
     Args:
-        lower_N: dose at the last check that failed; 0 if the first succeeded.
-        upper_N: dose at the check that succeeded; infinite if none did.
-        level: of the interval.
+        lower_N: dose at the item's last failed check; 0 if its first check succeeded.
+        upper_N: dose at the item's successful check; infinite if none succeeded.
+        level: confidence level of the interval.
     """
     lower, upper = np.asarray(lower_N, np.float64), np.asarray(upper_N, np.float64)
     if np.any(lower < 0) or np.any(upper <= lower):
@@ -91,7 +91,8 @@ def insert_until_ec50(lower_N: ArrayLike, upper_N: ArrayLike, *, level: float = 
 
 def _threshold_nll(theta: Floats, low_N: Floats, high_N: Floats, reached_N: NDArray[np.bool_]) -> float:
     """Negative log-likelihood of ``theta`` = (log2 EC50, ln slope), for items whose thresholds lie between ``low`` and
-    ``high`` (log2 doses), or above ``low`` if not reached."""
+    ``high`` (log2 doses; ``high`` is infinite if not reached).
+    """
     slope = math.exp(theta[1])
     a, b = slope * (low_N - theta[0]), slope * (high_N - theta[0])
     censored = log_expit(-a[~reached_N]).sum()
@@ -100,14 +101,16 @@ def _threshold_nll(theta: Floats, low_N: Floats, high_N: Floats, reached_N: NDAr
 
 
 def _profile(nll: Callable[[Floats], float], middle: float) -> float:
-    """Least nll at a log2 EC50, over slopes of 0.02 to 50 a doubling."""
+    """Smallest negative log-likelihood at a log2 EC50 over slopes of 0.02 to 50 per doubling."""
     bounds = math.log(0.02), math.log(50.0)
     found = minimize_scalar(lambda s: nll(np.array([middle, s])), bounds=bounds, method="bounded")
     return min(float(found.fun), *(nll(np.array([middle, s])) for s in bounds))
 
 
 def _limit(nll: Callable[[Floats], float], middle: float, step: float, limit: float) -> float:
-    """Crossing of the profile and the limit, left or right of the middle; infinite if not within 60 doublings."""
+    """log2 EC50 at which the profile crosses the limit, on one side of the estimate; infinite if beyond 60
+    doublings.
+    """
     inside, outside = middle, middle + step
     while _profile(nll, outside) <= limit:
         inside, outside = outside, outside + 2 * (outside - middle)
@@ -120,7 +123,7 @@ def _limit(nll: Callable[[Floats], float], middle: float, step: float, limit: fl
 
 
 class Interaction(NamedTuple):
-    """Does one experiment change another's effect in the run they share?"""
+    """Interaction of two experiments in one run: change of the first's effect by the second."""
 
     estimate: float
     error: float
@@ -132,11 +135,11 @@ class Interaction(NamedTuple):
 def interaction(
     both: ArrayLike, first: ArrayLike, second: ArrayLike, neither: ArrayLike, level: float = 0.95
 ) -> Interaction:
-    """``(mean_both - mean_first) - (mean_second - mean_neither)``: 0 if the two effects add up.
+    """Interaction ``(mean_both - mean_first) - (mean_second - mean_neither)``; 0 if the two effects are additive.
 
-    First and second are experiments (say, two domains) and the four samples items of the first under its
-    insertions or not, in runs with the second's insertions or not; Welch-Satterthwaite t. Above 0 the second
-    strengthens the first's memory, below it competes for capacity.
+    All four samples are values of the first experiment's items, with or without its own insertions, in runs with or
+    without the second's. The interval is Welch's t. A positive value means that the second experiment strengthens the
+    first's memorization, a negative one that the two compete.
     """
     samples = [np.asarray(s, np.float64) for s in (both, first, second, neither)]
     if min(s.size for s in samples) < 2:

@@ -1,8 +1,9 @@
 """Clustered items and correlated checkpoints: means, contrasts, difference-in-differences, forgetting slopes.
 
-Items of one person, book or template are alike, and so are neighbouring checkpoints of one item. Each estimate here is
-a sum over clusters, whatever happens along time is first reduced to one number an item, and the error is what the
-clusters' sums vary by. Shape suffixes: N items, T checkpoints, C clusters; ``...`` any leading axes (experiments).
+Items of one person, book or template are correlated, and so are neighbouring checkpoints of one item. Time series are
+therefore first reduced to one number per item; estimates are sums over clusters, and their errors come from the
+variance between the clusters' sums. Shape suffixes: N items, T checkpoints, C clusters; ``...`` any leading axes
+(experiments).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Codes = NDArray[np.int64]
 
 
 class Contrast(NamedTuple):
-    """An estimate with its cluster-robust error and t interval; arrays over the leading axes."""
+    """An estimate with its cluster-robust standard error and t interval; arrays over the leading axes."""
 
     estimate: Floats
     error: Floats
@@ -28,7 +29,7 @@ class Contrast(NamedTuple):
 
 
 def _sums(values: Floats, cluster_N: Codes) -> Floats:
-    """Sums over clusters, the last axis; clusters are coded 0 .. C-1."""
+    """Sums within each cluster over the last axis, (..., N) -> (..., C); clusters are coded 0 .. C-1."""
     order = np.argsort(cluster_N, kind="stable")
     starts = np.searchsorted(cluster_N[order], np.arange(int(cluster_N.max()) + 1))
     return np.asarray(np.add.reduceat(values[..., order], starts, axis=-1), np.float64)
@@ -61,7 +62,7 @@ def cluster_mean(values: ArrayLike, cluster_N: ArrayLike, level: float = 0.95) -
 def cluster_contrast(
     values: ArrayLike, treated_N: ArrayLike, cluster_N: ArrayLike | None = None, level: float = 0.95
 ) -> Contrast:
-    """Mean of the treated minus mean of the controls, errors over clusters.
+    """Mean of the treated items minus mean of the controls, with cluster-robust errors.
 
     Clusters within arms: Welch's t on the two clustered variances (Satterthwaite). Clusters that lie in both arms
     (a person with treated and untreated fields): ``var = C/(C-1) sum_c u_c^2`` with the clusters' influences
@@ -70,7 +71,7 @@ def cluster_contrast(
     Args:
         values: (..., N), higher = more memorised.
         treated_N: true for the treated.
-        cluster_N: label of each item's cluster; every item its own if None.
+        cluster_N: label of each item's cluster; None: every item is its own cluster.
         level: of the interval.
     """
     y, treated = np.asarray(values, np.float64), np.asarray(treated_N, bool)
@@ -91,11 +92,11 @@ def cluster_contrast(
 
 
 def log_slopes(values_NT: ArrayLike, times_T: ArrayLike) -> Floats:
-    """Each item's least-squares slope on log10 t: change per decade of time, shape (..., N).
+    """Least-squares slope of each item on log10 t, i.e. its change per decade of time, (..., N).
 
     Args:
         values_NT: (..., N, T).
-        times_T: since the last exposure, in tokens or steps, all positive.
+        times_T: times since the last exposure, in tokens or steps, all positive.
     """
     times = np.asarray(times_T, np.float64)
     if times.size < 2 or np.any(times <= 0):
@@ -111,10 +112,10 @@ def forgetting_slope(
     cluster_N: ArrayLike | None = None,
     level: float = 0.95,
 ) -> Contrast:
-    """Change of memory per decade of time since the last exposure, net of what never-inserted items do.
+    """Change of memorization per decade of time since the last exposure, minus that of never-inserted items.
 
-    The contrast of per-item slopes on log10 t. Its error comes from clusters of items, not from residuals along
-    time: 1,000 consecutive checkpoints are nowhere near 1,000 observations, and a shared drift of the checkpoints
-    (which no bootstrap over facts sees) cancels against the controls. Negative = forgotten.
+    The contrast of the items' slopes on log10 t; negative = forgotten. Its error comes from clusters of items, not from
+    residuals over time, because consecutive checkpoints are not independent observations. A drift that all items share
+    cancels against the controls.
     """
     return cluster_contrast(log_slopes(values_NT, times_T), treated_N, cluster_N, level)

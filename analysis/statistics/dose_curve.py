@@ -19,23 +19,23 @@ from palimpsest.analysis.statistics.trends import trend_permutation_p
 Floats = NDArray[np.float64]
 
 _SLOPES = (math.log(0.1), math.log(10.0))
-"""ln of the least and largest slope a doubling that is tried."""
+"""ln of the smallest and largest slope (per doubling) in the search."""
 _FAR = 15
-"""Doublings beyond the highest dose up to which an EC50 is looked for."""
+"""Upper end of the search for an EC50, in doublings beyond the highest dose."""
 METHOD = "least squares on the doses' means, profile F"
 
 
 class CurveFit(NamedTuple):
-    """``mean(d) = low + rise sigma(slope (log2 d - log2 EC50))``; one an entry of the leading axes."""
+    """Fitted curves ``mean(d) = low + rise sigma(slope (log2 d - log2 EC50))``, one per entry of the leading axes."""
 
     ec50: Floats
-    """Infinite where nothing rises with the dose."""
+    """EC50, in insertions; infinite if the mean does not rise with the dose."""
     slope: Floats
-    """Per doubling."""
+    """Slope per doubling of the dose."""
     low: Floats
     """Level at dose 0."""
     rise: Floats
-    """From dose 0 to infinite dose; positive."""
+    """Rise of the mean from dose 0 to infinite dose; positive."""
     rss: Floats
     """Weighted residual sum of squares over the doses' means."""
 
@@ -51,7 +51,9 @@ def _axis(doses: ArrayLike) -> Floats:
 def _surface(
     x_D: Floats, mean_D: Floats, precision_DD: Floats, middle_M: Floats, ln_slope_S: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Weighted squares (M, S), and the low level and rise that are best at each; rise is not negative."""
+    """Weighted sums of squares, and the best low level and rise, at each log2 EC50 and slope, (..., M, S) each; the
+    rise is not negative.
+    """
     s = expit(np.exp(ln_slope_S)[None, :, None] * (x_D - middle_M[:, None, None]))
     ones = precision_DD.sum(0)
     a, u = float(ones.sum()), float(ones @ mean_D)
@@ -65,7 +67,9 @@ def _surface(
 
 
 def _best(x_D: Floats, mean_D: Floats, precision_DD: Floats) -> tuple[float, float, float, float, float]:
-    """log2 EC50, ln slope, low, rise and squares: the best of a grid, then of ever finer ones around it."""
+    """Best fit by a grid search that is refined around its best point: log2 EC50, ln slope, low level, rise and sum of
+    squares.
+    """
     finite = x_D[np.isfinite(x_D)]
     middle: Floats = np.linspace(finite.min() - 1, finite.max() + 3, 33, dtype=np.float64)
     slope = np.linspace(*_SLOPES, 16)
@@ -87,15 +91,15 @@ def _best(x_D: Floats, mean_D: Floats, precision_DD: Floats) -> tuple[float, flo
 
 
 def fit_means(doses: ArrayLike, means: ArrayLike, weights: ArrayLike) -> CurveFit:
-    """Weighted least squares of the curve, a fit for each entry of the leading axes.
+    """Fit the curve by weighted least squares, one fit per entry of the leading axes.
 
-    With fewer than four doses the curve is not identified. An EC50 far beyond the highest dose and a rise without
-    bound are the same thing seen twice: report such an EC50 as "> max dose".
+    With fewer than four doses the curve is not identified. An EC50 far beyond the highest dose cannot be distinguished
+    from an unlimited rise; report it as "> max dose".
 
     Args:
         doses: (D,); dose 0 gives the lower level.
         means: (..., D) mean of each dose.
-        weights: (..., D) or (D,): items of each dose, or inverse variances.
+        weights: (..., D) or (D,): number of items at each dose, or inverse variances.
     """
     x, y = _axis(doses), np.asarray(means, np.float64)
     w = np.broadcast_to(np.asarray(weights, np.float64), y.shape)
@@ -110,9 +114,9 @@ def fit_means(doses: ArrayLike, means: ArrayLike, weights: ArrayLike) -> CurveFi
 def dose_means(
     value_N: Floats, dose_N: Floats, stratum_N: NDArray[np.generic], cluster_N: NDArray[np.generic]
 ) -> tuple[Floats, Floats, Floats, int]:
-    """Doses, their means free of what strata differ in, the covariance of these, and its degrees of freedom.
+    """Means by dose, adjusted for strata: doses (D,), means (D,), their covariance (D, D), and its degrees of freedom.
 
-    Ordinary least squares of the clusters' means on dose and stratum, both as factors.
+    Computed by ordinary least squares of the clusters' means on dose and stratum as factors.
     """
     _, first, code = np.unique(cluster_N, return_index=True, return_inverse=True)
     y = np.bincount(code, weights=value_N) / np.bincount(code)
@@ -141,16 +145,16 @@ def curve_ec50(
 ) -> Ec50:
     """EC50 of a continuous measure with a profile interval: ``Q(m) - Q_min <= F_level(1, df)``, m = log2 EC50.
 
-    Q are the squares of the doses' means (:func:`dose_means`) from the curve, weighted by their covariance, at the best
-    low level, rise and slope given m (Bates & Watts 1988). Where a permutation test shows no trend, there is no half of
-    an effect: the EC50 is not reached.
+    Q(m) is the squared distance of the doses' means (:func:`dose_means`) from the curve, weighted by their inverse
+    covariance and minimised over low level, rise and slope (Bates & Watts 1988). The EC50 is reported as not reached if
+    a permutation test shows no trend.
 
     Args:
-        values_N: one value an item, higher = more memorised.
+        values_N: one value per item, higher = more memorised.
         dose_N: its dose.
-        stratum_N: its stratum, within which doses were assigned; all in one if None.
-        cluster_N: its cluster, which has one dose and stratum; every item its own if None.
-        alpha: level of the test of a trend.
+        stratum_N: its stratum, within which doses were assigned; None: a single stratum.
+        cluster_N: its cluster, all of one dose and stratum; None: every item is its own cluster.
+        alpha: significance level of the trend test.
         level: of the interval.
     """
     y, dose = np.asarray(values_N, np.float64), np.asarray(dose_N, np.float64)

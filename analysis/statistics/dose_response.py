@@ -1,9 +1,9 @@
 """Dose-response: means by dose, gains over the never-inserted controls, the minimum effective dose, the A/A
 control.
 
-All functions take metric rows (``analysis.metrics``; several runs, steps and metrics at once) and return
-estimate rows (:data:`~analysis.statistics.rows.ESTIMATE_SCHEMA`). Clusters of items are the unit; intervals are 95 %,
-of :func:`~analysis.statistics.intervals.stratified`.
+The functions take metric rows (``analysis.metrics``) of any number of runs, steps and metrics, and return estimate rows
+(:data:`~analysis.statistics.rows.ESTIMATE_SCHEMA`). Intervals are 95 %, over clusters of items
+(:func:`~analysis.statistics.intervals.stratified`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEYS = [*BY, "group", "dose"]
 
 
 def mean_by_dose(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED) -> pl.DataFrame:
-    """Mean over the items of each dose (``statistic = mean``), for each family and for all.
+    """Mean over the items of each dose (``statistic = mean``), for each family and for all families pooled.
 
     Args:
         rows: metric rows.
@@ -44,17 +44,18 @@ def gain_over_control(
     seed: int = 0,
     alternative: Alternative = "greater",
 ) -> pl.DataFrame:
-    """Gain of each dose over dose 0 (``statistic = gain``): what the insertions added.
+    """Gain of each dose over dose 0 (``statistic = gain``): the effect of the insertions.
 
-    ``sum_s w_s (mean_s,d - mean_s,0)`` over strata s, weighted by the treated items in each. Give it the rows
-    of :func:`~analysis.statistics.rows.difference_to_twin` for the paired version.
+    ``sum_s w_s (mean_s,d - mean_s,0)`` over strata s, weighted by the treated items in each. Rows of
+    :func:`~analysis.statistics.rows.difference_to_twin` give the paired version.
 
     Args:
         rows: metric rows.
         bounds: of the metric's values (``Metric.bounds``).
-        permutations: if positive, ``p`` is the permutation p, doses permuted over clusters within strata.
+        permutations: if positive, the number of permutations behind ``p``; doses are permuted over clusters within
+            strata.
         seed: of the permutations.
-        alternative: of p: ``greater`` (one-sided) or ``two-sided``.
+        alternative: of the test: ``greater`` (one-sided) or ``two-sided``.
     """
     items = by_group(per_item(rows).filter(pl.col("dose").is_not_null()))
     doses = items.filter(pl.col("dose") > 0)["dose"].unique().sort()
@@ -68,19 +69,20 @@ def gain_over_control(
 
 
 def crossed_gains(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED) -> pl.DataFrame:
-    """Gain of each dose over dose 0 in several training runs that share their items, for items and runs like these.
+    """Gain of each dose over dose 0 in several training runs of the same items; the interval generalises over items and
+    runs.
 
-    Items and runs are crossed random effects: ``var = v_items + max(0, v_runs - v_rest)``, v_items the variance of the
-    gain of the items' means over runs, v_runs that of the runs' gains over their number, and v_rest what items differ
-    in from run to run, which is in both (the method of moments of a two-way layout; Cameron, Gelbach & Miller 2011).
-    Each part has its own quantile of t (MOVER), so that few runs make a wide interval.
+    Items and runs are crossed random effects: ``var = v_items + max(0, v_runs - v_rest)``, where v_items is the
+    variance between items of the gain averaged over runs, v_runs the variance of the runs' gains divided by the number
+    of runs, and v_rest the item-by-run variance, which both contain (method of moments for a two-way layout; Cameron,
+    Gelbach & Miller 2011). Each part has its own t quantile (MOVER), so that few runs give a wide interval.
 
     Args:
-        rows: metric rows of one run, step and metric, with a column ``replicate`` that names the training run.
+        rows: metric rows of one run, step and metric, with the column ``replicate``, the name of the training run.
         bounds: of the metric's values (``Metric.bounds``).
 
     Returns:
-        dose, estimate, low, high, runs; of all families.
+        Columns dose, estimate, low, high, runs (their number); families are pooled.
     """
     identity = [name for name in rows.columns if name not in ("replicate", "value", "reason")]
     shared = rows.with_columns(mean=pl.col("value").mean().over(identity))
@@ -109,7 +111,7 @@ def crossed_gains(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED) -> pl.DataF
 
 
 def _errors(rows: pl.DataFrame, bounds: Bounds) -> pl.DataFrame:
-    """dose, estimate, error, df of the gains of all families."""
+    """Columns dose, estimate, error (standard error) and df of the gains, families pooled."""
     items = by_group(per_item(rows).filter(pl.col("dose").is_not_null())).filter(pl.col("group") == "all")
     compared = [
         items.filter(pl.col("dose").is_in([0, dose])).with_columns(
@@ -122,11 +124,10 @@ def _errors(rows: pl.DataFrame, bounds: Bounds) -> pl.DataFrame:
 
 
 def split_controls(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED, seed: int = 0) -> pl.DataFrame:
-    """Negative control (``statistic = split``): dose 0 against dose 0, in two random halves, by the same
-    estimator.
+    """Negative control (``statistic = split``): the gain estimator applied to two random halves of dose 0.
 
-    Its interval contains 0 in 95 of 100 experiments; one that does not is a reason to look closer. Clusters are not
-    torn apart; halves differ by at most one of them in every stratum and are the same for every run, step and metric.
+    The interval should contain 0 in 95 of 100 experiments. Each cluster is in one half; in every stratum the halves'
+    numbers of clusters differ by at most one. They are the same for every run, step and metric.
     """
     controls = per_item(rows).filter(pl.col("dose") == 0)
     units = controls.select("cluster", "family", "stratum").unique().sort("family", "stratum", "cluster")
@@ -139,11 +140,11 @@ def split_controls(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED, seed: int 
 
 
 def minimum_effective_dose(gains: pl.DataFrame, *, alpha: float = 0.05) -> int | None:
-    """Lowest dose shown to be effective, or None if not even the highest is.
+    """Minimum effective dose: the lowest dose that is significant together with all higher doses; None if not even the
+    highest is.
 
-    Closed testing in a fixed sequence, from the highest dose down on the permutation p: a dose counts only if
-    it and every higher one is significant at ``alpha``, which holds the familywise error at ``alpha`` without
-    a correction.
+    This is closed testing in a fixed sequence, from the highest dose down: it keeps the familywise error at ``alpha``
+    without a correction of the permutation p-values.
 
     Args:
         gains: rows of :func:`gain_over_control` with p, of one run, step, metric and family.
@@ -183,7 +184,7 @@ def _compare(
 
 
 def _stratified(items: pl.DataFrame, bounds: Bounds) -> pl.DataFrame:
-    """Estimates of a run's values and of differences from the twin, which reach twice as far."""
+    """Estimates of a run's values and of the differences from the twin, whose bounds are twice as wide."""
     low, high = bounds
     paired = pl.col("run") == PAIRED
     return pl.concat(

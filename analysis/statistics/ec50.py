@@ -1,4 +1,4 @@
-"""Dose-response with a floor: the dose at which half of what can be remembered is (EC50), and how steeply.
+"""Logistic dose-response of a rate with a floor: EC50 (the dose half-way between floor and ceiling) and slope.
 
 Shape suffixes: E independent fits (experiments, bootstrap replicates), D doses, C clusters, K parameters.
 """
@@ -18,13 +18,13 @@ from palimpsest.analysis.statistics.trends import cochran_armitage
 Floats = NDArray[np.float64]
 
 _FLOOR_LOGIT = -25.0
-"""A floor of 1e-11 is none: the boundary is reached and the parameter stays there."""
+"""Smallest logit of the floor, a rate of about 1e-11; a fit at this boundary counts as a floor of 0."""
 _LN_SLOPE = (math.log(0.02), math.log(50.0))
-"""Slopes per doubling beyond these are steps and flats that six doses cannot tell apart."""
+"""Smallest and largest slope per doubling; steeper or flatter curves cannot be distinguished with six doses."""
 
 
 class DoseFit(NamedTuple):
-    """Maximum-likelihood fits, one an entry of the leading axes."""
+    """Maximum-likelihood fits, one per entry of the leading axes."""
 
     ec50: Floats
     """Dose at which the rate is half-way between floor and ceiling, in insertions."""
@@ -33,17 +33,17 @@ class DoseFit(NamedTuple):
     floor: Floats
     """Rate at dose 0."""
     ceiling: Floats
-    """Rate at infinite dose: given, not fitted."""
+    """Rate at infinite dose, which is given, not fitted."""
     nll: Floats
     """Negative log-likelihood at the maximum, nats, without binomial coefficients."""
     extrapolated: NDArray[np.bool_]
-    """EC50 beyond the highest dose: report it as "> max dose"."""
+    """True if the EC50 is above the highest dose; report it as "> max dose"."""
 
 
 def rate(
     dose: ArrayLike, ec50: ArrayLike, slope: ArrayLike, floor: ArrayLike, ceiling: ArrayLike = 1.0
 ) -> Floats:
-    """``P(d) = floor + (ceiling - floor) sigma(slope (log2 d - log2 EC50))``; ``P(0) = floor``, never log(0 + 1)."""
+    """Fitted rate ``P(d) = floor + (ceiling - floor) sigma(slope (log2 d - log2 EC50))``, with ``P(0) = floor``."""
     dose = np.asarray(dose, np.float64)
     with np.errstate(divide="ignore"):
         s = expit(np.asarray(slope) * (np.log2(dose) - np.log2(np.asarray(ec50, np.float64))))
@@ -74,7 +74,7 @@ def _gradient(theta_EK: Floats, x_D: Floats, ceiling: float) -> tuple[Floats, Fl
 
 
 def _start(x_D: Floats, hits_ED: Floats, trials_ED: Floats, ceiling: float) -> Floats:
-    """The best point of a coarse grid, per fit: far from a maximum Newton steps go astray."""
+    """Starting point of each fit: the best of a coarse grid, because Newton steps diverge far from a maximum."""
     finite = x_D[np.isfinite(x_D)]
     zero = ~np.isfinite(x_D)
     h0, n0 = (hits_ED[..., zero].sum(-1), trials_ED[..., zero].sum(-1))
@@ -96,7 +96,7 @@ def _start(x_D: Floats, hits_ED: Floats, trials_ED: Floats, ceiling: float) -> F
 def _maximise(
     x_D: Floats, hits_ED: Floats, trials_ED: Floats, ceiling: float, fixed_E: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Fisher scoring with Levenberg's damping, all fits at once; ``fixed_E`` holds log2 EC50 where given."""
+    """Fisher scoring with Levenberg's damping, for all fits at once; ``fixed_E``, if given, fixes log2 EC50."""
     theta = _start(x_D, hits_ED, trials_ED, ceiling)
     finite = x_D[np.isfinite(x_D)]
     low = np.array([_FLOOR_LOGIT, _LN_SLOPE[0], finite.min() - 10])
@@ -146,7 +146,7 @@ def fit_rates(doses: ArrayLike, hits: ArrayLike, trials: ArrayLike, *, ceiling: 
 
     Args:
         doses: (D,) insertions; dose 0 gives the floor.
-        hits: (..., D) successes; leading axes are separate fits, done at once.
+        hits: (..., D) successes; each entry of the leading axes is a separate fit.
         trials: (..., D) or (D,) items.
         ceiling: rate at infinite dose.
     """
@@ -175,10 +175,10 @@ class Ec50(NamedTuple):
     """An EC50 with its interval."""
 
     estimate: float
-    """Infinite where the dose has no effect."""
+    """EC50, in insertions; infinite if the dose has no effect."""
     low: float
     high: float
-    """Infinite where the data set no upper limit."""
+    """Upper limit; infinite if the data give none."""
     slope: float
     floor: float
     max_dose: float
@@ -186,8 +186,9 @@ class Ec50(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As printed in a table: ``27.2 [24.5, 29.9]``, ``> 256`` when the estimate is extrapolated, or ``not reached``
-        where there is no effect of which it could be the half."""
+        """Text for a table: ``27.2 [24.5, 29.9]``, ``> 256`` if the estimate is extrapolated, or ``not reached``
+        without an effect.
+        """
         if math.isinf(self.estimate):
             return "not reached"
         if not self.estimate <= self.max_dose:
@@ -217,7 +218,7 @@ def profile_ec50(
         hits: (D,) successes of independent items.
         trials: (D,) items.
         ceiling: rate at infinite dose.
-        alpha: level of the Cochran-Armitage test of a rise, without which the EC50 is not reached.
+        alpha: level of the Cochran-Armitage test of a rise; if it is not significant, the EC50 is not reached.
         level: of the interval.
     """
     fit = fit_rates(doses, hits, trials, ceiling=ceiling)
@@ -248,7 +249,7 @@ def profile_ec50(
 
 
 class Robust(NamedTuple):
-    """Fits with cluster-robust errors of log2 EC50."""
+    """Fits with cluster-robust standard errors of log2 EC50."""
 
     fit: DoseFit
     error: Floats
@@ -263,14 +264,14 @@ def clustered_ec50(
 ) -> Robust:
     """EC50 of clustered items (fields of a person, passages of a book): sandwich errors on the log2 scale.
 
-    ``V = I^-1 (sum_c U_c U_c^T) I^-1``, I the Fisher information of independent items and U_c the score summed
-    over cluster c, inflated by G/(G-1) (Liang & Zeger 1986; Hansen 2007); t with G - 3 degrees of freedom.
-    Naive errors are too small by the square root of the design effect.
+    ``V = I^-1 (sum_c U_c U_c^T) I^-1``, times G/(G-1), where I is the Fisher information of independent items, U_c the
+    score summed over cluster c and G the number of clusters (Liang & Zeger 1986; Hansen 2007). Intervals use t with G -
+    3 degrees of freedom. Errors that ignore clusters are too small by the square root of the design effect.
 
     Args:
         doses: (D,).
-        hits_CD: (..., C, D) successes of each cluster at each dose; a cluster may have one dose or several.
-        trials_CD: likewise, items; 0 where a cluster has none.
+        hits_CD: (..., C, D) successes of each cluster at each dose; a cluster may have several doses.
+        trials_CD: number of items, of the same shape; 0 if a cluster has none at a dose.
         ceiling: rate at infinite dose.
         level: of the interval.
     """
@@ -305,7 +306,9 @@ def clustered_ec50(
 
 
 class Dilution(NamedTuple):
-    """Growth of the EC50 with the corpus: ``EC50 ~ tokens^exponent``; 1 = only the density counts."""
+    """Growth of the EC50 with the corpus size: ``EC50 ~ tokens^exponent``; an exponent of 1 means that only the density
+    of insertions matters.
+    """
 
     exponent: float
     low: float
@@ -313,14 +316,13 @@ class Dilution(NamedTuple):
 
 
 def dilution_exponent(small: Ec50, large: Ec50, tokens_ratio: float) -> Dilution:
-    """``ln(EC50_large / EC50_small) / ln(tokens_large / tokens_small)``; two corpora suggest, they make no law.
-
-    Limits put those of the two independent EC50s together on the log scale (MOVER; Zou & Donner 2008).
+    """``ln(EC50_large / EC50_small) / ln(tokens_large / tokens_small)``; two corpora are too few to establish a power
+    law. Limits combine those of the two independent EC50s on the log scale (MOVER; Zou & Donner 2008).
 
     Args:
-        small: in the smaller corpus.
-        large: in the larger.
-        tokens_ratio: of their sizes, above 1.
+        small: EC50 in the smaller corpus.
+        large: EC50 in the larger corpus.
+        tokens_ratio: ratio of their sizes in tokens, above 1.
     """
     if (
         tokens_ratio <= 1

@@ -1,8 +1,7 @@
 """Forgetting curves: six families by AICc over item-level bootstraps, and interval-censored time to forget.
 
-Time is what passed since the last exposure (tokens, updates, or learning rate integrated over them). Items, not
-checkpoints, are resampled: neighbouring checkpoints are correlated. Shape suffixes: N items, T times, B replicates,
-P points of a grid.
+Time since the last exposure is measured in tokens, updates or integrated learning rate. Items, not checkpoints, are
+resampled: neighbouring checkpoints are correlated. Shape suffixes: N items, T times, B replicates, P points of a grid.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ class Family:
     name: str
     formula: str
     shapes: tuple[tuple[str, bool], ...]
-    """Non-linear parameters; true: on the scale of time (its grid is that of the times)."""
+    """Non-linear parameters, in order; true for a time scale, whose search range is that of the times."""
     linear: int
-    """Linear coefficients."""
+    """Number of linear coefficients."""
     basis: Callable[[Floats, Floats], Floats]
-    """(P, shapes) and (T,) -> (P, linear, T)."""
+    """Function from shape parameters, (P, shapes), and times, (T,), to the basis, (P, linear, T)."""
 
 
 def _one(values_PT: Floats) -> Floats:
@@ -70,7 +69,7 @@ FAMILIES = {
         ),
     )
 }
-"""The six. ``log_linear`` is what is often called a power law and is none."""
+"""The six families of curves. ``log_linear`` is often called a power law, which it is not."""
 
 
 class Curve(NamedTuple):
@@ -85,25 +84,27 @@ class Curve(NamedTuple):
 
 
 class Forgetting(NamedTuple):
-    """Families ranked on the mean curve, and how often each wins when items are resampled."""
+    """Families ranked by their fit to the mean curve, with each family's share of wins when items are resampled."""
 
     curves: list[Curve]
-    """By AICc, best first."""
+    """Fits by ascending AICc."""
     weights: dict[str, float]
     """Share of item-level bootstrap replicates in which the family has the lowest AICc."""
     identified: bool
-    """At least 8 checkpoints over 3 decades; below that shapes can hardly be told apart."""
+    """True with at least 8 checkpoints over 3 decades of time; fewer can hardly distinguish the families."""
 
 
 def _axes(family: Family, times: Floats, points: int) -> list[Floats]:
-    """ln of the shape parameters searched."""
+    """Search grid of each shape parameter, as logarithms, (points,) each."""
     of_time = np.linspace(math.log(times[0] / 10), math.log(times[-1] * 10), points)
     exponent = np.linspace(math.log(0.02), math.log(8), points)
     return [of_time if on_time else exponent for _, on_time in family.shapes]
 
 
 def _solve(family: Family, shapes_BPS: Floats, times: Floats, curves_BT: Floats) -> Floats:
-    """Residual sum of squares (B, P): shapes given, the rest is linear. One set of shapes for all if B is 1."""
+    """Residual sums of squares (B, P) at given shapes, with the linear coefficients at their optimum. A leading size of
+    1 means one set of shapes for all curves.
+    """
     many, points, shapes = shapes_BPS.shape
     raw = family.basis(shapes_BPS.reshape(many * points, shapes), times)
     # Gram-Schmidt by hand for one or two vectors: thousands of tiny QRs would take longer.
@@ -125,7 +126,9 @@ def _explained(unit: Floats, shape: tuple[int, ...], curves_BT: Floats) -> Float
 
 
 def _search(family: Family, times: Floats, curves_BT: Floats, rounds: int = 14) -> tuple[Floats, Floats]:
-    """Best shapes (B, S) and their residual sum of squares (B): a common grid, then each curve zooms in on its own."""
+    """Best shapes (B, S) and their residual sums of squares (B,): a common grid, then finer grids around each curve's
+    best point.
+    """
     axes = _axes(family, times, 60 if len(family.shapes) == 2 else 200)
     if not axes:
         return np.zeros((len(curves_BT), 0)), _solve(family, np.zeros((1, 1, 0)), times, curves_BT)[:, 0]
@@ -155,10 +158,10 @@ def _aicc(rss: Floats, n: int, k: int) -> Floats:
 
 
 def fit_curve(times: ArrayLike, mean_T: ArrayLike, family: str) -> Curve:
-    """Least squares of one family: from the best points of a grid over its shape parameters by Nelder and Mead.
+    """Least-squares fit of one family by Nelder and Mead's method, started from the best points of a grid.
 
-    For given shapes the other coefficients are linear, so only shapes are searched (variable projection, Golub &
-    Pereyra 1973), at most 60 powers of e beyond the grid.
+    Only shape parameters are searched, because the other coefficients are linear at given shapes (variable projection,
+    Golub & Pereyra 1973); the search extends at most 60 powers of e beyond the grid.
     """
     chosen, t, y = FAMILIES[family], np.asarray(times, np.float64), np.asarray(mean_T, np.float64)
     _check_times(t)
@@ -177,7 +180,9 @@ def fit_curve(times: ArrayLike, mean_T: ArrayLike, family: str) -> Curve:
 
 
 def _minimum(family: Family, times: Floats, mean_T: Floats) -> Floats:
-    """Shapes with the least squares. A grid that zooms in would stop short along a ridge, as the Weibull's has."""
+    """Shapes with the smallest sum of squares. A refined grid would stop too early on a ridge, such as the
+    Weibull's.
+    """
     axes = _axes(family, times, 40)
     if not axes:
         return np.zeros(0)
@@ -216,14 +221,15 @@ def compare_families(
     replicates: int = 500,
     seed: int = 0,
 ) -> Forgetting:
-    """Fit all six families to the mean over items, and rank them on resampled items and controls.
+    """Fit all six families to the mean over items, and rank them on bootstrap samples of items and controls.
 
     Args:
-        times: (T,) since the last exposure.
-        values_NT: gain over what never-inserted items do (or retained share), higher = more memorised.
-        controls_MT: deviations of the controls from the mean that was subtracted, resampled too; None: no controls.
-        replicates: bootstrap samples of items.
-        seed: of the bootstrap.
+        times: (T,) times since the last exposure.
+        values_NT: gain over the never-inserted items (or retained share), higher = more memorised.
+        controls_MT: deviations of the controls from their mean, which was subtracted from the items; they are resampled
+            as well. None: no controls.
+        replicates: number of bootstrap samples of items.
+        seed: seed of the bootstrap.
     """
     t, y = np.asarray(times, np.float64), np.asarray(values_NT, np.float64)
     _check_times(t)
@@ -247,13 +253,14 @@ def _means_of_resamples(rng: np.random.Generator, values_NT: Floats, replicates:
 
 
 def learning_rate_time(steps: ArrayLike, learning_rate: ArrayLike, since: float) -> Floats:
-    """Time measured in learning rate: ``sum of lr over the steps after the last exposure``, per checkpoint.
+    """Time in integrated learning rate: sum of the learning rate over the steps after the last exposure, for each
+    checkpoint.
 
-    Under a decaying rate late phases forget less per step; on this axis they can be compared.
+    Under a decaying rate, late phases forget less per step; on this axis they are comparable.
 
     Args:
         steps: checkpoints, in steps.
-        learning_rate: of every step, indexed by step.
+        learning_rate: learning rate of every step, indexed by step.
         since: step of the last exposure.
     """
     total = np.append(0.0, np.cumsum(np.asarray(learning_rate, np.float64)))
@@ -269,20 +276,20 @@ class TimeToForget(NamedTuple):
     high: float
     """95 % limits of the median (delta method on the log scale)."""
     scale: float
-    """lambda of S(t) = exp(-(t/lambda)^rho)."""
+    """lambda in ``S(t) = exp(-(t/lambda)^rho)``."""
     shape: float
-    """rho: below 1 the risk falls with time."""
+    """rho; below 1 the hazard falls with time."""
     items: int
     never_learned: int
-    """Below the criterion at the first checkpoint already: they have nothing to forget, and are counted apart."""
+    """Number of items already below the criterion at the first checkpoint, which are left out of the fit."""
     still_held: int
-    """Above it at the last checkpoint (right-censored)."""
+    """Number of right-censored items, which are above the criterion at the last checkpoint."""
 
 
 def forgetting_intervals(times: ArrayLike, values_NT: ArrayLike, criterion: float) -> tuple[Floats, Floats]:
-    """Between which checkpoints each item first fell below the criterion: (lower, upper), NaN if never above.
+    """Times (lower, upper), (N,) each, of the checkpoints between which an item first fell below the criterion.
 
-    Upper is infinite for items still above at the end.
+    Both are NaN for items never above it; upper is infinite for items above it at the end.
     """
     t, held = np.asarray(times, np.float64), np.asarray(values_NT, np.float64) >= criterion
     lost = np.where(held.all(axis=1), t.size, np.argmin(held, axis=1))
@@ -292,12 +299,12 @@ def forgetting_intervals(times: ArrayLike, values_NT: ArrayLike, criterion: floa
 
 
 def time_to_forget(times: ArrayLike, values_NT: ArrayLike, criterion: float) -> TimeToForget:
-    """Weibull time to forget from interval-censored items (lifelines; Turnbull's data, parametric).
+    """Weibull distribution of the time to forget, fitted to interval-censored items by ``lifelines``.
 
     Args:
-        times: (T,) since the last exposure, positive and rising.
-        values_NT: a measure per item and checkpoint.
-        criterion: below it an item counts as forgotten.
+        times: (T,) times since the last exposure, positive and rising.
+        values_NT: value per item and checkpoint.
+        criterion: threshold below which an item counts as forgotten.
     """
     from lifelines import WeibullFitter
 

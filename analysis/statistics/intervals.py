@@ -1,8 +1,8 @@
 """Intervals in closed form, over clusters: stratified means and differences of means, and shares.
 
-Two estimators serve every table. Measures without bounds: a stratified Welch t whose limits are corrected for skewness.
-Measures within bounds (rates, accuracies, shares of tokens): exact mid-P limits at the sample's effective size, put
-together by MOVER, which never have width 0. ``results/coverage_*.md`` has how often both hold the truth.
+Two estimators serve every table. Metrics without bounds get a stratified Welch t interval with limits corrected for
+skewness. Metrics with bounds (rates, accuracies, shares of tokens) get exact mid-P limits at the sample's effective
+size, combined by MOVER; these never have width 0. ``results/coverage_*.md`` has the measured coverage of both.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from scipy import special, stats
 
 Floats = NDArray[np.float64]
 Bounds = tuple[float, float]
-"""Least and largest value that a measure can have; infinite: none."""
+"""Lowest and highest possible value of a metric; infinite if it has none."""
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 _SKEWNESS = 7.0
-"""Factor on the sample's skewness, which is far too small in 5 to 20 values (it cannot exceed ``(n-2)/sqrt(n-1)``): ten
-of a lognormal with sd 1 show 0.28 of theirs on average, and the ten whose tail is not among them less. With 7, of which
-4.7 are left at nine degrees of freedom, their intervals hold 93 %; those of ten normal values get a tenth wider."""
+"""Factor by which the sample's skewness is multiplied, because it is far too small in samples of 5 to 20 values (it
+cannot exceed ``(n-2)/sqrt(n-1)``): ten lognormal values with sd 1 show 0.28 of their distribution's skewness on
+average. With the factor 7, which becomes 4.7 at nine degrees of freedom, their intervals have a coverage of 93 %;
+intervals of ten normal values become a tenth wider."""
 _MOST_SKEWED = 3.0
-"""Largest skewness of a mean that is taken for true."""
+"""Largest skewness of a mean that is used; larger values are cut."""
 _NORMAL = 1e6
-"""Effective size from which on a share's limits are the normal ones."""
+"""Effective size above which a share's limits are normal limits."""
 
 
 def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Exact binomial interval (Clopper & Pearson 1934): beta quantiles; 0 and 1 at the ends.
-
-    It holds the truth at least as often as it says, mostly more often; :func:`share_limits` does so on average.
+    """Exact binomial interval (Clopper & Pearson 1934): by beta quantiles. Its coverage is at least ``level``, mostly
+    more; that of :func:`share_limits` is ``level`` on average.
 
     Args:
         successes: counts, any shape.
@@ -56,7 +56,7 @@ def share_limits(share: ArrayLike, size: ArrayLike, level: float = 0.95) -> tupl
 
     Args:
         share: observed, 0 to 1; any shape.
-        size: number of independent observations that it is as good as, above 0; that shape.
+        size: effective number of independent observations, above 0; of the same shape.
         level: confidence.
     """
     p, n = np.broadcast_arrays(np.asarray(share, np.float64), np.asarray(size, np.float64))
@@ -65,7 +65,7 @@ def share_limits(share: ArrayLike, size: ArrayLike, level: float = 0.95) -> tupl
 
 
 def _lower(share: Floats, size: Floats, level: float) -> Floats:
-    """The lower limit, by bisection on the logit scale."""
+    """Lower limit of a share, by bisection on the logit scale."""
     tail, x = (1 - level) / 2, share * size
     some = (x > 1e-9) & (size < _NORMAL)
     a, rest = x[some], np.maximum((size - x)[some], 0.0)
@@ -85,24 +85,24 @@ def _lower(share: Floats, size: Floats, level: float) -> Floats:
 
 
 def none_of(size: ArrayLike, level: float = 0.95) -> Floats:
-    """Largest share that none of ``size`` observations leaves possible (mid-P): ``1 - (1 - level)^(1/size)``."""
+    """Upper mid-P limit of a share if none of ``size`` observations is a success: ``1 - (1 - level)^(1/size)``."""
     return np.asarray(1 - (1 - level) ** (1 / np.asarray(size, np.float64)))
 
 
 def skewed_limits(
     estimate: Floats, variance: Floats, third: Floats, df: Floats, level: float = 0.95
 ) -> tuple[Floats, Floats]:
-    """Limits of a mean: the hull of Student's t and of its quantiles corrected for skewness (Johnson 1978).
+    """Limits of a mean: the wider of Student's t limits and of limits corrected for skewness (Johnson 1978).
 
-    The studentised mean has the quantile ``-(t + g (2 t^2 + 1) / 6)`` to the first order (Cornish & Fisher 1938; Hall
-    1992, 3.5), g the skewness of the mean: that is where the upper limit lies if values are skewed to the right, the
-    lower one if to the left. Several times the sample's skewness is taken, see ``_SKEWNESS``; less with few degrees of
-    freedom, where it says nothing.
+    For a mean of skewness g, the studentised mean has the quantile ``-(t + g (2 t^2 + 1) / 6)`` to first order (Cornish
+    & Fisher 1938; Hall 1992, 3.5). It moves the upper limit if values are skewed to the right, the lower limit if to
+    the left. g is a multiple of the sample's skewness (``_SKEWNESS``), reduced at few degrees of freedom, where the
+    sample's skewness is uninformative.
 
     Args:
-        estimate: of the mean or difference of means.
-        variance: of the estimate.
-        third: its third central moment.
+        estimate: mean or difference of means.
+        variance: variance of the estimate.
+        third: third central moment of the estimate.
         df: degrees of freedom of the variance.
         level: confidence.
     """
@@ -172,9 +172,9 @@ def stratified(
 
 
 def _parts(rows: pl.DataFrame, by: Sequence[str], bounds: Bounds) -> pl.DataFrame:
-    """Each family and arm: its part of the estimate with variance and third moment, and what it is of.
+    """One row per family and arm: its part of the estimate, the variance and third moment of that part, and its counts.
 
-    ``whole``: every value is one of the bounds.
+    ``whole`` is true if every value equals one of the bounds.
     """
     keys = [*by, "family", "arm"]
     here = [*keys, "cell"]
@@ -230,7 +230,7 @@ def _parts(rows: pl.DataFrame, by: Sequence[str], bounds: Bounds) -> pl.DataFram
 def _bounded(
     total: pl.DataFrame, parts: pl.DataFrame, by: Sequence[str], bounds: Bounds, level: float
 ) -> pl.DataFrame:
-    """With ``low`` and ``high``: MOVER on the limits of each family and arm."""
+    """The rows with ``low`` and ``high``, combined by MOVER from the limits of each family and arm."""
     least, most = bounds
     parts = parts.join(total.select(*by, total_df="df"), on=list(by), how="left", nulls_equal=True)
     weight, clusters = parts["weight"].to_numpy(), parts["clusters"].to_numpy().astype(np.float64)

@@ -1,4 +1,4 @@
-"""True positive rate at a low false positive rate: without interpolation, with exact limits and the chance band."""
+"""True positive rate at a low false positive rate, without interpolation, with exact limits and a chance band."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from palimpsest.analysis.statistics.intervals import clopper_pearson
 
 
 class LowFpr(NamedTuple):
-    """TPR at FPR <= a."""
+    """True positive rate (TPR) at a false positive rate (FPR) of at most a."""
 
     tpr: float
     low: float
     high: float
-    """95 % Clopper-Pearson over members, the threshold taken as given."""
+    """95 % Clopper-Pearson limit over members, given the threshold."""
     fpr: float
-    """False positive rate of the controls at that threshold; at most a."""
+    """FPR of the controls at the threshold; at most a."""
     threshold: float
-    """Members and controls at or above it are called; infinite if no threshold keeps the FPR."""
+    """Score from which on items are called members; infinite if no threshold satisfies the FPR."""
     members: int
     controls: int
     chance_mean: float
-    """Mean TPR of scores that say nothing, at this number of controls: more than a."""
+    """Mean TPR of random scores at this number of controls; more than a."""
     chance_high: float
-    """97.5th percentile of the TPR of scores that say nothing; a TPR below it shows nothing."""
+    """97.5th percentile of the TPR of random scores; a lower TPR is not evidence of membership."""
 
 
 def tpr_at_fpr(
     members: ArrayLike, controls: ArrayLike, max_fpr: float, *, strict: bool = False, level: float = 0.95
 ) -> LowFpr:
-    """Largest TPR over thresholds with ``FPR <= max_fpr`` (``<`` with ``strict``, which is mimir's).
+    """Largest TPR over thresholds with ``FPR <= max_fpr`` (``<`` with ``strict``, as in mimir).
 
-    Under the null of exchangeable scores the number of members above the (f+1)-th highest of n controls, f the
-    false positives allowed, is beta-binomial(m, f + 1, n - f), hence the chance band: at FPR 0.1 % a thousand
-    controls give 0.2 % on average and 0.7 % at the 97.5 % point.
+    Under the null of exchangeable scores the number of members above the (f+1)-th highest of n controls, f the false
+    positives allowed, is beta-binomial(m, f + 1, n - f), which gives the chance band: at FPR 0.1 % and a thousand
+    controls its mean is 0.2 % and its 97.5th percentile 0.7 %.
 
     Args:
         members: scores, higher = member.

@@ -1,4 +1,4 @@
-"""Many tests: Holm, Benjamini-Hochberg; and ratios by Fieller's theorem."""
+"""Multiple testing (Holm, Benjamini-Hochberg), and ratios by Fieller's theorem."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def _adjusted(p_values: ArrayLike, method: str) -> Floats:
 
 
 def holm(p_values: ArrayLike) -> Floats:
-    """Holm (1979): adjusted p-values that hold the familywise error, for the declared endpoints of a domain.
+    """Holm (1979): adjusted p-values that control the familywise error of a family of tests.
 
-    ``p_(i) -> max_{j<=i} min(1, (m - j + 1) p_(j))``. NaN (not computed) stays NaN and is no test of the family.
+    ``p_(i) -> max_{j<=i} min(1, (m - j + 1) p_(j))``. NaN (not computed) stays NaN and is not counted as a test.
     """
     return _adjusted(p_values, "holm")
 
@@ -38,8 +38,8 @@ class Ratio(NamedTuple):
     low: float
     high: float
     bounded: bool
-    """False where the denominator cannot be told from 0: the set is then everything outside (low, high), or the
-    whole line (both infinite)."""
+    """False if the denominator does not differ significantly from 0; the confidence set is then everything outside
+    (low, high), or the whole line if both are infinite."""
 
 
 def fieller(
@@ -51,7 +51,8 @@ def fieller(
     df: float = math.inf,
     level: float = 0.95,
 ) -> Ratio:
-    """Fieller's theorem (1954): all r with ``(a - r b)^2 <= t^2 (v_aa - 2 r v_ab + r^2 v_bb)``.
+    """Confidence set of the ratio a / b by Fieller's theorem (1954): all r with ``(a - r b)^2 <= t^2 (v_aa - 2 r v_ab +
+    r^2 v_bb)``.
 
     Exact for normal a and b, unlike the delta method where b is near 0.
 
@@ -60,7 +61,7 @@ def fieller(
         denominator: b.
         var_numerator: variance of a.
         var_denominator: variance of b.
-        covariance: of a and b.
+        covariance: covariance of a and b.
         df: degrees of freedom of the variances.
         level: confidence.
     """

@@ -1,8 +1,8 @@
 """Means of treated items net of their family's controls at the same checkpoints, with the errors of both.
 
-What inserted items keep, or gain by one exposure, is told from never-inserted items at the same checkpoints. Their mean
-is itself an estimate, and the same few controls are subtracted from every item: leaving that out makes 95 % intervals
-hold 50 to 85 %. Shape suffixes: K outcomes, C clusters.
+The values of inserted items are compared with the mean of never-inserted items at the same checkpoints. That mean is
+itself an estimate, and the same few controls are subtracted from every item; 95 % intervals that ignore this have a
+coverage of 50 to 85 %. Shape suffixes: K outcomes, C clusters.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Floats = NDArray[np.float64]
 
 
 class Net(NamedTuple):
-    """Estimates of K outcomes and their covariance, in parts of independent clusters."""
+    """Estimates of K outcomes, and their covariance in independent parts."""
 
     estimate: Floats
     parts: list[tuple[Floats, int]]
-    """Covariance (K, K) and degrees of freedom of each arm of each family."""
+    """Covariance (K, K) and degrees of freedom of each part, one for each arm of each family."""
     n: int
     n_control: int
     clusters: int
@@ -30,7 +30,7 @@ class Net(NamedTuple):
 
     @property
     def covariance(self) -> Floats:
-        """Of the estimates."""
+        """Covariance of the estimates, (K, K)."""
         return np.asarray(sum(part for part, _ in self.parts), np.float64)
 
     def freedom(self, direction: ArrayLike) -> float:
@@ -50,19 +50,18 @@ class Net(NamedTuple):
 
 
 def net_of_controls(treated: pl.DataFrame, controls: pl.DataFrame, outcomes: int) -> Net | None:
-    """``mean_i sum_s a_k,i(s) (y_i(s) - mean of the controls of i's family at s)`` for each outcome k.
-
-    The errors are those of clusters: of the treated within families (over all of them where a family has one cluster
-    alone), and of the controls, each of which enters with the weight that the treated give to its checkpoints.
+    """``mean_i sum_s a_k,i(s) (y_i(s) - mean of the controls of i's family at s)`` for each outcome k. Errors are over
+    clusters: of the treated items within families (across families if a family has a single cluster), and of the
+    controls, which are weighted by the treated items' weights at each checkpoint.
 
     Args:
         treated: unit, cluster, family, step, value, and weights ``a0``, ``a1``, ... that add up to 1 over an item's
             rows.
         controls: unit, cluster, family, step, value.
-        outcomes: K.
+        outcomes: K, the number of outcomes.
 
     Returns:
-        None where an arm has fewer than two clusters, so that its error is unknown.
+        The estimates; None if an arm has fewer than two clusters, so that its error is unknown.
     """
     weights = [f"a{k}" for k in range(outcomes)]
     here = ["family", "step"]
@@ -103,7 +102,7 @@ def net_of_controls(treated: pl.DataFrame, controls: pl.DataFrame, outcomes: int
 
 
 def _parts(rows: pl.DataFrame, weights: list[str]) -> list[tuple[Floats, int]]:
-    """Covariance and degrees of freedom of each family, from sums over clusters."""
+    """Covariance and degrees of freedom of each family, from the clusters' sums."""
     sums = rows.group_by("family", "cluster").agg(pl.col(weights).sum()).sort("family", "cluster")
     found = []
     for part in sums.partition_by("family", maintain_order=True):

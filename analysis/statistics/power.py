@@ -1,8 +1,7 @@
 """Power: how many items an experiment needs, before it is run.
 
-The report's test of a gain is one-sided, of items' differences from the
-twin (without a twin: of their scores) between a dose and dose 0, by permutation: :func:`of_arms`. Clusters count as
-items do.
+:func:`of_arms` computes the power of the report's test of a gain: a one-sided permutation test between a dose and dose
+0, of the items' differences from the twin (without a twin, of their scores). Each cluster counts as one item.
 """
 
 from __future__ import annotations
@@ -15,26 +14,27 @@ from scipy import stats
 from scipy.optimize import brentq
 
 _MANY = 1e7
-"""Items; more are no design."""
+"""Largest number of items considered."""
 _NORMAL = 1e4
-"""Degrees of freedom from which on t is as good as normal."""
+"""Degrees of freedom above which t is approximated by the normal distribution."""
 
 
 def auc_error(area: float, members: float, controls: float) -> float:
-    """Hanley & McNeil (1982): ``sqrt([A(1-A) + (m-1)(Q1-A^2) + (n-1)(Q2-A^2)] / (m n))``, Q1 = A/(2-A), Q2 =
-    2A^2/(1+A)."""
+    """Standard error of an AUC (Hanley & McNeil 1982): ``sqrt([A(1-A) + (m-1)(Q1-A^2) + (n-1)(Q2-A^2)] / (m n))``, Q1 =
+    A/(2-A), Q2 = 2A^2/(1+A).
+    """
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     spread = area * (1 - area) + (members - 1) * (q1 - area**2) + (controls - 1) * (q2 - area**2)
     return math.sqrt(spread / (members * controls))
 
 
 def power_of_effect(effect: float, items: float, controls: float, *, alpha: float = 0.05) -> float:
-    """Power of the one-sided two-sample t-test, which that of the permutation test approaches (noncentral t).
+    """Power of the one-sided two-sample t-test (noncentral t), which approximates that of the permutation test.
 
     Args:
         effect: standardised difference.
-        items: treated.
-        controls: never inserted.
+        items: number of treated items.
+        controls: number of never-inserted items.
         alpha: level, one-sided.
     """
     shift = effect * math.sqrt(items * controls / (items + controls))
@@ -45,7 +45,9 @@ def power_of_effect(effect: float, items: float, controls: float, *, alpha: floa
 
 
 def effect_shown(items: float, controls: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest standardised difference from dose 0 that the report's test shows; nan with a single item or control."""
+    """Smallest standardised difference from dose 0 that the report's test detects; nan with a single item or
+    control.
+    """
     if min(items, controls) < 2:
         return math.nan
     return float(
@@ -54,9 +56,10 @@ def effect_shown(items: float, controls: float, *, alpha: float = 0.05, power: f
 
 
 def rate_shown(items: int, controls: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest rate that is shown to be above the controls' where none of these is a hit; nan if none is.
+    """Smallest detectable rate if no control is a hit; nan if no rate is detectable.
 
-    Exactly: the fewest hits that Fisher's one-sided test calls, and the rate at which so many come with the power.
+    Computed exactly: the smallest number of hits that is significant by Fisher's one-sided test, and the rate at which
+    that number is reached with probability ``power``.
     """
     total = items + controls
     needed = next(
@@ -66,7 +69,9 @@ def rate_shown(items: int, controls: int, *, alpha: float = 0.05, power: float =
 
 
 def items_against(effect: float, controls: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Treated items for a standardised effect against a given number of controls; infinite if no number does."""
+    """Number of treated items needed to detect a standardised effect against a given number of controls; infinite if no
+    number suffices.
+    """
 
     def lacking(items: float) -> float:
         return power_of_effect(effect, items, controls, alpha=alpha) - power
@@ -75,27 +80,29 @@ def items_against(effect: float, controls: float, *, alpha: float = 0.05, power:
 
 
 class ArmPower(NamedTuple):
-    """Effects that an arm can show by the report's test (one-sided, against dose 0)."""
+    """Effects of one arm that the report's test (one-sided, against dose 0) can detect."""
 
     items: int
     controls: int
     effect: float
-    """Smallest difference from dose 0, in standard deviations of what is compared: an item's difference from itself in
-    the twin, or, without a twin, its score."""
+    """Smallest detectable difference from dose 0, in standard deviations of the compared values: the items' differences
+    from the twin or, without a twin, their scores."""
     rate: float
-    """Smallest rate, such as of verbatim extraction, where that of the controls is 0."""
+    """Smallest detectable rate, such as of verbatim extraction, if the controls' rate is 0."""
     needed: float
-    """Items that the wanted effect takes against these controls; infinite if it takes more controls."""
+    """Number of items needed to detect the wanted effect against these controls; infinite if more controls are
+    needed."""
 
 
 def of_arms(
     items: Sequence[int], controls: int, wanted: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> list[ArmPower]:
-    """Power of a design, arm by arm, each by itself: doses are tested from the highest down at the same level.
+    """Power of each arm of a design. Arms are not corrected for their number, because doses are tested from the highest
+    down at the same level.
 
     Args:
-        items: of each arm that inserts.
-        controls: never-inserted items.
+        items: number of items of each arm with insertions.
+        controls: number of never-inserted items.
         wanted: standardised effect.
         alpha: level, one-sided.
         power: probability of showing the effect.
@@ -113,5 +120,5 @@ def of_arms(
 
 
 def items_each(effect: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Items for a standardised effect with as many controls, by the report's test."""
+    """Number of items, with as many controls, needed to detect a standardised effect by the report's test."""
     return float(brentq(lambda items: power_of_effect(effect, items, items, alpha=alpha) - power, 1.5, _MANY))

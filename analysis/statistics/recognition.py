@@ -1,4 +1,4 @@
-"""Recognition: can scores tell inserted items from never-inserted ones?"""
+"""Recognition: AUC of scores for distinguishing inserted from never-inserted items."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from palimpsest.analysis.statistics.rows import BY, estimates, per_item
 Floats = NDArray[np.float64]
 
 _PRIOR = 2.0
-"""Weight of the model's variance beside the sample's, in variances of an area half a pair away from 1."""
+"""Weight of the model variance relative to the sample's variance, in units of the variance of an area half a pair below
+1."""
 _METHOD = "DeLong over clusters within families, score limits"
 
 
@@ -25,15 +26,15 @@ class Auc(NamedTuple):
     """Area under the ROC curve with its variance."""
 
     auc: float
-    """P(member > control) + P(equal)/2."""
+    """Area, ``P(member > control) + P(equal)/2``."""
     variance: float
-    """DeLong, over clusters; 0 where all placements agree, as at an area of 0 or 1."""
+    """DeLong's variance, over clusters; 0 if all placements are equal, as at an area of 0 or 1."""
     members: int
-    """Clusters of members."""
+    """Number of clusters of members."""
     controls: int
-    """Clusters of controls."""
+    """Number of clusters of controls."""
     pairs: int
-    """Pairs of an item and a control."""
+    """Number of pairs of a member and a control."""
 
 
 def delong(
@@ -49,10 +50,10 @@ def delong(
     variances of the placements. Higher scores mean member.
 
     Args:
-        members: scores, of at least 2 clusters, none NaN.
-        controls: scores, likewise.
-        member_cluster: labels of the members' clusters; every member its own if None.
-        control_cluster: of the controls'.
+        members: scores of at least 2 clusters, none NaN.
+        controls: scores of at least 2 clusters, none NaN.
+        member_cluster: labels of the members' clusters; None: every member is its own cluster.
+        control_cluster: labels of the controls' clusters; None: every control is its own cluster.
     """
     x = numbers(members, "members of an AUC with an interval", 2)
     y = numbers(controls, "controls of an AUC with an interval", 2)
@@ -77,13 +78,13 @@ def _variance(deviation: Floats, cluster: ArrayLike | None, which: str) -> tuple
 def auc_limits(parts: Sequence[Auc], weights: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Limits of a weighted mean of areas: all A with ``(mean - A)^2 <= z^2 k V(A)``.
 
-    V is the weighted Hanley-McNeil variance of areas A over as many clusters, and ``k = (v + c) / (V(mean) + c)``
-    scales it to DeLong's v, c being small beside either unless the area is close to 0 or 1. There v falls to 0 and V
-    does not: so the limits move little when one pair changes, and the interval never has width 0 (cf. Newcombe 2006).
+    V is the weighted Hanley-McNeil variance at an area A and the same numbers of clusters; ``k = (v + c) / (V(mean) +
+    c)`` scales it to DeLong's variance v. The constant c matters only near an area of 0 or 1, where v falls to 0 and V
+    does not: the limits then change little with a single pair, and the interval never has width 0 (cf. Newcombe 2006).
 
     Args:
-        parts: areas, such as of families.
-        weights: of each.
+        parts: areas, such as those of the families.
+        weights: weight of each area.
         level: confidence.
     """
     w = np.asarray(weights, np.float64) / np.sum(weights)
@@ -118,13 +119,12 @@ def auc_limits(parts: Sequence[Auc], weights: ArrayLike, level: float = 0.95) ->
 def auc(rows: pl.DataFrame) -> pl.DataFrame:
     """Recognition AUC of each dose against dose 0 (``statistic = auc``); 0.5 is chance.
 
-    Computed within families and averaged with the treated items as weights: across families, differences
-    between kinds of text would pass for memory. Because items were randomised, members and controls are
-    exchangeable but for the insertions. Families with fewer than two clusters in either arm are left out and
-    counted in ``method``.
+    The AUC is computed within families, because families differ even without insertion, and averaged with weights by
+    treated items. Since items are randomised, members and controls differ only in the insertions. Families with fewer
+    than two clusters in either arm are left out and counted in ``method``.
 
     Args:
-        rows: metric rows, one metric or several.
+        rows: metric rows, of any number of metrics.
     """
     out: list[dict[str, object]] = []
     items = per_item(rows).filter(pl.col("dose").is_not_null())
@@ -144,14 +144,14 @@ def auc(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 Arm = tuple[NDArray[np.float64], NDArray[np.generic]]
-"""Scores, and the cluster of each."""
+"""Scores, and the cluster of each score."""
 
 
 def pooled_auc(families: Sequence[tuple[Arm, Arm]]) -> dict[str, object]:
-    """The AUC within families as an estimate: estimate, low, high, n, n_control, clusters, clusters_control, method.
+    """AUC within families as a dictionary: estimate, low, high, n, n_control, clusters, clusters_control, method.
 
     Args:
-        families: members and controls of each; those with fewer than two clusters in an arm are left out.
+        families: members and controls of each family; a family with fewer than two clusters in an arm is left out.
     """
     usable = [pair for pair in families if all(np.unique(cluster).size >= 2 for _, cluster in pair)]
     n, lost = (sum(len(one[0][0]) for one in group) for group in (usable, families))

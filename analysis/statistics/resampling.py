@@ -20,7 +20,7 @@ Codes = NDArray[np.int64]
 Alternative = Literal["greater", "two-sided"]
 
 _ALL = 20_000
-"""Assignments up to which all of them are tried."""
+"""Largest number of assignments that are enumerated instead of sampled."""
 
 
 def permutation_p(
@@ -33,20 +33,21 @@ def permutation_p(
     seed: int,
     alternative: Alternative = "greater",
 ) -> float:
-    """p of the treated being higher, or different, under the randomisation that assigned them.
+    """Permutation p that the treated items are higher than the controls, or different from them, under the
+    randomisation that assigned them.
 
     The statistic is ``sum_s k_s (mean_s,treated - mean_s,control)`` over cells, k_s the treated clusters in cell s.
-    Arms are permuted among the clusters of a cell: exact under the null whatever the distribution, because that is how
-    they were assigned. Where there are at most 20,000 assignments all are tried, and p is the share of those as
-    extreme; else p is ``(1 + #{stat* >= stat}) / (m + 1)`` (Phipson & Smyth 2010), at least ``1 / (permutations + 1)``.
+    Arms are permuted among the clusters of a cell, as they were assigned; the test is therefore exact for every
+    distribution. With at most 20,000 assignments all are enumerated, and p is the share of those at least as extreme;
+    otherwise p is ``(1 + #{stat* >= stat}) / (m + 1)`` (Phipson & Smyth 2010), at least ``1 / (permutations + 1)``.
 
     Args:
-        value_N: one value an item.
+        value_N: one value per item.
         cell_N: code of the cell within which arms are exchangeable.
         treated_N: true for the treated.
-        cluster_N: each item's cluster, of one cell and arm; every item its own if None.
-        permutations: drawn, where not all are tried.
-        seed: of the draws.
+        cluster_N: each item's cluster, within one cell and arm; None: every item is its own cluster.
+        permutations: number of random permutations, if not all are enumerated.
+        seed: seed of the permutations.
         alternative: ``greater`` or ``two-sided``.
     """
     value_N = numbers(value_N, "values of a permutation test")
@@ -77,7 +78,7 @@ def permutation_p(
 
 
 def _statistic(sum_C: Floats, size_C: Floats, treated_BC: Bools) -> Floats:
-    """``k (mean_treated - mean_control)`` of one cell under each assignment; 0 where an arm is empty."""
+    """``k (mean_treated - mean_control)`` of one cell under each assignment, (B,); 0 if an arm is empty."""
     chosen = treated_BC.astype(np.float64)
     inside, items = chosen @ sum_C, chosen @ size_C
     outside, others = sum_C.sum() - inside, size_C.sum() - items
@@ -87,7 +88,7 @@ def _statistic(sum_C: Floats, size_C: Floats, treated_BC: Bools) -> Floats:
 
 
 def _every(size: int, count: int) -> Bools:
-    """All choices of ``count`` out of ``size``, one a row."""
+    """All choices of ``count`` out of ``size`` indices, one per row."""
     rows = np.array(list(itertools.combinations(range(size), count)), np.int64).reshape(-1, count)
     chosen = np.zeros((len(rows), size), bool)
     np.put_along_axis(chosen, rows, True, axis=1)

@@ -1,4 +1,4 @@
-"""Tidy rows in, estimate rows out: the shapes that all statistics share."""
+"""Schema of estimate rows, and functions on metric rows that all statistics share."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ESTIMATE_SCHEMA = {
     "method": pl.String,
 }
 """Estimate rows. ``family`` is ``all`` for pooled ones; ``n`` counts items (passages for held-out text) and
-``clusters`` the independent units that they form (as many as items where each is its own); ``low``/``high`` bound a
-95 % interval, null where there is none, and ``method`` says how or why not."""
+``clusters`` the independent units that they form; ``low`` and ``high`` are 95 % limits, null if there are none, and
+``method`` names their method or the reason for their absence."""
 
 PAIRED = "perturbed - twin"
-"""The ``run`` of rows that are per-item differences between the two runs."""
+"""Value of ``run`` in rows of per-item differences between the two runs."""
 
 BY = ["run", "step", "metric"]
 
@@ -49,12 +49,11 @@ def estimates(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def per_item(rows: pl.DataFrame) -> pl.DataFrame:
-    """One value an item: the mean over its probes.
+    """One row per item with the mean value over its probes.
 
-    Clusters of items are what was randomised, so clusters, not items or probes, are what errors and tests are over.
-    ``cluster`` names the item's, or the item itself where it has none (or ``rows`` have no such column). Rows without a
-    value are left out here; they stay in the metric rows, where they are counted. Held-out passages have no item and
-    count as themselves.
+    ``cluster`` is the item's cluster, or the item itself if it has none; errors and tests are over clusters, because
+    clusters were randomised. Rows without a value are left out. A held-out passage, which belongs to no item, counts as
+    an item.
     """
     unit = pl.coalesce("item_id", "probe_id")
     own = pl.lit(None, pl.String)
@@ -72,8 +71,7 @@ def per_item(rows: pl.DataFrame) -> pl.DataFrame:
 def difference_to_twin(rows: pl.DataFrame, perturbed: str = "perturbed", twin: str = "twin") -> pl.DataFrame:
     """Paired metric rows: value in the perturbed run minus value in the twin, probe by probe, same step.
 
-    Probes that lack either value have no difference. All statistics take these rows as they take those of a
-    run.
+    Probes that lack either value are left out. The statistics accept these rows like those of a run.
     """
     on = ["step", "metric", "probe_id"]
     other = rows.filter((pl.col("run") == twin) & pl.col("value").is_not_null()).select(
@@ -88,16 +86,16 @@ def difference_to_twin(rows: pl.DataFrame, perturbed: str = "perturbed", twin: s
 
 
 def by_group(items: pl.DataFrame) -> pl.DataFrame:
-    """Each row twice: in its family's ``group`` and in the group ``all``."""
+    """Every row twice, with ``group`` equal to its family and to ``all``."""
     return pl.concat([items.with_columns(group=pl.lit("all")), items.with_columns(group=pl.col("family"))])
 
 
 def comparable_cells(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """Give each row the ``cell`` within which arms are compared: its stratum wherever that is possible.
+    """Add the column ``cell``, within which arms are compared: the row's stratum if possible.
 
-    Within a family, strata that lack one of the arms are merged with each other; where that does not help, or
-    where cells are so small that no variance could be estimated, the whole family is one cell. Families that
-    lack an arm cannot be compared: their rows come back with a null cell, for the caller to count.
+    Strata of a family that lack one of the arms are merged. If the merged stratum still lacks an arm, or if cells are
+    too small to estimate a variance, the whole family is one cell. A family that lacks an arm gets null, for the caller
+    to count.
 
     Args:
         rows: family, stratum, cluster, arm (true: treated) and the columns ``by``.

@@ -1,4 +1,4 @@
-"""Spacing through base-level activation (Anderson & Schooler 1991): recency and frequency in one number."""
+"""Spacing of exposures by base-level activation (Anderson & Schooler 1991), which combines recency and frequency."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Floats = NDArray[np.float64]
 
 
 def base_level_activation(exposures: ArrayLike, time: float, decay: float = 0.5) -> float:
-    """``B = ln sum_j (t - t_j)^-delta`` over the exposures before t; -inf without any.
+    """Base-level activation ``B = ln sum_j (t - t_j)^-delta`` over the exposures before t; -inf without any.
 
     Args:
-        exposures: times of the exposures (tokens or steps); those at or after ``time`` have not happened yet.
-        time: t, of the measurement.
+        exposures: times of the exposures (tokens or steps); those at or after ``time`` are ignored.
+        time: t, the time of the measurement.
         decay: delta.
     """
     age = time - np.asarray(exposures, np.float64)
@@ -24,7 +24,7 @@ def base_level_activation(exposures: ArrayLike, time: float, decay: float = 0.5)
 
 
 class Activation(NamedTuple):
-    """A fit of ``y = a + b B_delta``, and whether spacing says more than B."""
+    """Fit of ``y = a + b B_delta``, with a test for effects of spacing beyond B."""
 
     decay: float
     low: float
@@ -33,4 +33,4 @@ class Activation(NamedTuple):
     intercept: float
     slope: float
     p_spacing: float
-    """F test of the arms' means beyond B: small where spacing matters in a way that B does not hold."""
+    """p of the F test of the arms' means beyond B; small if spacing has an effect that B does not describe."""

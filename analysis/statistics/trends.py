@@ -20,13 +20,13 @@ class Trend(NamedTuple):
 
     z: float
     p_greater: float
-    """One-sided: rising."""
+    """One-sided p of a rising trend."""
     p: float
-    """Two-sided."""
+    """Two-sided p."""
 
 
 def dose_scores(doses: ArrayLike, scores: Scores = "log") -> Floats:
-    """``raw``: d; ``log``: log2(1 + d); ``rank``: 0, 1, 2, ... in order of the dose."""
+    """Scores x of doses d, (D,): ``raw``: d; ``log``: log2(1 + d); ``rank``: 0, 1, 2, ... in order of the dose."""
     dose = np.asarray(doses, np.float64)
     if scores == "raw":
         return dose
@@ -39,9 +39,9 @@ def cochran_armitage(doses: ArrayLike, hits: ArrayLike, trials: ArrayLike, score
     """Cochran-Armitage test (Armitage 1955): ``z = sum x_i (h_i - n_i p) / sqrt(p (1-p) sum n_i (x_i - xbar)^2)``.
 
     Args:
-        doses: of the arms.
-        hits: successes.
-        trials: items.
+        doses: doses of the arms.
+        hits: number of successes at each dose.
+        trials: number of items at each dose.
         scores: x; see :func:`dose_scores`.
     """
     h, n = np.asarray(hits, np.float64), np.asarray(trials, np.float64)
@@ -62,10 +62,10 @@ def trend_permutation_p(
     permutations: int = 1999,
     seed: int = 0,
 ) -> float:
-    """One-sided permutation test of a trend, doses permuted within strata, as they were assigned.
+    """One-sided permutation test of a trend; doses are permuted within strata, as they were assigned.
 
-    Statistic ``sum_i x(d_i) (y_i - mean of i's stratum)``; ``p = (1 + #{>= observed}) / (m + 1)``: exact whatever
-    the distribution.
+    Statistic ``sum_i x(d_i) (y_i - mean of i's stratum)``; ``p = (1 + #{>= observed}) / (m + 1)``: exact for every
+    distribution.
     """
     y, x = numbers(values_N, "values of a permutation test"), dose_scores(dose_N, scores)
     strata = np.zeros(y.size, np.int64)
