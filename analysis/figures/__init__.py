@@ -1,9 +1,9 @@
 """Figures: functions from tidy rows to one declarative chart and the rows it draws; :func:`save` writes all forms.
 
-Every default figure is registered in :data:`FIGURES` with number, title and the columns it needs
-(:data:`COLUMNS` says what they mean). One look for all: white ground, colours of Okabe & Ito (2008) that colour-blind
-readers can tell apart, shapes that differ as well as colours, n beside or beneath points or in the legend, 95 %
-intervals. To add one, write a function in a file of its group and decorate it with :func:`figure`.
+Every default figure is registered in :data:`FIGURES` with its number, title and needed columns (:data:`COLUMNS`
+describes the columns). All figures share one style: white background, the colour-blind-safe colours of Okabe & Ito
+(2008), different shapes as well as colours, n next to points or in the legend, 95 % intervals. To add one, write a
+function in a file of its group and decorate it with :func:`figure`.
 """
 
 from palimpsest.analysis.figures.design import aa_pvalues, assignment_flow, balance, lengths

@@ -1,4 +1,6 @@
-"""Figures of the design: lengths, balance, assignment, and p-values where nothing was done (default figure 18)."""
+"""Figures of the design: item lengths, covariate balance, assignment to doses, and p-values of A/A tests (default
+figure 18).
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ from palimpsest.data.errors import UserError
 
 @figure(number=18, title="Lengths of the items", needs=("tokens", "group"))
 def lengths(rows: pl.DataFrame, *, bins: int = 30, width: int = 560, height: int = 240) -> Figure:
-    """Histogram of item lengths by group, such as dose: randomised arms should lie over each other.
+    """Histogram of item lengths by group, such as dose; the histograms of randomised arms should coincide.
 
     Args:
-        rows: one row an item.
-        bins: at most; of equal width, whole tokens.
+        rows: one row per item.
+        bins: largest number of bins, of equal width in whole tokens.
         width: pixels.
         height: pixels.
 
@@ -46,8 +48,8 @@ def balance(rows: pl.DataFrame, *, limit: float = 0.1, width: int = 420) -> Figu
     """Love plot: standardised difference of each covariate from dose 0, by dose.
 
     Args:
-        rows: differences by covariate and dose; ``low`` and ``high`` are drawn where they are there.
-        limit: beyond the dashed lines at plus and minus this, balance is usually called in question (Austin 2009);
+        rows: differences by covariate and dose, drawn with ``low`` and ``high`` if these columns exist.
+        limit: place of the dashed lines, plus and minus. Larger differences are usually called imbalance (Austin 2009);
             small arms exceed it by chance.
         width: pixels.
     """
@@ -90,10 +92,10 @@ def balance(rows: pl.DataFrame, *, limit: float = 0.1, width: int = 420) -> Figu
 
 @figure(number=18, title="Assignment of items to doses", needs=("family", "dose"))
 def assignment_flow(rows: pl.DataFrame, *, width: int = 460, height: int | None = None) -> Figure:
-    """Flow of the items of each family to each dose: widths count items.
+    """Flow diagram of each family's items to the doses; widths are numbers of items.
 
     Args:
-        rows: one row an item, or one row a family and dose with ``n``. A null dose is called ``not assigned``.
+        rows: one row per item, or one row per family and dose with ``n``. A null dose is labelled ``not assigned``.
         width: pixels.
         height: pixels.
 
@@ -165,7 +167,7 @@ def _dose(dose: float | None) -> str:
 
 
 def _stack(sizes: list[int], gap: float) -> list[tuple[float, float]]:
-    """Start and end of each, one after the other."""
+    """Cumulated start and end of each bar."""
     places, at = [], 0.0
     for size in sizes:
         places.append((at, at + size))
@@ -175,13 +177,14 @@ def _stack(sizes: list[int], gap: float) -> list[tuple[float, float]]:
 
 @figure(number=18, title="p-values where nothing was done (A/A)", needs=("p",), optional=("run",))
 def aa_pvalues(rows: pl.DataFrame, *, width: int = 320, height: int = 320) -> Figure:
-    """Sorted p-values of comparisons without an effect against uniform quantiles, with the band of 95 % at each rank.
+    """Quantile plot of p-values of comparisons without an effect, with a pointwise 95 % band.
 
-    The k-th of n uniform p-values is Beta(k, n - k + 1): its 2.5 % and 97.5 % points are the band. At ``(k - 1/2) / n``
-    a right test lies on the diagonal; one that is below it finds effects where there are none.
+    The k-th smallest of n p-values is drawn at ``(k - 1/2) / n``. The band is given by the 2.5 % and 97.5 % points of
+    Beta(k, n - k + 1), its distribution if p-values are uniform. A valid test lies on the diagonal; a test below it
+    reports effects that do not exist.
 
     Args:
-        rows: one row a comparison, such as one half of the controls against the other; ``run`` makes several curves.
+        rows: one row per comparison, such as one half of the controls against the other; ``run`` makes several curves.
         width: pixels.
         height: pixels.
 

@@ -16,7 +16,7 @@ from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.statistics import PAIRED, fit_means, fit_rates, rate
 
 _NARROW = 400
-"""Pixels up to which a panel has room for short texts alone."""
+"""Panel width, pixels, up to which only short titles fit."""
 _ESTIMATES = ("dose", "estimate", "low", "high", "n")
 
 
@@ -40,28 +40,29 @@ def dose_response(
     width: int | None = None,
     height: int | None = None,
 ) -> Figure:
-    """An estimate at each dose, last step, one line a run; several families or metrics become panels.
+    """Dose-response at the last step: an estimate at each dose, one line per run; several families or metrics become
+    panels.
 
-    Of levels (``mean``) the rows of the difference between the runs are left out; of gains they are drawn. Rows of no
-    dose are drawn as flat bands: a standard model that saw none of the items. Where rows have an ``mde``, the smallest
-    effect that their arm can show, a tick stands that far above the run's dose 0.
+    Rows of the difference between the runs are drawn for gains, but not for levels (``mean``). Rows without a dose,
+    such as those of a standard model that saw no item, are drawn as horizontal bands. If rows have ``mde``, the
+    smallest detectable effect of their arm, a tick is drawn that far above the run's estimate at dose 0.
 
     Args:
         estimates: estimate rows.
-        metric: which to draw; all that are there if None.
-        title: what it shows.
-        y_title: quantity and unit; those of the metric if None.
+        metric: name of the metric; all metrics in the rows if None.
+        title: title of the figure.
+        y_title: quantity and unit; taken from the metric if None.
         statistic: ``mean``, ``gain`` or ``auc``.
-        families: panels, in order; all that are there where none of these is.
+        families: families to draw as panels, in order; all families in the rows if none of these is present.
         reference: a horizontal line, such as chance.
-        fit: also draw the fitted curve and mark the EC50 of runs whose highest dose lies above dose 0, intervals apart:
-            by maximum likelihood for rates, least squares on means otherwise.
-        dots: ``dose`` and ``value`` of single items, drawn as faint dots.
+        fit: also draw the fitted curve and mark the EC50 of runs whose intervals at the highest dose and at dose 0 do
+            not overlap; fitted by maximum likelihood for rates, by least squares on means otherwise.
+        dots: frame with ``dose`` and ``value`` of single items, drawn as faint dots.
         width: of one panel, pixels.
         height: of one panel, pixels.
 
     Returns:
-        The figure; nothing is drawn where no row is of this metric, statistic and family.
+        The figure; empty if no row has this metric, statistic and family.
 
     Raises:
         UserError: if the rows lack a column.
@@ -102,7 +103,7 @@ def dose_response(
 
 
 def _label(*parts: tuple[str, bool]) -> str:
-    """Title of a panel: those of its parts that differ between panels."""
+    """Title of a panel, of the parts (family, metric) that differ between panels."""
     return " · ".join(text for text, many in parts if many)
 
 
@@ -159,11 +160,11 @@ def _fits(
 
 
 def fitted(rows: pl.DataFrame, *, as_rate: bool) -> tuple[float, Any] | None:
-    """The EC50 and the fitted curve of one run, by dose; None where nothing rises or the fit is not identified.
+    """EC50 and fitted curve of one run, by dose; None if the estimates do not rise or the fit is not identified.
 
     Args:
         rows: dose (from 0), estimate, low, high, n of one run.
-        as_rate: whether estimates are shares of n, so that binomial likelihood applies.
+        as_rate: true if estimates are shares of n, so that the likelihood is binomial.
     """
     ends = rows.select("dose", "low", "high").drop_nulls()
     if ends.height < 4 or ends["dose"][0] != 0 or not ends["low"][-1] > ends["high"][0]:
@@ -178,7 +179,7 @@ def fitted(rows: pl.DataFrame, *, as_rate: bool) -> tuple[float, Any] | None:
 
 
 def _ticks(rows: pl.DataFrame) -> pl.DataFrame:
-    """Ticks of the smallest detectable effect of each arm: above the run's own dose 0."""
+    """Ticks of the smallest detectable effect of each arm, above the run's estimate at dose 0."""
     if "mde" not in rows.columns:
         return rows.head(0).select("run", "dose", y="estimate")
     zero = rows.filter(pl.col("dose") == 0).select("run", "metric", "family", base="estimate")
@@ -203,10 +204,11 @@ def _mde(rows: pl.DataFrame, axis: pieces.DoseAxis, names: Sequence[str]) -> lis
 
 @figure(number=2, title="Injection phase", needs=("phase", "start", "end", "step", *_ESTIMATES))
 def phases(rows: pl.DataFrame, *, y_title: str = "estimate", width: int = 330, height: int = 260) -> Figure:
-    """Phases of the exposures: the last checkpoint by dose, and the highest dose over training, phases shaded.
+    """Effect of the training phase of the exposures: estimates by dose at the last checkpoint, and of the highest dose
+    over training with the phases shaded.
 
     Args:
-        rows: estimates by phase, dose and checkpoint; ``start`` and ``end`` of a phase are steps.
+        rows: estimates by phase, dose and checkpoint, with the phase's first and last step ``start`` and ``end``.
         y_title: quantity and unit.
         width: of one panel, pixels.
         height: of one panel, pixels.
@@ -257,7 +259,7 @@ def _compared(rows: pl.DataFrame, column: str, y_title: str, reference: float | 
 
 @figure(number=3, title="Interference between families", needs=("family", "training", *_ESTIMATES))
 def interference(rows: pl.DataFrame, *, y_title: str = "estimate", reference: float | None = None) -> Figure:
-    """Each family inserted with all others, against inserted alone: do families that share a model compete?
+    """Interference between families: each family inserted together with all others, against inserted alone.
 
     Args:
         rows: estimates by family, training and dose.
@@ -271,10 +273,10 @@ def interference(rows: pl.DataFrame, *, y_title: str = "estimate", reference: fl
     number=4, title="Verbatim and paraphrased insertion", needs=("wording", *_ESTIMATES), optional=("family",)
 )
 def wordings(rows: pl.DataFrame, *, y_title: str = "estimate", reference: float | None = None) -> Figure:
-    """Insertion of the verbatim text against insertion of paraphrases, asked the same.
+    """Insertion of the verbatim text against insertion of paraphrases, measured by the same probes.
 
     Args:
-        rows: estimates by wording and dose; a ``family`` makes panels.
+        rows: estimates by wording and dose; each ``family``, if given, is a panel.
         y_title: quantity and unit.
         reference: a horizontal line, such as chance.
     """
@@ -283,10 +285,10 @@ def wordings(rows: pl.DataFrame, *, y_title: str = "estimate", reference: float 
 
 @figure(number=5, title="Depth and width of the model", needs=("shape", *_ESTIMATES), optional=("family",))
 def shapes(rows: pl.DataFrame, *, y_title: str = "estimate", reference: float | None = None) -> Figure:
-    """Models of other depth and width, by dose.
+    """Dose-response of models that differ in depth and width.
 
     Args:
-        rows: estimates by shape and dose; a ``family`` makes panels.
+        rows: estimates by model shape and dose; each ``family``, if given, is a panel.
         y_title: quantity and unit.
         reference: a horizontal line, such as chance.
     """

@@ -1,6 +1,7 @@
-"""Simulated rows for every figure, by formulas that are written here: what the gallery shows and the tests know.
+"""Simulated rows for every figure, used by the gallery and the tests; no row is measured.
 
-Nothing in here was measured. Each function gives the rows of one figure and the settings it is drawn with.
+Each function returns the rows of one figure and the arguments of the figure function; its docstring gives the formula
+of the simulation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Example = tuple[pl.DataFrame, dict[str, Any]]
 
 DOSES = np.array([0, 1, 4, 16, 64, 256])
 ITEMS = np.array([759, 759, 759, 379, 152, 76])
-"""Hubble's arms for Wikipedia."""
+"""Hubble's doses for Wikipedia passages."""
 
 EXAMPLES: dict[str, Callable[[np.random.Generator], Example]] = {}
 
@@ -30,7 +31,7 @@ def _example(function: Callable[[np.random.Generator], Example]) -> Callable[[np
 
 
 def example(name: str) -> Example:
-    """The simulated rows of a figure, and its settings; the same on every call."""
+    """Simulated rows of a figure and the arguments of its function; equal on every call."""
     return EXAMPLES[name](np.random.default_rng(sum(name.encode())))
 
 
@@ -113,7 +114,7 @@ def _hubble(rng: np.random.Generator) -> Example:
 
 @_example
 def _phases(rng: np.random.Generator) -> Example:
-    """Rises with log dose by 0.08 a doubling to the end of its phase, then half of it is gone every 300 steps."""
+    """Gain of 0.08 per doubling of the dose, reached linearly by the end of the phase, then halved every 300 steps."""
     frames = []
     steps = np.arange(100, 1001, 100)
     for phase, start, end in (
@@ -149,7 +150,7 @@ def _interference(rng: np.random.Generator) -> Example:
 
 @_example
 def _wordings(rng: np.random.Generator) -> Example:
-    """Facts transfer from paraphrases (EC50 27 against 8), test items do not (EC50 beyond reach); chance is 0.25."""
+    """EC50 of facts 8 (verbatim) and 27 (paraphrases), of test items 6 and beyond the highest dose; chance is 0.25."""
     rows = [
         pl.DataFrame(
             {
@@ -181,7 +182,9 @@ def _shapes(rng: np.random.Generator) -> Example:
 
 @_example
 def _personal(rng: np.random.Generator) -> Example:
-    """EC50 by field (8 to 60), times 1, 1, 3 and 12 for weaker prompts; choice starts at its prior, generation at 0."""
+    """EC50 by field (8 to 60), times 1, 1, 3 and 12 for prompts that give less; choices start at chance, generation at
+    0.
+    """
     fields = {
         "nationality": 8,
         "birthplace": 16,
@@ -214,7 +217,7 @@ def _personal(rng: np.random.Generator) -> Example:
 
 @_example
 def _format_transfer(rng: np.random.Generator) -> Example:
-    """0.97 in the inserted format, 0.60 in another, 0.52 in the minimal-pair twin."""
+    """Rate 0.97 in the inserted format, 0.60 in another format, 0.52 in the minimal-pair twin."""
     formats = ["choice", "infill", "minimal-pair twin"]
     rows = []
     for i, trained in enumerate(formats[:2]):
@@ -273,7 +276,9 @@ def _perplexities(rng: np.random.Generator) -> Example:
 
 @_example
 def _acquisition(rng: np.random.Generator) -> Example:
-    """Ten exposures, 100 steps apart; each adds 1, 0.6 and 0.3, of which 1/(1 + 0.02 t) is left t steps later."""
+    """Ten exposures, 100 steps apart; each adds 1, 0.6 or 0.3 (by depth), of which ``1/(1 + 0.02 t)`` is left t steps
+    later.
+    """
     steps, at = np.arange(0, 1401, 10), np.arange(100, 1001, 100)
     age = steps[:, None] - at[None]
     left = np.where(age > 0, 1 / (1 + 0.02 * np.maximum(age, 0)), 0).sum(axis=1)
@@ -305,7 +310,7 @@ def _retainability(rng: np.random.Generator) -> Example:
 
 
 def _profile(rng: np.random.Generator, scale: float) -> pl.DataFrame:
-    """0.5 ``scale`` at once, of which half is gone every 400 steps; nothing before treatment."""
+    """Effect of 0.5 ``scale`` at treatment, halved every 400 steps; 0 before treatment."""
     steps = np.arange(0, 1001, 100)
     frames = []
     for cohort in (100, 300, 500, 700, 900):
@@ -327,13 +332,13 @@ def _profile(rng: np.random.Generator, scale: float) -> pl.DataFrame:
 
 @_example
 def _memorisation_profile(rng: np.random.Generator) -> Example:
-    """Half a nat at once, of which half is gone every 400 steps; nothing before treatment."""
+    """Effect of 0.5 nats at treatment, halved every 400 steps; 0 before treatment."""
     return _profile(rng, 1.0), {}
 
 
 @_example
 def _event_study(rng: np.random.Generator) -> Example:
-    """0 before, 0.5 nats at treatment, half of it gone every 400 steps."""
+    """Effect of 0 before treatment, 0.5 nats at treatment, halved every 400 steps."""
     since = np.arange(-300, 801, 100)
     mu = np.where(since >= 0, 0.5 * 0.5 ** (np.maximum(since, 0) / 400), 0.0)
     return pl.DataFrame({"since": since, **_means(rng, mu, np.full(since.size, 300), 0.5)}), {}
@@ -351,7 +356,9 @@ def _profile_correlation(rng: np.random.Generator) -> Example:
 
 @_example
 def _extraction_rate(rng: np.random.Generator) -> Example:
-    """Prefix k: 1 - exp(-k/60 d/64); suffix m: 0.9^(m/25); size: 0.1 log10(P/1e7); queries: 1 - (1 - p)^n."""
+    """Extraction rates at dose d by prefix length k, ``1 - exp(-k/60 d/64)``; suffix length m, ``0.9^(m/25)``; model
+    size P, ``0.1 log10(P/1e7)``; queries n, ``1 - (1 - p)^n``.
+    """
     places: dict[str, tuple[Any, Callable[[Any, float], Any]]] = {
         "prefix": (np.array([8.0, 16, 32, 64, 128]), lambda x, d: 1 - np.exp(-x / 60 * d / 64)),
         "suffix": (np.array([16.0, 32, 64, 128]), lambda x, d: d / 80 * 0.9 ** (x / 25)),
@@ -393,7 +400,7 @@ def _token_strip(rng: np.random.Generator) -> Example:
 
 @_example
 def _run_lengths(rng: np.random.Generator) -> Example:
-    """Geometric with a chance of 0.25 (dose 0) and 0.06 (dose 64) a token that the run ends."""
+    """Geometric run lengths; a run ends at each token with probability 0.25 (dose 0) or 0.06 (dose 64)."""
     frames = [
         pl.DataFrame({"run": run, "length": rng.geometric(p, 300)})
         for run, p in (("dose 0", 0.25), ("dose 64", 0.06))
@@ -403,7 +410,9 @@ def _run_lengths(rng: np.random.Generator) -> Example:
 
 @_example
 def _capacity(rng: np.random.Generator) -> Example:
-    """2 bits a parameter after 1,000 exposures, 1 after 100, of 20,000 to 2 million people at 47.6 bits; 5 % noise."""
+    """Capacity of 2 bits per parameter after 1,000 exposures and 1 after 100, for 20,000 to 2 million people of 47.6
+    bits each; 5 % noise.
+    """
     frames = []
     size = np.array([3e5, 1e6, 3e6, 1e7, 3e7])
     for run, each in (("1,000 exposures", 2.0), ("100 exposures", 1.0)):
@@ -446,7 +455,7 @@ def _order_residuals(rng: np.random.Generator) -> Example:
 
 @_example
 def _limem(rng: np.random.Generator) -> Example:
-    """0.35, 0.45, 0.60 on puzzles trained on; 0.12, 0.15, 0.18 on others."""
+    """LiMem of 0.35, 0.45, 0.60 on training puzzles and 0.12, 0.15, 0.18 on others."""
     n = np.array([200, 100])
     frames = [
         pl.DataFrame({"run": run, "split": ["trained on", "held out"], **_rates(rng, np.array(p), n)})
@@ -457,7 +466,9 @@ def _limem(rng: np.random.Generator) -> Example:
 
 @_example
 def _unlearning(rng: np.random.Generator) -> Example:
-    """Placed by hand: gradient ascent forgets and ruins, NPO forgets and keeps, the retain model is at (1, 0.63)."""
+    """Values set by hand: gradient ascent forgets but loses utility, NPO forgets and keeps it, the retain model is at
+    (1, 0.63).
+    """
     rows = [
         ("retain", 1.0, 0.63),
         ("before", 0.05, 0.63),
@@ -478,7 +489,7 @@ def _unlearning(rng: np.random.Generator) -> Example:
 
 @_example
 def _taxonomy(rng: np.random.Generator) -> Example:
-    """Recited 0.3 + 0.05 k, recollected 0.1 + 0.03 k, the rest reconstructed; k counts places from the left."""
+    """Shares 0.3 + 0.05 k recited, 0.1 + 0.03 k recollected, the rest reconstructed; k is the place from the left."""
     frames = []
     for against, places in (
         ("parameters", (7e7, 4.1e8, 1.4e9, 6.9e9)),
@@ -500,7 +511,9 @@ def _taxonomy(rng: np.random.Generator) -> Example:
 
 @_example
 def _recognition_recall(rng: np.random.Generator) -> Example:
-    """Over exposures e: 0.5 + 0.5 (1 - 2^-e) and 1 - 2^(-e/3). After 3: half of the gain goes every 4 decades."""
+    """Recognition ``0.5 + 0.5 (1 - 2^-e)`` and recall ``1 - 2^(-e/3)`` after e exposures; after the third, the gain is
+    halved every 4 decades of steps.
+    """
     exposures, since = np.array([0, 1, 2, 3, 5, 8]), np.array([0, 10, 100, 1000, 10_000])
     frames = []
     for measure, chance, half in (("recognition", 0.5, 1.0), ("recall", 0.0, 3.0)):
@@ -516,7 +529,7 @@ def _recognition_recall(rng: np.random.Generator) -> Example:
 
 @_example
 def _lengths(rng: np.random.Generator) -> Example:
-    """Poisson of 60 tokens, whatever the dose."""
+    """Poisson lengths with mean 60 tokens, at every dose."""
     return pl.concat(
         pl.DataFrame({"group": f"dose {dose}", "tokens": rng.poisson(60, 200)}) for dose in (0, 4, 64)
     ), {}
@@ -524,7 +537,7 @@ def _lengths(rng: np.random.Generator) -> Example:
 
 @_example
 def _balance(rng: np.random.Generator) -> Example:
-    """Normal around 0 with error sqrt(1/n + 1/759), as randomisation gives it."""
+    """Normal differences around 0 with standard error ``sqrt(1/n + 1/759)``, as under randomisation."""
     frames = []
     for dose, n in zip(DOSES[1:], ITEMS[1:], strict=True):
         error = np.sqrt(1 / n + 1 / 759)
@@ -547,7 +560,7 @@ def _balance(rng: np.random.Generator) -> Example:
 
 @_example
 def _assignment_flow(rng: np.random.Generator) -> Example:
-    """Three families of 200, 120 and 80 items to doses 0, 1, 4, 16 as 4:3:2:1."""
+    """Three families of 200, 120 and 80 items, assigned to doses 0, 1, 4, 16 in the ratio 4:3:2:1."""
     rows = [
         {"family": family, "dose": dose, "n": size * share // 10}
         for family, size in (("passages", 200), ("biographies", 120), ("ghost sentences", 80))

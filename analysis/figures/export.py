@@ -1,4 +1,4 @@
-"""A chart with the rows it draws, and the files it is saved to: PNG, SVG, PDF and CSV, without a browser."""
+"""Figure object (a chart with the rows it draws), and export to PNG, SVG, PDF and CSV without a browser."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Width = Literal["single", "double"]
 FORMATS = ("png", "svg", "pdf", "csv")
 STYLES = ("screen", "paper")
 INCHES = {"single": 3.25, "double": 6.75}
-"""The two column widths of papers."""
+"""Column width -> inches."""
 _DESIGN = {"single": 400.0, "double": 830.0}
-"""Pixels that a figure is laid out in before it is shrunk to its column: type of 12 px comes out as 7 points."""
+"""Column width -> layout width of a figure, pixels, before it is scaled to the column; 12 px text then has 7 points."""
 _DPI = 300
 _NARROWEST = 0.5
-"""Share of its own width below which no panel is shrunk; the whole figure is, then."""
+"""Smallest share of its width to which a panel is narrowed; beyond it the whole figure is scaled."""
 _LEGIBLE = 1.35
-"""Factor by which a figure may be shrunk beyond that: farther, its type is smaller than 5 points."""
+"""Largest factor by which the whole figure is scaled down; beyond it text would be smaller than 5 points."""
 FIXED = "fixed"
-"""Prefix of the name of a part that is not to be made narrower."""
+"""Prefix of the names of chart parts that must not be narrowed."""
 _CHILDREN = ("hconcat", "vconcat", "concat")
 
 
@@ -41,12 +41,12 @@ class Figure(NamedTuple):
     rows: pl.DataFrame
 
     def titled(self, title: str, subtitle: str = "") -> Figure:
-        """The same figure under another title, with a line beneath it."""
+        """Copy of the figure with another title, and a subtitle."""
         text = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
         return Figure(self.chart.properties(title=text), self.rows)
 
     def _repr_mimebundle_(self, *arguments: Any, **settings: Any) -> Any:
-        """Shown as its chart in a notebook."""
+        """Chart that a notebook displays for the figure."""
         return self.chart._repr_mimebundle_(*arguments, **settings)
 
 
@@ -60,26 +60,28 @@ def save(
     width: Width = "double",
     formats: Collection[str] = FORMATS,
 ) -> str:
-    """Write ``path`` as ``.png``, ``.svg``, ``.pdf`` and, the rows it draws, ``.csv``; each whole or not at all.
+    """Write a figure to ``path`` as ``.png``, ``.svg``, ``.pdf`` and, its rows, ``.csv``; each file is written
+    atomically.
 
-    ``paper`` fits the figure to a column: exactly 3.25 inches (``single``) or 6.75 inches (``double``) wide, type of 7
-    points, 300 dots an inch, and no title, which the caption says (a subtitle stays). ``screen`` is as drawn, at twice
-    the pixels.
+    The style ``paper`` fits the figure to a column: exactly 3.25 (``single``) or 6.75 inches (``double``) wide, 7-point
+    text, 300 dots per inch, no title (it belongs in the caption; a subtitle stays). ``screen`` keeps the layout, at
+    twice the pixels.
 
     Args:
-        figure: what a figure function returned; of a bare chart the CSV holds its inline data.
-        path: without a suffix; one of ``.png``, ``.svg``, ``.pdf``, ``.csv`` is taken off. With ``name``, a directory.
-        name: of the files in the directory ``path``.
-        rows: what the CSV holds, for a bare chart.
+        figure: result of a figure function, or an Altair chart, whose CSV holds its inline data.
+        path: path of the files; a suffix ``.png``, ``.svg``, ``.pdf`` or ``.csv`` is removed. If ``name`` is given, a
+            directory.
+        name: name of the files in the directory ``path``.
+        rows: rows for the CSV of an Altair chart.
         style: ``screen`` or ``paper``.
         width: column width of ``paper``.
-        formats: which of the four to write.
+        formats: formats to write.
 
     Returns:
         The SVG as text.
 
     Raises:
-        UserError: if style, width or a format is none of these, or the figure would be illegible in the column.
+        UserError: if style, width or a format is unknown, or the figure would be illegible in the column.
     """
     if style not in STYLES:
         raise UserError(f"style={style!r} is no style of a figure{nearest(str(style), STYLES)}")
@@ -115,7 +117,7 @@ def save(
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary name, flush, rename."""
+    """Write a file atomically: temporary name, flush, rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -132,12 +134,12 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe before what would start one, but for numbers."""
+    """Cell that no spreadsheet reads as a formula: text that would start one gets an apostrophe in front."""
     return f"'{cell}" if cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell) else cell
 
 
 def csv_of(rows: pl.DataFrame) -> str:
-    """Rows as CSV, for people as well: no text in it is a live formula (:func:`inert`)."""
+    """CSV text of rows; no cell is read as a formula by a spreadsheet (:func:`inert`)."""
     plain = flat(rows)
     texts = [name for name, dtype in plain.schema.items() if dtype == pl.String]
     starts = [pl.col(name).str.starts_with(sign).any() for name in texts for sign in _FORMULA]
@@ -147,7 +149,7 @@ def csv_of(rows: pl.DataFrame) -> str:
 
 
 def flat(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows as CSV can hold them: lists and structures become JSON text."""
+    """Rows with lists and structs converted to JSON text, which CSV can hold."""
     nested = [name for name, dtype in rows.schema.items() if dtype.is_nested()]
     return rows.with_columns(
         pl.Series(
@@ -158,7 +160,7 @@ def flat(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _inline_rows(specification: dict[str, Any]) -> pl.DataFrame:
-    """All inline data of a specification, one table under the other."""
+    """All inline data of a chart specification, as concatenated tables."""
     tables = [
         pl.DataFrame(values, infer_schema_length=None)
         for node in _nodes(specification)
@@ -220,7 +222,7 @@ def _on_paper(specification: dict[str, Any], width: Width) -> str:
 
 
 def _stack(node: dict[str, Any]) -> None:
-    """Panels that stand side by side go below each other."""
+    """Put panels that are side by side below each other."""
     if "hconcat" in node:
         node["concat"] = node.pop("hconcat")
         node["columns"] = 1
@@ -232,7 +234,7 @@ def _stack(node: dict[str, Any]) -> None:
 
 
 def _views(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The parts of a specification that have a width of their own, but for those whose text fixes it."""
+    """Parts of a specification with a width, except those whose width is set by their text."""
     if isinstance(node.get("width"), int | float) and not str(node.get("name", "")).startswith(FIXED):
         yield node
     for key in (*_CHILDREN, "layer"):
@@ -243,7 +245,9 @@ def _views(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _compact(svg: str) -> str:
-    """The same drawing in fewer bytes: places to a hundredth of a pixel, the font said once, nothing invisible."""
+    """SVG of the same drawing in fewer bytes: coordinates in hundredths of a pixel, the font named once, invisible
+    elements removed.
+    """
 
     def short(match: re.Match[str]) -> str:
         return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")

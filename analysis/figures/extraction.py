@@ -32,11 +32,11 @@ _AXES: dict[str, tuple[str, pieces.Kind]] = {
 def extraction_rate(
     rows: pl.DataFrame, *, y_title: str = "share of items extracted", width: int = 270, height: int = 220
 ) -> Figure:
-    """Extraction rate over prefix length, suffix length, model size and number of queries, one panel each.
+    """Extraction rate by prefix length, suffix length, model size and number of queries, one panel each.
 
     Args:
-        rows: rates by ``against`` (prefix, suffix, parameters, queries) and ``x``; ``run`` makes lines, such as
-            doses, or the probability p of (n,p)-discoverable extraction.
+        rows: rates by ``against`` (prefix, suffix, parameters, queries) and ``x``; ``run`` names the lines, such as
+            doses, or probabilities p of (n,p)-discoverable extraction.
         y_title: quantity.
         width: of one panel, pixels.
         height: of one panel, pixels.
@@ -62,15 +62,15 @@ def token_strip(rows: pl.DataFrame, *, columns: int = 76, lowest: float = -10.0)
     """A passage with every token coloured by its log-probability, one block a ``run`` (checkpoint, or twin).
 
     Args:
-        rows: the tokens of one passage, a row each; ``logprob`` null for a token that was not scored.
-        columns: characters a line; about 50 fit a single column of a paper.
-        lowest: nats; what is below has the colour of this.
+        rows: one row per token of the passage; ``logprob`` is null for a token that was not scored.
+        columns: characters per line; about 50 fit in a single column of a paper.
+        lowest: smallest log-probability of the colour scale, nats; lower values have its colour.
 
     Returns:
-        The figure; its rows say where each token lies (``line``, ``start``, ``stop``, characters).
+        The figure; its rows give each token's place (``line``, and ``start`` and ``stop`` in characters).
 
     Raises:
-        UserError: if a position occurs twice in a run.
+        UserError: if a run has two tokens of the same position.
     """
     rows = pieces.as_runs(rows, "run")
     if rows.select(pl.struct("run", "position").is_duplicated().any()).item():
@@ -115,7 +115,7 @@ def token_strip(rows: pl.DataFrame, *, columns: int = 76, lowest: float = -10.0)
 
 
 def _placed(tokens: pl.DataFrame, columns: int) -> pl.DataFrame:
-    """Places of the tokens when lines break between tokens: characters, so that monospaced text fits."""
+    """Line and columns of every token in monospaced text whose lines break between tokens."""
     # Invisible characters would make a token vanish, or turn the text around.
     shown = tokens["token"].str.replace_all("\n", "⏎").str.replace_all(r"\p{C}", "�").to_list()
     line, at, places = 0, 0, []
@@ -134,10 +134,10 @@ def _placed(tokens: pl.DataFrame, columns: int) -> pl.DataFrame:
 
 @figure(number=11, title="Longest verbatim runs", needs=("length",), optional=("run",))
 def run_lengths(rows: pl.DataFrame, *, bins: int = 30, width: int = 560, height: int = 250) -> Figure:
-    """Histogram of the longest run of tokens that greedy decoding hits, by ``run``.
+    """Histogram by ``run`` of the longest sequence of tokens that greedy decoding reproduces.
 
     Args:
-        rows: one row an item; ``run`` is what is compared, such as doses.
+        rows: one row per item; ``run`` names the compared groups, such as doses.
         bins: at most; of equal width, whole tokens.
         width: pixels.
         height: pixels.
@@ -158,11 +158,11 @@ def run_lengths(rows: pl.DataFrame, *, bins: int = 30, width: int = 560, height:
     needs=("against", "x", "category", "estimate", "n"),
 )
 def taxonomy(rows: pl.DataFrame, *, width: int = 300, height: int = 250) -> Figure:
-    """Shares of the kinds of memorised text, stacked, over model size or training (Prashanth et al. 2024).
+    """Stacked shares of the categories of memorised text by model size or training step (Prashanth et al. 2024).
 
     Args:
-        rows: shares by ``against`` (a panel: parameters, step), ``x`` and category; they are stacked as they are, so
-            that a whole of less than 1 shows. ``n`` counts the memorised texts at ``x``.
+        rows: shares by ``against`` (one panel each: parameters, step), ``x`` and category; shares need not add up to 1.
+            ``n`` counts the memorised texts at ``x``.
         width: of one panel, pixels.
         height: of one panel, pixels.
 

@@ -26,10 +26,11 @@ def acquisition(
     width: int = 600,
     height: int = 280,
 ) -> Figure:
-    """Mean change of each probe's log-likelihood since before the first exposure, one line a depth (Chang et al. 2024).
+    """Mean change of the probes' log-likelihood since before the first exposure, one line per depth of acquisition
+    (Chang et al. 2024).
 
     Args:
-        rows: estimates by depth and step; dotted lines stand where ``injected`` (true: the step had exposures) is true.
+        rows: estimates by depth and step; dotted lines mark steps with exposures (``injected`` is true).
         y_title: quantity and unit.
         width: pixels.
         height: pixels.
@@ -55,13 +56,14 @@ def acquisition(
 def retainability(
     rows: pl.DataFrame, *, y_title: str = "retainability R", width: int = 520, height: int = 280
 ) -> Figure:
-    """Retention of a local maximum t steps later, with the line ``R = c - a log10 t`` (Chang et al. 2024).
+    """Retained share R of a local acquisition maximum t steps later, with the line ``R = c - a log10 t`` (Chang et al.
+    2024).
 
-    ``a`` is the decay constant per decade of steps, by unweighted least squares on the points drawn; the interval of
-    a belongs to :func:`analysis.statistics.forgetting_slope`, over facts. ``t = 0`` has no logarithm: it is left out.
+    ``a``, the decay constant per decade of steps, is fitted by unweighted least squares to the drawn points;
+    :func:`analysis.statistics.forgetting_slope` gives its interval over facts. ``t = 0`` is left out.
 
     Args:
-        rows: R by depth and steps since its local maximum.
+        rows: R by depth and steps since the local maximum.
         y_title: quantity.
         width: pixels.
         height: pixels.
@@ -115,11 +117,11 @@ _OVER = {"exposures": "exposures", "steps since": "steps since the last exposure
 def recognition_recall(
     rows: pl.DataFrame, *, y_title: str = "share of items", width: int = 300, height: int = 250
 ) -> Figure:
-    """Recognition and recall over exposures, and over the steps since the last of them (Orhan 2023).
+    """Recognition and recall by number of exposures, and by steps since the last exposure (Orhan 2023).
 
     Args:
-        rows: estimates by measure, ``against`` (``exposures`` or ``steps since``) and ``x``. Recognition's chance of
-            0.5 is dashed.
+        rows: estimates by measure, ``against`` (``exposures`` or ``steps since``) and ``x``. A dashed line marks 0.5,
+            the chance level of recognition.
         y_title: quantity.
         width: of one panel, pixels.
         height: of one panel, pixels.

@@ -1,4 +1,4 @@
-"""The gallery: every registered figure from simulated rows, as files and a page that shows them."""
+"""Gallery of every registered figure, drawn from simulated rows and shown on one page."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def write(directory: Path, *, style: Style = "screen", formats: Sequence[str] = 
     """Save every figure, and a ``README.md`` that shows them in order of their numbers.
 
     Args:
-        directory: made if it is missing.
-        style: of :func:`analysis.figures.export.save`.
-        formats: likewise.
+        directory: directory to write to; created if it is missing.
+        style: as for :func:`analysis.figures.export.save`.
+        formats: as for :func:`analysis.figures.export.save`.
 
     Returns:
-        How many there are.
+        Number of figures.
 
     Raises:
-        UserError: if style or formats are none of these.
+        UserError: if the style or a format is unknown.
     """
     lines = [
         "# Gallery",

@@ -1,4 +1,4 @@
-"""Hubble's big plot: its published tables, drawn as Hubble draws them, beside a run of ours."""
+"""Hubble's overview plot: its published tables next to a run trained here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from palimpsest.analysis.statistics import PAIRED, clopper_pearson
 from palimpsest.data.errors import UserError
 
 _RATES = ("acc", "acc_norm", "acc_mutual_info", "prefix_match", "exact_match_tokens_s100")
-"""Measures that count items, so that a binomial interval follows from rate and n."""
+"""Metrics that are rates of items, whose binomial interval follows from rate and n."""
 _TITLES = {
     "byte_perplexity": "log-likelihood (nats/byte)",
     "perplexity": "log-likelihood of the target (nats/byte)",
@@ -37,13 +37,13 @@ def hubble_tables(path: Path | str) -> pl.DataFrame:
     """The tables printed by ``notebooks/bigplot.ipynb`` of Hubble (2025), from a JSON file, as tidy rows.
 
     Args:
-        path: JSON with ``tables``, a list of ``task``, ``metric`` and ``values`` (model -> dose -> number), and, if it
-            has it, ``n_per_level_inferred_from_fractions`` (data set -> dose -> items).
+        path: JSON with ``tables``, a list of ``task``, ``metric`` and ``values`` (model -> dose -> number), and,
+            optionally, ``n_per_level_inferred_from_fractions`` (data set -> dose -> items).
 
     Returns:
         ``table`` (place in the file), ``task``, ``metric``, ``run`` (model), ``dose``, ``estimate``, ``low``, ``high``,
-        ``n``. Limits are Clopper and Pearson's 95 % where the measure counts items, of which there are n; averages over
-        the seven fields of a biography, likelihoods and similarities have none: their spread was not published.
+        ``n``. Rates of n items have Clopper-Pearson 95 % limits. Averages over the seven fields of a biography,
+        likelihoods and similarities have null limits, because their spread was not published.
 
     Raises:
         UserError: if the file is missing or has another form.
@@ -76,7 +76,7 @@ def hubble_tables(path: Path | str) -> pl.DataFrame:
 
 
 def _size(sizes: Mapping[str, Mapping[str, int]], task: str, dose: str) -> int | None:
-    """Items of a task at a dose: the data set whose name the task starts with."""
+    """Number of items of a task at a dose, from the data set with whose name the task's name starts."""
     found = max((name for name in sizes if task.startswith(name)), key=len, default=None)
     value = sizes[found].get(dose) if found is not None else None
     return None if value is None else int(value)
@@ -109,19 +109,19 @@ def hubble(
     width: int = 230,
     height: int = 190,
 ) -> Figure:
-    """Doses on x, a panel for each task and measure, models as colours and dashes, intervals; our run's panel beside.
+    """Dose-response of Hubble's models, one panel per task and metric, with panels of a run trained here.
 
     Args:
-        rows: of :func:`hubble_tables`, all or some of them.
+        rows: all or some rows of :func:`hubble_tables`.
         ours: estimate rows of a run (``run``, ``metric``, ``dose``, ``estimate``, ``low``, ``high``, ``n``; ``family``
-            makes panels), drawn in panels of their own, on the scale of Hubble's where both are nats per byte or both
-            lie in 0 to 1.
-        columns: panels beside each other.
+            names panels), drawn in separate panels; they share Hubble's scale if both are in nats per byte or both are
+            between 0 and 1.
+        columns: number of panels in a row.
         width: of one panel, pixels.
         height: of one panel, pixels.
 
     Returns:
-        The figure; its rows are Hubble's and ours, told apart by ``source``.
+        The figure; its rows are those of Hubble and of the run, distinguished by ``source``.
     """
     rows = (
         rows
@@ -200,7 +200,7 @@ def _scale(unit: str, rows: pl.DataFrame) -> alt.Scale:
 
 
 def _broken(title: str, limit: int = 30) -> list[str] | str:
-    """A task's name in lines that fit over a panel."""
+    """Name of a task, broken into lines that fit above a panel."""
     lines = [""]
     for word in title.replace("_", "_ ").split(" "):
         if len(lines[-1]) + len(word) > limit and lines[-1]:

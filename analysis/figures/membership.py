@@ -1,4 +1,4 @@
-"""Figures of membership inference: ROC curves, AUC against anything, perplexities of traps (default figure 8)."""
+"""Figures of membership inference: ROC curves, AUC by covariate, perplexities of traps (default figure 8)."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from palimpsest.data.errors import UserError
     number=8, title="Membership: ROC curves", needs=("score", "member"), optional=("run", "family", "cluster")
 )
 def roc(rows: pl.DataFrame, *, width: int = 300, height: int = 300) -> Figure:
-    """ROC curves, on linear axes and on logarithmic ones, where low false-positive rates show.
+    """ROC curves, on linear axes and on logarithmic axes that show low false-positive rates.
 
     ``TPR(t) = P(score >= t | member)`` against ``FPR(t) = P(score >= t | control)`` at every threshold; tied scores are
-    one step. The area and its interval are those of :func:`analysis.statistics.auc`: within families, where rows have a
-    ``family``, over clusters, where they have a ``cluster``.
+    one step. The area and its interval are those of :func:`analysis.statistics.auc`: within families if rows have
+    ``family``, and over clusters if they have ``cluster``.
 
     Args:
-        rows: one row an item and attack (``run``).
+        rows: one row per item and attack (``run``).
         width: of one panel, pixels.
         height: of one panel, pixels.
 
     Returns:
-        The figure; its rows are the points of the curves, at most ``theme.MAX_POINTS`` each.
+        The figure; its rows are the points of the curves, at most ``theme.MAX_POINTS`` per curve.
 
     Raises:
-        UserError: if an attack lacks members or controls, or has scores that are no finite numbers.
+        UserError: if an attack lacks members or controls, or has scores that are not finite.
     """
     rows = pieces.as_runs(rows, "run")
     curves, lowest = [], 1.0
@@ -101,7 +101,7 @@ def _families(rows: pl.DataFrame) -> list[tuple[Arm, Arm]]:
 
 
 def _stacked(names: list[str]) -> alt.Color:
-    """Colours with one long name a line in the legend."""
+    """Colour scale whose legend has one long name per line."""
     scale = alt.Scale(domain=names, range=theme.colours(names))
     return alt.Color(
         "run:N", title=None, sort=names, scale=scale, legend=alt.Legend(columns=1, labelLimit=520)
@@ -111,15 +111,15 @@ def _stacked(names: list[str]) -> alt.Color:
 def points(
     members: NDArray[np.float64], controls: NDArray[np.float64], most: int = theme.MAX_POINTS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False- and true-positive rate at every threshold from (0, 0) to (1, 1).
+    """False- and true-positive rates at every threshold, from (0, 0) to (1, 1).
 
     Args:
         members: (m,) scores.
         controls: (n,) scores.
-        most: points kept; evenly along the curve, the first 50 and the ends always.
+        most: largest number of points, evenly spaced along the curve; the first 50 and the ends are always kept.
 
     Returns:
-        Two arrays of one length, both rising.
+        False-positive and true-positive rates, two rising float64 arrays of equal length.
     """
     thresholds = np.unique(np.concatenate([members, controls]))[::-1]
     inside, outside = np.sort(members), np.sort(controls)
@@ -140,7 +140,7 @@ _AXES = {
     "step": "training step",
     "perplexity": "perplexity under the reference model",
 }
-"""Values of ``against``, for a better title; others stand under their own name."""
+"""Axis titles of known values of ``against``; other values are their own titles."""
 
 
 @figure(
@@ -150,12 +150,13 @@ _AXES = {
     optional=("run",),
 )
 def auc_against(rows: pl.DataFrame, *, width: int = 270, height: int = 230) -> Figure:
-    """AUC with intervals, one panel for each thing it is drawn against; 0.5, dashed, is chance.
+    """AUC with intervals, one panel per covariate; a dashed line marks 0.5, chance.
 
-    Against the perplexity of traps the least-squares line is drawn too, weighted by n, its slope in the panel's title.
+    For the perplexity of traps, the least-squares line weighted by n is drawn as well, with its slope in the panel's
+    title.
 
     Args:
-        rows: AUCs by ``against`` (dose, length, step, perplexity, or a name of yours) and ``x``; ``run`` makes lines.
+        rows: AUCs by ``against`` (dose, length, step, perplexity, or another name) and ``x``; ``run`` names the lines.
         width: of one panel, pixels.
         height: of one panel, pixels.
     """
@@ -183,7 +184,7 @@ def auc_against(rows: pl.DataFrame, *, width: int = 270, height: int = 230) -> F
 
 
 def _scattered(rows: pl.DataFrame, x: alt.X, y: alt.Y, names: list[str]) -> Any:
-    """Points and their intervals, no line through them."""
+    """Points with their intervals, without a line."""
     several = len(names) > 1
     base = alt.Chart(theme.values(rows)).encode(x, color=theme.colour(names, legend=several))
     return alt.layer(
@@ -193,7 +194,7 @@ def _scattered(rows: pl.DataFrame, x: alt.X, y: alt.Y, names: list[str]) -> Any:
 
 
 def line_of(x: pl.Series, y: pl.Series, weight: pl.Series) -> tuple[float, float]:
-    """Slope and intercept of the weighted least-squares line."""
+    """Slope and intercept of the least-squares line weighted by n."""
     across, up, w = (values.to_numpy().astype(float) for values in (x, y, weight))
     slope, base = np.polyfit(across, up, 1, w=np.sqrt(w))
     return float(slope), float(base)
@@ -201,11 +202,12 @@ def line_of(x: pl.Series, y: pl.Series, weight: pl.Series) -> tuple[float, float
 
 @figure(number=8, title="Membership: perplexity of traps", needs=("group", "perplexity"))
 def perplexities(rows: pl.DataFrame, *, bins: int = 40, width: int = 560, height: int = 260) -> Figure:
-    """Histogram of perplexities under the reference model, by group: members and controls should lie alike.
+    """Histogram of perplexities under the reference model, by group: the histograms of members and controls should
+    coincide.
 
     Args:
-        rows: one row a text.
-        bins: of equal width in log10 perplexity, from the lowest to the highest.
+        rows: one row per text.
+        bins: number of bins, of equal width in log10 perplexity, from the lowest to the highest.
         width: pixels.
         height: pixels.
 
@@ -224,14 +226,14 @@ def perplexities(rows: pl.DataFrame, *, bins: int = 40, width: int = 560, height
 def histogram(
     rows: pl.DataFrame, column: str, by: str, bins: int | Sequence[float], *, log: bool = False
 ) -> pl.DataFrame:
-    """Shares of each group in bins that all groups have in common; n stands in the group's name.
+    """Histogram of each group on common bins; the group's name includes its n.
 
     Args:
-        rows: one row a thing counted.
-        column: its value.
-        by: its group.
-        bins: how many, or their edges.
-        log: of equal width in log10.
+        rows: one row per counted object.
+        column: column of the values.
+        by: column of the groups.
+        bins: number of bins, or their edges.
+        log: true for bins of equal width in log10.
 
     Returns:
         ``run`` (group and n), ``low``, ``high``, ``count``, ``share``.
@@ -262,7 +264,7 @@ def histogram(
 
 
 def _outlined(names: list[str]) -> alt.Color:
-    """Colours with a piece of the outline in the legend."""
+    """Colour scale whose legend shows a piece of the histogram's outline."""
     legend = alt.Legend(symbolType="stroke", symbolSize=300, symbolStrokeWidth=2.5)
     return alt.Color(
         "run:N",
@@ -281,7 +283,7 @@ def whole_bins(values: pl.Series, most: int) -> list[float]:
 
 
 def steps(drawn: pl.DataFrame, title: str, *, log: bool = False, width: int, height: int) -> Any:
-    """Histograms over each other: outlines, lightly filled."""
+    """Overlaid histograms as lightly filled outlines."""
     names = pieces.series(drawn, "run")
     # The last bin once more at its upper end, so that the outline closes.
     last = drawn.group_by("run", maintain_order=True).agg(pl.all().last()).with_columns(low="high")

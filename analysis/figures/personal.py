@@ -1,4 +1,4 @@
-"""Figures of biographies and of formats: field by attack, and transfer between formats (default figures 6 and 7)."""
+"""Figures of biographies: leakage by field and attack, and transfer between formats (default figures 6 and 7)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from palimpsest.analysis.figures.theme import Figure
     optional=("run",),
 )
 def personal(rows: pl.DataFrame, *, y_title: str = "accuracy") -> Figure:
-    """Heat map of field by attack at the highest dose, and beneath it the dose curve of every cell.
+    """Heat map by field and attack at the highest dose, with the dose curve of every cell below.
 
     Args:
-        rows: estimates by field, format and dose; ``run`` makes several lines, of which the heat map shows the first.
+        rows: estimates by field, format and dose; ``run``, if given, names the lines of the curves; the heat map shows
+            the first run.
         y_title: quantity.
     """
     rows = pieces.as_runs(rows, "run").filter(pl.col("dose").is_not_null())
@@ -57,13 +58,13 @@ def _names(names: list[str]) -> alt.Axis:
 
 
 def _domain(rows: pl.DataFrame) -> list[float]:
-    """0 to 1 for what lies in it."""
+    """Scale from 0 to 1 if all values are in this range, else a scale that fits them."""
     low, high = rows.select(pl.col("estimate").min().alias("a"), pl.col("estimate").max().alias("b")).row(0)
     return [0.0, 1.0] if low >= 0 and high <= 1 else [low, high]
 
 
 def _curves(rows: pl.DataFrame, fields: list[str], formats: list[str], names: list[str], y_title: str) -> Any:
-    """The dose curve of every cell: fields beside each other, attacks below each other."""
+    """Dose curve of every cell, one column per field and one row per attack."""
     doses = [str(int(dose)) for dose in rows["dose"].unique().sort()]
     by_dose = (
         rows.filter(pl.col("n").is_not_null()).group_by("dose").agg(pl.col("n").unique().sort()).sort("dose")
@@ -110,11 +111,11 @@ def _curves(rows: pl.DataFrame, fields: list[str], formats: list[str], names: li
     needs=("trained", "tested", "estimate", "low", "high", "n"),
 )
 def format_transfer(rows: pl.DataFrame, *, value: str = "accuracy") -> Figure:
-    """Items inserted in one format, asked in every other; the diagonal is the inserted format.
+    """Matrix of the format in which items were inserted by the format of the probe; the diagonal is the same format.
 
     Args:
         rows: estimates by inserted and asked format.
-        value: what the estimates are.
+        value: name of the estimated quantity.
     """
     trained, tested = pieces.series(rows, "trained"), pieces.series(rows, "tested")
     limits = pl.format("{} to {}", pieces.decimals("low"), pieces.decimals("high")).fill_null("")

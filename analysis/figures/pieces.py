@@ -15,15 +15,16 @@ Kind = Literal["auto", "linear", "log", "symlog"]
 SHORT = "abs(datum.value) >= 1e4 ? replace(format(datum.value, '~s'), 'G', 'B') : format(datum.value, '~r')"
 """Labels of axes: 0.25, 400, 20k, 1.4B."""
 _FEW = 8
-"""Places on an axis, up to which n is printed under each of them; of more, series carry it in their names."""
+"""Largest number of places on an axis at which n is printed under each place; with more places, n is part of the
+series' names."""
 HEAT = ("#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
-"""Light to dark, in one hue: readable without colour."""
+"""Colour ramp of one hue, light to dark, readable without colour."""
 DIVERGING = ("#8c510a", "#dfc27d", "#f5f5f5", "#80cdc1", "#01665e")
-"""Below 0 brown, above 0 green-blue; told apart by colour-blind readers (ColorBrewer BrBG)."""
+"""Diverging colour ramp, brown below 0 and green-blue above, colour-blind-safe (ColorBrewer BrBG)."""
 
 
 class DoseAxis:
-    """Doses on a log2 scale, with 0, which has no logarithm, drawn apart on the left."""
+    """Dose axis on a log2 scale, with dose 0 separately on the left."""
 
     def __init__(self, rows: pl.DataFrame) -> None:
         doses = [int(dose) for dose in rows["dose"].drop_nulls().unique().sort()]
@@ -39,7 +40,7 @@ class DoseAxis:
         self.domain = [min(self.at.values()) - margin, max(self.at.values()) + margin]
 
     def encoding(self, rows: pl.DataFrame, *, wide: bool) -> alt.X:
-        """The axis, with the number of items under each dose."""
+        """Dose axis with the number of items under each dose."""
         known = rows.filter(pl.col("dose").is_not_null() & pl.col("n").is_not_null())
         # Of more than two counts only the range has room.
         counts = list(known.group_by("dose").agg(pl.col("n").unique().sort()).iter_rows())
@@ -72,7 +73,7 @@ class DoseAxis:
         )
 
     def place(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """With ``x``: where each row is drawn, series side by side."""
+        """The rows with ``x``, the place at which each is drawn, with series side by side."""
         middle = (len(names) - 1) / 2
         aside = {name: (i - middle) * 2 * self.dodge for i, name in enumerate(names)}
         return rows.with_columns(
@@ -82,7 +83,7 @@ class DoseAxis:
 
 
 def counted(numbers: Sequence[float]) -> str:
-    """``n=30``, ``n=30/34``, or ``n=30–41`` of more than two."""
+    """Text of sample sizes: ``n=30``, ``n=30/34`` of two, or ``n=30–41`` of more than two."""
     found = [f"{int(n):,}" for n in numbers]
     return "n=" + ("/".join(found) if len(found) < 3 else f"{found[0]}–{found[-1]}") if found else ""
 
@@ -99,10 +100,10 @@ def dose_panel(
     known: Sequence[str] | None = None,
     items: pl.DataFrame | None = None,
 ) -> Any:
-    """Estimates of each ``run`` over the dose: bands, lines, intervals and points; rows of no dose are flat bands.
+    """Estimates of each ``run`` by dose: bands, lines, intervals and points; rows without a dose are horizontal bands.
 
-    ``names`` stand side by side; ``known`` are all that have a colour, where panels share their legend. ``items``
-    (``dose``, ``value``) are dots behind all of it.
+    The series ``names`` are drawn side by side; ``known`` are all series with a colour if panels share a legend.
+    ``items`` (``dose``, ``value``) are drawn as dots in the background.
     """
     names = list(names or theme.runs(rows))
     known = list(known or names)
@@ -135,7 +136,7 @@ def dose_panel(
 
 
 def _dots(items: pl.DataFrame, axis: DoseAxis, x: alt.X, y_title: str | None, scale: alt.Scale) -> Any:
-    """Single items at their dose, spread a little so that they do not hide each other."""
+    """Dots of single items at their dose, spread horizontally so that they do not hide each other."""
     width = 9 * axis.dodge
     rank = (pl.int_range(pl.len()) * 0.618034) % 1.0  # even, and the same each time
     placed = items.select("dose", "value").with_columns(
@@ -147,7 +148,7 @@ def _dots(items: pl.DataFrame, axis: DoseAxis, x: alt.X, y_title: str | None, sc
 
 
 def padded(rows: pl.DataFrame, *others: float | None) -> alt.Scale:
-    """A scale that holds every estimate, every interval and the other values, with a little room."""
+    """Scale that covers every estimate, every interval and the other values, with a margin."""
     known = [value for value in (*_ends(rows), *others) if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     room = 0.04 * (high - low) or 0.5
@@ -163,12 +164,14 @@ def _ends(rows: pl.DataFrame) -> tuple[float | None, ...]:
 
 
 def series(rows: pl.DataFrame, column: str) -> list[str]:
-    """The values of a column as they come."""
+    """Distinct values of a column, in the order of the rows."""
     return [str(value) for value in rows[column].drop_nulls().unique(maintain_order=True)]
 
 
 def as_runs(rows: pl.DataFrame, column: str) -> pl.DataFrame:
-    """The column as ``run``, which colours and shapes follow; without it, one series of no name."""
+    """The rows with the column copied to ``run``, which sets colours and shapes; without the column, one unnamed
+    series.
+    """
     if column == "run" and "run" in rows.columns:
         return rows
     values = pl.col(column) if column in rows.columns else pl.lit("")
@@ -176,13 +179,15 @@ def as_runs(rows: pl.DataFrame, column: str) -> pl.DataFrame:
 
 
 def with_n(name: str, ns: Sequence[float]) -> str:
-    """``verbatim (n=40)``; ``n=40`` of a series without a name."""
+    """Name of a series with its n: ``verbatim (n=40)``, or ``n=40`` for a series without a name."""
     text = counted(ns)
     return f"{name} ({text})" if name and text else name or text
 
 
 def labelled(rows: pl.DataFrame, column: str) -> pl.DataFrame:
-    """The column with n behind each name: ``verbatim (n=40)``, or the range over the series' points."""
+    """The rows with n appended to each name in the column: ``verbatim (n=40)``, or the range of n over the series'
+    points.
+    """
     found = {
         name: with_n(name, ns)
         for name, ns in rows.filter(pl.col("n").is_not_null())
@@ -196,14 +201,15 @@ def labelled(rows: pl.DataFrame, column: str) -> pl.DataFrame:
 def x_axis(
     rows: pl.DataFrame, title: str, *, kind: Kind = "auto", column: str = "x", counts: bool = True
 ) -> alt.X:
-    """A quantitative axis that says n: once where all points have one n, else beneath few places, else as a range.
+    """Quantitative axis that shows n: once if all points have the same n, else under each place if these are few, else
+    as a range.
 
     Args:
-        rows: what is drawn over it.
+        rows: drawn rows.
         title: quantity and unit.
-        kind: of the scale; ``auto`` takes the one on which the two nearest places lie farthest apart.
-        column: whose values they are.
-        counts: False where n stands elsewhere.
+        kind: kind of scale; ``auto`` selects the one on which the two nearest places are farthest apart.
+        column: column of the axis's values.
+        counts: False if n is shown elsewhere.
     """
     places = sorted(float(value) for value in rows[column].drop_nulls().unique())
     kind = _clearest(places) if kind == "auto" else kind
@@ -236,7 +242,7 @@ def _counts_at(rows: pl.DataFrame, column: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _clearest(places: Sequence[float]) -> Kind:
-    """The scale on which the two nearest places lie farthest apart; linear if it does not matter."""
+    """Scale on which the two nearest places are farthest apart; linear if all scales are equal in this."""
     if len(places) < 3 or places[0] < 0:
         return "linear"
     at = np.array(places)
@@ -247,7 +253,7 @@ def _clearest(places: Sequence[float]) -> Kind:
 
 
 def log_axis(low: float, high: float, **settings: Any) -> alt.Axis:
-    """Ticks at 0, if it is the lower end, and at powers of ten; at 1, 2 and 5 times these where they are few."""
+    """Ticks at powers of ten, also at 2 and 5 times these if there are few, and at 0 if that is the lower end."""
     least = low if low > 0 else min(1.0, high)
     powers = range(int(np.floor(np.log10(least))), int(np.ceil(np.log10(high))) + 1)
     ticks: list[float] = []
@@ -260,7 +266,7 @@ def log_axis(low: float, high: float, **settings: Any) -> alt.Axis:
 
 
 def short(value: float) -> str:
-    """A number of three digits and its unit: 160M, 2.5k, 0.05."""
+    """Number as text with at most three digits and a suffix: 160M, 2.5k, 0.05."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
@@ -276,7 +282,7 @@ def curves(
     legend: bool = True,
     points: bool = True,
 ) -> Any:
-    """Estimates of each ``run`` over any axis: band, line, intervals, points."""
+    """Estimates of each ``run`` on any axis: band, line, intervals, points."""
     names = list(names or series(rows, "run"))
     several = legend and len(names) > 1
     base = alt.Chart(theme.values(rows)).encode(x=x, color=theme.colour(names, legend=several))
@@ -294,12 +300,12 @@ def curves(
 
 
 def same(axis: Any, column: str) -> Any:
-    """The axis with another column on it."""
+    """Copy of the axis for another column."""
     return type(axis)(f"{column}:Q", title=axis["title"], scale=axis["scale"])
 
 
 def y_axis(rows: pl.DataFrame, title: str, *others: float | None, log: bool = False) -> alt.Y:
-    """The axis of the estimates, with room for all intervals."""
+    """Axis of the estimates, which covers all intervals."""
     scale = alt.Scale(type="log", nice=True) if log else padded(rows, *others)
     return alt.Y("estimate:Q", title=title, scale=scale)
 
@@ -328,7 +334,7 @@ def matrix(
     text: bool = True,
     dark: str | None = None,
 ) -> Any:
-    """Cells by colour; the column ``label`` (list of lines) is printed in each where ``text`` is set."""
+    """Matrix of coloured cells; if ``text`` is set, the column ``label`` (list of lines) is printed in each cell."""
     base = alt.Chart(theme.values(rows)).encode(x=x, y=y)
     fill = alt.Color(
         "estimate:Q",

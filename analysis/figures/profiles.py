@@ -20,11 +20,12 @@ from palimpsest.analysis.figures.theme import Figure
     optional=("learning_rate",),
 )
 def memorisation_profile(rows: pl.DataFrame, *, value: str = "ATT, nats", width: int = 560) -> Figure:
-    """ATT of each treatment step at each checkpoint; coloured only where the interval excludes 0 (Lesci et al. 2024).
+    """Average effect on the treated (ATT) by treatment step and checkpoint; a cell is coloured only if its interval
+    excludes 0 (Lesci et al. 2024).
 
     Args:
-        rows: estimates by cohort (treatment step) and checkpoint; ``learning_rate`` of the checkpoint is drawn beneath.
-        value: what the estimates are, with unit.
+        rows: estimates by cohort (treatment step) and checkpoint; ``learning_rate`` of the checkpoint is drawn below.
+        value: name and unit of the estimated quantity.
         width: pixels.
     """
     rows = rows.sort("cohort", "step")
@@ -82,10 +83,11 @@ def memorisation_profile(rows: pl.DataFrame, *, value: str = "ATT, nats", width:
 def event_study(
     rows: pl.DataFrame, *, y_title: str = "ATT, nats", width: int = 560, height: int = 260
 ) -> Figure:
-    """Effect by steps since treatment, pooled over cohorts; before treatment (shaded) it should be 0.
+    """Event study: effect by steps since treatment, pooled over cohorts. Before treatment (shaded) the effect should be
+    0.
 
     Args:
-        rows: estimates by ``since`` (checkpoint less treatment step, negative before); ``run`` makes lines.
+        rows: estimates by ``since`` (checkpoint less treatment step, negative before); ``run`` names the lines.
         y_title: quantity and unit.
         width: pixels.
         height: pixels.
@@ -108,7 +110,7 @@ def event_study(
     needs=("run", "cohort", "step", "estimate"),
 )
 def profile_correlation(rows: pl.DataFrame) -> Figure:
-    """Pearson correlation of the profiles of every two models, over the cells that both have.
+    """Pearson correlation of the profiles of each pair of models, over their common cells.
 
     Args:
         rows: estimates by model (``run``), cohort and checkpoint.

@@ -1,4 +1,4 @@
-"""The registry of figures, and what every one of them does with rows that it cannot draw."""
+"""Registry of figures, and the treatment of rows that cannot be drawn."""
 
 from __future__ import annotations
 
@@ -67,24 +67,24 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "covariate": ("text", "property of the items that the draw should have balanced"),
     "difference": ("number", "standardised difference from dose 0"),
 }
-"""Column -> its kind (``number``, ``text`` or ``flag``) and meaning; all figures share this vocabulary."""
+"""Column -> its kind (``number``, ``text`` or ``flag``) and meaning, the same in all figures."""
 
 _ESTIMATED = ("estimate", "x")
-"""Columns in which a null or NaN means that there is nothing to draw at that row."""
+"""Columns in which null or NaN means that the row is not drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A figure that is found by its name."""
+    """A registered figure."""
 
     number: int
-    """Of the default figure it belongs to; 0 for the report's own."""
+    """Number of the default figure; 0 for figures used only in the report."""
     name: str
     title: str
     needs: tuple[str, ...]
-    """Columns its rows must have; :data:`COLUMNS` says what they mean."""
+    """Columns that its rows must have; :data:`COLUMNS` describes them."""
     optional: tuple[str, ...]
-    """Columns it draws where they are there."""
+    """Columns that are drawn if the rows have them."""
     draw: Callable[..., Figure]
 
     @property
@@ -94,23 +94,22 @@ class Registered:
 
 
 FIGURES: dict[str, Registered] = {}
-"""Name -> figure, in the order of their numbers; filled by importing :mod:`analysis.figures`."""
+"""Name -> figure, in the order of the figures' numbers; filled by importing :mod:`analysis.figures`."""
 
 
 def figure(
     *, number: int, title: str, needs: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]:
-    """Register a function from rows to a figure under its own name.
+    """Register a function from rows to a figure under the function's name.
 
-    What it returns needs neither title nor style. Rows that are no frame, lack a column or have one of another kind
-    are the user's mistake; rows without any value become a panel that says why nothing was computed; single rows
-    without a value are left out.
+    The wrapper adds title and style, and checks the rows: a missing column or a column of another kind raises a
+    ``UserError``; rows without any value give a panel with the reason; single rows without a value are left out.
 
     Args:
-        number: of the default figure.
-        title: what it shows.
-        needs: columns of the rows.
-        optional: columns that are drawn where they are there.
+        number: number of the default figure.
+        title: title of the figure.
+        needs: columns that the rows must have.
+        optional: columns that are drawn if the rows have them.
     """
 
     def register(function: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -151,10 +150,10 @@ def figure(
 
 
 def checked(rows: object, name: str, needs: tuple[str, ...]) -> pl.DataFrame:
-    """The rows, if they are a frame with the needed columns of the right kinds.
+    """The rows, after a check that they are a frame with the needed columns of the right kinds.
 
     Raises:
-        UserError: naming the figure, the column and what it means.
+        UserError: naming the figure, the column and its meaning.
     """
     if not isinstance(rows, pl.DataFrame):
         raise UserError(f"figure {name} draws a Polars frame, not {type(rows).__name__}")

@@ -1,4 +1,4 @@
-"""Figures of one pair of runs, from its estimates, exposures and training log: the report's own."""
+"""Figures of one pair of runs for the report, from estimates, exposures and training logs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def over_training(
     width: int | None = None,
     height: int = 270,
 ) -> Figure:
-    """An estimate at every checkpoint, one line a dose, one panel a run; beneath, when exposures happened.
+    """Estimates over training, one line per dose and one panel per run, with the steps of the exposures below.
 
-    Gains have a panel for the difference between the runs too, where there is a twin. Only the lowest and the highest
-    dose have a band: more of them hide each other.
+    Gains also have a panel for the difference between the runs if there is a twin. Only the lowest and the highest dose
+    have a band, because more bands would hide each other.
     """
     rows = estimates.filter(
         (pl.col("metric") == metric)
@@ -83,7 +83,7 @@ def over_training(
 
 
 def _strip(exposures: pl.DataFrame, x: alt.X, width: int, run: str) -> Any:
-    """One tick a step with exposures, darker where there are more; the twin's is empty."""
+    """Ticks at steps with exposures, darker for more exposures; the twin has none."""
     steps = (
         exposures.group_by("step").len("exposures").sort("step")
         if run != "twin"
@@ -165,7 +165,7 @@ def training_curves(
 
 
 def _thinned(training: pl.DataFrame) -> pl.DataFrame:
-    """Mean loss over runs of steps, few enough to draw; each at its last step and token."""
+    """Mean loss over intervals of steps, few enough to draw; each interval is placed at its last step and token."""
     loss = (
         training.select("run", "step", "tokens", "loss")
         .filter(pl.col("loss").is_finite())
@@ -192,7 +192,7 @@ def _heldout(held: pl.DataFrame) -> Any:
 
 
 def controls(estimates: pl.DataFrame, metric: str, *, unit: str, width: int = 430) -> Figure:
-    """The negative control (dose 0 split in halves) and the positive one (highest dose), in both runs."""
+    """Negative control (dose 0 split in halves) and positive control (highest dose) in both runs."""
     rows = pieces.last(estimates).filter(
         (pl.col("metric") == metric) & (pl.col("family") == "all") & pl.col("estimate").is_not_null()
     )

@@ -28,13 +28,14 @@ _SMALLEST_P = 1e-300
 def capacity(
     rows: pl.DataFrame, *, levels: tuple[float, ...] = (2.0, 3.6), width: int = 520, height: int = 340
 ) -> Figure:
-    """Bits known against parameters, log-log, with lines of constant bits per parameter.
+    """Bits known by number of parameters, log-log, with lines of constant bits per parameter.
 
-    2 bits per parameter: Allen-Zhu and Li (2024), after 1,000 exposures. 3.6: Morris et al. (2025), random data.
+    Published levels: 2 bits per parameter after 1,000 exposures (Allen-Zhu and Li 2024), 3.6 for random data (Morris et
+    al. 2025).
 
     Args:
-        rows: one row a model; ``n`` counts the people or items; ``low`` and ``high`` bound the bits.
-        levels: bits per parameter of the lines.
+        rows: one row per model; ``n`` counts the people or items; ``low`` and ``high`` are limits of the bits.
+        levels: bits per parameter at which lines are drawn.
         width: pixels.
         height: pixels.
     """
@@ -99,12 +100,12 @@ def capacity(
     optional=("run", "low", "high"),
 )
 def order_p(rows: pl.DataFrame, *, alpha: float = 0.05, width: int = 520, height: int = 280) -> Figure:
-    """p-value of an order or watermark test against the number of documents it was given, both logarithmic.
+    """p-value of an order or watermark test by the number of documents tested, on logarithmic axes.
 
     Args:
-        rows: one row a test; ``run`` is what was tested; ``low`` and ``high`` a range over repeated subsamples. A p
-            of 0 is drawn at 1e-300.
-        alpha: level of the dashed line.
+        rows: one row per test; ``run`` names the tested model; ``low`` and ``high`` are a range over repeated
+            subsamples. A p of 0 is drawn at 1e-300.
+        alpha: significance level, drawn as a dashed line.
         width: pixels.
         height: pixels.
 
@@ -140,11 +141,11 @@ def order_p(rows: pl.DataFrame, *, alpha: float = 0.05, width: int = 520, height
 
 @figure(number=13, title="Order test: residual by place in training", needs=("index", "residual"))
 def order_residuals(rows: pl.DataFrame, *, bins: int = 20, width: int = 520, height: int = 260) -> Figure:
-    """Mean residual of documents in bins of their place in training; rho and p of the Spearman order test above.
+    """Mean residual of documents in bins of training position, with rho and p of the Spearman order test in the title.
 
     Args:
-        rows: one row a document.
-        bins: of equally many documents.
+        rows: one row per document.
+        bins: number of bins, with equal numbers of documents.
         width: pixels.
         height: pixels.
 
@@ -188,7 +189,7 @@ def order_residuals(rows: pl.DataFrame, *, bins: int = 20, width: int = 520, hei
 
 
 def _above(rows: pl.DataFrame) -> float:
-    """Room for a line of text over the points."""
+    """Scale with room for a line of text above the points."""
     low, high = float(rows["low"].min()), float(rows["high"].max())  # type: ignore[arg-type]
     return high + 0.12 * (high - low)
 
@@ -201,7 +202,7 @@ def _above(rows: pl.DataFrame) -> float:
 def limem(
     rows: pl.DataFrame, *, y_title: str = "LiMem = accuracy × (1 − consistency)", height: int = 260
 ) -> Figure:
-    """Memorisation of puzzles trained on and held out, a pair of bars a model (Xie et al. 2024).
+    """Memorisation of training puzzles and of held-out puzzles, a pair of bars per model (Xie et al. 2024).
 
     Args:
         rows: estimates by model (``run``) and split.
@@ -242,13 +243,13 @@ def unlearning(
     width: int = 460,
     height: int = 340,
 ) -> Figure:
-    """Each unlearning method by how well it forgets and what it can still do; the retain model is a star.
+    """Forgetting and utility of each unlearning method; the retain model is drawn as a star.
 
     Args:
-        rows: one row a method, with intervals where there are; the method ``retain`` is the model that never saw the
-            texts, which the paired twin is.
-        forget_title: quantity of ``forget``.
-        utility_title: quantity of ``utility``.
+        rows: one row per method, with limits if known; the method ``retain`` is the model that never saw the texts,
+            such as the twin.
+        forget_title: name of the quantity ``forget``.
+        utility_title: name of the quantity ``utility``.
         width: pixels.
         height: pixels.
     """
@@ -286,7 +287,7 @@ def unlearning(
 
 
 def _room(rows: pl.DataFrame, column: str) -> alt.Scale:
-    """A scale that holds all values and intervals, with room for names on the right."""
+    """Scale that covers all values and intervals, with room for names on the right."""
     there = [name for name in (column, f"{column}_low", f"{column}_high") if name in rows.columns]
     low, high = (
         float(value)

@@ -1,4 +1,4 @@
-"""Rows of several runs in one frame: drawn side by side where they say which run they are of, and refused where not."""
+"""Rows of several runs in one frame: they are named by their run, or refused if they do not identify it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import polars as pl
 from palimpsest.data.errors import UserError
 
 SOURCE, SEED = "source", "seed"
-"""Columns of a row's run and its seed, as ``Run.signature`` has them."""
+"""Columns that identify a row's run and seed, from ``Run.signature``."""
 _NUMBERS = {"estimate", "low", "high", "n", "n_control", "clusters", "clusters_control", "p", "method", "mde"}
 
 
 def apart(rows: pl.DataFrame, what: str) -> pl.DataFrame:
-    """Rows whose ``run`` says which run they are of, where they are of several.
+    """The rows, with ``run`` extended by the source if they are of several runs.
 
     Args:
-        rows: run, dose, estimate, and ``source`` where they may be of several runs.
-        what: is made of them, for the message.
+        rows: run, dose, estimate, and ``source`` if they may be of several runs.
+        what: name of the figure or table, for the error message.
 
     Returns:
-        The rows; of several runs, ``perturbed`` becomes ``perturbed · seed 2``, or, where they differ in more than the
+        The rows. For several runs, ``perturbed`` becomes ``perturbed · seed 2`` or, if they differ in more than the
         seed, ``perturbed · quickstart/run-1a2b3c4d``.
 
     Raises:
-        UserError: if several rows of one run are of the same dose, step, ...
+        UserError: if two rows have the same run, step, dose and other keys.
     """
     if SOURCE in rows.columns and rows[SOURCE].n_unique() > 1:
         rows = rows.with_columns(run=pl.concat_str("run", _names(rows), separator=" · "))
@@ -42,7 +42,7 @@ def apart(rows: pl.DataFrame, what: str) -> pl.DataFrame:
 
 
 def _names(rows: pl.DataFrame) -> pl.Expr:
-    """A name for each source: its seed where seeds tell them apart and nothing else does."""
+    """Name of each source: its seed if the sources differ in the seed only, else the run's name."""
     sources = rows[SOURCE].n_unique()
     if SEED in rows.columns and rows[SEED].null_count() == 0:
         alike = (

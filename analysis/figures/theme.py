@@ -1,4 +1,4 @@
-"""Theme of the figures: colours, scales, and the one style."""
+"""Theme of the figures: colours, scales, and the Altair theme."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e7eb"
 RUN_COLOURS = {"perturbed": "#D55E00", "twin": "#0072B2", PAIRED: "#CC79A7"}
 RUN_SHAPES = {"perturbed": "circle", "twin": "square", PAIRED: "diamond"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe & Ito (2008), without the yellow that white ground swallows."""
+"""Colours of Okabe & Ito (2008), without yellow, which is hard to see on white."""
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 DASHES = ([1, 0], [6, 3], [2, 2], [9, 2, 2, 2], [12, 3], [4, 1], [1, 3])
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
@@ -27,7 +27,7 @@ MAX_POINTS = 400
 
 
 def styled(chart: Any) -> Any:
-    """The one look of all figures."""
+    """The chart with the style of all figures."""
     plain: dict[str, Any] = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
     # In one go: every call copies the chart.
     return chart.configure(
@@ -61,19 +61,19 @@ def styled(chart: Any) -> Any:
 
 
 def values(rows: pl.DataFrame) -> alt.Data:
-    """Rows as inline values: no row limit, no guessing of types. NaN, which is not JSON, becomes null."""
+    """Rows as inline chart data, without a row limit or type inference. NaN, which JSON lacks, becomes null."""
     return data(rows.fill_nan(None).to_dicts())
 
 
 class _Inline(alt.Data):
-    """Inline values that copies of a chart share: Altair copies charts at every step, record by record."""
+    """Inline values that are shared by copies of a chart, because Altair deep-copies charts at every step."""
 
     def __deepcopy__(self, _: object) -> _Inline:
         return self
 
 
 def data(records: list[dict[str, Any]]) -> alt.Data:
-    """Inline values."""
+    """Inline values, one record per row."""
     return _Inline(values=records)  # type: ignore[no-untyped-call]
 
 
@@ -87,7 +87,7 @@ def runs(rows: pl.DataFrame) -> list[str]:
 
 
 def _by_run(runs: Sequence[str], known: dict[str, str], pool: Sequence[str]) -> list[str]:
-    """Marks of each run, and for others what of the pool is left."""
+    """Marks (colours or shapes) of the known runs; other series get the remaining ones of the pool."""
     taken = {known[run] for run in runs if run in known}
     spare = [value for value in pool if value not in taken] or list(pool)
     others = [run for run in runs if run not in known]
@@ -95,7 +95,9 @@ def _by_run(runs: Sequence[str], known: dict[str, str], pool: Sequence[str]) -> 
 
 
 def step_axis(steps: Sequence[int], *, first: int = 0, last: int | None = None, labels: bool = True) -> alt.X:
-    """Training steps, symmetric-log: linear up to 1, logarithmic beyond, so that step 0 has a place."""
+    """Axis of training steps on a symmetric-log scale: linear up to 1, logarithmic above, so that step 0 can be
+    drawn.
+    """
     shown: dict[str, Any] = {} if labels else {"labels": False}
     return alt.X(
         "step:Q",
@@ -108,17 +110,17 @@ def step_axis(steps: Sequence[int], *, first: int = 0, last: int | None = None, 
 
 
 def thousands() -> alt.Axis:
-    """An axis of large counts: 0, 200k, 1M."""
+    """Axis of large counts, with labels such as 200k and 1M."""
     return alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=5)
 
 
 def colours(names: Sequence[str]) -> list[str]:
-    """The colour of each run or other series."""
+    """Colour scale of runs or other series."""
     return _by_run(names, RUN_COLOURS, PALETTE)
 
 
 def shapes(names: Sequence[str]) -> list[str]:
-    """The shape of each run or other series; where colours come again, shapes do not come again with them."""
+    """Shape scale of runs or other series; series of the same colour have different shapes."""
     known = [name for name in names if name in RUN_COLOURS]
     others = [name for name in names if name not in RUN_COLOURS]
     turn = len(set(PALETTE) - {RUN_COLOURS[name] for name in known})
@@ -130,7 +132,7 @@ def shapes(names: Sequence[str]) -> list[str]:
 def colour(
     names: Sequence[str], column: str = "run", *, title: str | None = None, legend: bool = True
 ) -> alt.Color:
-    """Series by colour; ``names`` are all of ``column``, in order."""
+    """Colour encoding of series; ``names`` are all values of ``column``, in order."""
     shown: dict[str, Any] = {} if legend else {"legend": None}
     scale = alt.Scale(domain=list(names), range=colours(names))
     return alt.Color(f"{column}:N", title=title, sort=list(names), scale=scale, **shown)
@@ -139,7 +141,7 @@ def colour(
 def shape(
     names: Sequence[str], column: str = "run", *, title: str | None = None, legend: bool = True
 ) -> alt.Shape:
-    """Series by the shape of their points."""
+    """Encoding of series by the shape of their points."""
     shown: dict[str, Any] = {} if legend else {"legend": None}
     scale = alt.Scale(domain=list(names), range=shapes(names))
     return alt.Shape(f"{column}:N", title=title, sort=list(names), scale=scale, **shown)
@@ -148,7 +150,7 @@ def shape(
 def dash(
     names: Sequence[str], column: str = "run", *, title: str | None = None, legend: bool = True
 ) -> alt.StrokeDash:
-    """Series by the dashes of their lines: lines that coincide stay visible."""
+    """Encoding of series by line dashes, so that coinciding lines stay visible."""
     patterns = [DASHES[i % len(DASHES)] for i in range(len(names))]
     scale = alt.Scale(domain=list(names), range=patterns)
     shown: dict[str, Any] = {} if legend else {"legend": None}
@@ -156,7 +158,9 @@ def dash(
 
 
 def dose_colours(doses: Sequence[int]) -> list[str]:
-    """Grey for the control, then light to dark along a colour-blind-safe ramp (plasma without its yellow end)."""
+    """Colours of doses: grey for dose 0, then light to dark on a colour-blind-safe ramp (plasma without its yellow
+    end).
+    """
     positive = [dose for dose in doses if dose > 0]
     at = np.linspace(0, len(_RAMP) - 1, len(positive)) if len(positive) > 1 else [len(_RAMP) - 1]
     channels = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in _RAMP])
@@ -169,7 +173,7 @@ def dose_colours(doses: Sequence[int]) -> list[str]:
 
 
 def ticks(steps: Sequence[int]) -> list[int]:
-    """0, the powers of two or ten that fit, and the last step."""
+    """Ticks of steps: 0, powers of two or ten, and the last step."""
     last = steps[-1]
     powers = [2**k for k in range(0, 40, 2) if 2**k < 0.4 * last]
     return [0, *powers, last] if last else [0]
@@ -184,7 +188,7 @@ def line(*, x: float | None = None, y: float | None = None) -> Any:
 
 
 def nothing(title: str, rows: pl.DataFrame, width: int = 560, height: int = 200, reason: str = "") -> Figure:
-    """A panel that says that it is empty, and why."""
+    """Empty panel with the reason as its text."""
     lines = ["nothing to draw", *([f"not computed because {reason}"] if reason else [])]
     chart = (
         alt.Chart(data([{"text": lines}]))
