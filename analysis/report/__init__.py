@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens without a network, with the figures and numbers beside it."""
+"""The report: one HTML file that opens without a network, and files with its figures and numbers."""
 
 from palimpsest.analysis.report.answer import Answer, answer
 from palimpsest.analysis.report.inputs import ReportInputs

@@ -1,5 +1,6 @@
-"""The first screen of the report: the effect of insertion, the lowest effective dose, and reasons to trust or doubt
-it."""
+"""First screen of the report: the effect of insertion, the lowest effective dose, and the evidence for and against
+both.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ VERDICTS = (
     "as much more likely in the twin",
     "audit failed",
 )
-"""Reproduced: inserted items were reproduced verbatim more often than never-inserted ones. More likely: they became
-likelier than never-inserted ones, but reproduction is not shown. Not shown: neither. In the twin: the twin, which never
-saw the items, shows the gain too."""
+"""Possible verdicts. Reproduced: inserted items were reproduced verbatim more often than never-inserted ones. More
+likely: inserted items gained more log-likelihood than never-inserted ones, without more reproduction. Not shown:
+neither was shown. In the twin: the twin, which never saw the items, has the gain as well."""
 _FEW = 10
-"""With fewer independent controls than this, their number is stated beside the verdict."""
+"""Number of independent controls below which the number is stated next to the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,19 +34,19 @@ class Answer:
     """The verdict in words and numbers."""
 
     verdict: str
-    """One of :data:`VERDICTS`: what was shown, and no more; :attr:`caveats` belong to it."""
+    """One of :data:`VERDICTS`, to be read with :attr:`caveats`."""
     caveats: tuple[str, ...]
-    """Limits of the verdict, in few words: ``only 2 controls``, ``no twin``, ``not audited``, ``exploratory: ...``,
+    """Limitations of the verdict, in short: ``only 2 controls``, ``no twin``, ``not audited``, ``exploratory: ...``,
     ``one run``."""
     headline: str
     detail: str
     audit: str
-    """``PASS``, ``FAIL`` or ``NONE``."""
+    """Audit's verdict: ``PASS``, ``FAIL`` or ``NONE``."""
     audit_line: str
     trust: tuple[tuple[bool, str], ...]
     """Checks of the results: (passed, text)."""
     warnings: tuple[str, ...]
-    """Reasons to trust the numbers less."""
+    """Warnings about the numbers."""
     minimum_effective_dose: int | None
     highest_dose: int
     gain: Mapping[str, Mapping[str, Any]]
@@ -53,11 +54,11 @@ class Answer:
     negative_control: Mapping[str, Mapping[str, Any]]
     """Run -> estimate row of the split controls."""
     extraction: Extraction | None
-    """Verbatim reproduction; None if nothing could be tested."""
+    """Verbatim reproduction; None if no item could be tested."""
 
 
 def answer(inputs: ReportInputs, results: Results) -> Answer:
-    """Describe the results in words."""
+    """Verdict, checks and warnings about the results."""
     primary = inputs.primary
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
     runs = [*results.last_steps, *([PAIRED] if "twin" in results.last_steps else [])]
@@ -85,7 +86,7 @@ def answer(inputs: ReportInputs, results: Results) -> Answer:
 
 
 def summary(inputs: ReportInputs, results: Results, found: Answer) -> dict[str, Any]:
-    """The headline numbers for other programs (``summary.json``)."""
+    """Headline numbers in the form of ``summary.json``."""
     return {
         "title": inputs.title,
         "verdict": found.verdict,
@@ -116,7 +117,7 @@ def summary(inputs: ReportInputs, results: Results, found: Answer) -> dict[str, 
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    """A number for people: a real minus sign, ``–`` where there is none."""
+    """Number as printed text, with a Unicode minus sign; ``–`` for a missing number."""
     if value is None or math.isnan(value):
         return "–"
     text = f"{value:{'+' if signed else ''}.{digits}f}"
@@ -126,7 +127,7 @@ def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str
 
 
 def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
-    """``estimate [low, high]`` with as many digits as the width of the interval bears."""
+    """Text ``estimate [low, high]``, rounded according to the width of the interval."""
     low, high = row["low"], row["high"]
     if low is None or high is None:
         return number(row["estimate"], 2, signed=signed)
@@ -135,7 +136,7 @@ def interval(row: Mapping[str, Any], *, signed: bool = False) -> str:
 
 
 def sizes(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Numbers of items, treated and controls, and of the clusters that they form where these are fewer."""
+    """Text of the numbers of treated and control items, and of their clusters if these are fewer."""
     return _of(row["n"], row["clusters"]), _of(row["n_control"], row["clusters_control"])
 
 
@@ -144,14 +145,14 @@ def _of(n: int, clusters: int | None) -> str:
 
 
 def p_value(p: float | None, least: float = 0.0) -> str:
-    """A p-value for people; ``least``: the smallest that the test can give."""
+    """p-value as printed text; ``least`` is the smallest p that the test can give."""
     if p is not None and p <= least * (1 + 1e-9):
         return f"≤ {least:.2g}"
     return "–" if p is None else f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.01 else f"{p:.4f}"
 
 
 def shown(run: str) -> str:
-    """The name of a run for people."""
+    """Printed name of a run."""
     return "perturbed − twin" if run == PAIRED else run
 
 

@@ -28,7 +28,7 @@ _NAMES: Mapping[str, str] = {
 
 
 def membership_table(inputs: ReportInputs, results: Results) -> Table:
-    """AUC of each attack at each dose, and its true positive rate at few false ones."""
+    """AUC of each attack at each dose, and its true positive rate at a low false positive rate."""
     estimates = auc(results.attacks)
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
     doses = sorted(set(inputs.items["dose"]) - {0})
@@ -60,7 +60,9 @@ def membership_table(inputs: ReportInputs, results: Results) -> Table:
 
 
 def _tpr(results: Results, name: str, dose: int) -> str:
-    """Share of the members above the threshold that each family's controls set, with limits given that threshold."""
+    """True positive rate: share of the members above the threshold set by their family's controls, with limits given
+    the threshold.
+    """
     rows = per_item(results.attacks.filter((pl.col("metric") == name) & (pl.col("run") == "perturbed")))
     called, chance = [], 0.0
     for _, part in rows.group_by("family", maintain_order=True):
@@ -84,8 +86,8 @@ def _tpr(results: Results, name: str, dose: int) -> str:
 def roc_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
     """Rows of the ROC curves of the attacks: run (the attack), family, cluster, score, member.
 
-    Items of the highest dose against those of dose 0 in the perturbed run, each score less the mean of its family's
-    controls: across families, differences between kinds of text would pass for memory.
+    Members are items of the highest dose, controls those of dose 0, in the perturbed run. Each score is reduced by the
+    mean of its family's controls, because families differ even without insertion.
     """
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
     rows = per_item(results.attacks.filter(pl.col("run") == "perturbed"))
@@ -104,8 +106,7 @@ def roc_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
 
 
 def rates_by_prefix(inputs: ReportInputs, results: Results) -> pl.DataFrame:
-    """Rows of :func:`prefix_rows` with the columns that a figure reads: against, x, run (the dose), estimate, low,
-    high, n."""
+    """Rows of :func:`prefix_rows` with a figure's columns: against, x, run (the dose), estimate, low, high, n."""
     return prefix_rows(inputs, results).select(
         pl.lit("prefix").alias("against"),
         pl.col("prefix").alias("x"),
@@ -118,11 +119,10 @@ def rates_by_prefix(inputs: ReportInputs, results: Results) -> pl.DataFrame:
 
 
 def prefix_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
-    """Extraction of the perturbed run's items at the last checkpoint, by tokens of context.
+    """Extraction of the perturbed run's items at the last checkpoint, by length of context (tokens).
 
     Returns:
-        prefix, dose, extracted, n, estimate, low, high; items shorter than prefix and suffix together are not among
-        the n.
+        Columns prefix, dose, extracted, n, estimate, low, high; ``n`` excludes items shorter than prefix plus suffix.
     """
     final = inputs.scores.filter((pl.col("run") == "perturbed") & (pl.col("step") == results.step))
     scored, _ = gather(inputs.items, inputs.probes, final, METRICS["extracted"].needs)
@@ -148,7 +148,7 @@ def prefix_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
 
 
 def prefixes_table(inputs: ReportInputs, results: Results) -> Table:
-    """Extraction by context and dose."""
+    """Table of extraction by context length and dose."""
     rows = prefix_rows(inputs, results)
     doses = sorted(inputs.items["dose"].unique())
     found = {

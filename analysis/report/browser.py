@@ -1,8 +1,8 @@
 """Contents of the page's item browser: items, texts, exposures, and the log-probability of every token.
 
-The page embeds two streams, gzip in base64, whose alphabet holds no character that HTML could mistake: ``facts``, JSON,
-and ``numbers``, the arrays that the JSON's ``arrays`` name by type, first byte and length. They are bounded
-(:class:`Limits`), and what does not fit is left out by a rule that the page states.
+The page embeds two streams, compressed by gzip and encoded in base64, which needs no HTML escaping: ``facts``, JSON,
+and ``numbers``, the concatenated arrays, whose types, offsets (bytes) and lengths are listed in the JSON's ``arrays``.
+Their sizes are limited (:class:`Limits`), and the page states what is left out.
 
 Shapes: N items, T coloured tokens of all items, R runs, C checkpoints, V checkpoints of the item's curve, E stretches
 with exposures of all items.
@@ -27,55 +27,57 @@ from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import Results, item_values
 
 LEAST = -20.0
-"""Lowest log-probability that is drawn, nats; lower ones are drawn in its colour."""
+"""Lowest log-probability of the colour scale, nats; lower ones have its colour."""
 CODES = 254
-"""Log-probability l is stored as ``round(CODES sqrt(l / LEAST))``, in steps finest near 0: at most 0.025 nats off at
--2, and 0.08 at -20. Code 255: not scored."""
+"""Largest code of a log-probability l, which is stored as ``round(CODES sqrt(l / LEAST))``. Errors are smallest near 0:
+at most 0.025 nats at -2, and 0.08 at -20. Code 255 means not scored."""
 _MISSING = 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Bounds on what the page embeds; together they keep it below 15 MB."""
+    """Limits on the embedded data, which keep the page below 15 MB."""
 
     items: int = 20_000
-    """Largest number of items; of more, every k-th of each family and dose is listed."""
+    """Largest number of items; of more items, every k-th of each family and dose is listed."""
     tokens_an_item: int = 512
     """Largest number of coloured tokens of an item, from its start."""
     tokens: int = 1_500_000
     """Largest number of coloured tokens of all items together."""
     characters_an_item: int = 20_000
     text_bytes: int = 5_000_000
-    """UTF-8, of all texts together."""
+    """Largest total size of the texts, bytes of UTF-8."""
     embedded_bytes: int = 12_000_000
-    """Largest size of both streams, bytes; token scores of earlier checkpoints are left out until they fit."""
+    """Largest total size of both streams, bytes; token scores of the earliest checkpoints are left out if needed."""
     curve_values: int = 300_000
-    """Values of the items' curves over checkpoints."""
+    """Largest number of values in the items' curves over checkpoints."""
     stretches: int = 1000
-    """Parts of equal steps that training is cut into for the exposures."""
+    """Number of equal intervals of training in which exposures are counted."""
     exposures: int = 500_000
-    """Pairs of item and stretch."""
+    """Largest number of pairs of item and interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The two streams as base64, and what they leave out."""
+    """The two streams in base64, and a description of what they leave out."""
 
     facts: str
     numbers: str
     items: int
     left_out: tuple[str, ...]
-    """Sentences."""
+    """Sentences that state what was left out."""
 
 
 def quantised(logprob: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Log-probabilities (nats) as codes, any shape; NaN becomes 255. See :data:`CODES`."""
+    """Codes of log-probabilities (nats), uint8 of the same shape; NaN becomes 255. See :data:`CODES`."""
     share = np.sqrt(np.clip(logprob.astype(np.float64), LEAST, 0.0) / LEAST)
     return np.where(np.isnan(share), _MISSING, np.rint(CODES * np.nan_to_num(share))).astype(np.uint8)
 
 
 def spread(values: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the values, evenly by rank: the last always, from two on the first as well."""
+    """At most ``count`` of the values, evenly spaced by rank; includes the last, and the first if ``count`` is at least
+    2.
+    """
     if count >= len(values):
         return list(values)
     if count <= 1:
@@ -85,7 +87,7 @@ def spread(values: Sequence[int], count: int) -> list[int]:
 
 
 def fair_limit(sizes: NDArray[np.int64], largest: int, total: int) -> int:
-    """The largest limit an item, at most ``largest``, with which ``sum(min(size, limit)) <= total``."""
+    """Largest limit per item, at most ``largest``, for which ``sum(min(size, limit)) <= total``."""
     low, high = 0, largest
     while low < high:
         middle = (low + high + 1) // 2
@@ -94,12 +96,12 @@ def fair_limit(sizes: NDArray[np.int64], largest: int, total: int) -> int:
 
 
 def embed(inputs: ReportInputs, results: Results, limits: Limits | None = None) -> Embedded:
-    """Everything that the browser shows.
+    """Data of the item browser.
 
     Args:
-        inputs: what the report is of.
-        results: its numbers.
-        limits: how much to embed.
+        inputs: inputs of the report.
+        results: numbers of the report.
+        limits: limits on the embedded data.
     """
     limits = limits or Limits()
     left_out: list[str] = []
@@ -138,7 +140,7 @@ def embed(inputs: ReportInputs, results: Results, limits: Limits | None = None) 
 def _described(
     items: pl.DataFrame, texts: list[str], probes: pl.DataFrame, exposures: pl.DataFrame
 ) -> dict[str, Any]:
-    """The items, column by column; names that repeat as a place in their list."""
+    """Items as columns; repeated names are stored as indices into a list of names."""
     names = {key: sorted(items[key].unique()) for key in ("family", "arm", "stratum")}
     listed = exposures.group_by("index").len()
     stretches = np.zeros(items.height, np.int64)
@@ -196,7 +198,7 @@ def _chosen(items: pl.DataFrame, limits: Limits, left_out: list[str]) -> pl.Data
 
 
 def _texts(texts: list[str], limits: Limits, left_out: list[str]) -> tuple[list[str], list[int]]:
-    """Texts, shortened, and how many characters of each are left out."""
+    """Shortened texts, and the number of characters left out of each."""
     first = [text[: limits.characters_an_item].encode() for text in texts]
     sizes = np.array([len(raw) for raw in first], np.int64)
     limit = fair_limit(sizes, int(sizes.max(initial=0)), limits.text_bytes)
@@ -213,8 +215,8 @@ def _texts(texts: list[str], limits: Limits, left_out: list[str]) -> tuple[list[
 def _pieces(
     inputs: ReportInputs, items: pl.DataFrame, texts: list[str], limits: Limits, left_out: list[str]
 ) -> pl.DataFrame:
-    """One row an item: its verbatim probe, how many tokens it has, how many are coloured, and their lengths in the
-    text; or why none is coloured.
+    """One row per item: its verbatim probe, the numbers of its tokens and of its coloured tokens, and the lengths of
+    these in the text; or the reason why none is coloured.
     """
     found = inputs.probes.filter(pl.col("kind") == "verbatim").unique("item_id", keep="first")
     probes = items.select("item_id", full="text").join(
@@ -257,7 +259,9 @@ Spans = Callable[[str], tuple[NDArray[np.int32], list[tuple[int, int]]]]
 def _lengths(
     full: str | None, text: str, ids: list[int] | None, spans: Spans | None, most: int
 ) -> tuple[list[int], str]:
-    """Share of the text that each token adds, in UTF-16 units (which browsers count in); or why that is unknown."""
+    """Length of text that each token adds, in UTF-16 units, in which browsers count; or the reason why it is
+    unknown.
+    """
     if ids is None or full is None:
         return [], "it has no probe of its whole text"
     if spans is None:
@@ -283,11 +287,11 @@ def _lengths(
 def _codes(
     inputs: ReportInputs, probes: pl.DataFrame, runs: Sequence[str], room: int, left_out: list[str]
 ) -> tuple[list[int], NDArray[np.uint8]]:
-    """Checkpoints embedded, and the codes (R, C, T) of all coloured tokens as differences, flat;
-    of the checkpoints that fit into ``room`` bytes.
+    """Embedded checkpoints, as many as fit into ``room`` bytes, and the codes (R, C, T) of all coloured tokens at them,
+    flattened.
 
-    A perturbed run's checkpoint is stored as the difference to the one before, the twin's as the difference to the
-    perturbed run's at the same step, modulo 256: both are small, and so they compress.
+    Codes are stored as differences modulo 256, which compress well: the perturbed run's from the checkpoint before, the
+    twin's from the perturbed run at the same step.
     """
     coloured = probes.with_row_index("index").filter(pl.col("coloured") > 0)
     scores = inputs.scores.filter(pl.col("run").is_in(runs))
@@ -313,7 +317,7 @@ def _codes(
 
 
 def _plane(coloured: pl.DataFrame, scores: pl.DataFrame, run: str, step: int) -> NDArray[np.uint8]:
-    """Codes (T,) of one run at one checkpoint."""
+    """Codes of one run at one checkpoint, (T,) uint8."""
     here = scores.filter((pl.col("run") == run) & (pl.col("step") == step)).select("probe_id", "logprob")
     joined = coloured.join(here, on="probe_id", how="left", maintain_order="left")
     blank = pl.lit(float("nan"), pl.Float32).repeat_by("tokens")
@@ -325,7 +329,7 @@ def _plane(coloured: pl.DataFrame, scores: pl.DataFrame, run: str, step: int) ->
 def _curves(
     results: Results, items: pl.DataFrame, runs: Sequence[str], metric: str, limits: Limits
 ) -> tuple[list[int], NDArray[np.float32]]:
-    """Checkpoints, and the items' value of the metric there, (R, V, N) flat; NaN where there is none."""
+    """Checkpoints of the curve, and the items' values of the metric at them, (R, V, N) flattened; NaN if missing."""
     rows = results.rows.filter((pl.col("metric") == metric) & pl.col("value").is_not_null())
     every = sorted(rows["step"].unique()) or [results.step]
     steps = spread(every, max(1, limits.curve_values // max(1, len(runs) * items.height)))
@@ -345,7 +349,9 @@ def _curves(
 
 
 def _exposures(inputs: ReportInputs, items: pl.DataFrame, limits: Limits) -> pl.DataFrame:
-    """Exposures by item and stretch: index, stretch, times, and steps in a stretch; by index and stretch."""
+    """Exposures counted by item and interval: item index, interval, count (sorted), and the number of steps in an
+    interval.
+    """
     last = inputs.last_step
     ids = items.select("item_id").with_row_index("index")
     steps = -(-(last + 1) // limits.stretches)

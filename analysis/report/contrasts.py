@@ -1,4 +1,4 @@
-"""Arm against arm: contrasts between the levels of a factor, or between named arms."""
+"""Contrasts between arms: between the levels of a factor, or between named arms."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from palimpsest.analysis.statistics import ESTIMATE_SCHEMA, difference_to_twin, 
 from palimpsest.insertion.contrasts import chosen, parts
 
 SCHEMA = {"contrast": pl.String, **ESTIMATE_SCHEMA, "p_holm": pl.Float64}
-"""An estimate row a contrast: ``n`` counts the items of its first side, ``n_control`` those of its second; ``p`` is
-two-sided, ``p_holm`` corrected for all contrasts of the table."""
+"""Estimate rows, one per contrast: ``n`` counts the items of its first side, ``n_control`` those of its second; ``p``
+is two-sided; ``p_holm`` is Holm's correction of it for all contrasts of the table."""
 
 
 def arm_contrasts(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
-    """Mean of the first side's items minus that of the second side's, among items alike in all else.
+    """Contrasts: mean of the first side's items minus that of the second side's, among items that are equal in all
+    other factors.
 
     Items are compared within a family, stratum and the levels (of dose and of other factors) that both sides share;
     clusters are the unit. The p is two-sided, by permutation of the sides within those cells.
 
     Args:
         rows: metric rows at the last checkpoint.
-        inputs: of the report.
+        inputs: inputs of the report.
 
     Returns:
-        Rows of ``SCHEMA`` for the primary metric: of the differences from the twin where there is one, else of the
-        perturbed run; none where arms differ in the dose alone and no contrast is declared.
+        Rows of ``SCHEMA`` for the primary metric: of the differences from the twin or, without a twin, of the perturbed
+        run. Empty if arms differ only in the dose and no contrast is declared.
     """
     names = inputs.items.filter(pl.col("dose") > 0)["arm"].unique().sort().to_list()
     contrasts = chosen(inputs.contrasts, names)
@@ -69,7 +70,7 @@ def arm_contrasts(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
 
 
 def contrasts_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
-    """Contrasts with intervals and both p; empty where there are none."""
+    """Tables of contrasts with intervals and both p-values; empty without contrasts."""
     least = 1 / (inputs.permutations + 1)
     body = [
         [

@@ -1,4 +1,4 @@
-"""Tables of the design: items by dose, balance of the draw, detectable effects, and exposures over training."""
+"""Tables of the design: items by dose, covariate balance, detectable effects, and exposures over training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from palimpsest.analysis.report.table import Table
 from palimpsest.analysis.statistics import effect_shown
 
 _PARTS = 10
-"""Number of parts into which training is divided in the table of exposures."""
+"""Number of equal intervals of training in the table of exposures."""
 
 
 def design_table(inputs: ReportInputs) -> Table:
-    """Items by family and dose."""
+    """Table of the numbers of items by family and dose."""
     doses = sorted(inputs.items["dose"].unique())
     counts = {(f, d): n for f, d, n in inputs.items.group_by("family", "dose").len().iter_rows()}
     body = [
@@ -43,7 +43,7 @@ def design_table(inputs: ReportInputs) -> Table:
 
 
 def balance_table(inputs: ReportInputs) -> Table:
-    """The balance table of the plan."""
+    """Covariate balance table of the plan."""
     keys = list(dict.fromkeys(key for row in inputs.balance for key in row))
     body = [[_balance_cell(key, row.get(key)) for key in keys] for row in inputs.balance]
     what = "randomisation between arms" if inputs.released is None else "doses as declared"
@@ -94,7 +94,7 @@ def power_table(inputs: ReportInputs, results: Results) -> Table:
 
 
 def _units(items: pl.DataFrame) -> dict[int, int]:
-    """Independent units of each dose: clusters, or items that have none."""
+    """Number of independent units at each dose: clusters, and items without a cluster."""
     own = pl.col("item_id")
     if "cluster" in items.columns:
         own = pl.when(pl.col("cluster") != "").then(pl.concat_str("family", "cluster")).otherwise(own)
@@ -102,7 +102,7 @@ def _units(items: pl.DataFrame) -> dict[int, int]:
 
 
 def exposures_table(inputs: ReportInputs) -> Table:
-    """Exposures of each dose in tenths of training."""
+    """Table of the exposures of each dose by tenths of training."""
     steps = 1 + inputs.last_step
     parts = min(_PARTS, steps)
     counts = (

@@ -1,4 +1,4 @@
-"""Facts about the plan, formatted: short ones as a list, nested ones as tables."""
+"""Formatting of facts about the plan: single values as a list, nested values as tables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from palimpsest.analysis.report.answer import number
 from palimpsest.analysis.report.table import Table
 
 _SHOWN = 12
-"""Largest number of entries of a list that are printed."""
+"""Largest number of printed entries of a list."""
 
 
 def split_facts(facts: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[Table]]:
-    """Facts as pairs of a name and a text, and those that are tables of their own.
+    """Facts as pairs of name and text, and facts as tables.
 
-    A mapping of mappings becomes a table with a row a key, a list of mappings one with a row an entry; other mappings
-    are flattened. ``balance`` is left out: the report shows it by itself.
+    A mapping of mappings becomes a table with one row per key, a list of mappings a table with one row per entry; other
+    mappings are flattened. ``balance`` is left out, because the report has a separate table of it.
     """
     pairs: list[tuple[str, str]] = []
     tables: list[Table] = []

@@ -1,4 +1,4 @@
-"""Retention: the share of a gain that is left when an item is not seen any more."""
+"""Retention: the share of an item's gain that is left some time after its last exposure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from palimpsest.analysis.statistics import (
 
 Floats = NDArray[np.float64]
 LEARNED = 1.645
-"""Standard errors that a first gain must exceed: what was not learned cannot be forgotten."""
+"""Number of standard errors that the first gain must exceed; forgetting is only defined for an item that was
+learned."""
 
 RETAINED_SCHEMA = pl.Schema(
     {
@@ -42,42 +43,47 @@ RETAINED_SCHEMA = pl.Schema(
         "high": pl.Float64(),
     }
 )
-"""One row a span of time. ``since_low`` and ``since_high``: smallest and largest number of steps from an item's first
-checkpoint after its last exposure to the later ones; ``n`` items in ``clusters``, and their controls; ``first`` and
-``later``: mean gain over dose 0 at either, of the n items with both; ``retained``: later / first, with Fieller's 95 %
-limits, null where the set is unbounded."""
+"""Columns of the retention table, one row per range of delays. A delay is the number of steps from the first checkpoint
+after an item's last exposure to a later one. ``since_low`` and ``since_high``: range of the delays; ``n`` items in
+``clusters``, and their controls; ``first`` and ``later``: mean gains over dose 0 at both checkpoints, of the n items
+that have both; ``retained``: later / first, with Fieller's 95 % limits, null if the confidence set is unbounded."""
 
 
 def retained(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """:func:`retention` of the primary metric, of the differences from the twin or, without one, of the run."""
+    """:func:`retention` of the primary metric, for the differences from the twin or, without a twin, the run's
+    values.
+    """
     return retention(_values(results, inputs), _last_exposures(inputs))
 
 
 def _values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """The primary metric by item and step: differences from the twin or, without one, the perturbed run's."""
+    """Values of the primary metric by item and step: differences from the twin or, without a twin, those of the
+    perturbed run.
+    """
     rows = results.rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
     paired = "twin" in results.last_steps
     return per_item(difference_to_twin(rows) if paired else rows.filter(pl.col("run") == "perturbed"))
 
 
 def _last_exposures(inputs: ReportInputs) -> pl.DataFrame:
-    """``unit`` and ``after``: a checkpoint at step s has finished the steps 0 ... s - 1."""
+    """``unit`` and ``after``, the smallest number of finished steps that includes the item's last exposure."""
     return inputs.exposures.group_by(unit="item_id").agg(after=pl.col("step").max() + 1)
 
 
 def retention(items: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
-    """Gain later, as a share of the gain at the first checkpoint after the last exposure.
+    """Retained share: later gain divided by the gain at the first checkpoint after the last exposure.
 
-    An item's gain at a checkpoint is its value less the mean of the never-inserted items of its family there; that
-    mean's error is in the limits, which are over clusters of either. Numerator and denominator are of the same items;
-    times double from row to row, and an item with several checkpoints in a row counts once, with its mean.
+    An item's gain is its value minus the mean of its family's never-inserted items at the same checkpoint. The limits
+    include that mean's error, and are over clusters. Both gains are of the same items. Delays double from row to row;
+    an item with several checkpoints in a row's range enters with their mean.
 
     Args:
-        items: as :func:`~analysis.statistics.rows.per_item` gives them, of one metric and run.
-        last: ``unit`` and ``after``, the first checkpoint that has finished the item's last exposure.
+        items: rows of :func:`~analysis.statistics.rows.per_item`, of one metric and run.
+        last: frame with ``unit`` and ``after``, the smallest number of finished steps that includes the item's last
+            exposure.
 
     Returns:
-        A table of ``RETAINED_SCHEMA``, empty where no item has a checkpoint after the first.
+        A table of ``RETAINED_SCHEMA``, empty if no item has a later checkpoint.
     """
     controls = items.filter(pl.col("dose") == 0)
     after = (
@@ -150,27 +156,29 @@ CURVE_SCHEMA = pl.Schema(
         "still_held": pl.Int64(),
     }
 )
-"""One row an arm. ``since_first`` and ``since_last``: steps from the mean last exposure of the arm's items to the first
-and the last of the ``checkpoints``; ``family``: the curve of lowest AICc, and the ``share`` of bootstrap samples that
-choose it; ``identified``: enough checkpoints over enough decades to tell the families apart; ``median``: steps until
-half of the items are forgotten, with 95 % limits."""
+"""Columns of the table of forgetting curves, one row per arm. ``since_first`` and ``since_last``: steps from the mean
+last exposure of the arm's items to the first and the last of the ``checkpoints``; ``family``: family of curves with the
+lowest AICc; ``share``: share of bootstrap samples that select it; ``identified``: true with enough checkpoints over
+enough decades to distinguish the families; ``median``: steps until half of the items are forgotten, with 95 %
+limits."""
 
 
 def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.DataFrame:
-    """Forgetting curve of each arm: the gain of the same items at every checkpoint after the arm's last exposure.
+    """Forgetting curve of each arm: mean gain of the same items at every checkpoint after the arm's last exposure.
 
-    A gain is an item's value less the mean of its family's never-inserted items at the same checkpoint. An item is
-    forgotten at the first checkpoint at which its gain is not above the 95 % quantile of the controls'. Families of
-    curves are ranked by AICc over bootstrap samples of clusters, of items and of controls.
+    A gain is an item's value minus the mean of its family's never-inserted items at the same checkpoint. An item counts
+    as forgotten from the first checkpoint at which its gain is at most the 95 % quantile of the controls' gains.
+    Families of curves are ranked by AICc over bootstrap samples of the clusters of items and controls.
 
     Args:
-        results: of the report.
-        inputs: of the report.
-        replicates: bootstrap samples.
+        results: numbers of the report.
+        inputs: inputs of the report.
+        replicates: number of bootstrap samples.
 
     Returns:
-        A table of ``CURVE_SCHEMA``. Arms without four checkpoints after the last exposure of all their items, with
-        fewer than four clusters, or whose first gain is not above 0 (one-sided z test at 5 %) have no row.
+        A table of ``CURVE_SCHEMA``. An arm has no row if it has fewer than four checkpoints after the last exposure of
+        all its items, fewer than four clusters, or a first gain that is not significantly positive (one-sided z test at
+        5 %).
     """
     here = ["family", "step"]
     items = _values(results, inputs)
@@ -234,7 +242,7 @@ def _curve(
 
 
 def _by_step(rows: pl.DataFrame, unit: str, value: pl.Expr) -> Floats:
-    """(N, T): mean of each unit that has a value at every step; T in rising order."""
+    """Mean value of each unit at each step, (N, T) float64 by ascending step; only units with a value at every step."""
     keys = ["family", unit] if unit == "cluster" else [unit]
     wide = (
         rows.group_by(*keys, "step")
@@ -246,7 +254,7 @@ def _by_step(rows: pl.DataFrame, unit: str, value: pl.Expr) -> Floats:
 
 
 def curves_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
-    """The rows of :func:`curves` for people."""
+    """Printed table of :func:`curves`."""
     body = [
         [
             row["arm"],
@@ -276,7 +284,7 @@ def curves_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
 
 
 def forgetting_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
-    """The rows of :func:`retained` for people."""
+    """Printed table of :func:`retained`."""
     body = []
     for row in rows.iter_rows(named=True):
         low, high = row["since_low"], row["since_high"]
@@ -306,7 +314,7 @@ def forgetting_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
 
 
 def forgetting_text(inputs: ReportInputs, rows: pl.DataFrame) -> str:
-    """Reason why there is nothing on forgetting; empty where there is."""
+    """Reason why the report has nothing on forgetting; an empty string if it has."""
     if rows.height:
         return ""
     if inputs.released is not None:

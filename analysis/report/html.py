@@ -1,4 +1,4 @@
-"""HTML templates, and the escaping of text from outside."""
+"""HTML templates, and escaping of untrusted text."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _HIDDEN = re.compile(
     "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
-"""Characters that steer instead of showing: controls (but tab and newline), directions, invisible ones, tags. Not the
-two joiners, which scripts and emoji are written with. ``browser.js`` has the same set."""
+"""Characters that are invisible or change the layout: controls (except tab and newline), marks of text direction,
+invisible characters, tags. The two joiners are allowed, because scripts and emoji need them. ``browser.js`` has the
+same set."""
 
 
 def visible(text: str) -> str:
-    """The text with every character of ``_HIDDEN`` replaced by its number, such as ``⟨U+202E⟩``."""
+    """The text with every character of ``_HIDDEN`` replaced by its code point, such as ``⟨U+202E⟩``."""
     return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
@@ -32,12 +33,12 @@ def _finalize(value: Any) -> Any:
 
 
 def inline(svg: str, name: str, caption: str) -> Markup:
-    """An SVG for the page: one picture with a name for screen readers, and ids unique among the figures.
+    """SVG for the page, with a label for screen readers and with ids that are unique in the page.
 
     Args:
-        svg: as ``figures.save`` returns it.
-        name: of the figure, unique in the page.
-        caption: what it shows.
+        svg: text that ``figures.save`` returned.
+        name: name of the figure, unique in the page.
+        caption: label of the figure.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -50,14 +51,14 @@ def inline(svg: str, name: str, caption: str) -> Markup:
 
 
 def render(template: str, **context: Any) -> str:
-    """A page from a template of this directory.
+    """HTML page from a template of this directory.
 
-    Every text is escaped, and its control characters are made visible. The page may run the one script that is part of
-    it, recognised by its digest, and load nothing.
+    Every text is escaped, and its control characters are made visible. The page's content policy allows only its own
+    script, identified by its digest, and forbids loading anything.
 
     Args:
-        template: file name.
-        context: what the template names; ``style``, ``script`` and ``policy`` are given by this function.
+        template: file name of the template. context: variables of the template; this function adds ``style``,
+            ``script`` and ``policy``.
     """
     environment = Environment(
         loader=FileSystemLoader(_HERE),

@@ -16,75 +16,75 @@ from palimpsest.data.errors import UserError, nearest
 KIND = "report"
 VERSION = 2
 DECLARED = "loglik_per_byte"
-"""The pre-declared primary metric; another choice makes the result exploratory."""
+"""Pre-declared primary metric; results on any other metric are labelled exploratory."""
 
 NO_AUDIT = (
     "Not audited: these are released models, of whose training there is no ledger. Doses are as their authors declare "
     "them, and nothing here proves that a text was read, or how often."
 )
-"""Said of released models."""
+"""Caveat about released models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportInputs:
-    """Everything the report shows; frames as their stages wrote them."""
+    """Inputs of the report; frames are unchanged from the stages that wrote them."""
 
     title: str
     """Name of the experiment."""
     items: pl.DataFrame
-    """item_id, family, stratum, arm, dose, text, bytes, tokens."""
+    """Items: item_id, family, stratum, arm, dose, text, bytes, tokens."""
     probes: pl.DataFrame
-    """probe_id, item_id, family, kind, text, tokens, target_start, target_bytes."""
+    """Probes: probe_id, item_id, family, kind, text, tokens, target_start, target_bytes."""
     scores: pl.DataFrame
-    """run, step, probe_id, logprob, rank; ``run`` is ``perturbed`` or ``twin``, the twin may be absent."""
+    """Scores: run, step, probe_id, logprob, rank; ``run`` is ``perturbed`` or ``twin``, the twin may be absent."""
     training: pl.DataFrame
-    """run, step, loss (nats/token), tokens (cumulative)."""
+    """Training logs: run, step, loss (nats/token), tokens (cumulative)."""
     exposures: pl.DataFrame
-    """item_id, step."""
+    """Exposures: item_id, step."""
     audit: Mapping[str, Any] | None
-    """verdict (``PASS`` or ``FAIL``), checks (name, passed, detail), failures; None: not audited."""
+    """Audit: verdict (``PASS`` or ``FAIL``), checks (name, passed, detail), failures; None: not audited."""
     balance: Sequence[Mapping[str, Any]] = ()
-    """Rows of the balance table, one a covariate."""
+    """Rows of the balance table, one per covariate."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Figures about the plan."""
+    """Facts about the plan, by name."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved configuration."""
+    """Resolved configuration."""
     manifests: Mapping[str, Any] = field(default_factory=dict)
     """Artefact -> its manifest."""
     signature: Mapping[str, Any] = field(default_factory=dict)
-    """Columns of every CSV that tell the run from others: source, seed, digest (``Run.signature``)."""
+    """Columns in every CSV that identify the run: source, seed, digest (``Run.signature``)."""
     spans: Callable[[str], tuple[NDArray[np.int32], list[tuple[int, int]]]] | None = None
-    """A text's token ids and each token's range of characters (``Tokenizer.encode_offsets``), to colour texts by;
-    without it they are shown plain."""
+    """Function from a text to its token ids and their ranges of characters (``Tokenizer.encode_offsets``), used to
+    colour texts; None: texts are not coloured."""
     released: Mapping[str, Any] | None = None
-    """Of models that others have trained: ``models`` (run -> name), ``revisions`` (step -> name) and ``declared``, how
-    many exposures their authors declare. There is then no ledger, no audit, no log, and no exposure whose step is
-    known."""
+    """Facts about released models: ``models`` (run -> name), ``revisions`` (step -> name) and ``declared``, the number
+    of exposures that their authors declare. Such models have no ledger, audit or log, and the steps of their exposures
+    are unknown. None for a run trained here."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = DECLARED
-    """The primary metric, chosen before looking at results."""
+    """Name of the primary metric, chosen before looking at results."""
     metrics: Sequence[str] = ()
-    """More of ``analysis.metrics`` than its default ones, by name."""
+    """Names of metrics in addition to the default ones of ``analysis.metrics``."""
     contrasts: Sequence[str] = ()
-    """Arms or levels to compare, each ``FIRST vs SECOND``; none: every pair of levels of each factor."""
+    """Arms or levels to compare, each ``FIRST vs SECOND``; empty: every pair of levels of each factor."""
     alpha: float = 0.05
-    """Level of the closed test over doses."""
+    """Significance level of the closed test over doses."""
     permutations: int = 1999
-    """Permutations behind each p; the smallest possible p is 1 / (permutations + 1)."""
+    """Number of permutations behind each p; the smallest possible p is 1 / (permutations + 1)."""
     seed: int = 0
     """Seed of the permutations and of the split of the controls."""
 
     @property
     def last_step(self) -> int:
-        """The last step of any scores, training records or exposures."""
+        """Last step of all scores, training logs and exposures."""
         return max(
             int(frame["step"].cast(pl.Int64).max() or 0)  # type: ignore[arg-type]
             for frame in (self.scores, self.training, self.exposures)
         )
 
     def signed(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows with the columns of :attr:`signature`."""
+        """The rows with the columns of :attr:`signature` added."""
         return rows.with_columns(pl.lit(value).alias(name) for name, value in self.signature.items())
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Put the report together and write it."""
+"""Assembly and writing of the report."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from palimpsest.data.artifact import write_json
 def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     """Write the report into a directory.
 
-    ``report.html`` holds everything; beside it lie, for each figure, PNG, SVG and the CSV it draws, and
-    ``estimates.csv``, ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet``, ``summary.json`` and ``coverage.md``;
-    ``strata.csv`` where families have several, ``arms.csv`` and ``contrasts.csv`` where arms differ in more than dose,
-    and ``questions.csv`` where items are asked more than their text. Every CSV says which run it is of.
+    ``report.html`` is self-contained. Further files are the PNG, SVG and CSV of each figure, and ``estimates.csv``,
+    ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet``, ``summary.json`` and ``coverage.md``; also ``strata.csv`` if
+    families have several strata, ``arms.csv`` and ``contrasts.csv`` if arms differ in more than the dose, and
+    ``questions.csv`` if items have questions besides their text. Every CSV has columns that identify the run.
 
     Args:
-        inputs: what to report on.
-        directory: made if it is missing; wrap this call in ``data.artifact.writing`` for a manifest.
+        inputs: inputs of the report.
+        directory: directory to write to; created if it is missing. Call this within ``data.artifact.writing`` to get a
+            manifest.
 
     Returns:
         The contents of ``summary.json``.
@@ -99,7 +100,7 @@ def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[
 
 
 def _named(inputs: ReportInputs) -> list[str]:
-    """Metrics of whole texts that were asked for besides."""
+    """Additional metrics of whole texts that the settings name."""
     return [
         name
         for name in dict.fromkeys(inputs.metrics)

@@ -1,4 +1,4 @@
-"""Tables of the questions that families ask besides the whole text, one table a family."""
+"""Tables of the families' questions besides the whole text, one table per family."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SHOWN = (
     "limem",
     "consistency",
 )
-"""Measures in the page's tables; ``questions.csv`` has all."""
+"""Metrics in the page's tables; ``questions.csv`` has all metrics."""
 
 
 def question_tables(inputs: ReportInputs, questions: pl.DataFrame, step: int) -> list[Table]:
-    """One table a family that asks more than the whole text."""
+    """One table per family that has questions besides the whole text."""
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
     asked = inputs.probes.filter(pl.col("item_id").is_not_null() & (pl.col("kind") != "verbatim"))
     order = {

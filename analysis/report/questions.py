@@ -1,4 +1,4 @@
-"""Estimates for each question that families ask besides the whole text."""
+"""Estimates for each question of the families besides the whole text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from palimpsest.analysis.statistics import (
 )
 
 QUESTION_SCHEMA = {"question": pl.String, "chance": pl.Float64, **ESTIMATE_SCHEMA}
-"""Estimate rows of one family and question; ``chance`` is what guessing gives, null where that has no number."""
+"""Estimate rows by family and question; ``chance`` is the value of guessing, null if unknown."""
 
 
 def question_estimates(rows: pl.DataFrame, step: int, inputs: ReportInputs) -> pl.DataFrame:
-    """Means by dose at every checkpoint up to ``step``, and there gains over dose 0 and exact rank tests.
+    """Means by dose at every checkpoint up to ``step``; at ``step`` also gains over dose 0 and exact rank tests.
 
-    All are also compared item by item with the twin, and that is what is tested. ``rank_test`` rows combine the items'
-    exact p by Fisher's method, which is conservative as they are discrete.
+    Estimates are given for the runs and for the items' differences from the twin; the tests are of the differences.
+    ``rank_test`` rows combine the items' exact p-values by Fisher's method, which is conservative for discrete
+    p-values.
 
     Returns:
-        Rows of QUESTION_SCHEMA.
+        Rows of ``QUESTION_SCHEMA``.
     """
     asked = [name for name, found in METRICS.items() if found.by_question or found.needs == ("cloze",)]
     # The statistics group by metric: what is asked is made part of its name.
@@ -90,7 +91,7 @@ def _rank_tests(used: pl.DataFrame, step: int) -> pl.DataFrame:
 
 
 def _chances(probes: pl.DataFrame) -> pl.DataFrame:
-    """Score of guessing: one in the number of choices; half the foils."""
+    """Expected score of guessing: 1 / number of choices, or 1/2 for foils."""
     question = pl.col("name").str.replace(r" #.*$", "")
     choices = (
         probes.filter(pl.col("kind") == "choice")

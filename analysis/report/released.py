@@ -1,4 +1,4 @@
-"""Text of the report about models that others have trained: what they are, and what cannot be known of them."""
+"""Text of the report about released models: their identity, and facts that are unknown for them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Described:
     """Facts about a released model for its report."""
 
     models: tuple[tuple[str, str], ...]
-    """(run, name of the model)."""
+    """Pairs of run and name of the model."""
     at: str
-    """Revision or step that the numbers are of."""
+    """Revision, or step, of the numbers."""
     declared: int
-    """Exposures."""
+    """Number of exposures that the authors declare."""
     unknown: tuple[str, ...]
-    """Facts that cannot be known, a line each."""
+    """Facts that are unknown, one line each."""
 
 
 def described(inputs: ReportInputs, results: Results) -> Described:
-    """Facts about the models of a report, and what cannot be known about them."""
+    """Known and unknown facts about the released models of a report."""
     released: Mapping[str, Any] = inputs.released or {}
     revision = released["revisions"].get(str(results.step))
     at = f"step {results.step:,}" if results.step else "step unknown"

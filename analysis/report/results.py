@@ -1,4 +1,4 @@
-"""All numbers of a report: metric rows, then estimates, computed once."""
+"""Numbers of a report: metric rows and the estimates from them, computed once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ATTACKS = (
     "reference_difference",
     "negative_loss_ratio",
 )
-"""Metrics that serve as membership scores."""
+"""Metrics used as membership scores."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,23 +43,23 @@ class Results:
     """Metric rows and the estimates from them."""
 
     rows: pl.DataFrame
-    """Metric rows, including those that were not computed."""
+    """Metric rows, including those without a value."""
     estimates: pl.DataFrame
     """Estimate rows of all runs, checkpoints and metrics, up to ``step``."""
     step: int
-    """The last checkpoint that all runs have: what headline numbers refer to."""
+    """Step of the last checkpoint that all runs have; headline numbers refer to it."""
     last_steps: dict[str, int]
     """Run -> its own last checkpoint."""
     ec50: pl.DataFrame
-    """Doses of half the effect at ``step`` (:func:`half_effects`)."""
+    """EC50s at ``step`` (:func:`half_effects`)."""
     strata: pl.DataFrame
-    """Gains within each stratum at ``step``, where families have several (:func:`strata_gains`)."""
+    """Gains within each stratum at ``step``, if families have several strata (:func:`strata_gains`)."""
     arms: pl.DataFrame
-    """Gains by arm at ``step``, where arms differ in more than the dose (:func:`arm_gains`)."""
+    """Gains by arm at ``step``, if arms differ in more than the dose (:func:`arm_gains`)."""
     attacks: pl.DataFrame
     """Metric rows of the membership scores (``ATTACKS``) at ``step``."""
     questions: pl.DataFrame
-    """Estimates question by question (:func:`~analysis.report.questions.question_estimates`)."""
+    """Estimates by question (:func:`~analysis.report.questions.question_estimates`)."""
 
     @property
     def final(self) -> pl.DataFrame:
@@ -67,7 +67,7 @@ class Results:
         return self.estimates.filter(pl.col("step") == self.step)
 
     def at(self, statistic: str, metric: str, run: str, family: str = "all") -> pl.DataFrame:
-        """Final estimates of one kind, by dose."""
+        """Estimates at ``step`` of one statistic, by dose."""
         return self.final.filter(
             (pl.col("statistic") == statistic)
             & (pl.col("metric") == metric)
@@ -77,7 +77,9 @@ class Results:
 
 
 def analyse(inputs: ReportInputs) -> Results:
-    """Every metric at every checkpoint; permutation p-values and controls at the last."""
+    """Compute every metric and its estimates at every checkpoint; p-values and the negative control only at the
+    last.
+    """
     steps = inputs.scores.select("run", "step").unique()
     last_steps = {
         str(run): int(step)
@@ -127,8 +129,8 @@ def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -
 def effective_dose(results: Results, metric: str, family: str = "all", alpha: float = 0.05) -> int | None:
     """Minimum effective dose at the last checkpoint.
 
-    Judged on the differences from the twin, item by item, where there is one: they differ in the insertions alone,
-    while the items of one run also differ in how hard they are.
+    The test uses the items' differences from the twin if there is one, because these are not affected by differences in
+    difficulty between items.
     """
     paired = results.at("gain", metric, PAIRED, family)
     gains = paired if paired.height else results.at("gain", metric, "perturbed", family)
@@ -144,24 +146,24 @@ class Extraction:
     extracted: int
     tested: int
     above_control: bool
-    """Shown to be more than at dose 0, by the test that decides on every gain (:func:`effective_dose`)."""
+    """True if significantly more is reproduced than at dose 0, by the closed test (:func:`effective_dose`)."""
     extracted_inserted: int
     tested_inserted: int
-    """Of all doses above 0 together."""
+    """Number of items tested, of all doses above 0 together; ``extracted_inserted`` of these were reproduced."""
     anywhere: bool
     """True if any item, of any dose and in either run, was extracted."""
     limit: float
     """Upper 95 % confidence limit of the share extracted at ``dose``."""
     limit_inserted: float
-    """Upper 95 % limit of all doses above 0 together."""
+    """Upper 95 % confidence limit of the share extracted, for all doses above 0 together."""
 
 
 def extraction(results: Results, alpha: float = 0.05) -> Extraction | None:
     """Verbatim extraction of inserted items; None if no inserted item was long enough to test.
 
     Args:
-        results: of the report.
-        alpha: level of the closed test.
+        results: numbers of the report.
+        alpha: significance level of the closed test.
     """
     rates = results.at("mean", "extracted", "perturbed").with_columns(hits=pl.col("estimate") * pl.col("n"))
     inserted = rates.filter((pl.col("dose") > 0) & pl.col("estimate").is_not_null()).sort("dose")
@@ -192,11 +194,11 @@ def extraction(results: Results, alpha: float = 0.05) -> Extraction | None:
 
 
 def arm_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
-    """Gain of every arm over dose 0 where arms differ in more than the dose, else no rows.
+    """Gain of every arm over dose 0 if arms differ in more than the dose, else no rows.
 
     Returns:
-        Estimate rows of the primary metric with a column ``arm``: of the differences from the
-        twin where there is one, else of the perturbed run; ``dose`` is the arm's.
+        Estimate rows of the primary metric, with the column ``arm`` and the arm's ``dose``, for the differences from
+        the twin or, without a twin, the perturbed run.
     """
     arms = inputs.items.filter(pl.col("dose") > 0).select("arm", "dose").unique().sort("dose", "arm")
     rows = rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
@@ -231,8 +233,8 @@ EC50_SCHEMA = {
     "shown": pl.String,
     "method": pl.String,
 }
-"""One row a measure and run: the dose at which half of what can be remembered is, its 95 % limits (null: not reached,
-or no such limit), the slope a doubling, how it is printed, and how it was computed or why not."""
+"""Columns of the EC50 table, one row per metric and run: the EC50, its 95 % limits (null if it is not reached or there
+is no such limit), the slope per doubling, the printed text, and the method or the reason why it was not computed."""
 
 
 def half_effects(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
@@ -240,10 +242,10 @@ def half_effects(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
 
     Args:
         rows: metric rows at the last checkpoint.
-        inputs: of the report.
+        inputs: inputs of the report.
 
     Returns:
-        Rows of ``EC50_SCHEMA``. The twin saw no dose: its EC50 should not be reached.
+        Rows of ``EC50_SCHEMA``. The twin has no exposures, so that its EC50 should not be reached.
     """
     found = []
     for metric in dict.fromkeys((inputs.primary, "extracted")):
@@ -285,7 +287,7 @@ def _half(items: pl.DataFrame, rate: bool, alpha: float) -> dict[str, object]:
 
 
 def _of_clusters(items: pl.DataFrame, levels: NDArray[np.float64], found: Ec50) -> Ec50:
-    """The EC50 of a rate with limits over clusters."""
+    """EC50 of a rate, with limits over clusters."""
     if np.isinf(found.estimate):
         return found
     own = items.group_by("cluster", "dose").agg(pl.col("value").sum(), n=pl.len()).sort("cluster", "dose")
@@ -300,11 +302,11 @@ def _of_clusters(items: pl.DataFrame, levels: NDArray[np.float64], found: Ec50) 
 
 
 def strata_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
-    """Gain of every dose over dose 0 within each stratum, where a family has several, else no rows.
+    """Gain of every dose over dose 0 within each stratum, for families with several strata.
 
     Returns:
-        Estimate rows of the primary metric, ``family`` being the stratum: of the differences from the twin where there
-        is one, else of the perturbed run. They are not corrected for their number.
+        Estimate rows of the primary metric with the stratum as ``family``, for the differences from the twin or,
+        without a twin, the perturbed run. The p-values are not corrected for the number of strata.
     """
     own = rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
     if (own["run"] == "twin").any():
@@ -318,7 +320,7 @@ def strata_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
 
 
 def not_computed(results: Results) -> pl.DataFrame:
-    """Values that are missing, and the reason: metric, family, reason, probes, checkpoints (over all runs)."""
+    """Counts of missing values: metric, family, reason, probes, checkpoints (over all runs)."""
     # The twin is no reference to itself, which needs no saying.
     attacks = results.attacks.filter(
         ~pl.col("metric").is_in(results.rows["metric"].unique().to_list())
@@ -343,8 +345,8 @@ def not_computed(results: Results) -> pl.DataFrame:
 def item_values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
     """Every item with a value at the last checkpoint: item_id, dose, family, perturbed, twin, gain.
 
-    ``gain`` is perturbed - twin (or, without a twin, perturbed), less its mean over the family's items of dose 0:
-    what these gain, they owe to the format that the family shares. Null in families without such items.
+    ``gain`` is perturbed - twin (or, without a twin, perturbed), minus its mean over the family's items of dose 0,
+    whose gain comes from the shared format. It is null in families without items of dose 0.
     """
     own = (pl.col("metric") == inputs.primary) & (pl.col("step") == results.step)
     return values_of(results.rows.filter(own))
@@ -365,9 +367,7 @@ def values_of(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def item_gains(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """Inserted items by what they gained more than the never-inserted items of their family, highest first, with their
-    texts; see :func:`item_values`.
-    """
+    """Inserted items with their texts, sorted by ``gain``, highest first; see :func:`item_values`."""
     return (
         item_values(results, inputs)
         .filter(pl.col("dose") > 0)

@@ -31,11 +31,11 @@ from palimpsest.analysis.report.results import (
 from palimpsest.analysis.report.table import Table
 
 FILES = ("png", "svg", "csv")
-"""Of each figure. No PDF: its parts come out in another order each time, and a report is the same bytes twice."""
+"""File formats of each figure. PDF is left out, because it is not reproducible byte by byte."""
 
 
 _SCREEN, _PHONE = 560, 240
-"""Width of the panel of the first figures, pixels: on a screen, and on a phone of 390."""
+"""Panel widths of the first screen's figures, pixels: on a screen, and on a phone 390 pixels wide."""
 
 _MOST_DOTS = 400
 
@@ -48,11 +48,11 @@ class Drawn:
     svg: Markup
     caption: str
     narrow: Markup | None = None
-    """The same for a phone, where there is one."""
+    """SVG for a phone, if there is one."""
 
 
 def draw(inputs: ReportInputs, results: Results, directory: Path) -> dict[str, Drawn]:
-    """Draw and save every figure; those of the first screen for a phone, too."""
+    """Draw and save every figure; those of the first screen also for a phone."""
     drawn = {
         name: Drawn(name, _inline(inputs, figure, directory, name, caption), caption)
         for name, figure, caption in _figures(inputs, results)
@@ -69,12 +69,12 @@ def _inline(inputs: ReportInputs, figure: Figure, directory: Path, name: str, ca
 
 
 def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple[str, Figure, str]]:
-    """The comparison that decides, then the levels that it is of.
+    """Dose-response figures: the gain that the verdict is based on, then the levels.
 
     Args:
-        inputs: of the report.
-        results: its numbers.
-        width: of the panel, pixels.
+        inputs: inputs of the report.
+        results: numbers of the report.
+        width: panel width, pixels.
     """
     primary, found = METRICS[inputs.primary], results.estimates
     at = f"Step {results.step}; bars and bands: 95 % intervals over items; n: items"
@@ -221,7 +221,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
 
 
 def _at_dose_0(inputs: ReportInputs, results: Results) -> str:
-    """Reason why the runs differ where nothing was inserted, if they do."""
+    """Explanation of a difference between the runs at dose 0; empty if there is none."""
     row = _by_dose(results.at("mean", inputs.primary, PAIRED)).get(0)
     if row is None or row["low"] is None or row["low"] <= 0:
         return ""
@@ -233,7 +233,7 @@ def _at_dose_0(inputs: ReportInputs, results: Results) -> str:
 
 
 def verbatim_text(inputs: ReportInputs, results: Results) -> str:
-    """Extraction in words where there is nothing to draw; empty where the figure shows it."""
+    """Sentence on extraction if there is nothing to draw; empty if there is a figure."""
     found: Extraction | None = extraction(results)
     k, m = inputs.parameters.prefix, inputs.parameters.suffix
     if found is None:
@@ -250,7 +250,7 @@ def verbatim_text(inputs: ReportInputs, results: Results) -> str:
 
 
 def gains_table(inputs: ReportInputs, results: Results, metric: str) -> Table:
-    """Gain of every dose over dose 0: what decides comes first."""
+    """Table of the gain of every dose over dose 0; the rows that the verdict is based on come first."""
     runs = [run for run in (PAIRED, "perturbed", "twin") if results.at("gain", metric, run).height]
     gains = {run: _by_dose(results.at("gain", metric, run)) for run in runs}
     first = gains[runs[0]] if runs else {}
@@ -285,7 +285,7 @@ def gains_table(inputs: ReportInputs, results: Results, metric: str) -> Table:
 
 
 def ec50_table(results: Results) -> Table:
-    """Doses of half the effect, what decides first."""
+    """Table of the EC50s; the rows that the verdict is based on come first."""
     body = [
         [row["metric"], shown(row["run"]), row["shown"], number(row["slope"], 2), row["method"]]
         for row in results.ec50.iter_rows(named=True)
@@ -301,7 +301,7 @@ def ec50_table(results: Results) -> Table:
 
 
 def strata_table(results: Results) -> Table:
-    """Gain within each stratum at the highest dose, where strata were planned; else empty."""
+    """Table of the gain within each stratum at the highest dose; empty without strata."""
     rows = (
         results.strata.filter(pl.col("dose") == pl.col("dose").max())
         if results.strata.height
@@ -318,7 +318,7 @@ def strata_table(results: Results) -> Table:
 
 
 def arms_table(inputs: ReportInputs, results: Results) -> Table:
-    """Gain over dose 0 by arm, where arms of one dose differ in more; else empty."""
+    """Table of the gain over dose 0 by arm; empty if arms differ only in the dose."""
     rows = results.arms
     least = 1 / (inputs.permutations + 1)
     body = [
@@ -340,7 +340,7 @@ def arms_table(inputs: ReportInputs, results: Results) -> Table:
 
 
 def family_table(inputs: ReportInputs, results: Results) -> Table:
-    """Each family at the highest dose."""
+    """Table of every family at the highest dose."""
     highest, body = int(inputs.items["dose"].max()), []  # type: ignore[arg-type]
     runs = [PAIRED, "perturbed", "twin"] if "twin" in results.last_steps else ["perturbed"]
     for family in sorted(inputs.items["family"].unique()):
@@ -366,7 +366,7 @@ def family_table(inputs: ReportInputs, results: Results) -> Table:
 
 
 def verbatim_table(inputs: ReportInputs, results: Results) -> Table:
-    """Extraction counts, the exact-match share beside them."""
+    """Table of extraction counts and exact-match shares."""
     rates, twin, exact = (
         _by_dose(results.at("mean", "extracted", "perturbed")),
         _by_dose(results.at("mean", "extracted", "twin")),
@@ -392,7 +392,7 @@ def verbatim_table(inputs: ReportInputs, results: Results) -> Table:
 
 
 def recognition_table(results: Results, metric: str) -> Table:
-    """AUC by dose in both runs."""
+    """Table of the AUC by dose in both runs."""
     ours, twin = (_by_dose(results.at("auc", metric, run)) for run in ("perturbed", "twin"))
     body = [
         [
@@ -412,7 +412,7 @@ def recognition_table(results: Results, metric: str) -> Table:
 
 
 def items_table(inputs: ReportInputs, results: Results, limit: int = 8) -> Table:
-    """The inserted items that gained most."""
+    """Table of the inserted items with the largest gains."""
     rows = item_gains(results, inputs).head(limit)
     body = [
         [
@@ -438,7 +438,7 @@ def items_table(inputs: ReportInputs, results: Results, limit: int = 8) -> Table
 
 
 def missing_table(results: Results) -> Table:
-    """Measures that were not computed, and the reason."""
+    """Table of the metrics that were not computed, with the reasons."""
     body = [
         [row["metric"], row["family"], row["reason"], str(row["probes"] or "–"), str(row["checkpoints"])]
         for row in not_computed(results).iter_rows(named=True)
@@ -449,7 +449,7 @@ def missing_table(results: Results) -> Table:
 
 
 def measures_table(inputs: ReportInputs) -> Table:
-    """Every metric that was computed, by formula."""
+    """Table of the computed metrics with their formulas."""
     body = [
         [m.name, m.formula, m.unit, _higher(m)]
         for m in METRICS.values()
@@ -459,7 +459,7 @@ def measures_table(inputs: ReportInputs) -> Table:
 
 
 def _higher(measure: Metric) -> str:
-    """Meaning of a higher value: a likelier text is not yet a memorised one."""
+    """Meaning of a higher value of a metric; for likelihoods it is not memorisation."""
     if measure.higher != "more memorised":
         return measure.higher
     if measure.unit.startswith("nats"):

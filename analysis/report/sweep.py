@@ -1,4 +1,4 @@
-"""The report of a sweep: runs against factors, seeds aggregated, in one HTML file."""
+"""Report of a sweep in one HTML file: results by factor, aggregated over seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from palimpsest.analysis.report.table import Table
 from palimpsest.analysis.statistics import PAIRED, crossed_gains, difference_to_twin
 
 _NAMED = 4
-"""Largest number of cells whose gains are written out at the top."""
+"""Largest number of cells whose gains are listed at the top."""
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8A94A0")
 _SHAPES = (
     "circle",
@@ -46,8 +46,8 @@ GAIN_SCHEMA = pl.Schema(
         "over": pl.String(),
     }
 )
-"""One row a cell and dose: the mean gain over the cell's runs, its 95 % limits, how many runs it is of, and over what
-it generalises (``OVER``)."""
+"""Columns of gains, one row per cell and dose: the mean gain over the cell's runs, its 95 % limits, the number of runs,
+and the scope of the limits (``OVER``)."""
 OVER = {
     "one run": "items like these, in this training run",
     "draws": "items and training runs like these",
@@ -55,10 +55,10 @@ OVER = {
     "shared items": "items and training runs like these; the runs share their items",
     "these items": "training runs like these, with these very items",
 }
-"""Scope of a cell's interval. Runs whose ``seed`` differs have items, assignment, order and weights of their own;
-where ``train.seed`` alone differs they share the items."""
+"""Scope of a cell's interval. Runs with different ``seed`` differ in items, assignment, order and weights; runs with
+different ``train.seed`` only share the items."""
 _TRAINING = "train.seed"
-"""The seed that leaves items and assignment as they are."""
+"""Name of the seed that does not change items and assignment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,13 +70,13 @@ class SweepRun:
     directory: Path
     """Directory of the run; its ``report/estimates.csv`` is read."""
     summary: Mapping[str, Any]
-    """Its ``report/summary.json``."""
+    """Contents of the run's ``report/summary.json``."""
     link: str
-    """Its ``report.html``, as seen from the sweep's report."""
+    """Path of the run's ``report.html``, relative to the sweep's report."""
 
     @property
     def cell(self) -> str:
-        """Factors without the seed: runs with equal ones are replicates."""
+        """Factors other than the seed; runs with equal values are replicates."""
         return (
             " ".join(f"{key}={value}" for key, value in self.factors.items() if not _seed(key)) or "all runs"
         )
@@ -87,8 +87,8 @@ def _seed(key: str) -> bool:
 
 
 def gains(run: SweepRun) -> pl.DataFrame:
-    """A run's gains by dose, of its primary metric over all families at its last checkpoint: ``dose``, ``estimate``,
-    ``low``, ``high``. Against the twin where there is one.
+    """A run's gains by dose, for its primary metric over all families at its last checkpoint: ``dose``, ``estimate``,
+    ``low``, ``high``. Gains are of the differences from the twin if there is one.
     """
     found = pl.read_csv(run.directory / "report" / "estimates.csv", infer_schema_length=None).filter(
         (pl.col("statistic") == "gain")
@@ -108,12 +108,12 @@ def gains(run: SweepRun) -> pl.DataFrame:
 
 
 def aggregate(runs: Sequence[SweepRun]) -> pl.DataFrame:
-    """Mean gain of each cell at each dose, with limits over what varies in it (:data:`OVER`).
+    """Mean gain of each cell at each dose, with limits whose scope depends on the cell's runs (:data:`OVER`).
 
-    Of one run the limits are its own. Runs with items of their own are independent: Student's t over the draws of
-    items, each the mean of its runs. Runs that share their items are crossed with them
-    (:func:`~analysis.statistics.crossed_gains`) where their metric rows are there; else the limits are t over runs, and
-    speak of these items alone.
+    A single run: its own limits. Runs with different items: Student's t limits over the draws of items, each draw being
+    the mean of its runs. Runs that share their items: limits over items and runs
+    (:func:`~analysis.statistics.crossed_gains`) if the runs' metric rows exist, else Student's t limits over runs,
+    which hold for these items only.
 
     Returns:
         A table of ``GAIN_SCHEMA``.
@@ -153,7 +153,7 @@ def _cell(runs: Sequence[SweepRun]) -> pl.DataFrame:
 
 
 def _over_runs(estimates: pl.DataFrame, runs: int, over: str) -> pl.DataFrame:
-    """t limits over the estimates of each dose; none where a dose has one."""
+    """Student's t limits over the estimates of each dose; null for a dose with a single estimate."""
     rows = []
     for (dose,), part in estimates.group_by("dose", maintain_order=True):
         low, high = limits(part["estimate"].to_numpy()) if part.height > 1 else (None, None)
@@ -163,7 +163,7 @@ def _over_runs(estimates: pl.DataFrame, runs: int, over: str) -> pl.DataFrame:
 
 
 def _shared_rows(runs: Sequence[SweepRun]) -> pl.DataFrame | None:
-    """Metric rows of runs with the same items, ``replicate`` being the run; None where a run's are missing."""
+    """Metric rows of runs with the same items, with the run as ``replicate``; None if a run's rows are missing."""
     frames = []
     for number, run in enumerate(runs):
         path = run.directory / "report" / "metrics.parquet"
@@ -186,15 +186,15 @@ def limits(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 0.95) -
     """Student's t interval of a mean.
 
     Args:
-        values: (n,), n above 1.
-        level: coverage.
+        values: (n,), with n above 1.
+        level: confidence level.
     """
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return float(values.mean()) - half, float(values.mean()) + half
 
 
 def _dose_figure(rows: pl.DataFrame, y_title: str) -> theme.Figure:
-    """Gain by dose, one line a cell."""
+    """Figure of the gain by dose, one line per cell."""
     cells = rows["cell"].unique(maintain_order=True).to_list()
     # Doses as names, in order: dose 1 and dose 1,024 get the same room.
     doses = sorted(rows["dose"].unique().to_list())
@@ -219,7 +219,7 @@ def _dose_figure(rows: pl.DataFrame, y_title: str) -> theme.Figure:
 
 
 def _factor_figure(runs: Sequence[SweepRun], y_title: str) -> theme.Figure:
-    """Gain at the highest dose of each run, against each factor."""
+    """Figure of each run's gain at the highest dose, by factor."""
     records = [
         {"factor": key, "level": value, "gain": table["estimate"][-1], "cell": run.cell}
         for run in runs
@@ -267,7 +267,7 @@ def _cells(rows: pl.DataFrame) -> Table:
 
 
 def headline(runs: Sequence[SweepRun]) -> str:
-    """The answer of the runs whose audit passed, in a sentence."""
+    """Sentence with the result of the runs whose audit passed."""
     if not runs:
         return "No run has an audit that passed: there is no answer yet."
     doses = sorted(
@@ -282,7 +282,7 @@ def headline(runs: Sequence[SweepRun]) -> str:
 
 
 def _detail(rows: pl.DataFrame, unit: str) -> str:
-    """The gain of every cell at the highest dose; of many cells, the least and the largest."""
+    """Text with the gain of every cell at the highest dose; for many cells, only the smallest and the largest."""
     if rows.is_empty():
         return ""
     highest = rows.filter(pl.col("dose") == pl.col("dose").max()).sort("estimate")
@@ -307,13 +307,13 @@ def _list(runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
 
 
 def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -> None:
-    """Write ``report.html``, and beside it the figures, ``cells.csv`` and ``runs.csv``.
+    """Write ``report.html``, the figures, ``cells.csv`` and ``runs.csv``.
 
     Args:
-        title: of the sweep.
-        runs: the finished ones, at least one.
-        planned: how many the sweep has.
-        directory: of the report.
+        title: title of the sweep.
+        runs: the finished runs, at least one.
+        planned: number of runs of the sweep.
+        directory: directory of the report.
     """
     directory.mkdir(parents=True, exist_ok=True)
     metrics = {(run.summary["primary_metric"], run.summary["unit"]) for run in runs}

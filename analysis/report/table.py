@@ -14,8 +14,8 @@ class Table:
     body: Sequence[Sequence[str]]
     caption: str = ""
     text_columns: frozenset[int] = frozenset({0})
-    """Columns aligned left; the others hold numbers."""
+    """Columns with text, which are aligned left; the others hold numbers."""
     deciding: frozenset[int] = frozenset()
-    """Columns that the verdict comes from, shown in bold."""
+    """Columns that the verdict is based on, shown in bold."""
     note: str = ""
-    """Said under the table."""
+    """Note under the table."""
