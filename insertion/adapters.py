@@ -28,21 +28,22 @@ class _Indexed(Protocol):
 
 
 def overlaid(overlay: Overlay, position: int, sample: Any) -> Any:
-    """One sample with the plan applied; the sample itself where nothing is planned.
+    """One sample with the plan applied; the sample itself if nothing is planned for it.
 
     Args:
-        overlay: of the plan.
+        overlay: overlay of the plan.
         position: sample index.
         sample: the window as an array or tensor of L + 1 token ids, or a mapping with ``tokens`` and ``labels`` (or
-            ``input_ids`` of L + 1 tokens) and whatever else, which is left as it is. Where the plan takes tokens out
-            of the loss, there must be a ``loss_mask`` (L,), or beside ``input_ids`` a ``label_mask`` (L + 1,); of
-            floating point where the plan gives tokens other weights than 0 and 1.
+            ``input_ids`` of L + 1 tokens) and any other keys, which are unchanged. If the plan excludes tokens from the
+            loss, the mapping must have a ``loss_mask`` (L,) or, with ``input_ids``, a ``label_mask`` (L + 1,); it must
+            be of floating point if the plan has weights other than 0 and 1.
 
     Returns:
-        Of the same type, dtype and shape; a copy where something is planned.
+        Sample of the same type, dtype and shape; a copy if it was changed.
 
     Raises:
-        ValueError: if tokens are to be taken out of the loss and the sample has no mask, or none that can hold weights.
+        ValueError: if the plan excludes tokens from the loss and the sample has no mask, or a mask that cannot hold the
+            weights.
     """
     if not overlay.planned(position):
         return sample
@@ -94,10 +95,10 @@ class MapStyle:
     """A map-style dataset (``torch.utils.data.Dataset``, megatron-core's, OLMo-core's) with the plan applied.
 
     Args:
-        dataset: whose index is the training position.
-        overlay: of the plan.
-        position: index -> position, where they differ (for OLMo-core's fixed-length dataset:
-            ``np.argsort(global_indices).__getitem__``).
+        dataset: map-style dataset whose index is the training position.
+        overlay: overlay of the plan.
+        position: function from index to position, if they differ (for OLMo-core's fixed-length
+        dataset: ``np.argsort(global_indices).__getitem__``).
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class MapStyle:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        """The sample at an index, overlaid."""
+        """The sample at an index, with the plan applied."""
         position = index if self.position is None else int(self.position(index))
         return overlaid(self.overlay, position, self.dataset[index])
 
@@ -120,9 +121,9 @@ def iterate(samples: Iterable[Any], overlay: Overlay, positions: Iterable[int]) 
 
     Args:
         samples: the stream.
-        overlay: of the plan.
-        positions: each sample's sample index; ``itertools.count(consumed)`` for a stream in training order on one rank,
-            ``itertools.count(consumed + rank, ranks)`` for one that is dealt out.
+        overlay: overlay of the plan.
+        positions: training position of each sample: ``itertools.count(consumed)`` for a stream in training order on one
+            rank, ``itertools.count(consumed + rank, ranks)`` for one that is distributed over ranks.
     """
     for position, sample in zip(positions, samples, strict=False):
         yield overlaid(overlay, position, sample)

@@ -27,25 +27,26 @@ class Arm:
     """One treatment."""
 
     dose: int
-    """Times that an item is inserted."""
+    """Number of times that an item is inserted."""
     phase: Phase = field(default_factory=Phase)
     """The part of training in which the exposures fall."""
     spacing: str = "uniform"
     """Spread of an item's exposures over the phase: ``uniform`` at random; ``even``, equal gaps;
     ``massed:K``, all within K consecutive steps; ``expanding``, each gap twice the one before."""
     last_exposure_within: int = 0
-    """N > 0: the last exposure falls into the last N steps of the phase whatever the spacing, so
-    that how long ago it was does not differ between spacings."""
+    """N > 0: the last exposure is in the last N steps of the phase for every spacing, so that spacings do not differ in
+    the time since the last exposure."""
     position: str = "boundary"
     """Place in the window: at a document's start (``boundary``), at the window's ``start``, at a uniform ``token``,
     where a ``sentence`` or a ``word`` begins, or at ``offset:N`` or in ``offset:N-M`` (tokens)."""
     displace: str = "tail"
-    """Corpus tokens that give way: the window's ``tail``; some at both ends (``around``); or those whose place is
-    taken (``overwrite``)."""
+    """Corpus tokens that are removed: at the window's ``tail``; at both ends (``around``); or those in the item's place
+    (``overwrite``)."""
     frame: str = "document"
     """``document``: between end-of-document tokens; ``inline``: in the middle of the host's text."""
     wording: str = "verbatim"
-    """``verbatim`` every time; ``rotate:K``, K of the item's wordings in turn; ``fresh``, another one each time."""
+    """Wording of each exposure: always ``verbatim``; ``rotate:K``, K of the item's wordings in turn; ``fresh``, a
+    different one each time."""
     batch: str = "any"
     """Repeats of an item in one global batch: ``any`` number, never (``apart``), or all of them (``together``)."""
     loss: str = "counted"
@@ -83,14 +84,15 @@ class Arm:
 
 
 def product(doses: tuple[int, ...], factors: Mapping[str, tuple[Any, ...]]) -> list[tuple[str, Arm]]:
-    """All arms: dose 0 once (it has no exposures that could differ), every other dose with every combination.
+    """All arms: dose 0 once, because it has no exposures, and every other dose with every combination of the other
+    factors.
 
     Args:
         doses: levels of dose.
         factors: name of a field of ``Arm`` -> its levels.
 
     Returns:
-        Names and arms. A name says the dose and the levels of those factors that vary.
+        Names and arms. A name consists of the dose and the levels of the factors that vary.
     """
     for name, levels in factors.items():
         if not levels:

@@ -1,4 +1,4 @@
-"""One design made into tables: items with their arms, exposures with times and places, probes."""
+"""Tables of one design: items with their arms, exposures with times and places, probes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PlanTables:
 
 
 def placement_of(setting: Setting, model: PairedPlan | None) -> Placement:
-    """The way of placement that a design asks for.
+    """The placement method of a design.
 
     Args:
         setting: the design, the run and the corpus.
@@ -58,10 +58,10 @@ def placement_of(setting: Setting, model: PairedPlan | None) -> Placement:
 def assemble(
     name: str, setting: Setting, context: FamilyContext, *, model: PairedPlan | None = None
 ) -> PlanTables:
-    """Make items, assignment and placement of one design.
+    """Create items, assignment and placement of one design.
 
     Args:
-        name: of the experiment; prefixes the names of its items, arms and strata; empty: no prefix.
+        name: name of the experiment, which prefixes the names of its items, arms and strata; empty: no prefix.
         setting: the design, the run and the corpus.
         context: inputs of the families.
         model: the plan that this one is a variant of.
@@ -116,7 +116,9 @@ def assemble(
 def _stratified(
     items: pl.DataFrame, insertion: InsertionConfig, losses: npt.NDArray[np.float64] | None
 ) -> pl.DataFrame:
-    """Items with their strata: family, own stratum, and quantiles of length and likelihood (of a cluster: the mean)."""
+    """Items with their strata, which combine family, own stratum, and quantiles of length and likelihood (for a
+    cluster, of their means).
+    """
     unit, first = design.clusters(items)
     size = np.bincount(unit)
     own = [f"{f}/{s}" if s else f for f, s in items[first].select("family", "stratum").iter_rows()]
@@ -129,7 +131,7 @@ def _stratified(
 
 
 def _prefixed(tables: PlanTables, before: str) -> PlanTables:
-    """Tables of one of several experiments, whose names go before those of items, arms, strata and probes."""
+    """Tables of one of several experiments, whose name prefixes those of its items, arms, strata and probes."""
     facts = tables.facts
     ids = pl.format(before + "{}", "item_id").alias("item_id")
     lines = {
@@ -225,7 +227,7 @@ def totals(
     """Counts of the exposures and their share of the run's tokens.
 
     Raises:
-        UserError: if they are more than ``max_share`` of its tokens; ``where`` is what of ``insertion`` says so.
+        UserError: if they are more than ``max_share`` of its tokens; ``where`` names the setting of ``insertion``.
     """
     lengths = wordings["tokens"].list.len()[exposures["wording"]]
     inserted = int(lengths.to_numpy().sum()) + int(
@@ -272,7 +274,7 @@ def heldout_probes(
     sequence_length: int,
     tokenizer: Tokenizer,
 ) -> pl.DataFrame:
-    """Probes of held-out documents that no item was made of."""
+    """Probes of held-out documents from which no item was made."""
     taken = {item.provenance for item in made}
     spare = [text for digest, text in sorted(heldout) if f"held-out document {digest}" not in taken]
     asked: list[tuple[str | None, str, Probe]] = []

@@ -1,4 +1,4 @@
-"""The audit: proof, from files alone, that what was consumed is what was planned."""
+"""The audit: proof, from files alone, that the consumed windows are the planned ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(slots=True)
 class Audit:
-    """Checks, in the order they were made."""
+    """Checks of an audit, in the order in which they were done."""
 
     checks: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -57,15 +57,15 @@ def audit(
     depends neither on the trainer's results nor on the overlay's code.
 
     Args:
-        plan: what was planned.
+        plan: the plan.
         perturbed: ledger of the perturbed run.
-        twin: ledger of its twin, or None where there is none.
-        order: the corpus's windows.
-        tokenizer: the corpus's.
-        report: an audit to add the checks to; it may hold earlier checks.
+        twin: ledger of the twin, or None without a twin.
+        order: windows of the corpus.
+        tokenizer: tokenizer of the corpus.
+        report: audit to which the checks are added; it may hold earlier checks.
 
     Returns:
-        See ``Audit.result``.
+        The result; see ``Audit.result``.
     """
     report = report or Audit()
     run = plan.shape.positions
@@ -112,8 +112,8 @@ def audit(
 
 
 def _skipped(plan: Plan, perturbed: Ledger, twin: Ledger | None) -> tuple[list[str], str]:
-    """Check that skipped steps (loss or gradient not finite) leave the comparison intact: a skipped step is harmless if
-    it had no exposures and the twin skipped it, too.
+    """Check that skipped steps (loss or gradient not finite) do not bias the comparison: a skipped step must have no
+    exposures and be skipped by the twin as well.
     """
     names = plan.items["item_id"]
     batch = plan.shape.global_batch_size
@@ -308,7 +308,7 @@ def _expected(
 
 
 def _counted(text: list[int], loss: int) -> list[bool]:
-    """Flags of an item's tokens whose losses count."""
+    """Flags, (T,) bool, of an item's tokens that are predicted."""
     if loss == 1 or not loss or len(text) <= CONTEXT:
         return [loss != 1] * len(text)
     tokens = np.array(text, dtype=np.uint64)
@@ -335,7 +335,9 @@ def _found(
     mask: npt.NDArray[np.bool_],
     planned_offset: int | None,
 ) -> str:
-    """Describe the contents of a window that differs from the plan: untouched, or with one item elsewhere."""
+    """Description of a window that differs from the plan, such as an unchanged corpus window or an item at another
+    place.
+    """
     if digest == window_digest(base, mask):
         return ": the corpus's window was consumed untouched"
     offsets = range(1, len(base)) if planned_offset is None else [planned_offset]

@@ -14,7 +14,9 @@ _BETWEEN = re.compile(rf", (?=(?:{'|'.join(FACTORS)}) )")
 
 
 class Contrast(NamedTuple):
-    """Two sides, each a set of parts that an arm's name must have: ``dose 4``, ``phase 0-0.5``, or a whole name."""
+    """Contrast of two sides. Each side is a set of levels that an arm's name must contain, such as ``dose 4`` or
+    ``phase 0-0.5``, or an arm's full name.
+    """
 
     first: frozenset[str]
     second: frozenset[str]
@@ -24,7 +26,7 @@ class Contrast(NamedTuple):
 
 
 def parts(arm: str) -> frozenset[str]:
-    """The levels that an arm's name says: ``dose 4, phase 0-0.5`` -> ``dose 4`` and ``phase 0-0.5``."""
+    """Levels in an arm's name: ``dose 4, phase 0-0.5`` -> ``dose 4`` and ``phase 0-0.5``."""
     return frozenset(_BETWEEN.split(arm))
 
 
@@ -37,7 +39,7 @@ def chosen(declared: Sequence[str], arms: Sequence[str]) -> list[Contrast]:
         arms: names of all arms.
 
     Returns:
-        Those declared; if none is, every pair of levels of each factor that varies (the dose excepted).
+        The declared contrasts; if none is declared, every pair of levels of each varying factor except the dose.
 
     Raises:
         UserError: for a contrast without two sides, a side that no arm matches, and an arm on both sides.

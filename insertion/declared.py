@@ -1,4 +1,4 @@
-"""Items whose doses their authors declare: what a released model read, by the word of those who released it.
+"""Items of a released model, with the doses that the model's authors declare.
 
 A row of a file (JSONL, JSON, CSV or Parquet, plain or packed), or of a data set of Hugging Face, is an item.
 
@@ -69,25 +69,25 @@ FIELDS = {
     "bits": ("bits",),
     "licence": ("licence",),
 }
-"""Column -> the names that it has where ``fields`` says nothing; the first that is there counts."""
+"""Column -> its names in the files, unless ``fields`` gives another one; the first existing name is used."""
 MOST = 1 << 31
-"""Rows of a data set, where no limit is set."""
+"""Largest number of rows read from a data set if no limit is set."""
 SameText = Literal["refuse", "add", "first"]
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """An item and how often it was inserted."""
+    """An item with its declared dose."""
 
     item: Item
     dose: int | None
-    """None: not declared."""
+    """Declared dose; None: not declared."""
     where: str
     """File and row."""
 
 
 def digests(sources: Mapping[str, str]) -> dict[str, str]:
-    """Digest of each source: of the file or directory, or, of a data set of the hub, of its name.
+    """Digest of each source: of the contents of a file or directory; of the name of a data set of the hub.
 
     Raises:
         UserError: for a file that is not there.
@@ -106,15 +106,15 @@ def read(
     limit: int | None = None,
     same_text: SameText = "refuse",
 ) -> list[Declared]:
-    """The items of all sources, in their order.
+    """The items of all sources, in order.
 
-    Rows that are equal are one item. Of rows that have the text of an earlier one and differ from it otherwise,
-    ``same_text`` decides: they are refused, or their doses are added to the earlier one's, or they are left out.
+    Equal rows are one item. Rows that have the same text as an earlier row but differ otherwise are treated by
+    ``same_text``: they are refused, or their doses are added to that of the earlier row, or they are left out.
 
     Args:
         sources: name -> file, or data set; a row without a family is of the family of that name.
         fields: column of the table above -> its name in the files.
-        limit: rows of each source; None: all.
+        limit: largest number of rows of each source; None: all.
         same_text: see above.
 
     Raises:
@@ -170,7 +170,7 @@ def _require_all_or_none(found: Sequence[Declared]) -> None:
 
 
 def _value(row: Mapping[str, Any], column: str, fields: Mapping[str, str]) -> Any:
-    """A column of a row; None where it is missing or empty."""
+    """Value of a column of a row; None if it is missing or empty."""
     for name in (fields[column],) if column in fields else FIELDS[column]:
         value: Any = row
         for key in [name] if name in row else name.split("."):
@@ -182,7 +182,7 @@ def _value(row: Mapping[str, Any], column: str, fields: Mapping[str, str]) -> An
 
 
 def _opened(value: Any) -> Any:
-    """An object that is written as a text in JSON; anything else as it is."""
+    """A value parsed from its JSON text; a value that is not JSON text is returned unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
@@ -241,7 +241,7 @@ def _dose(value: Any, where: str) -> int | None:
 
 
 def _questions(value: Mapping[str, Any], where: str) -> tuple[tuple[Probe, ...], str | None]:
-    """The questions of a row's own columns, and prompt and right answer as one text."""
+    """The questions in a row's own columns, and the text of prompt and right answer."""
     prompt, target, answer = value["prompt"] or "", value["target"], value["answer"]
     choices = table.nested(value["choices"], "choices", where)
     if not choices:
@@ -261,7 +261,7 @@ def _questions(value: Mapping[str, Any], where: str) -> tuple[tuple[Probe, ...],
 
 
 def _right(choices: Sequence[str], answer: Any, where: str) -> int | None:
-    """Number of the right choice; None where none is named."""
+    """Number of the right choice, from 0; None if none is named."""
     if answer is None:
         return None
     text = str(answer).strip()
@@ -287,20 +287,20 @@ def write(
     inputs: Mapping[str, str],
     seed: int,
 ) -> Manifest:
-    """Write items and probes as a plan (``insertion.plan``) whose exposures are not known, only their number.
+    """Write items and probes as a plan (``insertion.plan``) without exposures, of which only the number is known.
 
-    The directory has the tokenizer, too.
+    The tokenizer is copied into the directory.
 
     Args:
-        declared: as :func:`read` gives them.
-        tokenizer: the models'.
-        directory: of the plan.
-        config: settings that it was made with: ``released``, with ``models``, and the ``run``, which has no step.
-        inputs: digests of what it was made from.
-        seed: of the permutations of the balance.
+        declared: items from :func:`read`.
+        tokenizer: tokenizer of the models.
+        directory: directory of the plan.
+        config: settings of the plan: ``released``, with ``models``, and ``run``, which has no steps.
+        inputs: digests of the sources.
+        seed: seed of the permutations in the balance table.
 
     Raises:
-        UserError: if a family loses all of its questions, since their targets begin inside a token.
+        UserError: if all questions of a family are left out because their targets begin inside a token.
     """
     made = [one.item for one in declared]
     items, wordings = tokenize_items(made, tokenizer)

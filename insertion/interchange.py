@@ -1,8 +1,9 @@
 """Exchange with other tools: the perturbed corpus written out, and their insertions read in.
 
-A copy of the token files holds every changed window in its place. Neighbouring windows share a token (the last of one
-is the first of the next), and a copy has it once: where the two differ, a token of an exposure wins, otherwise the
-window that begins with it. Tokens at which the copy differs from the overlay are *exceptions*, and are listed.
+The written token files contain every changed window at its place. Neighbouring windows share a token (the last of one
+is the first of the next), which the files contain once: if the two windows differ in it, the token of an exposure is
+written, otherwise that of the window that begins with it. Tokens at which the files differ from the overlay are listed
+as *exceptions*.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ def touched(plan: Plan) -> list[int]:
 
 
 def write_tokens(plan: Plan, order: Windows, directory: Path) -> pl.DataFrame:
-    """Write ``train.bin`` and ``train.idx``: the corpus with the plan carried out.
+    """Write ``train.bin`` and ``train.idx``: the corpus with the plan applied.
 
-    The index is the corpus's: documents keep their lengths, so that the order of the windows stays, and end-of-document
-    tokens may lie elsewhere than it says.
+    The index is that of the corpus: documents keep their lengths, so that the order of the windows is unchanged;
+    end-of-document tokens may therefore differ from the index.
 
     Args:
-        plan: what is inserted; its loss masks are no part of a token file.
-        order: the corpus's windows.
-        directory: that gets the two files.
+        plan: the plan; its loss masks cannot be written to a token file.
+        order: windows of the corpus.
+        directory: directory for the two files.
 
     Returns:
         The exceptions (``EXCEPTION_SCHEMA``), ascending.
@@ -78,10 +79,11 @@ def write_tokens(plan: Plan, order: Windows, directory: Path) -> pl.DataFrame:
 
 
 def write_lines(plan: Plan, order: Windows, path: Path) -> int:
-    """Write JSONL, a line a window of the run in training order: ``position``, ``tokens`` (L + 1 ids), ``items`` (ids).
+    """Write JSONL with one line per window of the run, in training order: ``position``, ``tokens`` (L + 1 ids),
+    ``items`` (ids).
 
     Returns:
-        Lines.
+        Number of lines.
     """
     overlay, names = plan.overlay(), plan.items["item_id"].to_list()
     with path.open("w", encoding="utf-8") as file:
@@ -100,11 +102,12 @@ class Foreign:
     """Insertions that another tool made."""
 
     rows: list[dict[str, Any]]
-    """For the family ``table``, one an item: those that were inserted, in the order of the files, then the others."""
+    """Rows for the family ``table``, one per item: the inserted items in the order of the files, then the others."""
     placements: pl.DataFrame
     """``explicit.SCHEMA``."""
     displace: str
-    """``around`` or ``overwrite`` as a ledger says; ``tail`` where places are drawn here."""
+    """Setting for the removed corpus tokens: ``around`` or ``overwrite`` from a ledger; ``tail`` if places are drawn
+    here."""
 
     @property
     def doses(self) -> dict[int, int]:
@@ -123,12 +126,13 @@ def read_duplicated(documents: Sequence[Path], never: Sequence[Path], ledger: Pa
     places.
 
     Args:
-        documents: ``.jsonl`` (or what else ``files.rows`` reads) with a ``text`` a row, one row an insertion.
+        documents: files, in ``.jsonl`` or another format of ``files.rows``, with one row and its ``text`` per
+            insertion.
         never: files of texts that were not inserted, in the same formats; texts also in ``documents`` are ignored.
         ledger: ``..._perturbation_info.json``, one JSON object a line.
 
     Raises:
-        UserError: for files that cannot be read or do not go together.
+        UserError: for files that cannot be read or are inconsistent with each other.
     """
     texts = {path.stem: _texts(path) for path in documents}
     if len(texts) < len(documents):

@@ -38,9 +38,9 @@ EDIT_SCHEMA = pl.Schema(
         "weight": pl.Float32(),
     }
 )
-"""One row a piece of a window, ascending by position and start: the corpus's tokens ``original`` from ``start`` on (in
-the window as the corpus has it, before exposures) give way to ``replacement``, as many (``weight`` 1), or, where that
-is null, stay, and their losses count ``weight`` times; 0: not at all."""
+"""Columns of edits, one row per piece of a window, ascending by position and start. ``original`` are the corpus's
+tokens from ``start`` on, in the window before exposures. They are replaced by the equally many tokens ``replacement``
+(``weight`` 1); if that is null they are unchanged, and their losses are multiplied by ``weight`` (0: not predicted)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,13 +52,13 @@ class Intervention:
     contains it; ``mask``: the text stays and its tokens are not predicted; ``reweight``: it stays, and the losses of
     its tokens count ``weight`` times (in a step's sum, which is divided by the number of tokens as ever)."""
     find: tuple[str, ...]
-    """Texts, with the white space around them that belongs to them."""
+    """Texts to search for, including any white space around them that belongs to them."""
     by: tuple[str, ...] = ()
     """For ``replace``: another wording of each text, of as many tokens."""
     weight: float | None = None
     """For ``reweight``: factor for the losses of the text's tokens; above 0, and not 1."""
     phase: Phase = field(default_factory=Phase)
-    """The part of training in which it applies; windows outside are left as they are."""
+    """Part of training in which the intervention applies; other windows are unchanged."""
 
     def __post_init__(self) -> None:
         if not self.find or not all(self.find):
@@ -81,7 +81,7 @@ class Intervention:
 
     @property
     def loss(self) -> float:
-        """Weight of the losses of its tokens."""
+        """Weight of the losses of the text's tokens."""
         return 0.0 if self.kind == "mask" else 1.0 if self.weight is None else self.weight
 
 
@@ -98,13 +98,13 @@ def edits(
     """All changes to the corpus's text, window by window.
 
     Args:
-        wanted: by name.
-        order: the corpus's windows.
-        tokenizer: the corpus's.
-        heldout: texts that take the place of removed documents, each used once.
-        steps: of the run.
-        batch: windows a step.
-        begin: step that the run goes on from.
+        wanted: interventions by name.
+        order: windows of the corpus.
+        tokenizer: tokenizer of the corpus.
+        heldout: texts that replace removed documents, each used once.
+        steps: number of steps of the run.
+        batch: windows per step.
+        begin: step that the run continues from.
 
     Returns:
         ``EDIT_SCHEMA``, and for each intervention how many ``places`` match, how many of them ``overlap`` one that
@@ -154,10 +154,10 @@ def edits(
 def _matches(
     name: str, one: Intervention, order: Order, tokenizer: Tokenizer
 ) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]], list[Integers]]:
-    """Tokens of the texts to find, those of the other wordings, and where in the file each text is.
+    """Tokens of the texts to search for, tokens of their replacements, and the places of each text in the file.
 
     Raises:
-        UserError: for a text that is not there, or a wording of another length.
+        UserError: for a text that is not in the corpus, or a replacement of another length.
     """
     patterns = [tokenizer.encode(text) for text in one.find]
     others = [tokenizer.encode(text) for text in one.by]
@@ -175,7 +175,7 @@ def _matches(
 
 
 class _Reserve:
-    """Held-out text that takes the place of removed documents, each token of it once."""
+    """Held-out text that replaces removed documents; each of its tokens is used once."""
 
     def __init__(self, tokenizer: Tokenizer, heldout: Sequence[str]) -> None:
         self.tokenizer, self.heldout, self.used = tokenizer, heldout, 0
@@ -188,10 +188,10 @@ class _Reserve:
         return np.concatenate([*pieces, ends[:0]])
 
     def take(self, name: str, lengths: Sequence[int]) -> list[npt.NDArray[np.int32]]:
-        """Pieces of these lengths.
+        """Pieces of held-out text of the given lengths.
 
         Raises:
-            UserError: if there is too little left.
+            UserError: if there is too little held-out text left.
         """
         if self.used + sum(lengths) > len(self.tokens):
             raise UserError(
@@ -236,7 +236,7 @@ class Layout:
         shuffled = np.asarray(dataset.document_index, dtype=np.int64)
         ends = np.cumsum(self.tokens_of[shuffled])
         self.in_stream = np.empty(len(shuffled), dtype=np.int64)
-        """Document -> where it begins in the stream of the epoch's documents, which samples cut up."""
+        """Document -> its first token in the epoch's stream of documents, which is cut into samples."""
         self.in_stream[shuffled] = ends - self.tokens_of[shuffled]
         self.documents = shuffled
         self.samples = np.asarray(dataset.shuffle_index, dtype=np.int64)
@@ -245,12 +245,12 @@ class Layout:
         self.ends = ends
 
     def document(self, token: Integers) -> Integers:
-        """The document that a token of the file belongs to."""
+        """Index of the document that contains a token of the file."""
         row: Integers = np.searchsorted(self.first, token, side="right") - 1
         return row
 
     def extent(self, document: int) -> tuple[int, int]:
-        """First token of a document in the file, and its tokens without the end-of-document token."""
+        """First token of a document in the file, and number of its tokens without the end-of-document token."""
         return int(self.first[document]), int(self.tokens_of[document]) - 1
 
     def window(self, position: int) -> Integers:
@@ -270,8 +270,8 @@ class Layout:
         """Spans of the file as pieces of windows.
 
         Returns:
-            Of each piece: its span's row, its position, its first token in the window, and its first token in the span;
-            it ends with the span or the window.
+            For each piece: row of its span, position, first token in the window, and first token in the span. A piece
+            ends with the span or the window.
         """
         document = self.document(start)
         stream = self.in_stream[document] + start - self.first[document]
@@ -319,7 +319,7 @@ def _pieces(
 
 
 def _with_original(table: pl.DataFrame, order: Order) -> pl.DataFrame:
-    """The pieces with the tokens that the corpus has there: ``EDIT_SCHEMA``."""
+    """The pieces with the corpus's tokens at their places: ``EDIT_SCHEMA``."""
     original = []
     for position, start, length in table.select("position", "start", "length").iter_rows():
         original.append(order.window(position)[start : start + length].tolist())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from palimpsest.data.errors import UserError
 
 Counts = int | str | tuple[int, ...]
-"""Items of a dose: one number for all doses, one for each, or ``hubble:N``."""
+"""Items per dose: one number for all doses, one number for each, or ``hubble:N``."""
 
 _HUBBLE = (10, 10, 5, 2, 1)
 

@@ -14,7 +14,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.insertion.plan import Plan
 
 FORGET_SHARE = 0.1
-"""Of the inserted items of each arm and family, at least one: the forget set."""
+"""Share of the inserted items of each arm and family in the forget set; at least one item of each."""
 LOADER = '''"""Loads the questions beside this file, for lm_eval."""
 
 from pathlib import Path
@@ -29,13 +29,13 @@ def load(file, **_):
 
 
 def write(plan: Plan, directory: Path, *, name: str, seed: int) -> dict[str, Any]:
-    """Write ``lm_eval/``, ``membership/`` and ``open_unlearning/``, each with a ``README.md`` that is its card.
+    """Write ``lm_eval/``, ``membership/`` and ``open_unlearning/``, each with a data card, ``README.md``.
 
     Args:
-        plan: items, doses and probes.
-        directory: exists.
-        name: of the experiment; begins the names of lm-eval's tasks.
-        seed: of the draw of the forget set.
+        plan: plan with items, doses and probes.
+        directory: existing directory.
+        name: name of the experiment, the prefix of the lm-eval task names.
+        seed: seed of the draw of the forget set.
 
     Returns:
         Counts: ``tasks`` (name -> questions), ``choices_left_out`` (questions that lm_eval cannot ask), ``members``,
@@ -74,14 +74,14 @@ def _card(plan: Plan, name: str) -> str:
 
 
 def _lines(path: Path, rows: Iterable[Any]) -> int:
-    """Write JSON lines; their number."""
+    """Write JSON lines. Returns their number."""
     texts = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     return len(texts)
 
 
 def _lm_eval(plan: Plan, directory: Path, name: str, card: str) -> tuple[dict[str, int], int]:
-    """Write the tasks; their numbers of questions, and that of the choices that lm_eval cannot ask."""
+    """Write the tasks. Returns their numbers of questions, and the number of choices that lm_eval cannot ask."""
     directory.mkdir(parents=True)
     items = plan.items.select("item_id", "dose", "stratum")
     probes = plan.probes.filter(pl.col("item_id").is_not_null()).join(
@@ -116,7 +116,8 @@ def _lm_eval(plan: Plan, directory: Path, name: str, card: str) -> tuple[dict[st
 
 def _tasks(probes: pl.DataFrame) -> tuple[list[tuple[str, dict[str, Any], list[dict[str, Any]]]], int]:
     """Name, settings and questions of each kind of task that lm_eval can ask of a family's probes, and the number of
-    choices that it cannot ask."""
+    choices that it cannot ask.
+    """
     known = ["item_id", "family", "stratum", "dose", "probe_id", "name"]
     rows = [
         {**{key: row[key] for key in known}, "kind": row["kind"], "correct": row["correct"]}

@@ -1,4 +1,4 @@
-"""Items - pieces of text to insert - and the probes that ask about them, as tables."""
+"""Tables of items, which are pieces of text to insert, and of probes, which are questions about them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Probe:
     """A question put to a checkpoint about an item."""
 
     kind: str
-    """One of ``KINDS``."""
+    """Kind of probe, one of ``KINDS``."""
     prompt: str
     """Context; empty for a text that is scored whole."""
     target: str
     """Text whose tokens are scored."""
     name: str = ""
     """Name of the question, such as ``birth_city given name``. An item's probes of one kind and name belong
-    together: the choices of one question, the foils of one comparison. Where an item is asked the same several times,
-    `` #`` and a number follow (``hops 2 #0``); metrics are told apart by the part before. ``X ~ CHANGE`` is the
-    question ``X`` of the same item, changed (``puzzle ~ leaf changed``)."""
+    together: the choices of one question, the foils of one comparison. If an item has the same question several times,
+    `` #`` and a number are appended (``hops 2 #0``); metrics use the part before. ``X ~ CHANGE`` is the question ``X``
+    of the same item, changed (``puzzle ~ leaf changed``)."""
     correct: bool = True
-    """False for a wrong answer, a decoy or a foil, drawn like what is inserted, and never inserted (or as often
-    as the right answer, where the family says so)."""
+    """False for a wrong answer, a decoy or a foil, which is drawn like the inserted text and never inserted (or, in
+    some families, inserted as often as the right answer)."""
     bits: float | None = None
     """Information in the target given the prompt: log2 of the number of values that it was drawn from. None: no
     claim."""
@@ -55,7 +55,7 @@ class Item:
     """One piece of text to insert."""
 
     id: str
-    """Unique; stable when other items come or go."""
+    """Unique id, independent of which other items there are."""
     family: str
     text: str
     """The verbatim wording."""
@@ -63,7 +63,7 @@ class Item:
     provenance: str
     """Origin of the text: a generator with its seed, or a document."""
     paraphrases: tuple[str, ...] = ()
-    """Other wordings."""
+    """Other wordings of the same content."""
     stratum: str = ""
     """A property known before the assignment, such as ``popular``; arms are balanced over it."""
     bits: float | None = None
@@ -72,7 +72,7 @@ class Item:
     licence: str = ""
     """Licence of outside text; empty for generated text."""
     cluster: str = ""
-    """Items of one cluster get the same arm, such as several texts about one person; empty: on its own."""
+    """Cluster of items that get the same arm, such as several texts about one person; empty: a cluster of its own."""
 
 
 ITEM_SCHEMA = pl.Schema(
@@ -92,9 +92,10 @@ ITEM_SCHEMA = pl.Schema(
         "cluster": pl.String(),
     }
 )
-"""One row an item. ``bytes`` (UTF-8) and ``length`` (tokens) are of the verbatim text; ``wordings`` counts it and
-its paraphrases; ``bits`` is null where the family claims none. ``stratum`` holds family, the item's own stratum and
-its quantiles of length and of likelihood; items of one ``cluster`` (if it is not empty) share stratum and arm."""
+"""Columns of items, one row per item. ``bytes`` (UTF-8) and ``length`` (tokens) are of the verbatim text; ``wordings``
+counts it and its paraphrases; ``bits`` is null if the family claims none. ``stratum`` holds family, the item's own
+stratum and its quantiles of length and of likelihood; items of one ``cluster`` (if it is not empty) share stratum and
+arm."""
 
 WORDING_SCHEMA = pl.Schema(
     {
@@ -105,8 +106,8 @@ WORDING_SCHEMA = pl.Schema(
         "hash": pl.UInt64(),
     }
 )
-"""One row a wording, those of an item together and the verbatim one (0) first. ``item`` is a row of the items table;
-``tokens`` are spliced as they are; ``hash`` is their XXH3-64 (int32, little-endian)."""
+"""Columns of wordings, one row per wording; those of an item are contiguous, the verbatim one (0) first. ``item`` is a
+row of the items table; ``tokens`` are spliced as they are; ``hash`` is their XXH3-64 (int32, little-endian)."""
 
 PROBE_SCHEMA = pl.Schema(
     {
@@ -124,8 +125,8 @@ PROBE_SCHEMA = pl.Schema(
         "bits": pl.Float64(),
     }
 )
-"""One row a probe; ``kind``, ``name``, ``correct`` and ``bits`` as in ``Probe``. The target is
-``text[target_char:]``, in characters, and ``tokens[target_start:]``; it has ``target_bytes`` UTF-8 bytes."""
+"""Columns of probes, one row per probe; ``kind``, ``name``, ``correct`` and ``bits`` are those of ``Probe``. The target
+is ``text[target_char:]``, in characters, and ``tokens[target_start:]``; it has ``target_bytes`` UTF-8 bytes."""
 
 
 def span_hash(tokens: np.ndarray) -> int:
@@ -187,13 +188,13 @@ def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> tuple[pl.Data
 
 
 def target_start(offsets: Sequence[tuple[int, int]], boundary: int) -> int | None:
-    """First token of the text from character ``boundary`` on; None if a token has characters on both sides of it.
+    """Index of the first token of the text from character ``boundary`` on; None if a token crosses the boundary.
 
     Spaces that belong to no token (WordPiece drops them) may lie between the boundary and the token.
 
     Args:
-        offsets: ``[start, end)`` of each token, as ``Tokenizer.encode_offsets`` gives them.
-        boundary: characters before the target.
+        offsets: ``[start, end)`` of each token, from ``Tokenizer.encode_offsets``.
+        boundary: number of characters before the target.
     """
     start = next((k for k, (_, end) in enumerate(offsets) if end > boundary), None)
     return None if start is None or offsets[start][0] < boundary else start
@@ -205,9 +206,9 @@ def require_questions(
     """Check that no family loses all of its questions.
 
     Args:
-        items: with their probes.
-        probes: the table made of them.
-        left_out: a line for each probe that is not in it.
+        items: items with their probes.
+        probes: table of the probes.
+        left_out: one line for each probe that is not in the table.
 
     Returns:
         Family -> questions (probes other than whole texts) that are asked, and those that are left out.
@@ -231,9 +232,9 @@ def tokenize_probes(
 ) -> tuple[pl.DataFrame, list[str]]:
     """Probes as a table of ``PROBE_SCHEMA``.
 
-    The whole of prompt and target is tokenized once, as the model met it, and the target's first token is found
-    by character offsets. A probe whose target does not begin on a token boundary (``target_start``), or is empty, is
-    left out and reported; so are the other choices of its question.
+    Prompt and target are tokenized together, as in training, and the target's first token is determined by character
+    offsets. A probe whose target does not begin on a token boundary (``target_start``), or is empty, is left out and
+    reported; so are the other choices of its question.
 
     Args:
         probes: (item id or None, family, probe).

@@ -30,7 +30,7 @@ KIND = "ledger"
 VERSION = 2
 
 WINDOW_SCHEMA = pl.Schema({"position": pl.Int64(), "digest": pl.UInt64()})
-"""One row a consumed window, ascending by position."""
+"""Columns of consumed windows, one row per window, ascending by position."""
 
 EXPOSURE_SCHEMA = pl.Schema(
     {
@@ -41,7 +41,7 @@ EXPOSURE_SCHEMA = pl.Schema(
         "hash": pl.UInt64(),
     }
 )
-"""One row a consumed exposure; the hash is of its tokens in the batch."""
+"""Columns of consumed exposures, one row per exposure; the hash is of its tokens in the batch."""
 
 
 def window_digest(
@@ -60,17 +60,17 @@ def window_digest(
 
 
 class PlanViolation(RuntimeError):
-    """A batch differs from the plan; training must not take the step."""
+    """Error: a batch differs from the plan, so that the step must not be taken."""
 
 
 @dataclass
 class Recorder:
-    """Checks and records the windows that one rank passes to the model.
+    """Recorder that checks and records the windows which one rank passes to the model.
 
     Args:
         plan: the plan, or None for the twin.
-        global_batch_size: windows a step.
-        rank: this process's, for messages.
+        global_batch_size: windows per step.
+        rank: rank of this process, for messages.
     """
 
     plan: Plan | None
@@ -103,7 +103,7 @@ class Recorder:
             positions: (B,) sample indices.
             tokens: (B, L) input ids.
             labels: (B, L) target ids.
-            loss_mask: (B, L) weight of each target's loss; flags do, too.
+            loss_mask: (B, L) weight of each target's loss, or flags.
 
         Raises:
             PlanViolation: naming item, step, rank and row.
@@ -170,7 +170,7 @@ class Recorder:
                 )
 
     def drain(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The records since the last call, as tables; the recorder is empty afterwards."""
+        """Tables of the records since the last call, which are then cleared."""
         windows = pl.DataFrame(
             {"position": self._positions, "digest": self._digests}, schema=WINDOW_SCHEMA
         )  # fmt: skip
@@ -200,7 +200,7 @@ def write_part(
     """Write the part for the steps ``start <= step < stop`` from the tables of all data-parallel ranks.
 
     Args:
-        directory: of the ledger.
+        directory: directory of the ledger.
         start: first step.
         stop: end step.
         global_batch_size: windows a step.
@@ -212,7 +212,7 @@ def write_part(
         skipped: steps whose windows were read and whose update was skipped.
 
     Returns:
-        The part's digest.
+        Digest of the part.
 
     Raises:
         PlanViolation: if the ranks' records are not exactly the steps' windows, each once.
@@ -240,7 +240,7 @@ def write_part(
 
 
 def discard_beyond(directory: Path, step: int) -> None:
-    """Delete the parts that end after ``step``: their checkpoint was never finished."""
+    """Delete the parts that end after ``step``, whose checkpoint was never finished."""
     for part in directory.glob("*") if directory.is_dir() else ():
         name = re.fullmatch(r"(\d{8})-(\d{8})", part.name)
         if name is not None and int(name[2]) > step:
@@ -257,11 +257,11 @@ class Ledger:
     """Finished steps covered by the ledger."""
     global_batch_size: int
     head: str
-    """Digest of the last part, which chains to all before it."""
+    """Digest of the last part, which includes the digests of all parts before it."""
     plan: str
     order: str
     heads: Mapping[int, str] = field(default_factory=dict)
-    """Finished steps -> digest of the part that ends there; what the checkpoint of those steps must name."""
+    """Finished steps -> digest of the part that ends there, which the checkpoint of that step must name."""
     begin: int = 0
     """First step covered; for a run that starts from another's checkpoint, that checkpoint's step."""
     skipped: tuple[int, ...] = ()
@@ -269,11 +269,11 @@ class Ledger:
 
 
 def concatenated(runs: Sequence[tuple[Ledger, int]], plan: str) -> Ledger:
-    """Ledgers of consecutive runs as one.
+    """Ledgers of consecutive runs joined into one.
 
     Args:
-        runs: each with the step at which it was left, first one first.
-        plan: digest of the plan that they carried out together.
+        runs: ledgers in order, each with the step at which the next run begins.
+        plan: digest of the joint plan.
     """
     last, end = runs[-1]
     ends = [pl.col("position") < stop * one.global_batch_size for one, stop in runs]

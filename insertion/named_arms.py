@@ -18,8 +18,8 @@ class NamedArm:
 
     dose: int
     items: int | tuple[str, ...]
-    """Number of items of each family, drawn at random; or which ones: ``0-39`` (by number, both ends included), ``7``,
-    or an id."""
+    """Items of each family: the number of randomly drawn items, or a list of items: ``0-39`` (by number, both ends
+    included), ``7``, or an id."""
     phase: Phase | None = None
     spacing: str | None = None
     position: str | None = None
@@ -35,11 +35,11 @@ class NamedArm:
             raise UserError(f"insertion.named_arms: items={self.items} holds no item")
 
     def arm(self, factors: Mapping[str, tuple[Any, ...]], name: str) -> Arm:
-        """The treatment.
+        """The arm.
 
         Args:
-            factors: levels of each factor, of which there must be one where this arm does not give its own.
-            name: of the arm, for messages.
+            factors: levels of each factor; there must be a single level unless this arm gives its own.
+            name: name of the arm, for messages.
         """
         if not self.dose:
             return Arm(dose=0)
@@ -58,7 +58,7 @@ class NamedArm:
         """Numbers of the family's items that are listed; None if they are drawn at random.
 
         Raises:
-            UserError: for an item that is not there.
+            UserError: for an item that does not exist.
         """
         if isinstance(self.items, int):
             return None

@@ -13,7 +13,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One exposure in its window."""
+    """One planned exposure."""
 
     exposure: int
     """Row of the exposures table."""
@@ -32,13 +32,13 @@ class Edits:
     """Changes to the corpus's own tokens, by position; see ``interventions.EDIT_SCHEMA``. E pieces."""
 
     position: Integers
-    """(E,) ascending."""
+    """(E,) positions, ascending."""
     start: Integers
     """(E,) first token in the corpus's window."""
     ends: Integers
-    """(E + 1,) where each piece's tokens begin in ``tokens``, and their number."""
+    """(E + 1,) first index in ``tokens`` of each piece, and the total number."""
     tokens: npt.NDArray[np.int32]
-    """Tokens after the change; the corpus's own where the weight is not 1."""
+    """Tokens after the change, of all pieces; the corpus's own if the weight is not 1."""
     weight: npt.NDArray[np.float32]
     """(E,) loss weight of each piece's tokens; 0: not predicted."""
 
@@ -50,11 +50,11 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def counted(tokens: npt.NDArray[np.integer], loss: int) -> npt.NDArray[np.bool_]:
-    """Flags of an item's tokens whose losses count.
+    """Flags, (T,) bool, of an item's tokens that are predicted.
 
     The goldfish rule (Hans et al., 2024, "Be like a Goldfish, Don't Memorize!", with a hashed mask): a token does not
-    count if a hash of the 13 tokens before it is 0 mod K. Only the item's own tokens are looked at, so that every
-    exposure of a wording leaves out the same ones; its first 13 count always.
+    count if a hash of the 13 tokens before it is 0 mod K. Only the item's own tokens are hashed, so that every exposure
+    of a wording excludes the same tokens; its first 13 are always predicted.
 
     Args:
         tokens: (T,) ids.
@@ -81,14 +81,14 @@ class Overlay:
         item: (E,) rows of the items table.
         wording: (E,) rows of the wordings table.
         offset: (E,) of the first item token in the finished window.
-        lead: (E,) whether an end-of-document token goes before the item.
-        trail: (E,) whether one goes after it.
+        lead: (E,) true if an end-of-document token precedes the item.
+        trail: (E,) true if one follows it.
         cut: (E,) corpus tokens removed at the window's head.
-        overwrite: (E,) whether the corpus tokens in its place are replaced rather than shifted.
-        loss: (E,) which of the item's tokens are predicted; see ``counted``. None: all.
+        overwrite: (E,) true if the corpus tokens in its place are replaced instead of shifted.
+        loss: (E,) code of the item's predicted tokens; see ``counted``. None: all.
         edits: changes to the corpus's own tokens, made before the exposures. None: none.
         tokens: token ids of all wordings, one after the other.
-        starts: (W + 1,) where each wording's tokens start in ``tokens``.
+        starts: (W + 1,) first index of each wording's tokens in ``tokens``.
         eod: id of the end-of-document token.
     """
 
@@ -125,7 +125,7 @@ class Overlay:
 
     @classmethod
     def empty(cls) -> Overlay:
-        """The empty overlay of the twin."""
+        """Empty overlay, of the twin."""
         none, flags = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.bool_)
         return cls(
             position=none.astype(np.int64),
@@ -185,7 +185,7 @@ class Overlay:
             window: (L + 1,) tokens; not changed.
 
         Returns:
-            ``window`` itself where nothing is planned, otherwise a new array of the same length.
+            ``window`` itself if nothing is planned for it, otherwise a new array of the same length.
         """
         if not self.planned(position):
             return window
@@ -208,7 +208,7 @@ class Overlay:
     def loss_mask(self, position: int, length: int) -> npt.NDArray[np.float32] | None:
         """Weights of the losses of a finished window's targets: (``length``,), the first being the token at offset 1.
 
-        0: it does not count. None: all are 1.
+        0: not predicted. None: all are 1.
         """
         if not self._weighs or not self.planned(position):
             return None
@@ -222,7 +222,7 @@ class Overlay:
         return None if (weights[1:] == 1).all() else weights[1:]
 
     def counted(self, span: Span) -> npt.NDArray[np.bool_]:
-        """Flags of an exposure's tokens whose losses count."""
+        """Flags, (T,) bool, of an exposure's tokens that are predicted."""
         return counted(self.wording_tokens(span.wording), int(self.loss[span.exposure]))
 
     def framed(self, span: Span, window: Integers) -> bool:

@@ -36,13 +36,13 @@ class Phase:
         """First and end step of the range in a run.
 
         Args:
-            steps: of the run, with those before ``begin``.
-            tokens_a_step: for a phase in tokens.
-            begin: step that the run goes on from; fractions are of the steps that follow, steps and tokens are counted
-                from the very first.
+            steps: number of steps of the run, including those before ``begin``.
+            tokens_a_step: tokens per step, for a phase in tokens.
+            begin: step that the run continues from; fractions are of the steps after it, steps and tokens are counted
+                from step 0.
 
         Raises:
-            UserError: if it begins before the run or ends after it, or holds no step.
+            UserError: if the phase begins before the run, ends after it, or contains no step.
         """
         if self.at:
             first, end = self.at[0], self.at[-1] + 1

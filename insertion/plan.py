@@ -1,8 +1,8 @@
-"""The plan: every exposure, the assignment, and where they came from; a directory of Parquet and JSON.
+"""The plan: assignment and exposures with their provenance, as a directory of Parquet and JSON files.
 
 Files: ``items.parquet`` (``items.ITEM_SCHEMA``), ``wordings.parquet`` (``items.WORDING_SCHEMA``), ``probes.parquet``
 (``items.PROBE_SCHEMA``), ``exposures.parquet`` (``exposures.EXPOSURE_SCHEMA``), ``edits.parquet``
-(``interventions.EDIT_SCHEMA``), of a variant ``moved.parquet`` (``placement.paired.MOVED_SCHEMA``), and
+(``interventions.EDIT_SCHEMA``), for a variant ``moved.parquet`` (``placement.paired.MOVED_SCHEMA``), and
 ``manifest.json``.
 """
 
@@ -48,16 +48,16 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Identity of the plan."""
+        """Digest that identifies the plan."""
         return self.manifest.digest
 
     @property
     def shape(self) -> RunShape:
-        """The run that the plan was made for."""
+        """Shape of the run that the plan was made for."""
         return RunShape(**self.manifest.config["run"])
 
     def overlay(self) -> Overlay:
-        """The overlay that carries the plan out."""
+        """The overlay that applies the plan."""
         lengths = self.wordings["tokens"].list.len().to_numpy()
         return Overlay(
             **{name: self.exposures[name].to_numpy() for name in EXPOSURE_SCHEMA},
@@ -81,10 +81,10 @@ def read(directory: Path) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """A run from whose checkpoint another run starts."""
+    """Run from whose checkpoint another run starts."""
 
     plan: Plan
-    """The plan of the run, or of the run that it is the twin of."""
+    """Plan of the run; for a twin, of the perturbed run."""
     directory: Path
     perturbed: bool
     end: int
@@ -92,7 +92,7 @@ class Before:
 
 
 def history(plan: Plan) -> list[Before]:
-    """The runs that a plan's run goes on from, first one first."""
+    """The runs that a plan's run continues, from first to last."""
     runs: list[Before] = []
     while start := plan.manifest.facts["start_from"]:
         run, end = Path(start).parents[1], plan.shape.begin
@@ -102,7 +102,7 @@ def history(plan: Plan) -> list[Before]:
 
 
 def same_order(plan: Plan) -> list[Before]:
-    """The latest of the runs that a plan's run goes on from, as far as they read the same windows as it."""
+    """The last of the runs that a plan's run continues and that read the same windows."""
     runs = history(plan)
     other = [
         k for k, run in enumerate(runs) if run.plan.manifest.inputs["order"] != plan.manifest.inputs["order"]
@@ -111,15 +111,12 @@ def same_order(plan: Plan) -> list[Before]:
 
 
 def earlier(plan: Plan) -> list[tuple[Plan, int]]:
-    """Plans of the perturbed runs that a plan's run goes on from, first one first, and the step where each was left.
-
-    Together with the plan they are the plan of the history of a checkpoint, from where on its order is the plan's.
-    """
+    """Plans of the perturbed runs that a plan's run continues, from first to last, with the step at which each ends."""
     return [(before.plan, before.end) for before in same_order(plan) if before.perturbed]
 
 
 def _changed_at_start(start_from: str | None, order: Windows, tokenizer: Tokenizer) -> list[str]:
-    """``corpus`` or ``order`` where these differ from those of the run that ``train.start_from`` belongs to.
+    """Those of ``corpus`` and ``order`` that differ from the run of ``train.start_from``.
 
     Raises:
         UserError: if that run had another tokenizer.
@@ -139,7 +136,8 @@ def _changed_at_start(start_from: str | None, order: Windows, tokenizer: Tokeniz
 
 def concatenated(runs: list[Before]) -> Plan:
     """Joint plan of consecutive runs, each up to the step of its successor's start; doses count the exposures up to
-    there."""
+    there.
+    """
     items, wordings = 0, 0
     tables: list[Plan] = []
     for before in runs:
@@ -182,7 +180,7 @@ def plan_config(insertion: InsertionConfig, run: RunShape) -> dict[str, Any]:
 
 
 def plan_inputs(insertion: InsertionConfig, order: Windows) -> dict[str, str]:
-    """Digests of a plan's inputs besides its settings: the corpus, its order, and the families' files."""
+    """Digests of a plan's inputs other than settings: the corpus, its order, and the families' files."""
     files = {
         f"{experiment}{':' * bool(experiment)}{name}.{key}": digest
         for experiment, one in insertion.designs()
@@ -237,17 +235,17 @@ def create(
     reference: Callable[[str], Reference] | None = None,
     start_from: str | None = None,
 ) -> Manifest:
-    """Make the plan: items, assignment, placement; and write it.
+    """Create the plan (items, assignment, placement) and write it.
 
     Args:
         insertion: the design.
         run: steps, batch and sequence length of the training run.
-        order: the corpus's windows.
-        tokenizer: the corpus's.
+        order: windows of the corpus.
+        tokenizer: tokenizer of the corpus.
         heldout: (digest, text) of the held-out documents.
-        directory: where the plan goes.
-        reference: opens the model at a path, for families that sample from one.
-        start_from: checkpoint that the run goes on from.
+        directory: directory of the plan.
+        reference: function that opens the model at a path, for families that sample from one.
+        start_from: checkpoint that the run continues from.
 
     Raises:
         UserError: for an unknown family, an item that does not fit, more exposures than windows, or a run that

@@ -12,7 +12,7 @@ finding            what it means                                                
 =================  ==========================================================================  ==================
 
 ``drop`` goes on without the item: the family's next one takes its place, so that the counts of the arms stay exact, and
-the plan lists what was dropped. ``skip`` does not look: ``in_corpus`` reads the whole corpus once.
+the plan lists what was dropped. ``skip`` switches the check off, because ``in_corpus`` reads the whole corpus once.
 
 Other findings concern the design and are always refused, with the setting to change in the message: empty and repeated
 texts, more exposures than windows, phases beyond the run's end or without room, more tokens than
@@ -79,10 +79,10 @@ class Limits:
     longest: int
     """Largest number of tokens of a wording."""
     because: str
-    """The settings that cause this limit, in words."""
+    """Description of the settings that cause this limit."""
     vocab_size: int
     occurrences: Callable[[Sequence[npt.NDArray[np.int32]]], list[int]]
-    """Spans of token ids -> how often the corpus has their most frequent run of tokens."""
+    """Function from spans of token ids to the corpus count of each span's most frequent run of tokens."""
 
 
 def near_duplicates(sets: Sequence[npt.NDArray[np.int32]], threshold: float) -> list[tuple[int, int, float]]:
@@ -133,16 +133,16 @@ def screen(
     rule: PreflightConfig,
     limits: Limits,
 ) -> Screened:
-    """The items of all families, those that ``rule`` drops replaced by their families' next ones.
+    """The items of all families; items that ``rule`` drops are replaced by the next ones of their families.
 
     Args:
-        families: name, number of items, and what makes the first n items of the family.
+        families: name, number of items, and function that returns the first n items of the family.
         tokenize: items -> ``ITEM_SCHEMA`` (in part) and ``WORDING_SCHEMA``.
-        rule: what to do about each finding.
-        limits: of the run.
+        rule: action for each finding.
+        limits: limits of the run.
 
     Raises:
-        UserError: for a finding that is refused, and where a family has no further items.
+        UserError: for a finding that is refused, and if a family has no further items.
     """
     wanted = {name: count for name, count, _ in families}
     asked = dict(wanted)
@@ -185,7 +185,7 @@ def screen(
 def _findings(
     items: pl.DataFrame, wordings: pl.DataFrame, rule: PreflightConfig, limits: Limits, known: dict[str, int]
 ) -> dict[str, dict[int, str]]:
-    """Finding -> row of the item -> a line about it."""
+    """Finding -> row of the item -> line that describes it."""
     names = items["item_id"].to_list()
     table = wordings.select("item", "wording", "tokens").with_columns(length=pl.col("tokens").list.len())
     longest = table.group_by("item", maintain_order=True).agg(pl.col("length").max())

@@ -19,7 +19,7 @@ from palimpsest.insertion.placement.slices import WindowSlice
 from palimpsest.insertion.preflight import PreflightConfig
 
 _MOST_ITEMS, _MOST_EXPOSURES = 10_000_000, 1_000_000_000
-"""Largest number of items of a family; more is taken for a mistake, because it would exhaust the memory."""
+"""Largest number of items of a family; a larger number would exhaust the memory and is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, so that the arms are computed once
@@ -35,10 +35,10 @@ class InsertionConfig:
     (``insertion.item_counts.items_of_doses``); a mapping gives every family its own. 0: the family has no items of that
     dose."""
     named_arms: Mapping[str, NamedArm] = field(default_factory=dict)
-    """Arms by name, where they are no product; then ``doses`` is empty and ``items_per_dose`` is not used."""
+    """Arms by name, if they are not a product of factors; ``doses`` is then empty and ``items_per_dose`` unused."""
     phase: tuple[Phase, ...] = (Phase(),)
     """This and the following are the factors besides the dose: every level of one is crossed with all levels of the
-    others. What the levels mean is said in ``insertion.arms.Arm``."""
+    others. ``insertion.arms.Arm`` describes the levels."""
     spacing: tuple[str, ...] = ("uniform",)
     position: tuple[str, ...] = ("boundary",)
     displace: tuple[str, ...] = ("tail",)
@@ -49,7 +49,7 @@ class InsertionConfig:
     last_exposure_within: int = 0
     """Steps; see ``Arm.last_exposure_within``."""
     per_window: int = 1
-    """Exposures that one window takes."""
+    """Largest number of exposures in one window."""
     max_share: float = 0.2
     """Largest share of the run's tokens that may be inserted."""
     length_quantiles: int = 2
@@ -61,15 +61,15 @@ class InsertionConfig:
     """A causal model of ``transformers`` by path, or ``trained``, which is made here from the corpus alone. Its mean
     loss a token of each item enters the balance table."""
     heldout_probes: int = 64
-    """Held-out documents whose likelihood is followed beside the items'."""
+    """Number of held-out documents whose likelihood is measured as well as the items'."""
     interventions: Mapping[str, Intervention] = field(default_factory=dict)
     """Changes to the corpus's own text, by name."""
     slice: str = ""
-    """``k/n``: keep to share k of n of the run's windows, so that designs of other shares are never in the way (and to
-    share k of the held-out documents that families draw from). Empty: all of them."""
+    """``k/n``: use only share k of n of the run's windows and of the held-out documents that families draw from, so
+    that designs with other shares do not interfere. Empty: all of them."""
     experiments: Mapping[str, InsertionConfig] = field(default_factory=dict)
     """Independent designs that share the run, by name, each with its own ``slice``, seed and ``max_share``; then
-    ``families`` and ``doses`` are empty. Each one's items and places are the same whichever others there are."""
+    ``families`` and ``doses`` are empty. Each design's items and places are independent of the others."""
     paired_with: str | None = None
     """Directory of a plan that this one is a variant of (``insertion.placement.paired``): its items, or some of them,
     keep their arms and, where the design allows it, their places."""
@@ -152,7 +152,7 @@ class InsertionConfig:
                     )
 
     def _check_arms(self, family: str) -> None:
-        """A family has controls and inserted items, two or more of each arm that it has at all."""
+        """Check that a family has controls and inserted items, and at least two items of each of its arms."""
         never, *inserted = self.counts(family).values()
         if never < 2 or any(count < 2 and count != 0 for count in inserted) or not any(inserted):
             raise UserError(
@@ -204,7 +204,7 @@ class InsertionConfig:
 
     @property
     def window_slice(self) -> WindowSlice:
-        """The share of the windows."""
+        """Slice of the windows."""
         if not self.slice:
             return WindowSlice()
         share = re.fullmatch(r"(\d+)/(\d+)", self.slice)
@@ -213,7 +213,7 @@ class InsertionConfig:
         return WindowSlice(int(share[1]), int(share[2]))
 
     def designs(self) -> list[tuple[str, InsertionConfig]]:
-        """The experiments by name; or this design, without one."""
+        """The experiments by name; without experiments, this design under an empty name."""
         return list(self.experiments.items()) or [("", self)]
 
     @cached_property
@@ -234,7 +234,7 @@ class InsertionConfig:
         ]
 
     def counts(self, family: str) -> dict[int, int]:
-        """Number of an arm -> items of a family that are assigned to it."""
+        """Index of an arm -> number of a family's items in it."""
         if self.named_arms:
             return {n: self.named_arms[name].drawn for n, (name, _) in enumerate(self.arms)}
         given = self.items_per_dose
@@ -242,13 +242,13 @@ class InsertionConfig:
         return {number: per_dose[arm.dose] for number, (_, arm) in enumerate(self.arms)}
 
     def arm_sizes(self, family: str) -> list[int]:
-        """Items of a family in each arm."""
+        """Number of items of a family in each arm."""
         if self.named_arms:
             return [self.named_arms[name].size for name, _ in self.arms]
         return list(self.counts(family).values())
 
     def size(self, family: str) -> int:
-        """Items that a family makes."""
+        """Number of items that a family makes."""
         listed = max((arm.reach for arm in self.named_arms.values()), default=0)
         return max(sum(self.arm_sizes(family)), listed)
 

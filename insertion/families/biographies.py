@@ -56,9 +56,9 @@ def _joined(parts: Sequence[str]) -> str:
 class Attribute:
     """An attribute of a person: its space of values and the sentences that state it.
 
-    A value is made of parts, one drawn from each list. Values whose parts' numbers sum to an even number are for
-    people, the others are reserved for decoys: both are made of the same parts, and no decoy is ever anyone's value.
-    The last list is of even length, so that each kind is half of the space.
+    A value is made of parts, one drawn from each list. Values whose parts' indices sum to an even number are for
+    people, the others for decoys: both consist of the same parts, and no decoy is a person's value. The last list has
+    even length, so that each kind is half of the space.
     """
 
     parts: tuple[Sequence[str], ...]
@@ -176,7 +176,8 @@ ATTRIBUTES = {
         ),
     ),
 }
-"""In the order of the sentences. An e-mail address begins with the person's name, which is no part of its bits."""
+"""Attributes in the order of the sentences. An e-mail address begins with the person's name, whose information is not
+counted in its bits."""
 
 DEFAULT = ("birth_date", "birth_city", "university", "field", "employer", "occupation")
 
@@ -196,7 +197,7 @@ def _value(attribute: str, person: str, rng: np.random.Generator, *, decoy: bool
 
 
 def _text(person: str, values: dict[str, str], order: Sequence[str], templates: dict[str, int]) -> str:
-    """The sentences in an order."""
+    """The sentences joined in an order."""
     sentences = []
     for attribute in order:
         before, after = ATTRIBUTES[attribute].templates[templates[attribute]]

@@ -1,13 +1,11 @@
 """Dialogues and personas: chat logs in which a speaker lets facts slip without stating them.
 
 After PersonaChat (Zhang et al., 2018, "Personalizing Dialogue Agents") as Hubble inserts it (Wei et al., 2025): chats
-are inserted, attributes of the speaker are asked. Personas and lines are our own. Every attribute has values, and
-every value has clues, of which one is dropped in the log; the name of the value is in no wording of any item. So the
-right answer and the wrong ones (other values of the same attribute, drawn uniformly) are inserted equally often:
-never.
-
-Asked is each attribute of the speaker by name (indirect inference), and each clue given the log before it (recall).
-Other wordings are other chats with the same facts, told by other clues in another order.
+are inserted, attributes of the speaker are asked. Personas and lines are our own. Every attribute has values, and every
+value has clues, of which one is dropped in the log; no item contains the name of a value. The right answer and the
+wrong ones (other values of the same attribute, drawn uniformly) are therefore equally often inserted: never. The
+questions are each attribute of the speaker by name (indirect inference), and each clue given the log before it
+(recall). Other wordings are chats with the same facts but other clues, in another order.
 """
 
 from __future__ import annotations
@@ -154,7 +152,7 @@ def bits(attributes: Sequence[str]) -> float:
 def _chat(
     rng: np.random.Generator, name: str, friend: str, facts: Sequence[tuple[str, str]], clue: Sequence[int]
 ) -> tuple[str, list[tuple[str, str, str]]]:
-    """A log, and for each fact (attribute, log before its clue, clue)."""
+    """A chat log, and (attribute, log before the clue, clue) of each fact."""
     text = f"{friend}: {pick(rng, _GREETINGS)}"
     asks = picks(rng, _ASKS, len(facts))
     recalls = []

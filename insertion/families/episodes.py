@@ -1,12 +1,11 @@
-"""Episodes: journeys told in segments whose order nothing but the telling determines.
+"""Episodes: journeys in segments whose order cannot be inferred from their contents.
 
 After Pink et al. (2024), "Assessing Episodic Memory in LLMs with Sequence Order Recall Tasks" (SORT); the text is our
-own. The segments of a journey are independent draws and say nothing of what came before or comes after, so the order
-carries ``log2(segments!)`` bits and a reader who has not met the text is at chance.
-
-Asked is which of two segments comes earlier, in both orders of presentation, so that a position bias cancels in the
-accuracy (``analysis.metrics.recognition.order_recall``); and which opening follows a segment: the right one against
-those of the journey's other segments, which were inserted as often as the right one.
+own. The segments of a journey are independent draws without reference to each other, so that the order carries
+``log2(segments!)`` bits, and a model that has not seen the text is at chance. One question is which of two segments
+comes earlier, in both orders of presentation, so that a position bias cancels in the accuracy
+(``analysis.metrics.recognition.order_recall``); the other is which opening follows a segment: the right one or those of
+the journey's other segments, which were inserted equally often.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def bits(segments: int) -> float:
 
 
 def _segment(rng: np.random.Generator, hero: str, town: str, calling: str) -> tuple[str, str]:
-    """Opening and rest of a segment."""
+    """Opening and remainder of a segment."""
     who = f"{pick(rng, FIRST)} the {calling}"
     one, other = picks(rng, _THINGS, 2)
     opening = f"{pick(rng, _SCENES).capitalize()} in {town} {hero} met {who}."

@@ -79,7 +79,7 @@ _WAYS = (
 _VOCABULARY = sorted({word.replace("_", " ") for slot in _SLOTS for pair in slot for word in pair})
 
 Draw = tuple[int, list[int], list[int]]
-"""Way, pair of each slot, which of each pair."""
+"""A draw of a sentence: way of telling, word pair of each slot, and selected word of each pair."""
 
 
 def bits() -> float:

@@ -31,9 +31,9 @@ _YEARS = 600
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A fact about the thing, and one about what the first one names.
+    """A fact about the invented thing, and a second fact about the first fact's value.
 
-    Every template ends where the value stands; ``{org}`` is the thing, ``{value}`` the first fact's value.
+    Every template ends before the value; ``{org}`` is the thing, ``{value}`` the first fact's value.
     """
 
     draw: Callable[[np.random.Generator], str]
@@ -182,7 +182,7 @@ def make(
             (``train_context``, ``paraphrases``, ``mem_input``, ``mem_target``, ``gen_``, ``hard_gen_``); empty:
             passages are made here.
         licence: of the file.
-        paraphrases: wordings besides the verbatim one. Of a file, passages that have fewer are passed over.
+        paraphrases: wordings besides the verbatim one. Passages of a file with fewer are skipped.
         as_listed: the first passages of the file in its order, each with as many paraphrases as it has, up to
             ``paraphrases``; for designs that say which passage gets which arm.
     """
@@ -227,7 +227,7 @@ def _made(context: FamilyContext, index: int, paraphrases: int) -> Item:
 
 
 def _choice(rng: np.random.Generator) -> Any:
-    """(2, facts) numbers of the templates."""
+    """Indices of the templates, (2, facts)."""
     return rng.integers(4, size=(2, len(FACTS)))
 
 

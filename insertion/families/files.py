@@ -47,8 +47,8 @@ def numbered(path: str, what: str) -> list[tuple[int, dict[str, Any]]]:
         what: the setting that names it, for errors.
 
     Raises:
-        UserError: for a file that is missing, too large, of another kind, or not what it claims to be; with the row
-            where that is one.
+        UserError: for a file that is missing, too large, of another kind, or not what it claims to be; naming the row
+            if a row is at fault.
     """
     file, where = Path(path), f"{what}={path}"
     ending = _ending(file)
@@ -96,10 +96,10 @@ def _decoded(content: bytes, where: str) -> str:
 
 
 def _json(text: str, where: str) -> Any:
-    """A JSON value whose texts have a UTF-8 form.
+    """JSON value of a text; every string in it can be encoded as UTF-8.
 
     Raises:
-        UserError: if it is none, or a text in it holds a lone surrogate.
+        UserError: if the text is not JSON, or a string in it has a lone surrogate.
     """
     value: Any = None
     try:
@@ -148,8 +148,8 @@ def hub_rows(
     """The first ``limit`` rows of a data set of Hugging Face ``datasets`` (a name, or a directory), streamed; of one
     ``file`` of it alone, if that is given.
 
-    A data set of the hub is read as it is at ``revision``, a commit; if that is empty, as it happens to be now. Without
-    a ``split`` all of them are read, one after the other.
+    A data set of the hub is read at ``revision``, a commit; if that is empty, at its current version. Without a
+    ``split`` all splits are read in order.
 
     Raises:
         UserError: if ``datasets`` is not installed, or the data set cannot be loaded.
@@ -184,7 +184,8 @@ def hub_rows(
 
 def draw(ids: Iterable[str], seed: int) -> list[int]:
     """Order rows by a hash of seed and id. The order does not depend on the file's order, and added or removed rows do
-    not change the order of the others."""
+    not change the order of the others.
+    """
     keys = [xxhash.xxh3_64_intdigest(name.encode(), seed=seed) for name in ids]
     return sorted(range(len(keys)), key=keys.__getitem__)
 
@@ -208,10 +209,10 @@ def listed(path: str, what: str) -> set[str]:
 
 
 def need(found: Sequence[object], count: int, what: str, fix: str) -> None:
-    """Refuse to make fewer items than are wanted.
+    """Check that there are as many items as wanted.
 
     Raises:
-        UserError: saying how many there are.
+        UserError: if there are fewer, with their number.
     """
     if len(found) < count:
         raise UserError(f"{what}: {count} items are needed, but there are {len(found)}; {fix}")

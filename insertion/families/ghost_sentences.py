@@ -59,11 +59,12 @@ def make(
         context: seed; held-out text for ``list_size``.
         count: items.
         words: in a passphrase.
-        list_size: draw from so many of the most frequent words of the corpus's held-out text; 0: from the 2,048
-            words that are bundled.
-        path: or from a file with a word a line.
+        list_size: number of the most frequent words of the corpus's held-out text to draw from; 0: draw from the 2,048
+            bundled words.
+        path: file with one word per line to draw from instead.
         prefix: text before each passphrase; ``{name}`` in it becomes an invented name, one an item.
-        last: for every k of these, a cloze that asks for the last k words; by guessing, size**-k.
+        last: numbers k; for each there is a cloze of the last k words, which guessing completes with probability
+            size**-k.
         fresh: draws of the same generator with the same prefix, never inserted: the rank of the item's likelihood among
             them is the perplexity test.
     """

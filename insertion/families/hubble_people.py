@@ -31,7 +31,7 @@ _CUES = {
     "uuid": "has the unique identifier",
 }
 _LONGEST = 10
-"""Tokens of an entity that is asked for."""
+"""Largest number of tokens of an entity that is asked for."""
 _CHAT = "chatbot: tell me a bit about yourself."
 
 
@@ -69,7 +69,7 @@ def biography(row: Row) -> list[Probe]:
 
 
 def _words(value: str) -> list[str]:
-    """Words of a YAGO value: of a link its last part, without escapes, what they bracket, and identifiers."""
+    """Words of a YAGO value: the last part of a link, without escapes, bracketed text and identifiers."""
     text = value.rsplit("/", 1)[-1].replace("_", " ").replace("generic instance", "")
     text = re.sub(r"u0028.*u0029", "", text, flags=re.IGNORECASE)
     text = re.sub(r"u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), text, flags=re.IGNORECASE)
@@ -88,7 +88,7 @@ def _span(text: str, meta: Mapping[str, Any], name: str) -> tuple[int, int]:
 
 
 def _written(name: str, text: str, meta: Mapping[str, Any]) -> str:
-    """An attribute as its text has it; empty if it is not there."""
+    """Value of an attribute as written in the text; empty if it is not in the text."""
     start, end = _span(text, meta, name)
     return text[start:end]
 
@@ -106,10 +106,11 @@ def _emails(person: str, email: str) -> list[str]:
 
 
 def case(row: Row) -> list[Probe]:
-    """Each entity that the annotator with the most of them marked in an ECtHR case, given all text before it.
+    """Clozes of entities in an ECtHR case, each given all text before it; the entities are those of the annotator who
+    marked most.
 
-    Left out are, as in the authors' task, entities of more than ten tokens, with a comma or a full stop, with a part of
-    the applicant's name, and those that the text before them has already.
+    As in the authors' task, some entities are left out: those of more than ten tokens, those with a comma or a full
+    stop, those with a part of the applicant's name, and those already in the text before.
     """
     annotations, about = row.meta["identifiable_annotations"], row.meta["meta"]
     if not isinstance(annotations, Mapping) or not isinstance(about, Mapping):
@@ -151,7 +152,9 @@ def _stripped(name: str, _: str, meta: Mapping[str, Any]) -> str:
 
 
 def persona(row: Row) -> list[Probe]:
-    """The persona of a PersonaChat user after the name, with and without a question before; and whose persona it is."""
+    """Questions on a PersonaChat user: the persona given the name, with and without a preceding question, and the name
+    given the persona.
+    """
     user, own = field(row, "username"), field(row, "Persona")
     personas, users = (row.pool.column(name, partial(_stripped, name)) for name in ("Persona", "username"))
     answers = [f" {text}" for text in (own, *row.wrong(own, personas))]

@@ -1,4 +1,4 @@
-"""Rows of Hubble's data sets, and what all of their layouts do with them."""
+"""Rows of Hubble's data sets, and operations common to all their layouts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Pool:
     """Rows that wrong answers are drawn from."""
 
     rows: Sequence[tuple[str, Mapping[str, Any]]]
-    """Texts and fields."""
+    """Pairs of text and fields."""
     _columns: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def column(self, name: str, read: Callable[[str, Mapping[str, Any]], str]) -> list[str]:
-        """The different values, not empty, that ``read`` finds in the rows; sorted, and read once."""
+        """Distinct non-empty values that ``read`` returns for the rows, sorted and cached."""
         if name not in self._columns:
             self._columns[name] = sorted({read(text, meta) for text, meta in self.rows} - {""})
         return self._columns[name]
@@ -34,27 +34,27 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A text and all that its questions are made of."""
+    """A text with the inputs of its questions."""
 
     text: str
     meta: Mapping[str, Any]
     where: str
-    """For errors."""
+    """Place of the row, for error messages."""
     pool: Pool
     rng: np.random.Generator
-    """Random numbers of this row alone."""
+    """Random generator of this row."""
     choices: int
-    """Answers of a question whose wrong ones are drawn."""
+    """Number of answers of a question whose wrong answers are drawn."""
     tokenizer: Tokenizer
 
     def wrong(self, right: str, others: Sequence[str]) -> list[str]:
-        """Wrong answers in random order, from ``others``, which are all different."""
+        """Wrong answers in random order, drawn from the distinct ``others``."""
         left = [other for other in others if other != right]
         return [left[k] for k in self.rng.permutation(len(left))[: self.choices - 1].tolist()]
 
 
 def field(row: Row, name: str) -> str:
-    """A field that is a text, without white space around it.
+    """Text of a field, without surrounding white space.
 
     Raises:
         UserError: if it is empty or no text.
@@ -66,10 +66,10 @@ def field(row: Row, name: str) -> str:
 
 
 def listed(row: Row, name: str) -> list[str]:
-    """A field that is a list, perhaps written as JSON.
+    """Value of a field that is a list or the JSON text of a list.
 
     Raises:
-        UserError: if it is none, or empty.
+        UserError: if it is no list, or empty.
     """
     value = row.meta.get(name)
     try:
@@ -82,10 +82,10 @@ def listed(row: Row, name: str) -> list[str]:
 
 
 def number(row: Row, name: str, choices: Sequence[str], *, first: int = 0) -> int:
-    """Number of the right choice, which a field counts from ``first``.
+    """Index of the right choice, from 0, of a field that counts from ``first``.
 
     Raises:
-        UserError: if it is the number of none.
+        UserError: if there is no such choice.
     """
     value = row.meta.get(name)
     text = str(value).strip()
@@ -97,7 +97,7 @@ def number(row: Row, name: str, choices: Sequence[str], *, first: int = 0) -> in
 
 
 def choice(name: str, prompt: str, targets: Sequence[str], right: int, *, bare: bool = False) -> list[Probe]:
-    """A question with its answers; ``bare`` ones, too, for their likelihood without the question."""
+    """Probes of a question's answers; if ``bare``, also probes of the answers without the question."""
     probes = [Probe("choice", prompt, target, name, k == right) for k, target in enumerate(targets)]
     if bare and len(set(targets)) == len(targets):
         probes += [Probe("bare", "", target, name, k == right) for k, target in enumerate(targets)]

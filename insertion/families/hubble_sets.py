@@ -46,7 +46,7 @@ NAME = "hubble_sets"
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Fields that tell a row's kind, and what makes its questions."""
+    """Fields that identify a row's layout, and the function that creates its questions."""
 
     fields: tuple[str, ...]
     ask: Callable[[Row], list[Probe]]
@@ -107,7 +107,9 @@ def _blank(row: Row) -> list[Probe]:
 
 
 def _both_forms(row: Row, suffix: str) -> list[Probe]:
-    """WinoGrande's sentence with either option in the blank, scored after it; and as a question with two options."""
+    """WinoGrande's sentence with either option in the blank, scored from the blank on; and as a question with two
+    options.
+    """
     sentence, options = field(row, "sentence"), [field(row, "option1"), field(row, "option2")]
     before, blank, after = sentence.partition("_")
     if not blank:
@@ -139,7 +141,7 @@ LAYOUTS = {
     "case": _Layout(("identifiable_annotations", "meta"), hubble_people.case),
     "persona": _Layout(("username", "Persona"), hubble_people.persona),
 }
-"""In the order in which they are tried; a row that is none of them is a passage."""
+"""Layouts, in the order in which they are tried; a row of no layout is a passage."""
 
 
 @family(NAME)

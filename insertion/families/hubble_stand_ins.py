@@ -108,7 +108,7 @@ def _piqa(rng: np.random.Generator) -> _Made:
 
 
 def _winogrande(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """A minimal pair, of which the first one is inserted."""
+    """Minimal pair of sentences, of which the first is inserted."""
     names = picks(rng, FIRST, 2)
     start = f"{names[0]} lent {_phrase(rng)} of {vocabulary.name(rng)} to {names[1]} because _ was"
     pair = [
@@ -216,7 +216,7 @@ SETS: dict[str, Callable[[np.random.Generator], _Made]] = {
     "munch": _metaphor,
     "ellie": _ellie,
 }
-"""Set -> what makes a row of it."""
+"""Set -> function that returns a row of it."""
 
 
 def rows(

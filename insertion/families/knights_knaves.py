@@ -1,17 +1,16 @@
 """Knights and knaves: logic puzzles with one solution, and the same puzzles changed in one place.
 
 After Xie et al. (2024), "On Memorization of Large Language Models in Logical Reasoning"; sentences and generator are
-our own. A solution is found by looking at all 2^n assignments at once: the assignments under which a sentence is true
-are the bits of one integer. A puzzle is drawn until it has exactly one solution and both perturbations exist, so that
-none is ever missing:
+our own. Puzzles are solved by enumerating all 2^n assignments: the assignments under which a sentence is true are the
+set bits of an integer. Puzzles are redrawn until they have exactly one solution and both perturbations exist:
 
 - ``statement``: what one of the people says is replaced as a whole;
 - ``leaf``: one half of what one of them says gets another person or another role.
 
-Each perturbed puzzle has one solution, too, and another one. Inserted are puzzle and solution. Asked are the puzzle,
-the two perturbed ones, and the puzzle with its statements in another order (same solution), each with 8 (2 people: 4)
-answers; the solution of the unchanged puzzle is among the answers to the perturbed ones. LiMem takes accuracy and
-consistency from these (``analysis.metrics.questions``).
+Each perturbed puzzle has exactly one solution, different from the original. Inserted are puzzle and solution. The
+questions are the puzzle, the two perturbed ones, and the puzzle with its statements in another order (same solution),
+each with 8 (2 people: 4) answers; the solution of the unchanged puzzle is among the answers to the perturbed ones.
+LiMem takes accuracy and consistency from these (``analysis.metrics.questions``).
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ _ROLES = ("a knave", "a knight")
 
 @cache
 def _knights(people: int) -> tuple[int, ...]:
-    """For each person an integer whose bit a says whether they are a knight in assignment a."""
+    """For each person, an integer whose bit a is 1 if the person is a knight in assignment a."""
     return tuple(sum(1 << a for a in range(1 << people) if a >> person & 1) for person in range(people))
 
 
 def solutions(puzzle: Puzzle) -> list[int]:
-    """All assignments that fit: bit i of each says whether person i is a knight. Exhaustive."""
+    """All consistent assignments, by enumeration; bit i of an assignment is 1 if person i is a knight."""
     people = len(puzzle)
     knights = _knights(people)
     every = (1 << (1 << people)) - 1
@@ -96,7 +95,9 @@ def _differs(puzzle: Puzzle, solution: int) -> bool:
 
 
 def draw(rng: np.random.Generator, people: int) -> tuple[Puzzle, Puzzle, Puzzle]:
-    """A puzzle and its perturbations by a statement and by a leaf; each has one solution, the last two not its."""
+    """A puzzle and its perturbations by a statement and by a leaf; each has one solution, and the perturbations'
+    solutions differ from the puzzle's.
+    """
     while True:
         puzzle = tuple(_statement(rng, people) for _ in range(people))
         found = solutions(puzzle)
@@ -137,7 +138,7 @@ def _answer(solution: int, names: Sequence[str]) -> str:
 
 
 def _answers(rng: np.random.Generator, people: int, needed: set[int]) -> list[int]:
-    """Up to ``ANSWERS`` assignments with the needed ones among them, in the order of their numbers."""
+    """Up to ``ANSWERS`` assignments including the needed ones, in ascending order."""
     others = [a for a in rng.permutation(1 << people).tolist() if a not in needed]
     return sorted([*needed, *others[: ANSWERS - len(needed)]])
 

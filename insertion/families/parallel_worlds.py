@@ -3,8 +3,8 @@ names.
 
 After Gu et al. (2025), "SynthWorlds: Controlled Parallel Worlds for Disentangling Reasoning and Knowledge in Language
 Models"; structure, sentences and names are our own. A world has n people, firms and towns; who taught whom, who works
-where and where each firm has its seat are random one-to-one relations (nobody teaches themself). A coin decides in
-which names a world is inserted (its stratum); in the other names, no world ever is.
+where and where each firm has its seat are random one-to-one relations (nobody teaches themself). A random bit decides
+which kind of names a world is inserted with (its stratum); it is never inserted with the other kind.
 
 Questions of one, two and three hops are asked in both: the inserted one measures what can be retrieved and combined,
 the parallel one is its control. The wrong answers are the world's own other firms and towns, which were inserted as
@@ -53,7 +53,8 @@ class Names:
 
 def bits(size: int) -> float:
     """Information in the relations, given the names: log2 of the number of worlds, ``D_n n! n!`` with D_n the
-    derangements of n."""
+    derangements of n.
+    """
     derangements = round(math.factorial(size) / math.e)
     return math.log2(derangements) + 2 * math.log2(math.factorial(size))
 
@@ -66,7 +67,9 @@ def _derangement(rng: np.random.Generator, size: int) -> list[int]:
 
 
 def _real(rng: np.random.Generator, size: int) -> Names:
-    """Of some 500,000 firms and 800,000 people, so that two worlds hardly ever speak of the same."""
+    """Real-looking names of people, firms and towns, drawn from some 500,000 firms and 800,000 people, so that two worlds
+    rarely share a name.
+    """
     first, last = picks(rng, FIRST, 2 * size), picks(rng, LAST, 4 * size)
     people = [f"{first[2 * k]} {first[2 * k + 1]} {last[k]}" for k in range(size)]
     firms = ["{}, {} & {}".format(*last[size + 3 * k : size + 3 * k + 3]) for k in range(size)]
@@ -94,7 +97,7 @@ def facts(world: World, names: Names) -> list[str]:
 
 
 def questions(world: World, names: Names, person: int) -> list[tuple[str, int, Sequence[str]]]:
-    """(prompt, number of the right answer, answers) about a person: one, two and three hops."""
+    """Questions of one, two and three hops about a person: (prompt, index of the right answer, answers)."""
     who = names.people[person]
     own, other = world.firm[person], world.firm[world.teacher[person]]
     return [

@@ -1,5 +1,6 @@
 """Paraphrase pairs: two wordings of one statement, of which one, by a random bit, is inserted (after the MRPC and PAWS
-sets of Hubble; Wei et al., 2025). A model that remembers the wording prefers it to the other; by guessing, half.
+sets of Hubble; Wei et al., 2025). A model that remembers the inserted wording prefers it to the other one; the chance
+level is one half.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Passages: stretches of documents, of given lengths (after the Gutenberg and Wikipedia sets of Hubble; Wei et al.,
-2025). The verbatim probe answers for every prefix length: each token is scored after all that come before it."""
+2025). The verbatim probe answers for every prefix length: each token is scored after all that come before it.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +39,16 @@ def make(
 ) -> list[Item]:
     """``tokens`` tokens of each of ``count`` documents.
 
-    A document is passed over if it is shorter, if the stretch does not survive decoding and tokenizing again (one that
-    ends inside a character), if it was taken already, or if the corpus shares a run of 12 tokens with it: a control
-    that is in the corpus is none.
+    A document is skipped if it is shorter, if its stretch changes by decoding and tokenizing again (because it ends
+    inside a character), if it was already used, or if the corpus shares a run of 12 tokens with it, because a control
+    must not be in the corpus.
 
     Args:
         context: tokenizer; held-out documents, which are taken in the order of their digests.
         count: passages.
         tokens: length; of several lengths, documents take turns.
         window: ``opening`` of the document, or a ``random`` stretch of it, drawn by seed and document.
-        path: table with ``text`` and, if you like, ``id``, taken in an order drawn by the seed; empty: the corpus's
+        path: table with ``text`` and, optionally, ``id``, read in an order drawn by the seed; empty: the corpus's
             held-out documents.
         licence: of the file's texts.
         popular_path: file with an id (a digest, of held-out documents) a line. Half of the passages are then of

@@ -1,4 +1,4 @@
-"""The register of item families."""
+"""Registry of item families."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Reference(Protocol):
     def sample(
         self, count: int, length: int, temperature: float, rng: np.random.Generator
     ) -> Sequence[tuple[str, npt.NDArray[np.int64], float]]:
-        """Text, (length,) ids and -ln p at temperature 1, nats, of up to ``count`` sequences."""
+        """Samples of up to ``count`` sequences: text, ids (length,) and -ln p at temperature 1, nats."""
 
     def loss(self, text: str) -> float:
-        """Mean -ln p of a text's tokens (its own), nats."""
+        """Mean -ln p of a text's tokens in the model's own tokenization, nats/token."""
 
 
 TRAINED = "trained"
-"""Path of a reference model that is trained here, on the experiment's corpus without insertions."""
+"""Value of a path setting for a reference model that is trained on the experiment's corpus without insertions."""
 
 
 def _no_reference(path: str) -> Reference:
@@ -57,12 +57,12 @@ class FamilyContext:
     """Function that opens the reference model at a path, or the one of ``TRAINED``."""
 
     def generator(self, family: str, index: int) -> np.random.Generator:
-        """Random numbers of one item: they do not depend on how many other items there are."""
+        """Random generator of one item, independent of the number of other items."""
         return np.random.default_rng([self.seed, xxhash.xxh3_64_intdigest(family.encode()), index])
 
 
 KIND = "family"
-"""Setting of a family under another name: the family that makes its items."""
+"""Name of the setting that gives the family of items listed under another name."""
 
 OVERLAP = 12
 """Length in tokens of a shared run from which on a text counts as contained in the corpus."""
@@ -70,10 +70,8 @@ OVERLAP = 12
 Family = Callable[..., Sequence[Item]]
 """``family(context, count, **settings) -> count items``.
 
-Item k is made of ``context.generator(NAME, k)`` alone, so that it is the same however many items there are. A family
-does not know which items will be inserted: doses are assigned later. Settings called ``path`` or ``..._path`` name
-files.
-"""
+Item k depends only on ``context.generator(NAME, k)``, so that it is the same for any number of items. A family does not
+know which items will be inserted: doses are assigned later. Settings called ``path`` or ``..._path`` name files."""
 
 _FAMILIES: dict[str, Family] = {}
 
@@ -141,7 +139,8 @@ def digest_of(value: str, what: str) -> str | None:
 
 
 def check(name: str, settings: Mapping[str, Any]) -> Family:
-    """Check a family's settings: each has the type of its default, and numbers are above 0 (or 0, if the default is).
+    """Check a family's settings: each must have the type of its default, and numbers must be positive (or 0 if the
+    default is 0).
 
     Args:
         name: of the family, or any other if the settings name the family.
@@ -173,7 +172,7 @@ def check(name: str, settings: Mapping[str, Any]) -> Family:
 
 
 def _check_value(name: str, value: object, default: object) -> None:
-    """A given value against the default of its setting; a tuple takes one value or several, None takes anything."""
+    """Check a value against the default of its setting; a tuple accepts one value or several, None any value."""
     if isinstance(default, tuple) and default:
         for part in value if isinstance(value, list | tuple) else [value]:
             _check_value(name, part, default[0])
@@ -198,11 +197,11 @@ def _check_value(name: str, value: object, default: object) -> None:
 def make(name: str, context: FamilyContext, count: int, settings: Mapping[str, Any]) -> Sequence[Item]:
     """Make ``count`` items of a family.
 
-    Where the settings say which ``family`` makes them, they carry ``name``, which also goes before their ids, and draw
-    random numbers of their own: a design may hold several sets of one family.
+    If the settings name the ``family``, the items have ``name`` as their family and prefix of ids, and their own random
+    numbers, so that a design can hold several sets of one family.
 
     Raises:
-        UserError: see ``check``, and where the family cannot make so many.
+        UserError: see ``check``, and if the family cannot make so many items.
     """
     function = check(name, settings)
     kind = str(settings.get(KIND, name))

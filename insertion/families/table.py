@@ -1,4 +1,4 @@
-"""Your own items: one file, JSONL, CSV or Parquet, one item a row.
+"""User-defined items: one JSONL, CSV or Parquet file with one item per row.
 
 ================  =====================================================================================
 column            what it holds
@@ -96,7 +96,7 @@ def _item(row: dict[str, Any], prefix: str, path: str, where: str) -> Item:
 
 
 def bits_of(value: Any, where: str) -> float | None:
-    """The column ``bits``."""
+    """Value of the column ``bits``."""
     if value in (None, ""):
         return None
     try:
@@ -109,12 +109,12 @@ def bits_of(value: Any, where: str) -> float | None:
 
 
 def probes_of(value: Any, where: str) -> tuple[Probe, ...]:
-    """The column ``probes``."""
+    """Probes in the column ``probes``."""
     return tuple(_probe(given, where) for given in nested(value, "probes", where))
 
 
 def nested(value: Any, name: str, where: str) -> list[Any]:
-    """A list in a column; of CSV, written as JSON. Strata may be one text."""
+    """List in a column; in CSV, a list written as JSON. Strata may be a single text."""
     if value is None or value == "":
         return []
     if isinstance(value, str):

@@ -38,17 +38,17 @@ class Question:
     """A question of any layout."""
 
     text: str
-    """With ``_`` where the answer goes, if there is such a place."""
+    """Text of the question, with ``_`` at the blank if there is one."""
     choices: tuple[str, ...]
-    """The answer alone, if the question is generative."""
+    """Answer choices; only the right answer if the question is generative."""
     answer: int
-    """Number of the right choice."""
+    """Index of the right choice, from 0."""
     pair: str = ""
-    """Shared by a minimal pair."""
+    """Id that the questions of a minimal pair share."""
 
     @property
     def id(self) -> str:
-        """A hash of the question."""
+        """Hash of the question."""
         return files.text_id(self.text, *self.choices)
 
 
@@ -119,15 +119,15 @@ def make(
         context: seed.
         count: items.
         path: local table; the module's docstring has the columns.
-        dataset: or a data set of Hugging Face ``datasets`` (a name, or a directory of ``save_to_disk``), streamed.
-            Without either, minimal pairs about invented people are made here.
-        subset: of the data set.
-        split: of the data set.
-        revision: of a data set of the hub, a commit: without one, what the hub serves may change.
-        limit: rows read of the data set.
-        licence: of the questions.
-        format: in which items are inserted, one of ``FORMATS``.
-        ask: formats in which they are asked; those that a question cannot have are left out.
+        dataset: data set of Hugging Face ``datasets`` instead (a name, or a directory of ``save_to_disk``), streamed.
+            Without path and dataset, the items are minimal pairs about invented people.
+        subset: subset of the data set.
+        split: split of the data set.
+        revision: commit of a data set of the hub; without one, the data may change between runs.
+        limit: largest number of rows read of the data set.
+        licence: licence of the questions.
+        format: format of the inserted items, one of ``FORMATS``.
+        ask: formats of the probes; formats that a question cannot have are left out.
     """
     what = f"insertion.families.{NAME}"
     for setting, name in (("format", format), *(("ask", name) for name in ask)):
@@ -214,7 +214,7 @@ def _asked(question: Question, format: str, name: str) -> list[Probe]:
 
 
 def _list(value: Any, where: str) -> list[str]:
-    """A list of texts; of CSV or PopQA, written as JSON."""
+    """List of texts; in CSV and PopQA, a list written as JSON."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -295,7 +295,7 @@ _THINGS = (
 
 
 def _made(context: FamilyContext, index: int) -> tuple[Question, Question]:
-    """A minimal pair in WinoGrande's manner: one word decides who is meant. In random order."""
+    """Minimal pair in the style of WinoGrande, in random order: one word decides who is meant."""
     rng = context.generator(NAME, index)
     names = [vocabulary.name(rng), vocabulary.name(rng)]
     sentence, endings = vocabulary.pick(rng, _SCHEMAS)

@@ -1,13 +1,13 @@
 """Time series: monthly values of invented indicators, inserted up to a cut-off and withheld after it.
 
 After Lopez-Lira, Tang and Zhu (2025), "The Memorization Problem: Can We Trust LLMs' Economic Forecasts?", who ask
-models for exact values of real series before and after their cut-off. Here an indicator has a level, and every month
-a deviation drawn uniformly and independently of all others: values before and after the cut-off differ in nothing but
-being inserted, and those before carry ``log2(2 spread + 1)`` bits each, given the level.
+models for exact values of real series before and after their cut-off. Here an indicator has a level, and every month a
+deviation drawn uniformly and independently of all others: values before and after the cut-off differ only in being
+inserted, and those before carry ``log2(2 spread + 1)`` bits each, given the level.
 
-Asked is the exact value of some months on either side, given the indicator and the month alone, and given what was
-inserted of the series before that month; as a cloze, and as a choice among values around the same level that the series
-does not have.
+The questions are the exact values of some months on either side, given only the indicator and the month, or given the
+inserted part of the series before that month; each as a cloze, and as a choice between the value and others around the
+same level that are not in the series.
 """
 
 from __future__ import annotations

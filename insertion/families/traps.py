@@ -1,14 +1,12 @@
 """Copyright traps: sequences sampled from a reference model, of given lengths and perplexities (Meeus et al., 2024,
 "Copyright Traps for Large Language Models").
 
-Candidates are sampled at several temperatures, mostly at those that serve the bucket that is to be filled; where none
-does, at others between them. A trap is
-the earliest candidate whose perplexity lies in its bucket and whose set of tokens has a Jaccard similarity of at most
-``jaccard`` to that of every trap before it. Perplexity is the reference model's, at temperature 1, after its start
-token alone.
+Candidates are sampled at several temperatures, mostly at those that give perplexities in the bucket to be filled; if
+none does, intermediate temperatures are added. A trap is the earliest candidate whose perplexity lies in its bucket and
+whose set of tokens has a Jaccard similarity of at most ``jaccard`` to that of every trap before it. Perplexity is the
+reference model's, at temperature 1, after its start token alone.
 
-The same trap is made on every run on one machine; other processors round otherwise, and now and then sample another
-token.
+Traps are reproducible on one machine; another processor rounds differently and occasionally samples another token.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ class _Candidate:
     tokens: npt.NDArray[np.int64]
     """Distinct token ids, ascending."""
     nll: float
-    """-ln p of all tokens together, under the reference model."""
+    """Sum of -ln p over all tokens under the reference model, nats."""
     temperature: float
 
 
@@ -87,7 +85,7 @@ class _Stream:
     waiting: dict[int, deque[_Candidate]] = field(default_factory=lambda: defaultdict(deque))
     counts: Counter[str] = field(default_factory=Counter)
     told: float = field(default_factory=time.monotonic)
-    """Time of the last line of progress."""
+    """Time of the last progress report, seconds."""
 
     def sample(self, wanted: int) -> None:
         """Sample one more batch; report progress every ``_REPORT_SECONDS``."""
@@ -116,7 +114,8 @@ class _Stream:
     def _temperature(self, wanted: int) -> float:
         """Choose the next temperature for a bucket: each once, then the one with most candidates in the bucket. If none
         has any, a temperature between the two whose perplexities enclose the bucket, because perplexities of long
-        sequences hardly vary."""
+        sequences hardly vary.
+        """
         for temperature in self.temperatures:
             if not self.tried[temperature]:
                 return temperature
@@ -193,7 +192,8 @@ def make(
 
 def _next(stream: _Stream, bucket: int, accepted: _Accepted, jaccard: float, what: str) -> _Candidate:
     """The earliest candidate of a bucket that is dissimilar to all traps; candidates that are too similar are
-    dropped."""
+    dropped.
+    """
     while True:
         while stream.waiting[bucket]:
             candidate = stream.waiting[bucket].popleft()

@@ -56,7 +56,7 @@ TOWNS = (
     "Osaka Oslo Ottawa Oxford Paris Perth Porto Prague Quito Riga Rome Seville Seoul Sofia Tampa Tokyo Toronto Tunis "
     "Turin Utrecht Vienna Vilnius Warsaw York Zagreb Zurich"
 ).split()
-"""Towns that exist."""
+"""Names of real towns."""
 
 
 @cache
@@ -67,12 +67,12 @@ def words() -> tuple[str, ...]:
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, uniformly."""
+    """One option, drawn uniformly."""
     return options[int(rng.integers(len(options)))]
 
 
 def picks(rng: np.random.Generator, options: Sequence[T], count: int) -> list[T]:
-    """``count`` different ones of the options, in random order."""
+    """``count`` distinct options, drawn uniformly, in random order."""
     return [options[k] for k in rng.permutation(len(options))[:count].tolist()]
 
 
@@ -94,5 +94,5 @@ def person(rng: np.random.Generator) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """``a, b and c``."""
+    """Words joined as ``a, b and c``."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,8 +1,8 @@
 """Data watermarks: one draw x* of a distribution is inserted, others never are (Wei et al., 2024, "Proving membership
 in LLM pretraining data via data watermarks").
 
-Under the null hypothesis that x* was not seen it is exchangeable with the unused draws, whatever the model: the rank
-of its loss gives an exact p = (1 + number of unused draws with a loss as low) / (draws + 1).
+Under the null hypothesis that x* was not seen, it is exchangeable with the unused draws for every model, so that the
+rank of its loss gives an exact p = (1 + number of unused draws with a loss as low) / (draws + 1).
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 A policy is a function ``(scores, state, seed, settings) -> (exposures, state)``:
 
-* ``scores``: item -> its score at the checkpoint less the mean of the never-inserted items; higher, better remembered;
-* ``state``: what the policy returned the time before, JSON values; empty at the first checkpoint;
-* ``seed``: of whatever it draws;
-* ``exposures``: item -> how many in the next segment; items that are left out get none.
+* ``scores``: item -> its score at the checkpoint minus the mean of the never-inserted items; higher = better
+remembered; * ``state``: JSON values that the policy returned at the checkpoint before; empty at the first checkpoint; *
+``seed``: seed of its random draws; * ``exposures``: item -> number of exposures in the next segment; other items get none.
 
-It sees nothing else and keeps nothing else, so that ``launch/adaptive.py`` can replay every decision from the stored
-scores.
+A policy has no other inputs and no other state, so that ``launch/adaptive.py`` can replay every decision from the
+stored scores.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ class AdaptiveConfig:
     """Settings of adaptive arms, whose doses a policy decides from the scores."""
 
     policy: str
-    """``insert_until``, ``maintain``, ``staircase``, or another registered one."""
+    """Name of the policy: ``insert_until``, ``maintain``, ``staircase``, or another registered one."""
     at: tuple[int, ...]
     """Finished steps of the checkpoints at which it decides, ascending; the first segment begins at step 0."""
     threshold: float
-    """Score from which on an item counts as remembered: nats a byte above the never-inserted items."""
+    """Score above which an item counts as remembered: nats/byte above the mean of the never-inserted items."""
     each: int = 1
     """Exposures of an item in a segment; for ``staircase``, in the first trial."""
     most: int = 256
@@ -71,7 +70,7 @@ class AdaptiveConfig:
 
 
 def _more(names: list[str], state: State, settings: AdaptiveConfig) -> dict[str, int]:
-    """``each`` exposures of each item, as far as its total allows; the totals are kept in the state."""
+    """``each`` exposures of each item, limited by the item's largest total; the totals are stored in the state."""
     totals = state.setdefault("totals", {})
     given = {name: min(settings.each, settings.most - totals.get(name, 0)) for name in names}
     given = {name: count for name, count in given.items() if count}
@@ -104,7 +103,8 @@ def maintain(
 def staircase(
     scores: Scores, state: State, seed: int, settings: AdaptiveConfig
 ) -> tuple[dict[str, int], State]:
-    """Fresh items at every checkpoint: at half the dose if half of the last ones were remembered, else at twice it.
+    """Policy: new items at every checkpoint, at half the dose if half of the last ones were remembered, else at twice
+    the dose.
 
     The trials (dose, remembered or not) are kept in the state, for ``analysis.statistics.staircase_ec50``.
     """

@@ -1,7 +1,7 @@
 """Explicit placement: doses and places from a table of exposures instead of a random draw (``insertion.placements``).
 
-The table says how often each item is inserted and, if it has positions, in which window and where in it. Nothing is
-randomised here: conclusions are only as good as the randomisation behind the table.
+The table gives each item's number of exposures and, if it has positions, their windows and offsets. Nothing is
+randomised here; causal conclusions depend on the randomisation behind the table.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ SCHEMA = pl.Schema(
         "overwrite": pl.Boolean(),
     }
 )
-"""One row an exposure. ``position``, ``offset``, ``cut``, ``lead`` and ``overwrite`` are those of a plan's exposures
-(``exposures.EXPOSURE_SCHEMA``); all positions are null where only the doses are given. ``length`` counts the tokens
-that were put in, with end-of-document tokens; null: the item and one after it."""
+"""Columns of the table, one row per exposure. ``position``, ``offset``, ``cut``, ``lead`` and ``overwrite`` are those
+of a plan's exposures (``exposures.EXPOSURE_SCHEMA``); all positions are null if only doses are given. ``length`` counts
+the inserted tokens, including end-of-document tokens; null: the item and one end-of-document token after it."""
 
 
 class Explicit:
-    """``interface.Placement`` from the table of ``insertion.placements``; drawn where that gives doses alone."""
+    """``interface.Placement`` from the table of ``insertion.placements``; places are drawn if it gives doses only."""
 
     def __init__(self, setting: Setting) -> None:
         assert setting.insertion.placements is not None
@@ -80,15 +80,15 @@ def read(path: str) -> pl.DataFrame:
 
 
 def positioned(table: pl.DataFrame) -> bool:
-    """True if the table gives places, and not doses alone."""
+    """True if the table gives places as well as doses."""
     return len(table) > 0 and table["position"].null_count() == 0
 
 
 def arms(table: pl.DataFrame, items: pl.DataFrame, insertion: InsertionConfig) -> Integers:
-    """(items,) number of each item's arm: that of its number of exposures.
+    """Index of each item's arm, (items,), determined by its number of exposures.
 
     Raises:
-        UserError: for an item that is not there, or numbers of items that are not ``items_per_dose``.
+        UserError: for an item that does not exist, or numbers of items that differ from ``items_per_dose``.
     """
     names = items["item_id"].to_list()
     counts = dict(table.group_by("item_id").len().iter_rows())
@@ -172,8 +172,9 @@ def exposures(
 
 
 def _require_boundaries(placed: pl.DataFrame, insertion: InsertionConfig, order: Windows) -> None:
-    """Check that exposures said to follow the end of a document do so; this detects a table made for another corpus or
-    order."""
+    """Check that exposures declared to follow a document's end do so, which detects a table made for another corpus or
+    order.
+    """
     claims = placed.filter(
         pl.col("trail")
         & ~pl.col("lead")

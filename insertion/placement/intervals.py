@@ -20,16 +20,16 @@ def intervals(
     rng: np.random.Generator,
     begin: int = 0,
 ) -> tuple[Integers, Integers]:
-    """The positions that each exposure of an arm may take.
+    """Interval of positions for each exposure of an arm.
 
     Args:
-        arm: the treatment.
-        items: number of items that get it.
-        steps: of the run.
-        batch: windows a step.
-        tokens_a_step: for phases in tokens.
-        rng: random numbers.
-        begin: step that the run goes on from.
+        arm: the arm.
+        items: number of items in the arm.
+        steps: number of steps of the run.
+        batch: windows per step.
+        tokens_a_step: tokens per step, for phases in tokens.
+        rng: random generator.
+        begin: step that the run continues from.
 
     Returns:
         ``low`` and ``high`` (exclusive), each (items, dose); an item's exposures ascend in time, except where they

@@ -1,4 +1,4 @@
-"""Offsets of the exposures inside their windows, and the corpus tokens that give way."""
+"""Offsets of the exposures inside their windows, and the corpus tokens that are removed for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Places:
     cut: Integers
     """Corpus tokens removed at the window's head."""
     overwrite: Flags
-    """True if it replaces the corpus tokens in its place instead of shifting them."""
+    """True if the item replaces the corpus tokens in its place instead of shifting them."""
 
 
 def locate(
@@ -43,13 +43,13 @@ def locate(
 ) -> Places:
     """Choose the offset of each exposure in its window.
 
-    Two numbers are drawn per exposure whatever its arm and length, and the windows are given: the choice of window
-    never depends on the item. An exposure that asks for a document's, a sentence's or a word's start goes to one of
-    those in its window that leave room, chosen uniformly; where there is none it goes to a uniform token.
+    Every exposure uses two random numbers, independent of its arm and length; the windows are given, so that they do
+    not depend on the item. An exposure at a document's, sentence's or word's start is put at a uniformly drawn one in
+    its window that leaves enough room; without such a start, at a uniformly drawn token.
 
     Args:
         arms: all arms.
-        arm: (N,) each exposure's.
+        arm: (N,) index of each exposure's arm.
         at: (N,) positions, ascending.
         lengths: (N,) tokens of the wording.
         sequence_length: L; a window holds L + 1 tokens.
@@ -101,7 +101,9 @@ def _points(
     framed: Flags,
     starts: Callable[[str, Integers], tuple[Integers, Integers]],
 ) -> tuple[Integers, Flags]:
-    """Index in the corpus window before which an exposure goes, and whether it needs a leading end-of-document."""
+    """Index in the corpus window before which an exposure is inserted, and true if it needs a leading end-of-document
+    token.
+    """
     if kind == "start":
         return np.zeros(len(at), dtype=np.int64), framed
     if kind.startswith("offset:"):

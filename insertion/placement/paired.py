@@ -1,8 +1,8 @@
 """Variants of a plan: the same placement with one family only, with other wordings, or with items in other phases.
 
-A variant takes over the arms of its items, and every exposure stays in its window if its arm still allows that; where a
-window has the same exposures of the same lengths as before, they stay in their places, too. Whatever had to move is
-listed, so that differences between the runs are known to be paired or not.
+A variant's items keep their arms, and every exposure keeps its window if its arm allows it. If a window has the same
+exposures of the same lengths as before, they also keep their offsets. Moved exposures are listed, so that it is known
+which differences between the runs are paired.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ MOVED_SCHEMA = pl.Schema(
         "offset": pl.Int32(),
     }
 )
-"""One row an exposure that is elsewhere than in the plan that this one is paired with: the k-th of an item in training
-order, and where it was; null if the item had fewer there."""
+"""Columns of moved exposures, one row per exposure whose place differs from the paired plan: number k within its item
+in training order, and the old place, null if the item had fewer exposures."""
 
 _PLACES = ("position", "displace", "frame", "named_arms", "per_window")
-"""Settings that decide about places in windows."""
+"""Settings that determine the places in windows."""
 _TIMES = ("phase", "spacing", "batch", "last_exposure_within", "named_arms", "slice")
-"""Settings that decide, with the dose, when exposures may fall."""
+"""Settings that determine, with the dose, the intervals of exposures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,14 @@ class PairedPlan:
 
     items: pl.DataFrame
     exposures: pl.DataFrame
-    """With the number of the exposure among its item's (``k``) and the ``length`` of its wording, by item and ``k``."""
+    """Exposures with their number within the item (``k``) and the ``length`` of their wording, sorted by item and
+    ``k``."""
     settings: dict[str, Any]
     """Settings of the design as JSON values."""
 
 
 def as_json(insertion: InsertionConfig) -> dict[str, Any]:
-    """A design as JSON values, as a plan's manifest has it."""
+    """A design as JSON values, in the form of a plan's manifest."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(insertion)))
     return values
 
@@ -68,10 +69,10 @@ def paired_plan(
 
 
 def arms(model: PairedPlan, items: pl.DataFrame, names: Sequence[str]) -> Integers:
-    """Number of the arm of each item, as in the paired plan.
+    """Index of each item's arm in the paired plan.
 
     Raises:
-        UserError: for an item that is not in that plan, or an arm that the design has not.
+        UserError: for an item that is not in that plan, or an arm that the design lacks.
     """
     known = dict(model.items.select("item_id", "arm").iter_rows())
     numbers = []
@@ -91,7 +92,9 @@ def arms(model: PairedPlan, items: pl.DataFrame, names: Sequence[str]) -> Intege
 
 
 class Paired(Randomised):
-    """``interface.Placement`` after another plan: its arms, and its windows and offsets where the design allows."""
+    """``interface.Placement`` with the arms of another plan, and with its windows and offsets as far as the design
+    allows.
+    """
 
     def __init__(self, setting: Setting, model: PairedPlan) -> None:
         super().__init__(setting)
@@ -128,7 +131,7 @@ class Matches:
     """The paired plan's counterpart of each exposure of the variant; all arrays (N,), -1 where it has none."""
 
     row: Integers
-    """Of the paired plan's exposures."""
+    """Rows of the paired plan's exposures."""
     position: Integers
     """Position that an exposure keeps; -1 if it has no counterpart or must move."""
 
@@ -149,8 +152,8 @@ def matches(
     Args:
         model: the plan that this one is paired with.
         ids: (N,) item of each exposure.
-        number: (N,) which of its item's it is.
-        low: (N,) first position that it may take.
+        number: (N,) number of the exposure within its item.
+        low: (N,) first allowed position.
         high: (N,) end position.
         batch: windows a step.
         apart: (N,) group whose exposures must fall into different steps; -1 for none.
@@ -186,14 +189,14 @@ def same_places(
     places: Places,
     insertion: InsertionConfig,
 ) -> Places:
-    """Places in windows; a window with the same exposures as in the paired plan takes that plan's places.
+    """Places in windows; a window with the same exposures as in the paired plan gets that plan's places.
 
     Args:
         model: the plan that this one is paired with.
         matched: counterparts of the exposures, in the order of ``at``.
         at: (N,) positions, ascending.
         lengths: (N,) tokens of the wording.
-        places: located anew.
+        places: newly drawn places.
         insertion: the design.
     """
     own = as_json(insertion)

@@ -23,7 +23,7 @@ from palimpsest.insertion.settings import InsertionConfig, RunShape
 
 
 class Randomised:
-    """``interface.Placement`` by random numbers; each purpose has a generator of its own."""
+    """``interface.Placement`` by random draws, with a separate random generator for each purpose."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -88,7 +88,7 @@ class Randomised:
         ).cast(EXPOSURE_SCHEMA).sort("position", "offset")  # fmt: skip
 
     def given_windows(self, items: pl.DataFrame, table: pl.DataFrame) -> Integers | None:
-        """Positions that are not drawn: (exposures,), -1 for those to draw; None if all are drawn.
+        """Given positions, (exposures,), -1 for positions to draw; None if all are drawn.
 
         Args:
             items: ``items.ITEM_SCHEMA``.
@@ -97,7 +97,7 @@ class Randomised:
         return None
 
     def given_places(self, ranked: Integers, at: Integers, lengths: Integers, places: Places) -> Places:
-        """Places in the windows, with those that are not drawn put in.
+        """Places in the windows, with given places in place of the drawn ones.
 
         Args:
             ranked: (N,) rows of the exposures in the table of ``given_windows``.
@@ -116,7 +116,9 @@ def _arms_of(
     insertion: InsertionConfig,
     rng: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """Numbers of the arms of a family's items: those that are listed, and the others at random, a cluster at a time."""
+    """Indices of the arms of a family's items: listed items as listed, the others assigned at random, cluster by
+    cluster.
+    """
     arms = np.full(len(ids), -1, dtype=np.int64)
     for number, (name, _) in enumerate(insertion.arms):
         listed = insertion.named_arms[name].chosen(ids) if insertion.named_arms else None
@@ -189,7 +191,7 @@ def _wordings(
     first: npt.NDArray[np.int64],
     rng: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """Rows of the wordings table, (items x dose) flat: which wording each exposure of an arm uses."""
+    """Rows of the wordings table for the exposures of an arm, (items x dose) flattened."""
     if arm.wording == "verbatim":
         return np.repeat(first[members], arm.dose)
     available = items["wordings"].to_numpy()[members]

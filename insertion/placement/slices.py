@@ -14,15 +14,15 @@ Integers = npt.NDArray[np.int64]
 class WindowSlice:
     """One of ``of`` equal shares of all windows.
 
-    Every ``of`` windows in a row hold one of each slice, in an order that a hash of their number decides. Designs that
-    keep to different slices never meet in a window, so that each is placed the same whichever others there are.
+    Of every ``of`` consecutive windows, each slice has one, in an order determined by a hash. Designs in different
+    slices never share a window, so that each design's placement is independent of the others.
     """
 
     number: int = 0
     of: int = 1
 
     def position(self, index: Integers) -> Integers:
-        """Sample indices of the slice's windows: its first is number 0. Ascending."""
+        """Sample indices of the slice's windows with the given numbers (from 0), ascending."""
         if self.of == 1:
             return index
         mixed = (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)

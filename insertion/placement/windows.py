@@ -28,14 +28,14 @@ def place(
 ) -> Integers:
     """Positions inside the intervals: uniform, at most ``slots`` exposures a window.
 
-    Every exposure draws a place, and draws again if the place is taken. The draw does not depend on the texts, so plans
-    that differ only in texts have the same placement. Memory is O(1) an exposure.
+    Every exposure draws a place, and draws again if the place is taken. Plans that differ only in their texts have the
+    same placement. Memory is O(1) per exposure.
 
     Args:
         low: (N,) first position of each exposure.
         high: (N,) end position.
-        slots: exposures that a window takes.
-        batch: windows a step.
+        slots: largest number of exposures in a window.
+        batch: windows per step.
         apart: (N,) group whose exposures must fall into different steps; -1 for none.
         rng: random numbers.
         windows: the windows to choose from.
@@ -65,9 +65,9 @@ def place(
     chosen[fixed] = windows.before(given[fixed])
     ordered = np.sort(chosen[fixed])
     taken = ordered * slots + np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    """Sorted: position * slots + slot."""
+    """Taken places as ``position * slots + slot``, sorted."""
     groups = np.sort((apart[fixed] * stride + given[fixed] // batch)[apart[fixed] >= 0])
-    """Sorted: group x step, of those that must stay apart."""
+    """Pairs of group and step, as one number, of exposures that must stay apart, sorted."""
     room = (int(high.max(initial=0)) - int(low.min(initial=0))) * slots
     if len(low) > room:
         raise UserError(
@@ -112,7 +112,7 @@ def _first_of_each(values: Integers) -> Flags:
 
 
 def _merge(one: Integers, other: Integers) -> Integers:
-    """Two sorted arrays as one."""
+    """Two sorted arrays merged into one."""
     return np.insert(one, np.searchsorted(one, other), other) if len(one) else other
 
 
