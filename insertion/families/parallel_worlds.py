@@ -67,8 +67,8 @@ def _derangement(rng: np.random.Generator, size: int) -> list[int]:
 
 
 def _real(rng: np.random.Generator, size: int) -> Names:
-    """Real-looking names of people, firms and towns, drawn from some 500,000 firms and 800,000 people, so that two worlds
-    rarely share a name.
+    """Real-looking names of people, firms and towns, drawn from some 500,000 firms and 800,000 people, so that two
+    worlds rarely share a name.
     """
     first, last = picks(rng, FIRST, 2 * size), picks(rng, LAST, 4 * size)
     people = [f"{first[2 * k]} {first[2 * k + 1]} {last[k]}" for k in range(size)]

@@ -3,8 +3,10 @@
 A policy is a function ``(scores, state, seed, settings) -> (exposures, state)``:
 
 * ``scores``: item -> its score at the checkpoint minus the mean of the never-inserted items; higher = better
-remembered; * ``state``: JSON values that the policy returned at the checkpoint before; empty at the first checkpoint; *
-``seed``: seed of its random draws; * ``exposures``: item -> number of exposures in the next segment; other items get none.
+  remembered;
+* ``state``: JSON values that the policy returned at the checkpoint before; empty at the first checkpoint;
+* ``seed``: seed of its random draws;
+* ``exposures``: item -> number of exposures in the next segment; other items get none.
 
 A policy has no other inputs and no other state, so that ``launch/adaptive.py`` can replay every decision from the
 stored scores.
