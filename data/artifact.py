@@ -61,9 +61,9 @@ class Manifest:
     """Record of an artefact: its kind, settings, inputs, contents and origin."""
 
     kind: str
-    """``corpus``, ``plan``, ``checkpoint``, ``scores``, ``audit``, ``report``."""
+    """Kind of artefact: ``corpus``, ``plan``, ``checkpoint``, ``scores``, ``audit``, ``report``."""
     schema_version: int
-    """Raised when a reader of the previous version would misread the files."""
+    """Version of the schema, increased when a reader of the previous version would misread the files."""
     config: dict[str, Any]
     """The settings that determine the contents, as JSON values."""
     inputs: dict[str, str]
@@ -71,9 +71,9 @@ class Manifest:
     contents: dict[str, str]
     """Relative path of each file -> its digest."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Counts and other figures worth reading without opening the files; under ``record``, not under ``digest``."""
+    """Counts and other figures for readers of the manifest alone; covered by ``record``, not by ``digest``."""
     made_by: dict[str, Any] = field(default_factory=dict)
-    """Versions, platform, git commit; as for ``facts``."""
+    """Versions, platform, git commit; covered by ``record``, not by ``digest``."""
 
     @property
     def digest(self) -> str:
@@ -82,13 +82,13 @@ class Manifest:
 
     @property
     def record(self) -> str:
-        """Digest of the whole manifest, facts and origin included: programs read those, so they are checked, too."""
+        """Digest of the whole manifest, including facts and origin, so that these are checked as well."""
         return json_digest(json.loads(json.dumps(asdict(self))))  # as it is read: keys are texts
 
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Versions of Python and of the packages that matter, platform, and the git commit of this checkout."""
+    """Versions of Python and of the main packages, platform, and the git commit of this checkout."""
     versions: dict[str, str | None] = {}
     for package in ("palimpsest", *_PACKAGES):
         try:
@@ -128,7 +128,7 @@ class Draft:
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
     manifest: Manifest | None = None
-    """Manifest of the artefact; set once it is in place."""
+    """Manifest of the artefact, set when the artefact is complete."""
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def _parent(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Lock an artefact's place: other writers wait.
+    """Lock an artefact's directory, so that other writers wait.
 
     Files left by a killed writer are removed. The lock, ``.<name>.lock`` beside the directory, is released by the
     system when its holder dies, on any machine that shares the file system.
@@ -179,17 +179,17 @@ def writing(
     temporary directory is removed.
 
     Args:
-        directory: final place.
-        kind: what it is; ``read`` checks it.
+        directory: final directory.
+        kind: kind of artefact, which ``read`` checks.
         schema_version: version of its schema.
         config: settings that determine the contents (JSON values).
-        inputs: name -> digest of what it was made from.
+        inputs: name -> digest of each input.
 
     Yields:
         The draft to fill.
 
     Raises:
-        UserError: if the place is taken by files that are no artefact.
+        UserError: if the directory contains files that are no artefact.
     """
     if directory.is_dir() and not (directory / MANIFEST).is_file() and any(directory.iterdir()):
         # Nothing unfinished ever gets this name, so these are someone's own files: do not delete them.
@@ -246,13 +246,13 @@ def finish(
     """Digest the files under ``path``, flush them, and write the manifest, last.
 
     Args:
-        path: of the directory.
-        kind: what it is.
+        path: the directory.
+        kind: kind of artefact.
         schema_version: version of its schema.
         config: settings that determine the contents (JSON values).
-        inputs: name -> digest of what it was made from.
-        facts: figures worth reading.
-        known: relative path -> digest of files that :func:`digest_files` has digested and flushed already.
+        inputs: name -> digest of each input.
+        facts: counts and other figures.
+        known: relative path -> digest of files that :func:`digest_files` has already digested and flushed.
     """
     known = known or {}
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != MANIFEST)
@@ -283,7 +283,7 @@ def digest_files(directory: Path, names: Iterable[str]) -> dict[str, str]:
 def put_in_place(source: Path, target: Path) -> None:
     """Rename a finished directory to its final name, replacing an existing one atomically.
 
-    Where the system cannot exchange two names at once, the old one is moved aside first.
+    If the system cannot exchange two names atomically, the old directory is moved aside first.
     """
     source.chmod(0o755)
     if not target.exists():
@@ -299,7 +299,7 @@ def put_in_place(source: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names atomically (Linux's renameat2); False where the system cannot."""
+    """Swap two names atomically (Linux's renameat2); False if the system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -329,8 +329,9 @@ def abandoned(parent: Path, start: str = "**/.*") -> Iterator[Path]:
     """Drafts that killed processes of this host left, and half-built orders of earlier versions.
 
     Args:
-        parent: where to look.
-        start: pattern of their names, without what tells the process; as it stands, everywhere below.
+        parent: directory to search.
+        start: pattern of their names without the part that identifies the process; the default searches all
+            subdirectories.
     """
     for stale in sorted(parent.glob(f"{start}.{_host()}-*.tmp*")):
         owner = stale.name.rpartition(f".{_host()}-")[2].split(".")[0]
@@ -392,10 +393,10 @@ def verify(directory: Path, manifest: Manifest, *, part: int = 0, parts: int = 1
     """Check files of an artefact against their digests.
 
     Args:
-        directory: of the artefact.
-        manifest: its own.
-        part: from 0, of the files that are to be checked here.
-        parts: among which they are divided; 1: all files are checked.
+        directory: directory of the artefact.
+        manifest: its manifest.
+        part: index, from 0, of the part of the files to check here.
+        parts: number of parts; 1: all files are checked.
 
     Raises:
         UserError: naming the first file that is missing or differs.
@@ -426,10 +427,10 @@ def differences(manifest: Manifest, *, config: Mapping[str, Any], inputs: Mappin
 def reuse(
     directory: Path, *, kind: str, schema_version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
 ) -> tuple[Manifest | None, list[str]]:
-    """A finished artefact, if it was made with just this configuration from just these inputs.
+    """The finished artefact, if it has exactly this configuration and these inputs.
 
     Returns:
-        The manifest and an empty list; or None and what differs (nothing, if there is no finished artefact).
+        The manifest and an empty list; or None and the differences (an empty list if there is no finished artefact).
     """
     if not (directory / MANIFEST).is_file():
         return None, []

@@ -14,7 +14,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.data.tokens import read_tokens
 
 _BASE = 0x9E3779B97F4A7C15
-"""Odd, so that it has an inverse mod 2^64 and no token's contribution to the hash is lost."""
+"""Base of the hash; odd, so that it has an inverse mod 2^64 and no token's contribution is lost."""
 _BLOCK = 1 << 20  # tokens hashed at once
 _COMPARED = 1 << 14  # places compared at once
 _SIEVE = 1 << 22  # flags by which most n-grams of the corpus are passed over
@@ -22,7 +22,7 @@ _SIEVE = 1 << 22  # flags by which most n-grams of the corpus are passed over
 
 @cache
 def _powers(size: int, base: int) -> npt.NDArray[np.uint64]:
-    """1, base, base^2, ... (mod 2^64)."""
+    """Powers of the base, ``1, base, base^2, ...`` (mod 2^64), uint64."""
     powers = np.full(size, base, dtype=np.uint64)
     powers[:1] = 1
     result: npt.NDArray[np.uint64] = np.multiply.accumulate(powers)
@@ -32,7 +32,8 @@ def _powers(size: int, base: int) -> npt.NDArray[np.uint64]:
 def _hashes(tokens: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
     """Polynomial hash (mod 2^64, mixed) of every n-gram: (T,) -> (T - n + 1,).
 
-    Differences of the sums of ``token_k base^k``, divided by ``base^k`` of their beginning: as fast for long n-grams.
+    Computed from differences of cumulated sums of ``token_k base^k``, divided by ``base^k`` of the n-gram's start, so
+    that the time does not depend on n.
     """
     count = max(len(tokens) - n + 1, 0)
     size = 1 << max(len(tokens) - 1, 1).bit_length()  # few sizes, so that the powers are made once
@@ -82,13 +83,14 @@ def ngram_counts(
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecontaminateConfig:
     """Settings of decontamination: documents that contain given texts are dropped. Defaults are Hubble's rule; lengths
-    are in tokens."""
+    are in tokens.
+    """
 
     paths: tuple[str, ...] = ()
     """JSONL files, globs or directories of the texts, such as test sets or the items of a plan; none: nothing is
     dropped."""
     text_field: str = "text"
-    """The field that holds a text."""
+    """Name of the field with the text."""
     skip_below: int = 10
     """Shorter texts are skipped and counted."""
     exact_up_to: int = 40
@@ -112,8 +114,8 @@ class Finder:
     is compared.
 
     Args:
-        spans: ids of each text.
-        rule: what of them to look for.
+        spans: token ids of each text.
+        rule: settings of the search.
     """
 
     def __init__(self, spans: Sequence[npt.NDArray[np.int32]], rule: DecontaminateConfig) -> None:
@@ -121,7 +123,7 @@ class Finder:
         grams: list[npt.NDArray[np.int64]] = []
         owner: list[int] = []
         self.skipped = np.array([len(span) < rule.skip_below for span in spans], dtype=bool)
-        """Flags of the texts that are too short to look for: (S,) bool."""
+        """Flags of the texts that are too short for the search, (S,) bool."""
         for number, span in enumerate(spans):
             size, stride = len(span), 1
             if size > rule.exact_up_to:
@@ -142,11 +144,11 @@ class Finder:
         """Find the places of the texts inside documents.
 
         Args:
-            ids: documents back to back, (T,).
-            ends: where each document ends, (D,), the last being T.
+            ids: concatenated documents, (T,).
+            ends: end of each document, (D,); the last is T.
 
         Returns:
-            For each occurrence of an n-gram, the text's number and the document's: two (F,) arrays.
+            Index of the text and index of the document of each occurrence, two (F,) arrays.
         """
         texts, documents = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         if not len(self._heads):
@@ -172,7 +174,7 @@ def _holding(
     at: npt.NDArray[np.int64],
     gram: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int64]:
-    """The documents that hold an n-gram at one of these places, once for each place."""
+    """Indices of the documents that contain an n-gram at the given places, one entry per place."""
     document = np.searchsorted(ends, at, side="right")
     fits = at + len(gram) <= ends[document]
     windows = ids[at[fits][:, None] + np.arange(len(gram))]

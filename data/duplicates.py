@@ -27,7 +27,7 @@ _PAIR = np.random.default_rng(20240229).integers(1, 1 << 61, (2, _BANDS * _ROWS)
 
 
 def key_of(text: str) -> tuple[bytes, int]:
-    """128 bits of a document's words, equal for texts that differ in white space alone, and how many words it has."""
+    """128-bit key of a document's words, equal for texts that differ only in white space, and its number of words."""
     words = text.split()
     return blake2b(" ".join(words).encode(), digest_size=16).digest(), len(words)
 
@@ -61,7 +61,7 @@ def write_keys(
     Args:
         path: of the ``.npy`` to write: uint64 (3, K): high half, low half, document.
         keys: (K, 2), exact keys (one a document) before near ones.
-        documents: (K,) the shard's document that each key is of.
+        documents: (K,) index of each key's document in the shard.
         count: documents in the shard, C.
 
     Returns:
@@ -83,7 +83,7 @@ def across(shards: Sequence[Path], counts: Sequence[int], dropped: npt.NDArray[n
     """Mark the documents that have a key of an earlier shard's.
 
     Args:
-        shards: what ``write_keys`` wrote for each shard, in the order of the corpus.
+        shards: files of ``write_keys``, one per shard, in the order of the corpus.
         counts: documents in each shard.
         dropped: (documents,) marks set inside the shards; may be mapped; is changed in place.
     """
@@ -102,7 +102,7 @@ def like_heldout(
     """Mark the training documents that share a band with a held-out one, before or after it.
 
     Args:
-        shards: what ``write_near`` wrote for each shard, in the order of the corpus.
+        shards: files of ``write_near``, one per shard, in the order of the corpus.
         counts: documents in each shard.
         heldout: (documents,) flags; may be mapped.
         dropped: (documents,) marks; may be mapped; is changed in place.
@@ -127,7 +127,8 @@ def _merged(
     """Keys of all shards in ascending order, one range of their values at a time.
 
     Yields:
-        Of each key: whether the one before it is the same, its document in the corpus, and whether it is exact.
+        For each key: true if the key before it is equal, index of its document in the corpus, and true if the key is
+        exact.
     """
     first = np.concatenate([[0], np.cumsum(counts)])
     total = sum(int(np.load(path, mmap_mode="r").shape[1]) for path in shards)

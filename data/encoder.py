@@ -1,5 +1,6 @@
 """Fast encoding of many texts: by ``gigatoken`` where it gives the same ids as ``tokenizers``, otherwise by
-``tokenizers``."""
+``tokenizers``.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +24,17 @@ _PROBES = (
     "I'll WE'VE don’t 12345678 3.14159 __init__(self) -> None: // http://a.b/c?d=e&f",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 4,
 )
-"""Texts on which pre-tokenizers are known to differ."""
+"""Test texts on which pre-tokenizers are known to differ."""
 
 Flat = tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]
 
 
 class Encoder:
-    """Encodes batches with one of the two libraries; neither lets text turn into a special token.
+    """Encoder of batches of texts by one of the two libraries; text never becomes a special token.
 
     Args:
         tokenizer: the tokenizer.
-        library: ``gigatoken`` or ``tokenizers``, as ``choose`` found.
+        library: ``gigatoken`` or ``tokenizers``, from ``choose``.
     """
 
     def __init__(self, tokenizer: Tokenizer, library: str) -> None:
@@ -42,7 +43,7 @@ class Encoder:
         self.library = library
 
     def encode(self, texts: Sequence[str]) -> Flat:
-        """Ids of all texts back to back, (T,), and the tokens of each, int64 (D,).
+        """Concatenated ids of all texts, (T,), and number of tokens of each, int64 (D,).
 
         Raises:
             UserError: naming the first text that holds a lone surrogate.
@@ -64,7 +65,7 @@ def choose(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[str, str]:
         sample: texts of the corpus that both libraries encode.
 
     Returns:
-        ``gigatoken`` or ``tokenizers``, and why.
+        ``gigatoken`` or ``tokenizers``, and the reason.
     """
     special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
     try:
@@ -91,12 +92,12 @@ def disagreement(fast: Encoder, tokenizer: Tokenizer, texts: Sequence[str]) -> s
 
 
 def version(library: str) -> str:
-    """``gigatoken 0.10.0``."""
+    """Name and version of the library, such as ``gigatoken 0.10.0``."""
     return f"{library} {metadata.version(library)}"
 
 
 def sample(texts: Sequence[Sequence[str]], characters: int = SAMPLE_CHARACTERS) -> list[str]:
-    """The beginnings of several runs of texts, up to a number of characters in all."""
+    """First texts of several groups of texts, up to a total number of characters."""
     room = characters // max(len(texts), 1)
     chosen: list[list[str]] = []
     for run in texts:

@@ -9,18 +9,18 @@ _SHOWN = 12
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that names the field, the value and the fix.
+    """Error in the user's input: one line that names the field, the value and the fix.
 
-    Programs in ``launch/`` print the line and end with status 2. Anything else that escapes is a bug.
+    Programs in ``launch/`` print the line and end with status 2. Any other exception is a bug.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint such as ``; did you mean 'dose'?``, or the list of what is known.
+    """Hint such as ``; did you mean 'dose'?``, or the list of known names.
 
     Args:
-        name: what the user wrote.
-        known: what could have been written.
+        name: name that the user wrote.
+        known: valid names.
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)

@@ -1,8 +1,8 @@
-"""Names of corpora: their settings with the contents of their files in place of the paths.
+"""Identity of corpora: their settings, with digests of the files' contents in place of paths.
 
-The same text is the same corpus under another spelling of its path, in another directory, on another machine. Digests
-are remembered beside the corpora (by path, size and time of change), and so is what a spelling stood for, so that a
-finished corpus is still found where its text is not.
+The same text is therefore the same corpus under another path or on another machine. Digests are cached next to the
+corpora (by path, size and modification time), together with the paths as the user wrote them, so that a finished corpus
+is recognised without its text.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _KNOWN: dict[tuple[str, str], dict[str, Any]] = {}
 def by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
     """The settings of a corpus as JSON values, with a digest of the contents in place of each list of paths.
 
-    Where the files are not there, the settings are those that this spelling stood for before; else as spelled.
+    If the files are missing, the digests cached for these paths are used; without any, the paths are unchanged.
 
     Args:
         config: the settings.
-        place: directory of the corpora; what is remembered lies there, if it can be written to.
+        place: directory of the corpora, which has the cache if it is writable.
     """
     spelled = _settings(config)
     if not (_reads_files(config) or config.tokenizer.path or config.decontaminate.paths):
@@ -48,7 +48,7 @@ def by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
 
 
 def without_paths(config: CorpusConfig) -> dict[str, Any]:
-    """The settings of a corpus as JSON values, without paths: its inputs' digests stand for those."""
+    """The settings of a corpus as JSON values, without paths, which the inputs' digests replace."""
     settings = _settings(config)
     if _reads_files(config):
         settings["source"]["paths"] = []
@@ -58,7 +58,7 @@ def without_paths(config: CorpusConfig) -> dict[str, Any]:
 
 
 def _settings(config: CorpusConfig) -> dict[str, Any]:
-    """As JSON values; without where the files of a copy are, and without a limit that is none."""
+    """Settings as JSON values, without the location of a local copy, and without limits that are None."""
     settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     del settings["source"]["files"]
     if settings["source"]["max_files"] is None:

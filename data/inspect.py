@@ -22,18 +22,18 @@ class Piece:
     position: int
     """Position of the window."""
     offset: int
-    """First token in the window."""
+    """Index of the piece's first token in the window."""
     end: int
-    """The first token after it."""
+    """Index after the piece's last token in the window."""
     document: int
-    """Number of the document in its corpus's ``train.bin``."""
+    """Index of the document in its corpus's ``train.bin``."""
     source: str
     row: str
     text: str
 
 
 def verify(corpus: Path) -> None:
-    """Read all of a finished corpus: every file against its digest, every id against the vocabulary.
+    """Check a whole finished corpus: every file against its digest, every token id against the vocabulary.
 
     Raises:
         UserError: naming the file that was changed, or the document that holds an id outside the vocabulary.
@@ -45,13 +45,13 @@ def verify(corpus: Path) -> None:
 
 
 def pieces(order: Windows, corpora: Sequence[Path], tokenizer: Tokenizer, positions: range) -> list[Piece]:
-    """Source documents of windows, piece by piece, as the corpora have them (before any insertion).
+    """Source documents of windows, piece by piece, before any insertion.
 
     Args:
-        order: of the corpora.
-        corpora: their directories.
-        tokenizer: their tokenizer.
-        positions: of the windows.
+        order: order of the corpora's windows.
+        corpora: directories of the corpora.
+        tokenizer: tokenizer of the corpora.
+        positions: positions of the windows.
     """
     pieces = []
     for position in positions:

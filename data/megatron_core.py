@@ -12,14 +12,14 @@ from types import ModuleType
 
 
 class _PagedStash(MetaPathFinder, Loader):
-    """Finds one module of megatron-core, with no kernels in it."""
+    """Import finder that supplies one module of megatron-core without its kernels."""
 
     NAME = "megatron.core.transformer.moe.ops.paged_stash"
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module of that name, or nothing."""
+        """Specification of the replaced module; None for any other name."""
         return spec_from_loader(fullname, self) if fullname == self.NAME else None
 
     def exec_module(self, module: ModuleType) -> None:
@@ -31,10 +31,10 @@ class _PagedStash(MetaPathFinder, Loader):
 
 @cache
 def make_importable() -> None:
-    """Make megatron-core importable where Triton is missing, as with PyTorch's CPU builds; call it before the import.
+    """Make megatron-core importable without Triton, as with PyTorch's CPU builds; call it before the import.
 
-    From 0.18 on its pipeline schedules import Triton kernels of a memory pool for experts that nothing here uses. The
-    module of those kernels alone is replaced: Triton itself stays absent for whoever looks for it.
+    From 0.18 on megatron-core's pipeline schedules import Triton kernels of a memory pool for experts, which are not
+    used here. Only the module of these kernels is replaced; Triton itself stays unavailable to other code.
     """
     if find_spec("triton") is None:
         sys.meta_path.insert(0, _PagedStash())

@@ -1,8 +1,7 @@
-"""Several corpora as one order: weighted blends, and a schedule of blends.
+"""One order of windows from several corpora: weighted blends, and schedules of blends.
 
-Inside a phase the choice is megatron-core's: at every position the corpus that lags most behind its weight comes next,
-so a longer phase begins like a shorter one. Each corpus is read in its own order of one epoch, and goes on in the next
-phase where the last one left it: nothing is read twice.
+Within a phase, the next window comes from the corpus whose share is furthest below its weight, as in megatron-core; a
+longer phase therefore begins like a shorter one. Each corpus is read in its own order, which continues across phases.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class MixturePhase:
     """Settings of a phase of training with one blend of corpora."""
 
     until: float
-    """Share of training at which it ends; the last phase ends at 1."""
+    """Share of training at which the phase ends; the last phase ends at 1."""
     weights: Mapping[str, float]
     """Name of a corpus -> its weight, in any unit; those not named are left out. The first corpus is ``corpus``."""
 
@@ -84,8 +83,8 @@ class MixtureConfig:
         """The phases in windows.
 
         Args:
-            steps: of the run.
-            batch: windows a step.
+            steps: number of steps of the run.
+            batch: windows per step.
 
         Raises:
             UserError: if a phase has no step.
@@ -176,9 +175,9 @@ class Mixture:
                     "prepare more text"
                 )
         self.corpus = np.concatenate(corpora)
-        """Number of the corpus of each position: (positions,) int16."""
+        """Index of the corpus at each position, (positions,) int16."""
         self.windows = np.concatenate(windows)
-        """Window of that corpus, counted through its epochs: (positions,) int64."""
+        """Index of the window within that corpus, counted through its epochs, (positions,) int64."""
 
     def _phase(self, number: int, phase: Phase) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
         weights = np.asarray(phase.weights, dtype=np.float64)
@@ -196,7 +195,7 @@ class Mixture:
         return present.astype(np.int16)[corpus], window
 
     def __len__(self) -> int:
-        """Positions."""
+        """Number of positions."""
         return len(self.corpus)
 
     @property
@@ -234,7 +233,7 @@ class Mixture:
             raise UserError(f"the run needs {windows:,} windows but the mixture's phases have {len(self):,}")
 
     def locate(self, position: int) -> tuple[int, Order, int]:
-        """Number of the corpus at a position, the order it is read in, and the position in that."""
+        """Index of the corpus at a position, the corpus's order, and the position in that order."""
         corpus, window = int(self.corpus[position]), int(self.windows[position])
         epochs = self._epochs[corpus]
         epoch, inside = divmod(window, len(epochs[0]))

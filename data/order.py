@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _TokenizerFacts:
-    """Attributes of a tokenizer that megatron-core's datasets read."""
+    """Stand-in for a tokenizer, with the attributes that megatron-core's datasets read."""
 
     vocab_size: int
     eod: int
@@ -73,12 +73,12 @@ class Order:
 
     Args:
         corpus: directory of a prepared corpus (``train.bin``, ``train.idx``).
-        corpus_digest: its manifest's digest.
-        vocab_size: of its tokenizer.
+        corpus_digest: digest of its manifest.
+        vocab_size: size of its tokenizer's vocabulary.
         eod: id of the end-of-document token.
         sequence_length: L; a window holds L + 1 tokens.
-        seed: of the shuffles.
-        build: build the index arrays where they are not there yet.
+        seed: seed of the shuffles.
+        build: build the index arrays if they do not exist.
 
     Raises:
         UserError: if the token files are damaged, or too small for one window, or the order is not built.
@@ -133,7 +133,7 @@ class Order:
             )
 
     def _open(self, cache: Path) -> tuple[Any, str]:
-        """The built data set, and the digest that its arrays had when they were built."""
+        """The built data set, and the digest of its arrays recorded when they were built."""
         stored = json.loads((cache / _DIGESTS).read_text(encoding="utf-8"))["arrays"]
         if len(list(cache.glob("*.npy"))) < _ARRAYS:
             raise FileNotFoundError("an index array is missing")
@@ -195,14 +195,14 @@ class Order:
         return [self.prefix]
 
     def locate(self, position: int) -> tuple[int, Order, int]:
-        """Number of the corpus at a position, the order it is read in, and the position in that (``Mixture``)."""
+        """Index of the corpus at a position, the corpus's order, and the position in that order (see ``Mixture``)."""
         return 0, self, position
 
     def verify(self) -> list[str]:
-        """Compare the index arrays with those that megatron-core makes of this corpus now.
+        """Compare the index arrays with those that megatron-core builds from this corpus now.
 
         Returns:
-            What is wrong, in lines; nothing if all is well.
+            Faults, one line each; empty if there are none.
         """
         wrong = []
         if _arrays_digest(self.dataset) != self._arrays:
@@ -216,7 +216,7 @@ class Order:
         """Check that a run stays inside the epoch.
 
         Raises:
-            UserError: if it would not.
+            UserError: if it does not.
         """
         if windows > len(self):
             raise UserError(
@@ -274,8 +274,8 @@ def document_starts(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Document starts inside windows; see ``Order.boundaries``.
 
-    The indices of a 500B-token corpus are many gigabytes. They are read in ascending order, some at a time, and the
-    pages are handed back in between: reading them at random would fault in a page for every number.
+    The indices of a 500B-token corpus have many gigabytes. They are read in ascending order, in parts, and the pages
+    are released in between; random reads would load a page for every number.
 
     Args:
         positions: (N,) sample indices.

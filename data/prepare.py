@@ -1,8 +1,8 @@
 """Corpus text to a corpus artefact: tokenizer, Megatron token files, held-out text, provenance.
 
-The work is done in shards (``data.shards``), by several processes or by the tasks of a SLURM array. A run that was
-killed goes on after the last shard it finished; the bytes are the same whoever did what. No step's memory grows with
-the corpus.
+The work is done in shards (``data.shards``), by several processes or by the tasks of a SLURM array. A killed run
+continues after its last finished shard; the bytes do not depend on the division of the work. The memory of no step
+grows with the corpus.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SCHEMA_VERSION = 2
 
 _REPORT_SECONDS = 3.0
 OVERLAP = 12
-"""Tokens in a row that a held-out document and the training text may not share to count as apart."""
+"""Length of a run of tokens that, if shared with the training text, counts a held-out document as overlapping."""
 _SAMPLE, _COMPARED = 256, 1 << 28  # held-out documents, and training tokens, that are compared
 _COPY = 1 << 24  # bytes copied at a time
 _COUNTED = (
@@ -84,17 +84,17 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Pr
     ``train.bin`` in its order (source, row, words, and tokens, end-of-document token included).
 
     Args:
-        config: what to make it of.
-        directory: where; a corpus made from something else is never replaced.
-        workers: processes to read and tokenize with, at least 1.
-        progress: gets short lines for a person.
+        config: settings of the corpus.
+        directory: directory of the corpus; an existing corpus made from other inputs is never replaced.
+        workers: number of processes, at least 1.
+        progress: function that receives progress lines.
 
     Returns:
-        Its manifest, with counts in ``facts``.
+        Manifest of the corpus, with counts in ``facts``.
 
     Raises:
-        UserError: if an input is missing or damaged, nothing is left to train on, the tokenizer does not
-            serve, or a finished corpus is there but damaged.
+        UserError: if an input is missing or damaged, nothing is left to train on, the tokenizer is unsuitable, or a
+            finished corpus is damaged.
     """
     if workers < 1:
         raise UserError(f"workers={workers} is not possible; use at least 1")
@@ -130,17 +130,17 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Pr
 def prepare_share(
     config: CorpusConfig, directory: Path, *, share: tuple[int, int], workers: int, progress: Progress
 ) -> None:
-    """Do every n-th shard, from shard k on, of the step that is next; ``prepare`` then puts them together.
+    """Do every n-th shard, starting at shard k, of the next step; ``prepare`` then joins the shards.
 
-    Run it twice for every k in 0..n-1 (two SLURM arrays, the second after the first): the first time reads, the
-    second tokenizes. Whatever is missing then, ``prepare`` does itself.
+    Run it twice for every k in 0..n-1 (two SLURM arrays, the second after the first): the first reads, the second
+    tokenizes. ``prepare`` does any missing shards itself.
 
     Args:
-        config: what to make the corpus of.
-        directory: where it will be; the shards lie in ``work_directory(directory)``.
+        config: settings of the corpus.
+        directory: directory of the corpus; the shards are in ``work_directory(directory)``.
         share: (k, n).
-        workers: processes to use.
-        progress: gets short lines for a person.
+        workers: number of processes.
+        progress: function that receives progress lines.
 
     Raises:
         UserError: as ``prepare``.
@@ -153,7 +153,7 @@ def prepare_share(
 
 
 def work_directory(directory: Path) -> Path:
-    """Directory of the finished shards of a corpus until it is put together."""
+    """Directory of a corpus's finished shards until they are joined."""
     return directory.with_name(f".{directory.name}.work")
 
 
@@ -180,7 +180,7 @@ def survey(config: CorpusConfig, place: Path, workers: int) -> Work:
 
 
 def _stats(config: CorpusConfig) -> dict[str, list[int]]:
-    """Path -> size in bytes and time of change in ns of each input file."""
+    """Input file -> its size (bytes) and modification time (ns)."""
     if config.source.kind not in sources.FILE_KINDS:
         return {}
     stats = {str(path): path.stat() for path in sources.files(config.source)}
@@ -258,7 +258,7 @@ def _check_sizes(directory: Path, manifest: Manifest) -> None:
 
 
 def _work(work: Work, workers: int, share: tuple[int, int], progress: Progress) -> None:
-    """Do the share's shards of every step that can be done now."""
+    """Do the shards of a share in every step whose inputs exist."""
     with _Crew(workers, progress) as crew:
         _steps(work, crew, share, progress)
 
@@ -290,11 +290,11 @@ def _steps(work: Work, crew: _Crew, share: tuple[int, int], progress: Progress) 
 
 
 class _Crew:
-    """Does shards here, or in worker processes that start with the first step that has several shards.
+    """Runner of shards in this process, or in worker processes from the first step with several shards on.
 
     Args:
-        workers: processes.
-        progress: gets short lines for a person.
+        workers: number of processes.
+        progress: function that receives progress lines.
     """
 
     def __init__(self, workers: int, progress: Progress) -> None:
@@ -311,7 +311,7 @@ class _Crew:
             self._pool.shutdown(wait=error is not None, cancel_futures=True)
 
     def each(self, step: Callable[[Work, int], Manifest], work: Work, numbers: list[int]) -> list[Manifest]:
-        """Do some shards of a step; their manifests in order."""
+        """Do some shards of a step; returns their manifests in order."""
         done: Iterator[Manifest] = (step(work, number) for number in numbers)
         if self._workers > 1 and len(numbers) > 1:
             if self._pool is None:
@@ -331,7 +331,8 @@ class _Crew:
 
 def _start_worker() -> None:
     """Set up a worker process: single-threaded, and killed with its parent, so that a killed run leaves no workers
-    writing."""
+    writing.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.set_threshold(
         1_000_000
@@ -347,7 +348,7 @@ def _start_worker() -> None:
 
 
 def _merge(work: Work, place: Path) -> dict[str, Any]:
-    """Put the shards together, one at a time.
+    """Join the shards, one at a time.
 
     Returns:
         The facts of the corpus.
@@ -388,12 +389,12 @@ def _merge(work: Work, place: Path) -> dict[str, Any]:
 
 
 def _overlap(place: Path, directories: Sequence[Path], ours: Tokenizer) -> dict[str, int]:
-    """Held-out documents, of a sample, that share a run of ``OVERLAP`` tokens with the training text.
+    """Number of held-out documents of a sample that share a run of ``OVERLAP`` tokens with the training text.
 
     Args:
-        place: of the corpus, for its held-out documents; those with the smallest digests are the sample.
-        directories: of the shards; the first ones that hold ``_COMPARED`` tokens are looked through.
-        ours: the corpus's tokenizer.
+        place: directory of the corpus; its held-out documents with the smallest digests are the sample.
+        directories: directories of the shards; the first ones, up to ``_COMPARED`` tokens, are searched.
+        ours: tokenizer of the corpus.
     """
     rows = (
         (row["digest"], row["text"])

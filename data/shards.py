@@ -72,13 +72,13 @@ class CorpusConfig:
     heldout_fraction: float = 0.02
     """Share of the documents that neither tokenizer nor model sees, chosen by a hash of their text."""
     deduplicate: bool = True
-    """Keep the first of documents that are equal but for white space."""
+    """Keep only the first of documents that are equal except for white space."""
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     heldout_apart: bool = True
-    """Drop training documents that nearly equal a held-out one, so that held-out text was not trained on in other
-    words: MinHash as for ``near_duplicates``."""
+    """Drop training documents that nearly equal a held-out one, so that no near copy of held-out text is trained on:
+    MinHash as for ``near_duplicates``."""
     near_duplicates: bool = False
-    """Drop documents that nearly equal an earlier one, too: MinHash over 5-word shingles, see ``data.duplicates``."""
+    """Drop documents that nearly equal an earlier one: MinHash over 5-word shingles, see ``data.duplicates``."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout_fraction < 1:
@@ -119,7 +119,7 @@ class Work:
 
     @property
     def heldout_limit(self) -> np.uint64:
-        """First halves of keys below this hold their documents out."""
+        """Threshold of the first half of a document's key, below which the document is held out."""
         return np.uint64(int(self.config.heldout_fraction * 2**64))
 
     @property
@@ -140,7 +140,7 @@ class Work:
 
 
 def cut(parts: list[Part]) -> tuple[tuple[Part, ...], ...]:
-    """Shards of parts: about a thousand of them, of 8 MiB at least and 1 GiB at most where parts allow it."""
+    """Parts grouped into about a thousand shards, each of 8 MiB to 1 GiB if the parts' sizes allow it."""
     size = min(max(sum(part.size for part in parts) // _SHARDS, _SMALLEST), _LARGEST)
     shards: list[list[Part]] = []
     filled = 0
@@ -156,7 +156,7 @@ def cut(parts: list[Part]) -> tuple[tuple[Part, ...], ...]:
 def _make(
     directory: Path, config: Mapping[str, Any], inputs: Mapping[str, str], fill: Callable[[Draft], None]
 ) -> Manifest:
-    """Return the artefact in ``directory``, made by ``fill`` if it does not exist; only one process makes it."""
+    """The artefact in ``directory``, created by ``fill`` if it does not exist; only one process creates it."""
     kind = f"corpus {directory.name.partition('-')[0]}"
     settings = json.loads(json.dumps(config))
     with artifact.held(directory):
@@ -253,7 +253,7 @@ def _spooled(batch: list[Document], words: Sequence[int], keys: Sequence[bytes])
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Group documents so that a group fits in memory whatever their length."""
+    """Groups of documents that fit in memory for documents of any length."""
     batch: list[Document] = []
     characters = 0
     for document in documents:
@@ -270,7 +270,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def read_counts(work: Work) -> list[Counter[str]]:
-    """Counts of each shard, taken while it was read."""
+    """Counts of each shard from reading it."""
     kind = f"corpus {READ}"
     shards = range(len(work.shards))
     return [
@@ -305,7 +305,7 @@ def find_duplicates(work: Work) -> Manifest:
 
 
 def _heldout(work: Work, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """(documents,) flags of held-out documents, by their keys, copies included."""
+    """Flags of held-out documents, (documents,) bool, by their keys; copies are included."""
     return np.concatenate(
         [np.load(work.shard(READ, number) / _SPLIT) < work.heldout_limit for number in range(len(counts))]
     )
@@ -325,7 +325,7 @@ def _dropped(work: Work, number: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A batch of a shard without its duplicates."""
+    """Batch of a shard's documents without duplicates."""
 
     train: pa.RecordBatch
     heldout: pa.RecordBatch
@@ -352,7 +352,9 @@ def _key_half(batch: pa.RecordBatch, half: int) -> npt.NDArray[np.uint64]:
 
 
 def _training_texts(work: Work) -> Iterator[str]:
-    """Text to train a tokenizer on: all of it, or, if that is too much, documents drawn by a hash of their words."""
+    """Training text of the tokenizer: all documents or, if these are too many, a sample drawn by a hash of their
+    words.
+    """
     sizes = sum(part.size for shard in work.shards for part in shard)
     share = work.config.tokenizer.train_megabytes * 1e6 / max(sizes, 1)
     for number in range(len(work.shards)):
@@ -370,7 +372,7 @@ def make_tokenizer(work: Work) -> Manifest:
     """Train or load the tokenizer, and choose the library that encodes.
 
     Raises:
-        UserError: if there is nothing to train on, or the tokenizer does not serve.
+        UserError: if there is nothing to train on, or the tokenizer is unsuitable.
     """
     config = asdict(work.config.tokenizer) | {"heldout_fraction": work.config.heldout_fraction}
     inputs = {"duplicates": _digest(work.place / DUPLICATES), **work.tokenizer_inputs}
@@ -460,8 +462,9 @@ def _loaded(path: Path, eod: str, library: str, digest: str) -> tuple[Tokenizer,
 
 
 def _encoder(ours: Tokenizer, chosen: Encoder, batch: pa.RecordBatch) -> tuple[Encoder, int]:
-    """Encoder of the shard: the corpus's, unless gigatoken fails on a sample of this shard; and 1 if it failed, else
-    0."""
+    """Encoder of a shard: that of the corpus, unless gigatoken fails on a sample of the shard. Also returns 1 if it
+    failed, else 0.
+    """
     if chosen.library == "gigatoken":
         texts = encoder.sample([batch["text"].to_pylist()], encoder.SAMPLE_CHARACTERS // 16)
         if encoder.disagreement(chosen, ours, texts) is not None:

@@ -1,5 +1,6 @@
 """Conversion of text to token ids and back: a thin wrapper around ``tokenizers``, for a tokenizer trained here or an
-existing one."""
+existing one.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +30,11 @@ class TokenizerConfig:
     """Settings of the tokenizer: trained here, or from a file."""
 
     kind: str = "train"
-    """``train`` on the corpus, a ``file``, or a name on the Hugging Face ``hub``."""
+    """Origin of the tokenizer: ``train`` on the corpus, a ``file``, or a name on the Hugging Face ``hub``."""
     vocab_size: int = 4096
     """Number of ids to train for, the end-of-document token included; ``train`` only."""
     train_megabytes: int = 512
-    """Megabytes of text to train on at most; of more, documents are drawn by a hash of their text."""
+    """Largest amount of training text, MB; from more text, documents are drawn by a hash."""
     path: str | None = None
     """``tokenizer.json``, or a directory holding one; ``file`` only."""
     name: str | None = None
@@ -68,7 +69,7 @@ class TokenizerConfig:
 
 
 class Tokenizer:
-    """Encodes without adding special tokens, and never lets text turn into one.
+    """Tokenizer that adds no special tokens, and whose text never becomes one.
 
     The text ``<|endoftext|>`` inside a document becomes ordinary tokens, so the end-of-document id appears
     in a corpus at document ends only. Truncation, padding and BPE dropout stored in a ``tokenizer.json`` are
@@ -133,7 +134,7 @@ class Tokenizer:
         return [np.array(ids, dtype=np.int32) for ids in self._ids(texts)]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Ids of all texts back to back, int32 (T,), and the tokens of each, int64 (D,).
+        """Concatenated ids of all texts, int32 (T,), and number of tokens of each, int64 (D,).
 
         Raises:
             UserError: naming the first text that holds a lone surrogate.
@@ -171,7 +172,7 @@ class Tokenizer:
         """The tokenizer as ``save`` writes it, except that offsets are not trimmed.
 
         Raises:
-            UserError: if what is written could not be loaded again, such as merges of tokens that are not there.
+            UserError: if the written file could not be loaded again, such as merges of missing tokens.
         """
         if self._whole is None:
             try:
@@ -203,14 +204,14 @@ class Tokenizer:
 
 
 def train(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Train a byte-level BPE: any text encodes, and decodes to itself.
+    """Train a byte-level BPE tokenizer, which can encode any text and decode it unchanged.
 
-    The same texts in any order give the same tokenizer, on any number of threads. Texts too few to fill
+    The same texts in any order give the same tokenizer, on any number of threads. Too few texts for
     ``config.vocab_size`` give a smaller vocabulary.
 
     Args:
-        texts: what to learn the merges from.
-        config: of kind ``train``.
+        texts: training texts.
+        config: settings of kind ``train``.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
@@ -256,14 +257,14 @@ def load(path_or_name: str | Path, eod: str = DEFAULT_EOD) -> Tokenizer:
 
 
 def build(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer that ``config`` asks for, trained on ``texts`` where it is to be trained."""
+    """The tokenizer of ``config``, trained on ``texts`` if its kind is ``train``."""
     if config.kind == "train":
         return train(texts, config)
     return load(Path(config.path) if config.path else str(config.name), config.eod)
 
 
 def inputs(config: TokenizerConfig) -> dict[str, str]:
-    """Digest of the tokenizer file, if one is brought along: ``{"tokenizer": digest}``.
+    """Digest of the tokenizer file if the settings name one: ``{"tokenizer": digest}``.
 
     Raises:
         UserError: if the file is missing.

@@ -1,4 +1,4 @@
-"""Megatron's token files: ``.bin`` (the tokens, back to back) and ``.idx`` (where each document lies).
+"""Megatron's token files: ``.bin`` (concatenated tokens) and ``.idx`` (offsets and lengths of documents).
 
 The bytes equal those of megatron-core's ``IndexedDatasetBuilder`` on the same documents. ``.idx``,
 little-endian, for D documents of one sequence each::
@@ -36,7 +36,7 @@ _FOREIGN: dict[int, np.dtype[Any]] = {
     3: np.dtype("<i2"),
     5: np.dtype("<i8"),
 }
-"""Other integer dtypes that Megatron and gpt-neox know; read as sources, never written."""
+"""Other integer dtypes of Megatron and gpt-neox, which are read as sources but never written."""
 _NO_IDS = {6: "float64", 7: "float32"}
 _UINT16_VOCABULARY = 65_500  # megatron-core's DType.optimal_dtype draws the line here, not at 65,536
 _BLOCK = 1 << 22  # documents; bounds the memory for offsets of a large .idx
@@ -48,19 +48,19 @@ def dtype_for(vocab_size: int) -> _Dtype:
 
 
 def bin_path(prefix: Path) -> Path:
-    """``<prefix>.bin``; not ``with_suffix``, which would eat a dot inside the name."""
+    """Path ``<prefix>.bin``; ``with_suffix`` would remove a part of a name with a dot."""
     return prefix.with_name(prefix.name + ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
-    """``<prefix>.idx``."""
+    """Path ``<prefix>.idx``."""
     return prefix.with_name(prefix.name + ".idx")
 
 
 class TokenWriter:
-    """Writes ``<prefix>.bin`` as documents come, and ``<prefix>.idx`` when the ``with`` block ends well.
+    """Writer of ``<prefix>.bin``, and of ``<prefix>.idx`` at the end of the ``with`` block.
 
-    If the block raises, both files are removed: without its index a ``.bin`` cannot be read anyway.
+    If the block raises, both files are removed.
 
     Args:
         prefix: path of the two files without their suffixes.
@@ -118,10 +118,10 @@ class TokenWriter:
             self.add_flat(np.concatenate(documents), lengths)
 
     def add_flat(self, ids: npt.NDArray[np.integer], lengths: npt.NDArray[np.int64]) -> None:
-        """Append documents that lie back to back, each followed by the end-of-document id.
+        """Append concatenated documents, each followed by the end-of-document id.
 
         Args:
-            ids: of all documents, (T,) integers.
+            ids: ids of all documents, (T,) integers.
             lengths: tokens of each document, (D,), summing to T.
 
         Raises:
@@ -263,7 +263,9 @@ def map_lengths(prefix: Path) -> npt.NDArray[np.int32]:
 
 
 def read_tokens(prefix: Path) -> npt.NDArray[Any]:
-    """All tokens of the corpus, back to back, mapped read-only: (T,) uint16 or int32 (or what made them used)."""
+    """All tokens of the corpus, concatenated and memory-mapped read-only: (T,) uint16 or int32, or another dtype of
+    foreign files.
+    """
     dtype = _map_index(prefix, foreign=True).dtype
     if not bin_path(prefix).stat().st_size:  # nothing cannot be mapped
         return np.empty(0, dtype=dtype)

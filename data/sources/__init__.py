@@ -1,4 +1,4 @@
-"""Sources of documents: one module a kind, each giving them in an order that depends on nothing local."""
+"""Sources of documents, one module per kind. The order of documents depends only on the source."""
 
 from palimpsest.data.sources import docs, hub, lines, parquet, token_files
 from palimpsest.data.sources.base import (

@@ -1,8 +1,8 @@
 """Settings and parts of a source, and the filters that every document passes.
 
-A reader of a kind gives two functions. ``split`` cuts the source into parts, in the order of the corpus and by
-nothing but the source itself; ``read`` gives the documents of one part. Parts are what worker processes and the
-tasks of a SLURM array share out, so the corpus does not depend on how many of them there are.
+The reader of a kind has two functions. ``split`` divides the source into parts, in the order of the corpus, depending
+only on the source; ``read`` returns the documents of one part. Worker processes and tasks of a SLURM array share the
+parts, so that the corpus does not depend on their number.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _DTYPES = ("uint16", "uint32", "int32", "int64")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text of the corpus and where it was found."""
+    """One text of the corpus and its origin."""
 
     text: str
     source: str
-    """File or module, independent of where the project or the environment lies on disk."""
+    """File or module, independent of the location of the project and the environment."""
     row: str
     """Qualified name inside the source, or 1-based line number."""
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """The whole row, for the filters."""
     ids: npt.NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
-    """Ready token ids (tokens,) without the end-of-document token; ``text`` is then decoded from them."""
+    """Token ids, (tokens,), of a tokenized source without the end-of-document token; ``text`` is decoded from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Part:
     size: int = 0
     """Approximate bytes to read, for dividing the work."""
     digest: str = ""
-    """Digest of the whole file; empty where there is none."""
+    """Digest of the whole file; empty if there is none."""
     label: str = ""
-    """Name of the file that documents carry: its path below the directory that all files of the source share."""
+    """Name of the file in its documents: its path relative to the common directory of the source's files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +66,7 @@ class SourceConfig:
     """Settings of a source of documents."""
 
     kind: str
-    """``installed_docs``, ``jsonl``, ``text``, ``parquet``, ``datasets``, ``megatron`` or ``olmo``."""
+    """Kind of source: ``installed_docs``, ``jsonl``, ``text``, ``parquet``, ``datasets``, ``megatron`` or ``olmo``."""
     paths: tuple[str, ...] = ()
     """Files, globs or directories, read in this order (sorted inside a glob or directory). ``datasets``: directories
     made by ``save_to_disk``, or names on the hub."""
@@ -87,8 +87,8 @@ class SourceConfig:
     packages: bool = True
     """``installed_docs``: read the packages installed beside the standard library, too."""
     documents: str = "file"
-    """``text``: what is a document: a ``file``, a ``line``, a ``paragraph`` (blank lines end it), or what begins at a
-    line that matches ``pattern``."""
+    """``text``: unit of a document: a ``file``, a ``line``, a ``paragraph`` (ended by blank lines), or the lines from
+    one that matches ``pattern`` to the next."""
     pattern: str | None = None
     """``text``: regular expression of a document's first line."""
     dataset_name: str | None = None
@@ -96,14 +96,14 @@ class SourceConfig:
     dataset_split: str = "train"
     """``datasets``: the split."""
     revision: str | None = None
-    """``datasets``: commit or tag on the hub; what is read there can change without it."""
+    """``datasets``: commit or tag on the hub; without it, the data may change."""
     streaming: bool = False
     """``datasets``: read from the hub without keeping a copy."""
     files: str = ""
     """``datasets``: pattern of the files below a directory in ``paths`` that is a local copy, such as
     ``en/c4-train.*.json.gz``. With such directories the source is of their kind, ``parquet`` or ``jsonl``."""
     max_files: int | None = None
-    """Read the first so many files (of a streamed data set: shards) alone."""
+    """Number of files (of a streamed data set: shards) to read, the first ones; None: all."""
     token_dtype: str = "uint16"
     """``olmo``: dtype of headerless token files."""
     eod_id: int | None = None
@@ -156,7 +156,7 @@ class SourceConfig:
             )
 
     def _take_copies(self) -> None:
-        """Become a source of files where the paths are local copies of a data set."""
+        """Settings of a source of files if the paths are local copies of a data set."""
         if self.kind == "datasets" and self.files and self.paths and all(map(_is_copy, self.paths)):
             own = {
                 "kind": "parquet" if self.files.endswith(".parquet") else "jsonl",
@@ -177,7 +177,9 @@ class SourceConfig:
 
 
 def _is_copy(path: str) -> bool:
-    """True for a directory of a data set's files (not of ``save_to_disk``), and for what is no name on the hub."""
+    """True for a directory of a data set's files (not of ``save_to_disk``), and for a path that cannot be a name on the
+    hub.
+    """
     made = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
     return not made and (Path(path).is_dir() or path.startswith(("/", ".", "~")))
 
@@ -191,28 +193,29 @@ class Reader:
     """The two functions of a kind."""
 
     split: Callable[[SourceConfig, int], list[Part]]
-    """Config, worker threads -> the parts in the order of the corpus."""
+    """Function from configuration and number of threads to the parts in the order of the corpus."""
     read: Callable[[SourceConfig, Part, Counter[str]], Iterator[Document]]
-    """The documents of a part, unfiltered; counts ``files_read``, ``files_skipped`` and ``bad_dropped``."""
+    """Function that reads the documents of a part, unfiltered, and counts ``files_read``, ``files_skipped`` and
+    ``bad_dropped``."""
     suffixes: tuple[str, ...] = ()
-    """Of the files to look for in a directory."""
+    """Suffixes of the files to read in a directory."""
 
 
 READERS: dict[str, Reader] = {}
-"""Every kind of source."""
+"""Names of the kinds of sources."""
 
 
 def split(config: SourceConfig, workers: int = 1) -> list[Part]:
     """The parts of a source in the order of the corpus.
 
-    Files are read through once, for their digests and to number the lines of what is cut.
+    Every file is read once, for its digest and for the line numbers of its parts.
 
     Args:
-        config: what to read.
-        workers: threads to read with.
+        config: settings of the source.
+        workers: number of threads.
 
     Raises:
-        UserError: if a path leads to nothing, or a file cannot be read.
+        UserError: if a path does not exist, or a file cannot be read.
     """
     parts = READERS[config.kind].split(config, workers)
     if config.kind not in FILE_KINDS:
@@ -222,17 +225,17 @@ def split(config: SourceConfig, workers: int = 1) -> list[Part]:
 
 
 def _labels(paths: list[str]) -> dict[str, str]:
-    """Path of each file below the directory that all of them share: independent of where that lies."""
+    """Path of each file relative to their common directory."""
     whole = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - links stay as they are
     shared = os.path.commonpath([os.path.dirname(path) for path in whole]) if whole else ""  # noqa: PTH120
     return {path: Path(full).relative_to(shared).as_posix() for path, full in zip(paths, whole, strict=True)}
 
 
 def inputs(parts: list[Part]) -> dict[str, str]:
-    """Digest of each file, by its number in the corpus: contents name a corpus, not paths.
+    """Digest of each file by its index in the corpus, because a corpus is identified by contents, not by paths.
 
-    Installed documentation has none: what was extracted once is a snapshot, and stays valid when another
-    package is installed later.
+    Installed documentation has no digests: a corpus made from it is a snapshot, which stays valid when packages are
+    installed later.
     """
     digests = {part.path: part.digest for part in parts if part.digest}
     return {f"file {number}": digest for number, digest in enumerate(digests.values())}
@@ -244,11 +247,11 @@ def read_part(
     """The documents of a part that pass the filters, in their stable order.
 
     Args:
-        config: what to read.
+        config: settings of the source.
         part: one of ``split(config)``.
-        counts: is filled with ``files_read``, ``files_skipped``, ``documents_read`` and, for each reason,
-            ``..._dropped``. A document dropped is also one read.
-        tokenizer: that made them, for sources of ready tokens.
+        counts: counter to which ``files_read``, ``files_skipped``, ``documents_read`` and, for each reason,
+            ``..._dropped`` are added. Dropped documents also count as read.
+        tokenizer: tokenizer of a tokenized source.
 
     Raises:
         UserError: if an input is damaged (naming file and row).
@@ -318,7 +321,7 @@ def _field(document: Document, name: str) -> Any:
 def read(
     config: SourceConfig, counts: Counter[str] | None = None, tokenizer: Tokenizer | None = None
 ) -> Iterator[Document]:
-    """Every document that passes the filters, one part after the other, in this process.
+    """Every document that passes the filters, read in this process, part by part.
 
     Raises:
         UserError: if an input is damaged, or nothing is left to read.
@@ -334,7 +337,7 @@ def read(
 
 
 def nothing(config: SourceConfig, counts: Mapping[str, int]) -> UserError:
-    """Error line for a source that has no documents left."""
+    """Error text for a source without documents after filtering."""
     dropped = ", ".join(
         f"{v} {k.replace('_', ' ')}" for k, v in counts.items() if k.endswith("_dropped") and v
     )
@@ -349,7 +352,7 @@ def files(config: SourceConfig) -> list[Path]:
     """The files behind ``config.paths``, each once, in their stable order.
 
     Raises:
-        UserError: naming the path that leads to no file.
+        UserError: naming a path without files.
     """
     suffixes = READERS[config.kind].suffixes
     found = dict.fromkeys(chain.from_iterable(_expand(path, suffixes) for path in config.paths))
@@ -357,7 +360,7 @@ def files(config: SourceConfig) -> list[Path]:
 
 
 def all_files(config: SourceConfig) -> list[Path]:
-    """As ``files``, with those that lie beside them: of Megatron's ``.idx``, the ``.bin``."""
+    """As ``files``, with the files that belong to them, such as the ``.bin`` of Megatron's ``.idx``."""
     paths = files(config)
     if config.kind != "megatron":
         return paths

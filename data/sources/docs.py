@@ -1,4 +1,4 @@
-"""The documentation inside the running Python: docstrings of the standard library and of the packages beside it."""
+"""Source of the running Python's documentation: docstrings of the standard library and of installed packages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _size(path: str) -> int:
 
 
 def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Document]:
-    """Docstrings of the running Python's standard library and, if asked for, of its site-packages."""
+    """Docstrings of the running Python's standard library and, optionally, of its site-packages."""
     roots = _roots(config.packages)
     for name in part.path.split(_SEPARATOR):
         documents, skipped = _extract(name, roots)
@@ -54,7 +54,7 @@ def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Do
 
 
 def _roots(packages: bool) -> list[tuple[str, str]]:
-    """(label, directory); the library comes first."""
+    """Pairs of label and directory; the standard library comes first."""
     roots = [("lib", sysconfig.get_path("stdlib"))]
     if packages:
         places = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
@@ -63,7 +63,9 @@ def _roots(packages: bool) -> list[tuple[str, str]]:
 
 
 def _python_files(packages: bool) -> list[tuple[str, str]]:
-    """(name such as ``lib/json/decoder.py``, path) of each file, sorted by name; the library comes first."""
+    """Pairs of name (such as ``lib/json/decoder.py``) and path of each file, sorted by name; the standard library comes
+    first.
+    """
     found: dict[str, str] = {}
     for label, root in _roots(packages):
         for directory, below, names in os.walk(root):
@@ -76,7 +78,7 @@ def _python_files(packages: bool) -> list[tuple[str, str]]:
 
 
 def _extract(name: str, roots: list[tuple[str, str]]) -> tuple[list[Document], str | None]:
-    """Documents of a Python file in order; or none, and why it does not parse."""
+    """Documents of a Python file, in order; or no documents and the reason why the file cannot be parsed."""
     label, _, below = name.partition("/")
     path = next(
         (Path(r, below) for known, r in roots if known == label and Path(r, below).is_file()), Path(name)
@@ -100,7 +102,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(qualified name, docstring) of the module, then its classes and functions in order of appearance."""
+    """Pairs of qualified name and docstring: the module, then its classes and functions in order of appearance."""
     waiting: list[tuple[ast.AST, str]] = [(tree, "")]
     while waiting:
         node, scope = waiting.pop()
@@ -115,7 +117,7 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _topics(tree: ast.Module, name: str) -> list[Document]:
-    """The language reference that ``help()`` shows: one document a topic."""
+    """The language reference of ``help()``, one document per topic."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             topics: dict[str, str] = ast.literal_eval(node.value)

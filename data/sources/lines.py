@@ -1,7 +1,7 @@
 """Text in lines: JSONL and plain text; plain, or packed by gzip, zstd, bzip2 or xz.
 
-Plain files are cut into stretches of bytes, compressed ones are read whole: nothing inside them can be reached
-without unpacking what comes before.
+Plain files are divided into ranges of bytes; compressed files are read whole, because they can only be unpacked from
+the start.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ _STRETCH = 1 << 24  # bytes of a plain file in one part
 _DENSE = 1 << 8  # bytes of zstd unpacked at a time: each can stand for 40,000
 PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 _LONGEST = 1 << 27
-"""Bytes of a line, and of a document of several lines. A small archive can hold gigabytes in one."""
+"""Largest size of a line, and of a document of several lines, bytes. A small archive can contain gigabytes in one
+line."""
 
 
 def _survey(path: Path) -> list[Part]:
-    """The parts of a file: one if compressed, else one for each stretch of ``_STRETCH`` bytes."""
+    """The parts of a file: one if it is compressed, else one for each ``_STRETCH`` bytes."""
     packed = path.suffix in PACKED
     digest = hashlib.blake2b(digest_size=16)
     starts = [(0, 1)]  # byte, number of the first line that begins at or after it
@@ -75,7 +76,7 @@ def _split_whole(config: SourceConfig, workers: int) -> list[Part]:
 
 
 def _numbered(part: Part) -> Iterator[tuple[int, bytes]]:
-    """(1-based number, line) of the lines that begin inside a part; without their newlines.
+    """Pairs of 1-based number and line, without newline, for the lines that begin inside a part.
 
     Raises:
         UserError: for a line of more than ``_LONGEST`` bytes.
@@ -114,7 +115,7 @@ def _stretch(path: Path, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _read_jsonl(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Document]:
-    """One JSON object a line; blank lines are no rows."""
+    """Reader of JSONL: one JSON object per line; blank lines are skipped."""
     counts["files_read"] += part.start == 0
     for number, line in _numbered(part):
         if line.strip():
@@ -130,7 +131,9 @@ def _read_jsonl(config: SourceConfig, part: Part, counts: Counter[str]) -> Itera
 
 
 def _read_text(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Document]:
-    """Plain text: a document is a file, a line, a paragraph, or what begins at a line that matches a pattern."""
+    """Reader of plain text: a document is a file, a line, a paragraph, or the lines from one that matches a pattern to
+    the next.
+    """
     counts["files_read"] += part.start == 0
     first = re.compile(config.pattern) if config.pattern is not None else None
     held: list[str] = []
@@ -189,7 +192,7 @@ def _slowly(line: bytes, where: str) -> Any:
 
 
 def checked(row: dict[str, Any], field: str, where: str) -> str:
-    """The text field of a row; ``content.text`` reaches inside where the row has no field of that whole name.
+    """The text field of a row; ``content.text`` is a nested field unless the row has a field of that full name.
 
     Raises:
         UserError: starting with ``where``, if it is missing, no string, too long, or holds a lone surrogate.
@@ -216,11 +219,11 @@ def checked(row: dict[str, Any], field: str, where: str) -> str:
 
 
 class _TooLongError(Exception):
-    """A line is longer than ``_LONGEST``."""
+    """Error: a line is longer than ``_LONGEST``."""
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Split blocks of bytes at newlines; a line costs its own length once.
+    """Split blocks of bytes at newlines, in time linear in the length.
 
     Raises:
         _TooLongError: for one beyond ``_LONGEST``, before more of it is read.
@@ -242,7 +245,7 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked by its suffix where that is one of ``PACKED``.
+    """The bytes of a file, unpacked if its suffix is one of ``PACKED``.
 
     Raises:
         UserError: if it cannot be read, or its archive is corrupt or cut off.

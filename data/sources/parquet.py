@@ -1,4 +1,4 @@
-"""Parquet files: a document a row; a part is a run of row groups."""
+"""Reader of Parquet files: one document per row; a part is a range of row groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STRETCH = 1 << 26  # compressed bytes in one part
 _BUFFER = 1 << 20  # bytes of a column read at a time
 _TEXTS = 1 << 28  # bytes of texts in memory at a time, but for a single one
 _PAGE = 1 << 30
-"""Bytes of a page, unpacked: pyarrow writes 1,024 texts into one, however long they are."""
+"""Largest size of an unpacked page, bytes; pyarrow writes 1,024 texts of any length into a page."""
 
 
 def _survey(path: Path) -> list[Part]:
@@ -70,7 +70,7 @@ def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Do
 
 
 def _rows_at_a_time(metadata: pq.FileMetaData, part: Part, columns: list[str]) -> int:
-    """Rows whose texts are sure to fit into ``_TEXTS`` bytes: none is longer than a page.
+    """Number of rows whose texts fit into ``_TEXTS`` bytes, since no text is longer than a page.
 
     Raises:
         UserError: for a page of more than ``_PAGE`` bytes.
@@ -118,10 +118,10 @@ def document(
 
 
 def wanted_columns(config: SourceConfig, names: list[str], source: str) -> list[str]:
-    """The columns that the settings ask for, in the order of the table.
+    """Names of the columns that the settings use, in the order of the table.
 
     Raises:
-        UserError: naming the one that is not there.
+        UserError: naming a column that is missing.
     """
     text = config.text_field if config.text_field in names else config.text_field.split(".")[0]
     wanted = {text: "text_field"} | {name.split(".")[0]: "keep" for name in config.keep}

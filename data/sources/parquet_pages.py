@@ -1,8 +1,8 @@
-"""Sizes of the pages of a Parquet file: what one of them needs in memory, before it is unpacked.
+"""Unpacked sizes of the pages of a Parquet file, read before they are unpacked.
 
-A page, or the dictionary of a column, can hold one text of gigabytes in a few hundred kilobytes. Their headers say how
-large they are; pyarrow does not tell. A header is a structure of Thrift's compact protocol, of which this reads what it
-needs: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+A page, or the dictionary of a column, can hold a text of gigabytes in a few hundred kilobytes. Page headers contain the
+size, which pyarrow does not expose. A header is a structure of Thrift's compact protocol, of which a part is read here:
+https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import pyarrow.parquet as pq
 
 _BOOLEANS, _I8, _NUMBERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
 _UNPACKED_SIZE, _STORED_SIZE = 2, 3
-"""Fields of a page's header: bytes when unpacked, and as stored."""
+"""Field numbers in a page's header of its unpacked size and its stored size."""
 _DEEPEST = 16  # structures inside structures
 
 
 class _DamagedError(ValueError):
-    """The bytes are no header of a page."""
+    """Error: the bytes are not a page header."""
 
 
 def largest(file: BinaryIO, chunk: pq.ColumnChunkMetaData, small: int) -> int:
-    """Bytes of the largest page, its dictionary included, of a column in one row group, unpacked.
+    """Size of the largest unpacked page, dictionary included, of a column in one row group, bytes.
 
     Args:
         file: the Parquet file.
         chunk: the column's metadata.
-        small: of a column of fewer bytes, all in all, only the dictionary counts, which rows can repeat; 0 if it has
-            none.
+        small: total size, bytes, below which only the column's dictionary is counted (0 without one), because rows can
+            repeat its entries.
 
     Returns:
-        That, or the size of the whole column, where headers are not what they should be.
+        The size; the size of the whole column if headers are malformed.
     """
     first: int = chunk.data_page_offset
     whole: int = chunk.total_uncompressed_size
@@ -48,7 +48,7 @@ def largest(file: BinaryIO, chunk: pq.ColumnChunkMetaData, small: int) -> int:
 
 
 def _pages(file: BinaryIO, position: int, stop: int) -> Iterator[int]:
-    """Unpacked bytes of each page."""
+    """Unpacked size of each page, bytes."""
     while position < stop:
         file.seek(position)
         fields = _struct(file, 0)
@@ -60,7 +60,7 @@ def _pages(file: BinaryIO, position: int, stop: int) -> Iterator[int]:
 
 
 def _struct(file: BinaryIO, depth: int) -> dict[int, int | None]:
-    """Fields of a structure by number; of those that are no numbers, None."""
+    """Fields of a structure by field number; the value is None unless it is a number."""
     if depth > _DEEPEST:
         raise _DamagedError("structures inside structures")
     fields: dict[int, int | None] = {}
@@ -99,7 +99,7 @@ def _byte(file: BinaryIO) -> int:
 
 
 def _unsigned(file: BinaryIO) -> int:
-    """An integer in groups of 7 bits, the lowest first."""
+    """Integer encoded in groups of 7 bits, lowest first."""
     found = shift = 0
     while (byte := _byte(file)) & 128:
         found |= (byte & 127) << shift

@@ -1,7 +1,6 @@
-"""Ready tokens: Megatron's and gpt-neox's ``.bin``/``.idx``, and OLMo's ``.npy``.
+"""Sources of tokenized text: Megatron's and gpt-neox's ``.bin``/``.idx``, and OLMo's ``.npy``.
 
-Their ids are taken over as they are; their text is decoded, so that filters, duplicates and the held-out split work
-on it as on any other.
+Token ids are unchanged; the text is decoded for filters, duplicates and the held-out split.
 """
 
 from __future__ import annotations
@@ -93,7 +92,9 @@ def _split_olmo(config: SourceConfig, workers: int) -> list[Part]:
 def olmo_documents(
     ids: npt.NDArray[np.integer], start: int, stop: int, eod: int
 ) -> Iterator[tuple[int, int]]:
-    """[first, last) of the documents that begin in ``[start, stop)``, without their end-of-document tokens."""
+    """Ranges ``[first, last)`` of tokens of the documents that begin in ``[start, stop)``, without end-of-document
+    tokens.
+    """
 
     def end_after(place: int) -> int:
         while place < len(ids):
