@@ -1,1 +1,1 @@
-"""The programs a person starts."""
+"""The command-line programs."""

@@ -1,9 +1,10 @@
 """Adaptive doses, decided from the scores so far: ``python launch/adaptive.py +experiment=quickstart
 insertion.adaptive=...``.
 
-Training goes in segments, each a run of its own that starts from the last one's checkpoint: score, let the policy of
-``insertion.adaptive`` decide, plan the next segment's exposures, train, audit. The same command resumes. At the end
-every decision is replayed from the stored scores, and every plan is recomputed and compared.
+Training is divided into segments, each a run that starts from the checkpoint of the one before. For each segment, the
+program scores that checkpoint, lets the policy of ``insertion.adaptive`` decide, plans the exposures, trains and
+audits. The same command resumes. At the end every decision is replayed from the stored scores, and every plan is
+recomputed and compared.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ METRIC = "loglik_per_byte"
 
 
 def settings_of(experiment: Experiment) -> AdaptiveConfig:
-    """The policy's settings.
+    """Settings of the policy.
 
     Raises:
-        UserError: if there are none, or they do not fit the run.
+        UserError: if there are none, or they are inconsistent with the run.
     """
     settings = experiment.insertion.adaptive
     if settings is None:
@@ -67,13 +68,13 @@ def settings_of(experiment: Experiment) -> AdaptiveConfig:
 
 
 def segment(experiment: Experiment, number: int, counts: Mapping[str, int], start: str | None) -> Experiment:
-    """A segment as an experiment of its own.
+    """A segment as a separate experiment.
 
     Args:
-        experiment: the whole.
-        number: of the segment.
-        counts: item -> exposures in it; all others get none.
-        start: the checkpoint before it.
+        experiment: the whole experiment.
+        number: number of the segment.
+        counts: item -> exposures in the segment; all others get none.
+        start: checkpoint from which the segment starts.
     """
     settings = settings_of(experiment)
     ends = [*settings.at, experiment.train.end]
@@ -108,8 +109,8 @@ def decisions(experiment: Experiment, carry_out: bool) -> list[dict[str, Any]]:
     """All decisions, each with the digest of the one before.
 
     Args:
-        experiment: the whole.
-        carry_out: train and score each segment that is not there; otherwise only decide from what is stored.
+        experiment: the whole experiment.
+        carry_out: train and score missing segments; if false, only decide from stored scores.
     """
     settings = settings_of(experiment)
     items = plans.read(experiment.directory / "plan").items
@@ -145,8 +146,9 @@ def decisions(experiment: Experiment, carry_out: bool) -> list[dict[str, Any]]:
 
 
 def replay(experiment: Experiment, recorded: list[dict[str, Any]]) -> list[str]:
-    """Differences between recorded decisions and those that the stored scores lead to, and between each plan and
-    the one that its decision leads to."""
+    """Differences between the recorded decisions and those recomputed from the stored scores, and between each plan and
+    the one recomputed from its decision.
+    """
     wrong = []
     again = json.loads(json.dumps(decisions(experiment, carry_out=False)))
     recorded = json.loads(json.dumps(recorded))
@@ -177,8 +179,7 @@ def doses(recorded: list[dict[str, Any]]) -> list[dict[str, int]]:
 
 
 def estimate(settings: AdaptiveConfig, recorded: list[dict[str, Any]]) -> str | None:
-    """EC50: number of exposures at which half of the items are remembered. None where the policy does not estimate
-    it."""
+    """EC50: number of exposures at which half of the items are remembered. None if the policy does not estimate it."""
     checks = [*(record["seen"] for record in recorded[1:]), recorded[-1]["after"]]
     totals = doses(recorded)[1:]
     if settings.policy == "staircase":
@@ -213,7 +214,7 @@ def prove(experiment: Experiment, recorded: list[dict[str, Any]]) -> dict[str, A
     """Audit every segment, and replay the decisions.
 
     Returns:
-        See ``insertion.audit.Audit.result``.
+        The result; see ``insertion.audit.Audit.result``.
     """
     report = Audit()
     start, previous, broken = experiment.train.start_from, "", []
@@ -255,7 +256,7 @@ def recorded_by(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def adaptive(experiment: Experiment) -> dict[str, Any]:
-    """Carry out all segments, audit them, replay, and write ``adaptive/decisions.json``.
+    """Train and audit all segments, replay the decisions, and write ``adaptive/decisions.json``.
 
     Returns:
         ``verdict``, ``failures``, ``decisions``.
@@ -293,7 +294,7 @@ def adaptive(experiment: Experiment) -> dict[str, Any]:
 
 @program
 def main(experiment: Experiment) -> int:
-    """Carry out the policy; status 3 if an audit or the replay fails."""
+    """Run all segments; exit status 3 if an audit or the replay fails."""
     settings = settings_of(experiment)
     summary = adaptive(experiment)
     recorded = summary["decisions"]

@@ -13,7 +13,7 @@ from palimpsest.launch.program import program
 
 
 def work(experiment: Experiment) -> int:
-    """Audit; status 3 if it fails."""
+    """Run the audit; exit status 3 if it fails."""
     if experiment.insertion.adaptive is not None:
         from palimpsest.launch import adaptive
 

@@ -1,4 +1,4 @@
-"""From Hydra's configuration to the ``Experiment``, and from Hydra's errors to one line."""
+"""Conversion of Hydra's configuration to the ``Experiment``, and of Hydra's errors to one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def scaled(arguments: Sequence[str]) -> list[str]:
 
 
 def build(config: DictConfig) -> Experiment:
-    """Check a composed configuration and turn it into dataclasses.
+    """The dataclasses of a composed configuration, after checks.
 
     Raises:
         UserError: for a missing, unknown or impossible value.
@@ -59,7 +59,7 @@ def build(config: DictConfig) -> Experiment:
 
 
 def values_of(kind: type, config: DictConfig, conf: Path) -> dict[str, Any]:
-    """The values of a composed configuration, each of the type that a dataclass wants where pydantic would not ask.
+    """Values of a composed configuration, converted to the dataclass's types as far as pydantic is not strict enough.
 
     Args:
         kind: the dataclass.
@@ -82,7 +82,7 @@ def values_of(kind: type, config: DictConfig, conf: Path) -> dict[str, Any]:
 
 
 def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
-    """The dataclass of checked values.
+    """Dataclass of checked values.
 
     Raises:
         UserError: for an impossible value.
@@ -100,7 +100,7 @@ def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
 
 
 def _sort_families(insertion: Any) -> None:
-    """Sort families and shared experiments by name, for their order means nothing and must not change a digest."""
+    """Sort families and shared experiments by name, because their order must not change a digest."""
     if not isinstance(insertion, dict):
         return
     shared = insertion.get("experiments")
@@ -112,7 +112,7 @@ def _sort_families(insertion: Any) -> None:
 
 
 def _setting(location: tuple[int | str, ...], values: Any) -> str:
-    """The setting that a pydantic location means: without the names of a union's alternatives."""
+    """Name of the setting at a pydantic location, without the names of a union's alternatives."""
     parts = []
     for part in location:
         inside = part in values if isinstance(values, dict) else isinstance(values, list)
@@ -125,7 +125,7 @@ def _setting(location: tuple[int | str, ...], values: Any) -> str:
 
 
 def _typed(value: object) -> str:
-    """A value as it is typed on the command line."""
+    """A value in the syntax of the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(_typed, value))}]"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
@@ -136,12 +136,12 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
 
     Args:
         kind: type of the field, such as ``int | None``, a dataclass, or a ``Mapping`` of dataclasses.
-        value: as OmegaConf has it.
-        name: of the setting, with dots.
+        value: value from OmegaConf.
+        name: name of the setting, with dots.
 
     Raises:
-        UserError: for a setting that no dataclass has, true or false for a number, a number that is not finite, or
-            one value where a list is wanted.
+        UserError: for a setting that no dataclass has, true or false for a number, a number that is not finite, or one
+            value where a list is wanted.
     """
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if isinstance(value, dict):
@@ -170,7 +170,7 @@ def _convert_table(options: tuple[Any, ...], value: dict[str, Any], name: str) -
 
 
 def _convert_number(options: tuple[Any, ...], value: float, name: str) -> Any:
-    """A number, true or false; as text where a text is wanted (``name=2024``)."""
+    """A number, true or false; converted to text if the setting is a text (``name=2024``)."""
     numeric = bool({int, float} & set(options))
     if isinstance(value, bool):
         if numeric and bool not in options:

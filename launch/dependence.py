@@ -1,11 +1,11 @@
-"""Do experiments that share a run disturb each other?
+"""Test of whether experiments that share a run influence each other.
 
     python launch/dependence.py +experiment=quickstart insertion=shared
 
-Trains one run with all of ``insertion.experiments`` and one with each of them alone - the items and places of each are
-the same in both - and compares what is remembered at the last checkpoint. With ``train.start_from`` all of them branch
-from that checkpoint. The interaction of an experiment with the others is, item by item, the score in company less the
-score alone; of its inserted items less its controls. Without interaction it is 0.
+Trains one run with all of ``insertion.experiments`` and one run with each of them alone, with the same items and
+places, and compares the scores at the last checkpoint. With ``train.start_from`` all runs branch from that checkpoint.
+The interaction of an experiment with the others is the score in the shared run minus the score alone, averaged over its
+inserted items, minus the same for its controls. Without interaction it is 0.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def alone(experiment: Experiment, name: str) -> Experiment:
 
 
 def dependence(experiment: Experiment) -> dict[str, Any]:
-    """Train, audit and score what is not there yet; compare; write ``dependence/dependence.json``.
+    """Train, audit and score missing runs, compare them, and write ``dependence/dependence.json``.
 
     Returns:
-        ``verdict`` of all audits, and ``interactions``: experiment, family, dose, estimate, low, high (nats a byte;
-        95 % interval), items and controls.
+        ``verdict`` of all audits, and ``interactions``: experiment, family, dose, estimate, low, high (nats a byte; 95
+        % interval), items and controls.
 
     Raises:
         UserError: if there are not at least two experiments.

@@ -1,4 +1,6 @@
-"""Preview of the stages (``dry_run=true``): what each would make or reuse. Reads manifests; writes nothing."""
+"""Preview of the stages (``dry_run=true``): artefacts that each would make or reuse. Reads manifests; writes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ STAGES = ("prepare", "plan", "train perturbed", "train twin", "audit", "score", 
 
 
 def stages(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """(stage, what it would do) of a whole run, in order."""
+    """Pairs of stage and its preview, for a whole run, in order."""
     yield (
         "prepare",
         "; ".join(
@@ -86,7 +88,7 @@ def _scores(experiment: Experiment) -> str:
 
 
 def vocabulary(experiment: Experiment) -> tuple[int, str]:
-    """Vocabulary size before padding, and its source in words; needs no corpus."""
+    """Vocabulary size before padding, and a text that names its source; needs no corpus."""
     vocab_size, known = experiment.corpus.tokenizer.vocab_size, "of the tokenizer to be trained"
     if experiment.corpus.tokenizer.kind != "train":
         vocab_size, known = experiment.model.tokenizer_size or vocab_size, f"of model={experiment.model.name}"
@@ -128,7 +130,7 @@ def cost(experiment: Experiment) -> Iterator[str]:
 
 
 def whole(experiments: Sequence[Experiment]) -> str:
-    """The cost of the pairs of all of these experiments, in a line: GPU hours, days, scoring, checkpoints."""
+    """Total cost of the experiments' pairs of runs, in one line: GPU hours, days, scoring, checkpoints."""
     costs = []
     for one in experiments:
         padded = padded_vocabulary(vocabulary(one)[0])
@@ -138,7 +140,9 @@ def whole(experiments: Sequence[Experiment]) -> str:
 
 
 def _probe_tokens(experiment: Experiment) -> int:
-    """Tokens of all probes: the plan's, or, before there is one, a window for each item and held-out passage."""
+    """Number of tokens of all probes: from the plan or, without a plan, estimated as one window per item and held-out
+    passage.
+    """
     place = experiment.directory / "plan"
     if (place / MANIFEST).is_file():
         return int(plans.read(place).probes["tokens"].list.len().sum())
@@ -148,7 +152,7 @@ def _probe_tokens(experiment: Experiment) -> int:
 
 
 def _world_size(experiment: Experiment) -> int:
-    """Ranks of one training: torchrun's, those of the SLURM launcher, or the fewest that the topology allows."""
+    """Number of ranks of one training: torchrun's, the SLURM launcher's, or the smallest that the topology allows."""
     launcher, least = experiment.launcher, experiment.parallel.min_world_size
     asked = launcher.nodes * launcher.processes if launcher.kind == "slurm" else 1
     ranks = int(os.environ.get("WORLD_SIZE", asked))
@@ -156,5 +160,5 @@ def _world_size(experiment: Experiment) -> int:
 
 
 def of(stage: str) -> Callable[[Experiment], Iterator[str]]:
-    """The dry run of one stage's program."""
+    """Lines of the dry run of one stage's program."""
     return lambda experiment: (f"{name}: {line}" for name, line in stages(experiment) if name == stage)

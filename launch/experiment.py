@@ -33,28 +33,31 @@ from palimpsest.pretrain.identity import result_settings
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LauncherConfig:
-    """Machines that ``launch/sweep.py`` runs a sweep on. Only ``kind`` and ``jobs`` matter outside SLURM."""
+    """Settings of the machines on which ``launch/sweep.py`` runs a sweep. Only ``kind`` and ``jobs`` apply outside
+    SLURM.
+    """
 
     kind: Literal["local", "slurm", "report"]
-    """``report`` starts nothing: it shows how far the sweep is and writes its report."""
+    """Kind of launcher; ``report`` starts no runs, shows the sweep's progress and writes its report."""
     jobs: int | None = None
-    """Runs at a time; None: as many as the cluster gives (locally: one)."""
+    """Number of concurrent runs; None: as many as the cluster allows (locally: one)."""
     partition: str | None = None
     account: str | None = None
     time: str = "24:00:00"
-    """Limit of one job, as SLURM writes it."""
+    """Time limit of one job, in SLURM's notation."""
     signal_before: int = 300
-    """Seconds before the limit at which the programs get SIGTERM."""
+    """Time before the limit at which programs get SIGTERM, seconds."""
     retries: int = 3
-    """Requeues of a job that ended by a signal or a crash. Preemption and the time limit do not count."""
+    """Largest number of requeues of a job that ended by a signal or a crash; requeues after preemption or the time
+    limit do not count."""
     nodes: int = 1
-    """Nodes of one training."""
+    """Number of nodes of one training."""
     processes: int = 1
-    """Training processes on a node; one a GPU."""
+    """Number of training processes per node, one per GPU."""
     gpus: int = 0
-    """GPUs a node."""
+    """Number of GPUs per node."""
     cpus: int = 4
-    """CPU cores a process."""
+    """Number of CPU cores per process."""
     memory: str | None = None
     """Memory per node, in SLURM's notation, such as ``64G``."""
     container: str | None = None
@@ -85,9 +88,10 @@ class ScoreConfig:
     """Settings of scoring."""
 
     bos: Literal["auto", "always", "never"]
-    """Prompts follow the token that begins a text; auto: where the tokenizer adds it. Whole texts always do."""
+    """Reading of prompts after the beginning-of-text token: ``always``, ``never``, or ``auto``, if the tokenizer adds
+    it. Texts without a prompt are always read after it."""
     long_texts: Literal["refuse", "truncate"]
-    """Texts longer than a table of learned positions."""
+    """Treatment of texts longer than the model's positions: ``refuse`` or ``truncate``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,16 +101,17 @@ class ReportConfig:
     prefix_tokens: int
     suffix_tokens: int
     metrics: tuple[str, ...]
-    """More of ``analysis.metrics`` than the default ones."""
+    """Metrics of ``analysis.metrics`` in addition to the default ones."""
     contrasts: tuple[str, ...]
     """Arms or levels to compare, each ``FIRST vs SECOND``; none: every pair of levels of each factor."""
     out: Path | None
-    """Directory of the report; None: ``report/`` of the run. Elsewhere, reading is all that the run must allow."""
+    """Directory of the report; None: ``report/`` in the run's directory. With another directory, read access to the run
+    is enough."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """All settings."""
+    """All settings of an experiment."""
 
     experiment: str
     name: str
@@ -165,7 +170,7 @@ class Experiment:
         self.parallel.check(self.parallel.min_world_size, self.model, self.train)
 
     def _check_contrasts(self) -> None:
-        """Check ``report.contrasts`` before hours of training, where the settings say the arms."""
+        """Check ``report.contrasts`` before training, if the settings determine the arms."""
         designs = self.insertion.designs()
         if not self.report.contrasts or any(one.placements or one.adaptive for _, one in designs):
             return
@@ -190,7 +195,7 @@ class Experiment:
 
     @property
     def corpora(self) -> dict[str, tuple[CorpusConfig, Path]]:
-        """Every corpus by name, the main one (``corpus``) first: its settings and its directory."""
+        """Name -> settings and directory of every corpus; the main one (``corpus``) is first."""
         place = self.corpus_directory
         corpora = {MAIN: (self.corpus, place)}
         for name, given in self.mixture.corpora.items():
@@ -202,7 +207,7 @@ class Experiment:
 
     @property
     def directory(self) -> Path:
-        """Directory of this run. Its digest covers what changes the result, and nothing else."""
+        """Directory of this run. The digest in its name covers exactly the settings that change the result."""
         settings = result_settings(self.model, self.optimizer, self.train)
         insertion = _plain(self.insertion)
         parts = [
@@ -219,7 +224,7 @@ class Experiment:
 
     @property
     def shape(self) -> RunShape:
-        """The run as the plan needs it: steps, batch, window."""
+        """Shape of the run for the plan: steps, batch size, window length."""
         train = self.train
         return RunShape(
             steps=train.end,

@@ -83,7 +83,7 @@ def _verdict(audit: dict[str, Any] | None) -> str:
 
 
 def _write_repository(experiment: Experiment, plan: Plan, audit: dict[str, Any] | None) -> None:
-    """Make all exports of the run revisions of one repository, with a card of them all."""
+    """Make all exports of the run revisions of one repository, with a common model card."""
     from palimpsest.pretrain.huggingface import export as exports
 
     place = experiment.directory / experiment.run / "export"
@@ -120,12 +120,13 @@ def seen_by_arm(experiment: Experiment, step: int, plan: Plan) -> dict[str, int]
 def repository_card(
     experiment: Experiment, plan: Plan, name: str, steps: Mapping[str, int], verdict: str
 ) -> str:
-    """The card of all exported checkpoints of a run: what each had seen, at what doses, and the audit.
+    """Model card of all exported checkpoints of a run: the exposures that each has seen, their doses, and the audit's
+    verdict.
 
     Args:
         experiment: the settings.
-        plan: of the experiment.
-        name: of the repository.
+        plan: plan of the experiment.
+        name: name of the repository.
         steps: directory of each exported checkpoint -> its finished steps.
         verdict: of the audit.
     """

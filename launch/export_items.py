@@ -18,7 +18,7 @@ VERSION = 1
 
 
 def write(experiment: Experiment) -> Manifest:
-    """Write ``items/`` beside the plan.
+    """Write ``items/`` next to the plan.
 
     Raises:
         UserError: if there is no plan.
@@ -40,7 +40,7 @@ def write(experiment: Experiment) -> Manifest:
 
 @program
 def main(experiment: Experiment) -> None:
-    """Write and say where, and how many."""
+    """Write the items, and print their directory and number."""
     facts = write(experiment).facts
     place = experiment.directory / "items"
     say(f"{place / 'lm_eval'}: {len(facts['tasks'])} tasks, {sum(facts['tasks'].values()):,} questions")

@@ -1,4 +1,4 @@
-"""``--help`` of the programs that take an experiment: what each is for, its own settings, three examples."""
+"""``--help`` of the programs that run an experiment: purpose, settings and three examples of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EVERY = "--help-all"
-"""Option that lists every setting of an experiment, as Hydra does."""
+"""Option that lists every setting of an experiment (Hydra's own help)."""
 RUN = "runs/quickstart"
 
 
@@ -133,12 +133,12 @@ PROGRAMS = {
 
 
 def name() -> str:
-    """The program that is running."""
+    """Name of the running program."""
     return Path(sys.argv[0].split()[-1]).stem
 
 
 def asked(arguments: Sequence[str]) -> str | None:
-    """The help to print for a command line; None if none is asked for, or every setting (:data:`EVERY`)."""
+    """Help text for a command line; None if it does not ask for help, or asks for every setting (:data:`EVERY`)."""
     if not {"--help", "-h"} & {*arguments} or name() not in PROGRAMS:
         return None
     found = PROGRAMS[name()]

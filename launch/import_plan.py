@@ -38,7 +38,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def write(foreign: interchange.Foreign, directory: Path) -> None:
-    """Write items, placements and settings.
+    """Write items, placements and settings of the imported insertions.
 
     Raises:
         UserError: if no item is a control.
@@ -67,7 +67,7 @@ def write(foreign: interchange.Foreign, directory: Path) -> None:
 
 
 def work() -> int:
-    """Import what the command line says."""
+    """Import the insertions that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,7 +89,7 @@ def work() -> int:
 
 
 def main() -> None:
-    """Import; status 2 for what the user can mend."""
+    """Run the import; exit status 2 for errors that the user can fix."""
     guarded(work)
 
 

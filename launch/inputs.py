@@ -40,7 +40,7 @@ def open_order(experiment: Experiment) -> Windows:
     """The windows of the experiment in training order: one epoch of its corpus, or its mixture.
 
     Raises:
-        UserError: if a corpus is not prepared, or they do not go together.
+        UserError: if a corpus is not prepared, or the corpora are inconsistent with each other.
     """
     train, mixture = experiment.train, experiment.mixture
     epochs = [
@@ -87,11 +87,11 @@ def _several_nodes() -> bool:
 def ledger_of(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
     """The ledger of a finished run, and the manifest of its last checkpoint.
 
-    Every checkpoint must be whole, belong to the same run, and name the ledger up to its own step.
+    Every checkpoint must be complete, belong to the same run, and name the ledger's last part at its step.
 
     Args:
-        directory: of the perturbed run or the twin.
-        steps: steps that it must have finished.
+        directory: directory of the perturbed run or the twin.
+        steps: number of steps that the run must have finished.
 
     Raises:
         UserError: naming a part that is missing, damaged or of another run.

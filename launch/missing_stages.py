@@ -1,4 +1,4 @@
-"""Stages that a training needs and that are not finished: one rank makes them, the others wait."""
+"""Stages that a training needs and that are not finished: the first rank runs them, the others wait."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.process import end, end_with_parent, say
 
 _POLL = 1.0
-"""Seconds between two looks of a waiting rank."""
+"""Interval at which a waiting rank polls, seconds."""
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "LOCAL_", "TORCHELASTIC_", "TORCH_NCCL")
-"""Beginnings of the variables by which a process knows that torchrun started it."""
+"""Prefixes of the environment variables that torchrun sets."""
 
 
 def make(experiment: Experiment) -> None:
-    """Make the corpus, its order and the plan (with the reference model that traps ask for), where they are missing.
+    """Make missing artefacts of a training: the corpus, its order and the plan (with the reference model of traps).
 
     The first rank runs ``prepare`` and ``plan`` as processes of their own; the other ranks look for the result, without
     a time-out: torchrun ends them if the first rank fails.
@@ -61,7 +61,7 @@ def _missing(experiment: Experiment) -> list[str]:
 
 
 def _run(program: str, more: list[str]) -> int:
-    """Run a stage with the settings of this command line, outside torchrun; its exit status."""
+    """Run a stage with the settings of this command line, outside torchrun; returns its exit status."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_TORCHRUN)}
     command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), *sys.argv[1:], *more]
     done = subprocess.run(

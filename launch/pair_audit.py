@@ -1,4 +1,4 @@
-"""Proof that a pair of runs consumed what was planned, and whether the last proof still holds."""
+"""Audit of a pair of runs against the plan, and validity of the stored audit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inputs(experiment: Experiment) -> dict[str, str]:
     """Current digests of all inputs of an audit.
 
     Raises:
-        UserError: if any of it is missing or damaged.
+        UserError: if any input is missing or damaged.
     """
     plan = plans.read(experiment.directory / "plan")
     now = digest_of([manifest.digest for _, manifest in corpora(experiment)])
@@ -137,7 +137,9 @@ def _first(experiment: Experiment, which: str) -> Path:
 
 
 def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
-    """Failures of the check that a run began with the checkpoint of ``train.start_from``, and what was compared."""
+    """Failures of the check that a run began with the checkpoint of ``train.start_from``, and a description of the
+    check.
+    """
     from palimpsest.pretrain import checkpoint
 
     path = Path(str(experiment.train.start_from))
@@ -151,10 +153,11 @@ def _start(experiment: Experiment, digest: str) -> tuple[list[str], str]:
 
 
 def _before(runs: list[plans.Before], order: Windows, tokenizer: Tokenizer) -> tuple[list[str], str]:
-    """Failures of the audit of the earlier runs that a run continues, joined up to its start, and what was compared.
+    """Failures of the audit of the earlier runs that a run continues, joined up to its start, and a description of the
+    check.
 
     Raises:
-        UserError: if a ledger or plan of theirs is missing or damaged.
+        UserError: if a ledger or plan of these runs is missing or damaged.
     """
     whole = plans.concatenated(runs)
     tables, failures = [], []
@@ -217,7 +220,8 @@ def _scores_at_fault(experiment: Experiment, plan: plans.Plan) -> tuple[list[str
 
 def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
     """All scores of the pair's whole texts, if both were scored with this plan: ``item_id``, ``run``, ``step``,
-    ``loglik`` (nats)."""
+    ``loglik`` (nats).
+    """
     from palimpsest.analysis.scoring import scores as stored
 
     places = [
@@ -244,7 +248,7 @@ def _scores(experiment: Experiment, plan: plans.Plan) -> pl.DataFrame | None:
 def evidence(
     items: pl.DataFrame, exposures: pl.DataFrame, scores: pl.DataFrame, shape: RunShape
 ) -> dict[str, float] | None:
-    """Order of the exposures as the weights show it, independent of the ledger (Kuditipudi et al., 2025).
+    """Test of the exposures' order by the weights, independent of the ledger (Kuditipudi et al., 2025).
 
     At the checkpoint nearest to the middle of the run, items whose last exposure was more recent should have gained
     more over the twin, and items not yet exposed least. Ranks are compared inside each family and dose. If the ledger's
@@ -252,13 +256,13 @@ def evidence(
 
     Args:
         items: ``item_id``, ``family``, ``dose``.
-        exposures: of the ledger: ``position``, ``item_id``.
+        exposures: exposures of the ledger: ``position``, ``item_id``.
         scores: ``item_id``, ``run``, ``step``, ``loglik``.
-        shape: of the run.
+        shape: shape of the run.
 
     Returns:
-        ``checkpoint``, ``rho`` with 95 % limits ``low`` and ``high``, two-sided ``p``, ``items``; None where nothing
-        can be compared.
+        ``checkpoint``, ``rho`` with 95 % limits ``low`` and ``high``, two-sided ``p``, ``items``; None if no items can
+        be compared.
     """
     shared = scores.group_by("step").agg(pl.col("run").n_unique()).filter(pl.col("run") == 2)["step"]
     inside = [step for step in shared.to_list() if shape.begin < step < shape.steps]

@@ -31,7 +31,7 @@ def plan(experiment: Experiment) -> Manifest:
     """Make the experiment's plan, or reuse it.
 
     Raises:
-        UserError: if it cannot be made, or if another plan is in place that training has begun to carry out.
+        UserError: if it cannot be made, or if training has begun with another plan.
     """
     order = open_order(experiment)
     directory = experiment.directory / "plan"
@@ -95,7 +95,9 @@ def make(experiment: Experiment, directory: Path) -> Manifest:
 
 
 def main() -> None:
-    """Plan and summarise; or ``show``, ``family=NAME`` or ``power=true``, which have settings of their own."""
+    """Make and summarise the plan; or run ``show``, ``family=NAME`` or ``power=true``, which have their own
+    settings.
+    """
     if asked := take("family"):
         preview.complete(asked["family"])
         program(lambda experiment: preview.show_family(experiment, asked["family"]))()

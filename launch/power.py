@@ -58,10 +58,10 @@ def _power_of(insertion: InsertionConfig, wanted: float) -> None:
 
 
 def effect_of(asked: Mapping[str, str]) -> float:
-    """``effect=`` of the command line as a number.
+    """Value of ``effect=`` on the command line.
 
     Raises:
-        UserError: if it is none, or ``power`` is not ``true``.
+        UserError: if it is not a number, or ``power`` is not ``true``.
     """
     if asked["power"] != "true":
         raise UserError(f"power={asked['power']}: write power=true, or leave it out")

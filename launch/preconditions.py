@@ -19,13 +19,13 @@ from palimpsest.pretrain.huggingface import files as files_of_model
 
 
 def unfit(experiment: Experiment) -> list[str]:
-    """A line for everything that is there and would stop the experiment later: topology, and the user's own items."""
+    """Error lines for settings and files that would stop the experiment later: topology, and the user's own items."""
     items = _of_items(experiment) if _untrained(experiment) else ()
     return [*_of_topology(experiment), *items]
 
 
 def missing(experiment: Experiment) -> list[str]:
-    """A line for each file or directory that the settings name and that is not there.
+    """Error lines for the files and directories that the settings name and that do not exist.
 
     Nothing is read: names on the Hugging Face hub are checked by the stage that reads them.
     """
@@ -44,7 +44,7 @@ def require(experiments: Iterable[Experiment]) -> None:
     """Check the experiments of a sweep, or of one run.
 
     Raises:
-        UserError: naming everything that is missing or does not go together.
+        UserError: naming everything that is missing or inconsistent.
     """
     lines = dict.fromkeys(line for one in experiments for line in (*missing(one), *unfit(one)))
     if lines:
@@ -64,7 +64,7 @@ def _of_corpus(name: str, config: CorpusConfig) -> Iterator[str]:
 
 
 def _of_weights(experiment: Experiment) -> Iterator[str]:
-    """Check a model to start from by its small files, for a name on the hub too."""
+    """Error lines about a model to start from, by its small files, also for a name on the hub."""
     if experiment.model.weights and _untrained(experiment):
         try:
             files_of_model.find(experiment.model.weights, experiment.model.revision, whole=False)
@@ -73,7 +73,7 @@ def _of_weights(experiment: Experiment) -> Iterator[str]:
 
 
 def _of_topology(experiment: Experiment) -> Iterator[str]:
-    """Of the launcher's processes, whether the parallelism divides them."""
+    """Error lines about the launcher's number of processes, which the parallelism must divide."""
     launcher = experiment.launcher
     if launcher.kind == "slurm":
         try:
@@ -83,7 +83,7 @@ def _of_topology(experiment: Experiment) -> Iterator[str]:
 
 
 def _of_items(experiment: Experiment) -> Iterator[str]:
-    """Of the user's own items (family ``table``): enough of them, readable, and not longer than a window."""
+    """Error lines about the user's own items (family ``table``): too few, unreadable, or longer than a window."""
     tokenizer = _tokenizer(experiment)
     for name, design in experiment.insertion.designs():
         prefix = f"insertion.experiments.{name}" if name else "insertion"
@@ -114,7 +114,7 @@ _BYTES = TokenizerConfig(vocab_size=257)
 
 
 def _tokenizer(experiment: Experiment) -> Tokenizer | None:
-    """The tokenizer, where it is known before the corpus is prepared."""
+    """The tokenizer if it is known before the corpus is prepared, else None."""
     if (experiment.corpus_directory / artifact.MANIFEST).is_file():
         return load_tokenizer(experiment.corpus_directory)
     config = experiment.corpus.tokenizer
@@ -124,12 +124,12 @@ def _tokenizer(experiment: Experiment) -> Tokenizer | None:
 
 
 def _untrained(experiment: Experiment) -> bool:
-    """True before the first checkpoint; afterwards what a run started from may be deleted."""
+    """True before the first checkpoint; later, the files that the run started from may be deleted."""
     return not saved.finished(experiment.directory / "perturbed" / "checkpoints")
 
 
 def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """(setting, path) of everything that is read besides the corpora; for the plan only before it is made."""
+    """Pairs of setting and path of all inputs other than the corpora; inputs of the plan only before it is made."""
     if (start := experiment.train.start_from) and _untrained(experiment):
         yield "train.start_from", start
     if (experiment.directory / "plan" / artifact.MANIFEST).is_file():

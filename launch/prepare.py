@@ -22,7 +22,7 @@ def prepare(experiment: Experiment) -> Manifest:
     """Prepare the experiment's corpora, or reuse them.
 
     Returns:
-        The manifest of the first.
+        The manifest of the first corpus.
     """
     manifests = [
         corpus.prepare(config, directory, workers=experiment.runtime.workers, progress=say)
@@ -41,7 +41,7 @@ def _share(experiment: Experiment, text: str) -> None:
 
 
 def _show(experiment: Experiment, step: int) -> None:
-    """Print the batch of a step, as the corpus has it.
+    """Print the batch of a step, without insertions.
 
     Raises:
         UserError: if the run has no such step.
@@ -59,7 +59,7 @@ def _show(experiment: Experiment, step: int) -> None:
 
 
 def work(experiment: Experiment) -> None:
-    """Prepare and say where."""
+    """Prepare the corpora, and print their directories."""
     if experiment.shard is not None:
         _share(experiment, experiment.shard)
         return

@@ -20,11 +20,11 @@ from palimpsest.launch.reference import references
 def show_family(experiment: Experiment, name: str) -> None:
     """Print the first ``show`` items of a family with their probes.
 
-    Of the experiment's corpus where that is prepared; else without held-out documents, and with bytes for tokens. A
-    reference model that is to be trained here needs the corpus: it is prepared.
+    The experiment's corpus is used if it is prepared; otherwise there are no held-out documents, and tokens are bytes.
+    A family with a reference model to be trained needs the corpus, which is then prepared.
 
     Raises:
-        UserError: for an unknown family, or one that needs the corpus where there is none.
+        UserError: for an unknown family, or a family that needs a corpus if there is none.
     """
     count = 5 if experiment.show is None else experiment.show
     if count < 1:

@@ -1,4 +1,4 @@
-"""The process of a program: its exit statuses, its lines to the person, its lock on a run's directory."""
+"""Process of a program: exit statuses, output lines, and the lock on a run's directory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import NoReturn
 from palimpsest.data.errors import UserError
 
 INTEGRITY = 3
-"""Exit status when an audit fails or a batch is not what the plan says."""
+"""Exit status if an audit fails or a batch differs from the plan."""
 
 
 STATUS = "PALIMPSEST_STATUS"
-"""Environment variable: a file that gets exit status and line of the first rank that fails, for torchrun itself
-always ends with 1."""
+"""Environment variable with the path of a file for the exit status and error line of the first failed rank, because
+torchrun itself always exits with 1."""
 
 
 def say(line: str) -> None:
@@ -35,7 +35,7 @@ _GRACE = 3.0
 
 
 def end(line: str, status: int, rank: int = 0) -> NoReturn:
-    """End the program with one line. Of several ranks the first one speaks; see also ``STATUS``."""
+    """End the program with one line, which only the first of several ranks prints; see also ``STATUS``."""
     ranked = "RANK" in os.environ
     speaks = rank == 0 or not ranked
     if ranked and (path := os.environ.get(STATUS)):
@@ -53,7 +53,7 @@ def end(line: str, status: int, rank: int = 0) -> NoReturn:
 
 
 def end_with_parent(number: int) -> None:
-    """Ask Linux to send this child a signal when its parent dies; other systems go without."""
+    """Make Linux send this child process a signal when its parent dies; no effect on other systems."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
@@ -61,7 +61,7 @@ def end_with_parent(number: int) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a run's directory: two trainings in one directory would ruin each other.
+    """Lock a run's directory, so that two trainings cannot write to it.
 
     Raises:
         UserError: if another process holds it.

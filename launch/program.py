@@ -1,4 +1,4 @@
-"""The command line of a program, and what its errors mean: one line and an exit status."""
+"""Command line of a program, and conversion of its errors to one line and an exit status."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from palimpsest.pretrain.interrupts import REQUEUE, Interrupted
 class _DryRun(Protocol):
     @property
     def dry_run(self) -> bool:
-        """Only say what would be done."""
+        """True to print the preview only."""
 
 
 Settings = TypeVar("Settings", bound=_DryRun)
@@ -42,15 +42,14 @@ def program(
     kind: Callable[[DictConfig], Settings] = build,  # type: ignore[assignment]
     conf: Path = CONF,
 ) -> Callable[[], None]:
-    """Make a program of a function: Hydra's command line in, exit status out.
-
-    0: done. 1: a bug (with a traceback). 2: something that the user can mend, in one line. 3: the experiment is not
-    what was planned. 75: told to stop by a signal, and saved.
+    """Program from a function, with Hydra's command line and an exit status. 0: success. 1: a bug (with a traceback).
+    2: an error that the user can fix, in one line. 3: the experiment differs from its plan. 75: stopped by a signal
+    after saving.
 
     Args:
-        main: does the work.
-        dry_run: says what it would do, in lines; without it ``dry_run=true`` is refused.
-        kind: checks a composed configuration and makes the settings of it.
+        main: function that does the work.
+        dry_run: function that returns the lines of a preview; without it ``dry_run=true`` is refused.
+        kind: function that checks a composed configuration and returns the settings.
         conf: directory of the configuration.
     """
 
@@ -92,7 +91,7 @@ def program(
 
 
 def _written(text: str) -> None:
-    """Write to standard output. A reader that has seen enough, such as ``head``, is no error."""
+    """Write to standard output. A reader that closes the pipe early, such as ``head``, is no error."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -102,7 +101,7 @@ def _written(text: str) -> None:
 
 
 def _compose(compose: Callable[[], None]) -> None:
-    """Let Hydra work, and write what it says."""
+    """Run Hydra and write its output."""
     try:
         compose()
         _written("")
@@ -114,11 +113,11 @@ def _compose(compose: Callable[[], None]) -> None:
 
 
 def guarded(work: Callable[[], int], conf: Path = CONF) -> NoReturn:
-    """Do the work of a program and end with its status, or with what its error means.
+    """Run a program's work and exit with its status or with that of its error.
 
     Args:
-        work: gives the status.
-        conf: directory of the configuration, whose names errors suggest.
+        work: function that returns the status.
+        conf: directory of the configuration, whose names are suggested in error messages.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us
     rank = int(os.environ.get("RANK", "0"))
@@ -153,11 +152,12 @@ def guarded(work: Callable[[], int], conf: Path = CONF) -> NoReturn:
 
 
 def plain(description: str | None, work: Callable[[Sequence[str]], int]) -> None:
-    """Run a program that has no configuration: ``--help`` prints what it is, anything else is guarded work.
+    """Run a program that has no configuration: ``--help`` prints its description, any other command line runs
+    :func:`guarded` work.
 
     Args:
-        description: the program's docstring.
-        work: from the arguments of the command line to the status.
+        description: docstring of the program.
+        work: function from the command-line arguments to the exit status.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
         sys.stdout.write(f"{description}\n")
@@ -166,15 +166,15 @@ def plain(description: str | None, work: Callable[[Sequence[str]], int]) -> None
 
 
 def take(first: str, *others: str, word: bool = False) -> dict[str, str]:
-    """Take settings that a program has for itself out of the command line, where Hydra would refuse them.
+    """Remove a program's own settings from the command line, because Hydra would refuse them.
 
     Args:
-        first: the one that asks for them; without it nothing is taken.
-        others: those that go with it.
-        word: whether the first is a word instead of ``first=value``.
+        first: name of the main setting; without it nothing is removed.
+        others: names of the settings that belong to it.
+        word: true if the first is a word instead of ``first=value``.
 
     Returns:
-        Setting -> value as typed, the last one if there are several; of a word "".
+        Setting -> value as typed, the last one if there are several; "" for a word.
     """
     taken: dict[str, str] = {}
     left = sys.argv[:1]
@@ -191,10 +191,10 @@ def take(first: str, *others: str, word: bool = False) -> dict[str, str]:
 
 
 def share_of(text: str) -> tuple[int, int]:
-    """``k/n`` as two numbers.
+    """The two numbers of ``k/n``.
 
     Raises:
-        UserError: if it is none of ``0/n`` ... ``n-1/n``.
+        UserError: unless it is one of ``0/n``, ..., ``n-1/n``.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not int(match[1]) < int(match[2]):

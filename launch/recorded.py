@@ -47,10 +47,10 @@ def command(directory: Path) -> str | None:
 
 
 def split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """A run's directory among the arguments of a program, and the others.
+    """The run's directory among a program's arguments (None without one), and the other arguments.
 
     Raises:
-        UserError: if there are several, there is no such run, or an experiment is named besides.
+        UserError: if there are several, there is no such run, or an experiment is named as well.
     """
     places = [
         text
@@ -76,11 +76,11 @@ def load(directory: Path, overrides: Sequence[str]) -> Experiment:
     """The experiment of a run.
 
     Args:
-        directory: of the run.
-        overrides: settings on top of the run's own.
+        directory: directory of the run.
+        overrides: settings that replace the run's own.
 
     Raises:
-        UserError: if the run does not have its configuration, or a setting would make another run of it.
+        UserError: if the run has no stored configuration, or an override would identify another run.
     """
     if not (directory / FILE).is_file():
         raise UserError(

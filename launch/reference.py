@@ -1,4 +1,4 @@
-"""The reference model of copyright traps, trained here where ``path: trained`` asks for it."""
+"""Reference model of copyright traps, trained here if the setting is ``path: trained``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
     checkpoint.
 
     Args:
-        experiment: the settings; as many steps as its runs.
-        order: windows for the model: the corpus in an order of its own, different from that of the pair.
-        vocab_size: of the corpus's tokenizer.
+        experiment: the settings; the model trains for as many steps as the runs.
+        order: windows for the model, in another order than the pair's.
+        vocab_size: size of the tokenizer's vocabulary.
 
     Returns:
         ``reference/checkpoints/step_<number>`` of the run's directory.
@@ -52,7 +52,7 @@ def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
 
 
 def references(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[str], registry.Reference]:
-    """A function that opens a reference model by its path, and trains the one that is to be made here.
+    """Function that opens a reference model by its path, after training it if the path is ``trained``.
 
     torch is imported only when it is called.
     """

@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
 
 def _runs(pair: ModelPair) -> dict[str, str]:
-    """Run -> its model."""
+    """Name of a run -> model."""
     return {"perturbed": pair.perturbed} | ({"twin": pair.standard} if pair.standard is not None else {})
 
 
 def _located(config: ReleasedConfig, pair: ModelPair) -> dict[str, dict[int, Released]]:
-    """Run -> step -> model.
+    """Name of a run -> step -> model.
 
     Raises:
-        UserError: if two of them have different tokenizers.
+        UserError: if two models have different tokenizers.
     """
     revisions = hub.steps(config.revisions, pair.final_step)
     found = {
@@ -90,7 +90,7 @@ def plan(config: ReleasedConfig, name: str, words: Released) -> plans.Plan:
 
 
 def score(config: ReleasedConfig, name: str) -> plans.Plan:
-    """Score a model, or a pair, at every revision; scores that are there are kept."""
+    """Score a model, or a pair, at every revision; existing scores are reused."""
     from palimpsest.analysis.scoring import store
 
     found = _located(config, config.pairs[name])
@@ -139,7 +139,7 @@ def _device(config: ReleasedConfig) -> torch.device:
 
 
 def _no_report(config: ReleasedConfig, name: str, made: plans.Plan) -> str:
-    """Reason that there can be no report now; empty if there can be."""
+    """Reason why no report can be made yet; empty if it can be made."""
     doses = made.items["dose"]
     if doses.null_count():
         return "the items declare no doses (a column dose)"
@@ -158,13 +158,13 @@ def _no_report(config: ReleasedConfig, name: str, made: plans.Plan) -> str:
 
 
 def _whole(place: Path) -> bool:
-    """True if all parts of a checkpoint's scores are there."""
+    """True if all parts of a checkpoint's scores exist."""
     parts = [m for path, m in scores.parts(place.parent) if path.name.split("-")[0] == place.name]
     return bool(parts) and len(parts) == parts[0].facts["parts"]
 
 
 def report(config: ReleasedConfig, name: str) -> str:
-    """Build ``report.html`` and what lies beside it.
+    """Build ``report.html`` and its accompanying files.
 
     Returns:
         The headline.
@@ -207,7 +207,7 @@ def work(config: ReleasedConfig) -> int:
 
 
 def dry_run(config: ReleasedConfig) -> Iterator[str]:
-    """Lines on artefacts that would be made or reused; nothing is loaded from the hub."""
+    """Lines about artefacts that would be made or reused; nothing is loaded from the hub."""
     for name, path in config.sources.items():
         if files.has_rows(path):
             found = declared.read({name: path}, config.fields, limit=config.limit, same_text=config.same_text)

@@ -25,14 +25,14 @@ _ROLES = ("perturbed", "standard")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelPair:
-    """A model, and the same without the items."""
+    """A model and its standard model, trained without the items."""
 
     perturbed: str
     """Directory, or name on the hub."""
     standard: str | None = None
-    """None: there is no such model."""
+    """Standard model; None: there is none."""
     final_step: int | None = None
-    """Step of a revision whose name has none; None: that of all models."""
+    """Step of a revision whose name contains none; None: the value for all models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,34 +42,34 @@ class ReleasedConfig:
     experiment: str
     name: str = "run"
     seed: int = 1
-    """Of permutations."""
+    """Seed of permutations."""
     runs: Path = Path("runs")
     models: Mapping[str, str | ModelPair | None] = field(default_factory=dict)
     """``perturbed`` and ``standard``; or several models or pairs by name, each with a run of its own."""
     only: tuple[str, ...] = ()
-    """Names of those that are scored now; empty: all."""
+    """Names of the models to score now; empty: all."""
     revisions: tuple[str, ...] = ()
-    """Of every model; see ``analysis.scoring.hub.steps``. Empty: the default one."""
+    """Revisions of every model; see ``analysis.scoring.hub.steps``. Empty: the default revision."""
     final_step: int | None = None
-    """Step of a revision whose name has none."""
+    """Step of a revision whose name contains none."""
     items: str | Mapping[str, str]
-    """File or data set; several by name, which is the family of rows that have none."""
+    """File or data set of items; or several by name, which is the family of rows without one."""
     sets: tuple[str, ...] = ()
-    """Names of the files that are read; empty: all."""
+    """Names of the files to read; empty: all."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Column -> its name in the files (``insertion.declared``)."""
     limit: int | None = None
-    """Rows of each file; None: all."""
+    """Largest number of rows of each file; None: all."""
     same_text: SameText = "refuse"
-    """Action on rows with a text in common that differ otherwise (``insertion.declared.read``)."""
+    """Treatment of rows with the same text that differ otherwise (``insertion.declared.read``)."""
     shard: str | None = None
-    """``k/n``: score only that share."""
+    """Share of the scoring to do, ``k/n``."""
     dry_run: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: str | None = None
-    """Precision of the weights; None: float32 on CPUs, else as they were saved."""
+    """Precision of the weights; None: float32 on CPUs, else that of the files."""
     device_map: str | None = None
-    """Distribution of the layers over several devices, such as ``auto``, as ``transformers`` has it."""
+    """Distribution of the layers over several devices, as in ``transformers``, such as ``auto``."""
     score: ScoreConfig
     report: ReportConfig
 
@@ -149,7 +149,7 @@ class ReleasedConfig:
         return {name: path for name, path in given.items() if not self.sets or name in self.sets}
 
     def directory(self, name: str) -> Path:
-        """Directory of a model's run, named by what determines the items; further revisions go into it."""
+        """Directory of a model's run, named by the settings that determine the items; all revisions share it."""
         pair = self.pairs[name]
         parts = [pair.perturbed, pair.standard, *self.reading().values(), declared.digests(self.sources)]
         full = f"{self.name}-{name}" if name else self.name

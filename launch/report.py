@@ -27,15 +27,15 @@ def place(experiment: Experiment) -> Path:
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
-    """Settings of the report that its contents depend on."""
+    """Settings of the report that determine its contents."""
     return {name: value for name, value in resolved(experiment)["report"].items() if name != "out"}
 
 
 def report(experiment: Experiment) -> dict[str, Any]:
-    """Build ``report.html`` and what lies beside it in :func:`place`.
+    """Build ``report.html`` and its accompanying files in :func:`place`.
 
     Returns:
-        The summary: ``verdict``, ``headline``, ``detail``, ...
+        The summary, with ``verdict``, ``headline``, ``detail`` and others.
     """
     run = Run(experiment.directory)
     audit = pair_audit.standing(experiment)
@@ -68,7 +68,7 @@ def report(experiment: Experiment) -> dict[str, Any]:
 
 
 def _upload(experiment: Experiment, run: Run, metric: str) -> None:
-    """To W&B: the primary metric of each dose at every checkpoint, and the report as an artefact."""
+    """Upload to W&B: the primary metric of each dose at every checkpoint, and the report as an artefact."""
     name = f"{experiment.experiment}-{experiment.name}-report"
     assert experiment.wandb != "off"
     project = experiment.wandb_project, experiment.wandb_entity, experiment.wandb_group
@@ -87,7 +87,7 @@ def _upload(experiment: Experiment, run: Run, metric: str) -> None:
 
 
 def work(experiment: Experiment) -> int:
-    """Report; status 3 if the audit failed."""
+    """Make the report; exit status 3 if the audit failed."""
     summary = report(experiment)
     say(summary["headline"])
     say(f"report: {place(experiment) / 'report.html'}")

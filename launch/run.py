@@ -29,12 +29,12 @@ from palimpsest.pretrain.interrupts import REQUEUE, SIGNALS
 
 
 def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> None:
-    """Train in this process, or through torchrun where the topology needs several.
+    """Train in this process, or through torchrun if the topology needs several processes.
 
     Args:
         experiment: the settings.
         which: ``perturbed`` or ``twin``.
-        overrides: added to this process's command line.
+        overrides: settings added to this process's command line.
     """
     ranks = experiment.parallel.min_world_size
     if ranks == 1:
@@ -63,11 +63,11 @@ def train(experiment: Experiment, which: str, overrides: Sequence[str] = ()) -> 
 def _torchrun(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bool]:
     """Run torchrun to its end, and pass on to its ranks the signals that ask a training to save and stop.
 
-    It has a session of its own, so that what is sent to this process's group does not reach it: torchrun kills ranks
+    torchrun gets its own session, so that signals to this process's group do not reach it directly; it would kill ranks
     that take more than 30 seconds to save.
 
     Returns:
-        Its status, and whether there was such a signal.
+        Its exit status, and true if there was such a signal.
     """
     signals = []
 
@@ -98,7 +98,7 @@ def _torchrun(command: Sequence[str], environment: Mapping[str, str]) -> tuple[i
 
 
 def work(experiment: Experiment) -> int:
-    """Run every stage in order; status 3 if the audit failed.
+    """Run every stage in order; exit status 3 if the audit failed.
 
     Raises:
         UserError: before the first stage, naming every input that is missing.

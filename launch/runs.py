@@ -31,19 +31,19 @@ _PAIR = ("perturbed", "twin")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A run as it lies on disk."""
+    """State of a run on disk."""
 
     directory: Path
     state: str
     """``planned``, ``training``, ``stopped``, ``trained``, ``scored``, ``finished``, or ``damaged``."""
     step: int
-    """Finished steps of the perturbed run, as its log says."""
+    """Finished steps of the perturbed run, from its log."""
     steps: int
-    """Finished steps of a complete run."""
+    """Number of steps of the complete run."""
     loss: float | None
     verdict: str
     size: int
-    """Bytes."""
+    """Size on disk, bytes."""
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Entry:
 
 
 def held(path: Path) -> bool:
-    """True if a process, on any machine that shares the file system, holds a lock; asks without taking it."""
+    """True if a process, on any machine that shares the file system, holds a lock; the lock is not acquired."""
     if not path.is_file():
         return False
     layout = "hhqqi4x"  # struct flock of 64-bit Linux
@@ -82,7 +82,7 @@ def _verdict(report: Path) -> str | None:
 
 
 def entry(directory: Path) -> Entry:
-    """Read a run's directory."""
+    """State of a run, from its directory."""
     step, loss = _last_line(directory / "perturbed")
     size = sum(
         path.lstat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink()
@@ -146,7 +146,7 @@ def spare(run: Entry) -> Iterator[Path]:
 
 
 def human(size: int) -> str:
-    """Bytes for people: 1.5 GB."""
+    """Size as text, such as ``1.5 GB``."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -189,7 +189,7 @@ def _remove(path: Path) -> None:
 
 
 def delete(paths: Sequence[Path], *, really: bool) -> None:
-    """Delete directories, or say what would be deleted."""
+    """Delete directories, or only print their names."""
     total = 0
     for path in paths:
         size = sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())

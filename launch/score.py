@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def score(experiment: Experiment) -> None:
-    """Score the checkpoints of the perturbed run and of its twin; scores that are there are kept."""
+    """Score the checkpoints of the perturbed run and of its twin; existing scores are reused."""
     from palimpsest.analysis.scoring import beginnings, store
     from palimpsest.pretrain import parallel
     from palimpsest.pretrain.config import ParallelConfig

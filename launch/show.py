@@ -59,7 +59,7 @@ def _number(wanted: Mapping[str, str], key: str) -> int | None:
 
 
 def table_of(run: Run, table: str, wanted: Mapping[str, str]) -> pl.DataFrame:
-    """The table that was asked for."""
+    """The table that the command line names."""
     step = _number(wanted, "step")
     if table == "item":
         return run.exposures_of(wanted["item"])
@@ -114,7 +114,7 @@ def work(arguments: Sequence[str]) -> int:
 
 
 def _plain(table: pl.DataFrame) -> pl.DataFrame:
-    """Texts in one line each."""
+    """The table with line breaks in texts replaced, so that each text is one line."""
     return table.with_columns(pl.col(pl.String).str.replace_all(r"\s+", " "))
 
 

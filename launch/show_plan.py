@@ -21,10 +21,10 @@ KEYS = ("item", "step", "checkpoint", "ledger")
 def show(experiment: Experiment, asked: Mapping[str, str]) -> None:
     """Explain the finished plan: a summary, ``item=ID`` or ``step=S``; with ``checkpoint=S``, up to that checkpoint.
 
-    With ``ledger=true``, what the perturbed run's ledger says of the item or step, up to its last checkpoint.
+    With ``ledger=true``, the perturbed run's ledger of the item or step is shown as well, up to its last checkpoint.
 
     Raises:
-        UserError: if there is no plan, item, step, checkpoint or ledger like that.
+        UserError: if there is no such plan, item, step, checkpoint or ledger.
     """
     plan = plans.read(experiment.directory / "plan")
     one = asked.keys() & {"item", "step"}
@@ -69,7 +69,7 @@ def _consumed(run: Path, plan: plans.Plan) -> Ledger:
     """The ledger of the perturbed run.
 
     Raises:
-        UserError: if there is none, or it is of another plan.
+        UserError: if there is no ledger, or it belongs to another plan.
     """
     ledger, _ = ledger_of(run, 0)
     if ledger.plan != plan.digest:

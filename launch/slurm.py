@@ -1,11 +1,11 @@
-"""A sweep as SLURM arrays: plain sbatch scripts, one a stage, all with the same index: the line of the sweep.
+"""Sweep as SLURM job arrays: one sbatch script per stage, whose array index is the sweep's line.
 
 prepare (once for each corpus) -> plan -> training of the perturbed run and of the twin -> scoring -> audit and report
--> report of the sweep. Each task waits for its own predecessor alone (``aftercorr``), so that a run that fails holds up
-nobody else. The scripts lie in the sweep's directory, can be read, and can be submitted by hand.
+-> report of the sweep. Each task waits only for its own predecessor (``aftercorr``), so that a failed run does not
+block others. The scripts are in the sweep's directory, and can be submitted by hand.
 
-Neither submitit nor Hydra's launcher is used: both start pickled Python functions, know no dependencies between arrays,
-and would stand between ``srun``, ``torchrun`` and the signals that a training must see.
+Neither submitit nor Hydra's launcher is used: both start pickled Python functions, do not support dependencies between
+arrays, and would intercept the signals that ``srun`` and ``torchrun`` pass to a training.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Stage:
 
     name: str
     commands: tuple[tuple[str, ...], ...]
-    """Programs with further arguments, one after the other; the second also after an audit that failed."""
+    """Programs with their arguments, run in order; the second also runs after a failed audit."""
     training: bool = False
     """True if the stage runs a training, on all the nodes and processes that the launcher's settings give; others run
     as one process."""
@@ -67,9 +67,10 @@ def script(stage: Stage, launcher: LauncherConfig, directory: Path) -> str:
     """The sbatch script of a stage.
 
     Args:
-        stage: which.
-        launcher: the cluster.
-        directory: of the sweep, absolute; it has ``arguments.txt``, a line a run, quoted for the shell.
+        stage: the stage.
+        launcher: settings of the cluster.
+        directory: absolute path of the sweep's directory, which has ``arguments.txt`` with one line per run, quoted for
+            the shell.
     """
     nodes, processes, gpus = _resources(stage, launcher)
     which = "%j" if stage.single else "%a"
@@ -128,7 +129,9 @@ def script(stage: Stage, launcher: LauncherConfig, directory: Path) -> str:
 
 
 def _command(command: tuple[str, ...], launcher: LauncherConfig, nodes: int, processes: int) -> str:
-    """One program under srun, which passes signals on to it; under torchrun, too, where it has several processes."""
+    """Shell command of one program under srun, which passes signals to it, and under torchrun if it has several
+    processes.
+    """
     python = "python" if launcher.container else sys.executable
     container = shlex.split(launcher.container) if launcher.container else []
     srun = ["srun", "--kill-on-bad-exit=1", *launcher.srun, *container]
@@ -154,9 +157,9 @@ def write_scripts(
     """Write the sbatch script of every stage.
 
     Args:
-        launcher: the cluster.
-        directory: of the sweep.
-        arguments: of the sweep's command line, without the launcher's.
+        launcher: settings of the cluster.
+        directory: directory of the sweep.
+        arguments: arguments of the sweep's command line, without the launcher's.
 
     Returns:
         The stages in order, each with its script.
@@ -180,16 +183,16 @@ def submit(
     """Submit the arrays.
 
     Args:
-        launcher: the cluster.
+        launcher: settings of the cluster.
         scripts: the stages in order, each with its script.
-        unfinished: indices to run.
-        corpora: of those, the first of each corpus.
+        unfinished: indices of the runs to submit.
+        corpora: the first of these indices for each corpus.
 
     Returns:
         Stage -> job number.
 
     Raises:
-        UserError: if SLURM is not there or refuses; what was submitted before is cancelled.
+        UserError: if SLURM is missing or refuses a job; the jobs already submitted are cancelled.
     """
     if shutil.which("sbatch") is None:
         raise UserError(
@@ -216,7 +219,7 @@ def preview(
 ) -> Iterator[str]:
     """The submission as lines of a shell, each after a comment with its tasks, nodes, GPUs and time limit.
 
-    Args: as of ``submit``, but nothing is submitted, and SLURM need not be there.
+    The arguments are those of ``submit``, but nothing is submitted, and SLURM is not needed.
     """
     jobs: dict[str, str] = {}
     for stage, path in scripts:
@@ -255,14 +258,14 @@ def _sbatch(command: Sequence[str], path: Path) -> str:
 
 
 def _resources(stage: Stage, launcher: LauncherConfig) -> tuple[int, int, int]:
-    """Nodes, processes a node and GPUs a node of a stage."""
+    """Number of nodes, processes per node and GPUs per node of a stage."""
     nodes, processes = (launcher.nodes, launcher.processes) if stage.training else (1, 1)
     gpus = (launcher.gpus if stage.training else min(1, launcher.gpus)) if stage.gpu else 0
     return nodes, processes, gpus
 
 
 def _dependency(stage: Stage, jobs: dict[str, str]) -> str:
-    """The dependency of a stage, as sbatch writes it; ``jobs`` are those submitted before it."""
+    """Dependency of a stage in sbatch's syntax; ``jobs`` are those submitted before it."""
     trainings = [job for name, job in jobs.items() if name.startswith("train-")]
     scores = [job for name, job in jobs.items() if name.startswith("score")]
     if stage.name == "plan":
@@ -277,7 +280,7 @@ def _dependency(stage: Stage, jobs: dict[str, str]) -> str:
 
 
 def queued(jobs: Sequence[str]) -> bool:
-    """True if any of these jobs still waits or runs."""
+    """True if any of the jobs is pending or running."""
     if not jobs or shutil.which("squeue") is None:
         return False
     done = subprocess.run(

@@ -62,12 +62,12 @@ class Run:
     index: int
     arguments: tuple[str, ...]
     factors: dict[str, str]
-    """The settings with several values, and this run's."""
+    """Factor -> value in this run."""
     experiment: Experiment
 
     @property
     def title(self) -> str:
-        """The factors, for people."""
+        """Printed text of the factors."""
         return " ".join(f"{key}={value}" for key, value in self.factors.items()) or "the only run"
 
 
@@ -104,10 +104,10 @@ def expand(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, st
 
 
 def lines_of(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, str]]]:
-    """As ``expand``, of the runs that ``+sweep=NAME`` names, if it is among the arguments.
+    """As ``expand``, for each run of ``+sweep=NAME`` if this is among the arguments.
 
     Raises:
-        UserError: for a sweep that there is none of, too.
+        UserError: as for ``expand``, and for an unknown sweep.
     """
     chosen = [text for text in arguments if text.partition("=")[0] in ("+sweep", "sweep")]
     if not chosen:
@@ -129,7 +129,7 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
     """Check every line's configuration.
 
     Raises:
-        UserError: for a mistake in any of them, and for two lines that mean one and the same run.
+        UserError: for a mistake in any line, and for two lines that identify the same run.
     """
     GlobalHydra.instance().clear()
     runs: list[Run] = []
@@ -157,7 +157,7 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
 
 
 def _overrides(arguments: Sequence[str]) -> list[str]:
-    """Arguments for Hydra's compose, which knows ``--config-dir`` as a search path."""
+    """Arguments for Hydra's compose, with ``--config-dir`` converted to a search path."""
     overrides = []
     for argument in arguments:
         if argument.startswith("--config-dir="):
@@ -189,7 +189,7 @@ def verdict(experiment: Experiment) -> dict[str, Any] | None:
 
 
 def write(directory: Path, runs: Sequence[Run]) -> None:
-    """Write the manifest, a line a run, and the same arguments as a shell reads them."""
+    """Write the manifest with one line per run, and the same arguments quoted for a shell."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = [
         {
@@ -210,7 +210,9 @@ def write(directory: Path, runs: Sequence[Run]) -> None:
 
 
 def gpus() -> list[str]:
-    """The GPUs that runs may use, as ``CUDA_VISIBLE_DEVICES`` names them; asks the driver, for torch takes seconds."""
+    """GPUs that runs may use, in the notation of ``CUDA_VISIBLE_DEVICES``; read from the driver, because importing
+    torch takes seconds.
+    """
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in given.split(",") if name]
     if shutil.which("nvidia-smi") is None:
@@ -225,7 +227,7 @@ def gpus() -> list[str]:
 
 
 def gpus_of(slot: int, jobs: int, found: Sequence[str]) -> list[str]:
-    """The GPUs of one of ``jobs`` runs at a time: an equal share, or one that several have to share."""
+    """GPUs of one of ``jobs`` concurrent runs: an equal share, or one GPU that several runs share."""
     share = len(found) // jobs
     return list(found[slot * share : (slot + 1) * share]) if share else [found[slot % len(found)]]
 
@@ -234,7 +236,7 @@ def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]
     """Start runs, ``jobs`` at a time, until all have ended.
 
     Returns:
-        Index -> exit status of those that failed.
+        Index -> exit status of failed runs.
     """
     logs.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ}
@@ -311,7 +313,7 @@ def _submit(runs: Sequence[Run], waiting: Sequence[Run], directory: Path, argume
 
 
 def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> None:
-    """Print what every run would make and reuse, and what would be submitted. Nothing but sbatch scripts is written."""
+    """Print the artefacts that every run would make and reuse, and the submission. Only sbatch scripts are written."""
     waiting = [run for run in runs if verdict(run.experiment) is None]
     say(
         f"{directory}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished; dry_run=true: nothing is made"
@@ -368,10 +370,10 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 
 def sweep(arguments: Sequence[str]) -> int:
-    """Run what the command line says.
+    """Run the sweep of the command line.
 
     Returns:
-        0; 3 if an audit failed; the status of the first run that failed.
+        Exit status: 0; 3 if an audit failed; else that of the first failed run.
     """
     runs = composed(lines_of(arguments))
     launcher = runs[0].experiment.launcher
@@ -413,12 +415,12 @@ def sweep(arguments: Sequence[str]) -> int:
 
 @program
 def _single(experiment: Experiment) -> int:
-    """Entry for ``--help`` and ``--cfg``, which run nothing."""
+    """Hydra entry for ``--help`` and ``--cfg``, which run nothing."""
     raise AssertionError(experiment)
 
 
 def main() -> None:
-    """Sweep, or leave ``--help`` and the like to Hydra."""
+    """Run the sweep, or let Hydra handle options such as ``--help``."""
     arguments = sys.argv[1:]
     if any(
         text.split("=")[0] in ("--help", "-h", help.EVERY, "--cfg", "-c", "--hydra-help", "--info", "-i")

@@ -39,8 +39,8 @@ def train(experiment: Experiment, which: str) -> None:
         which: ``perturbed`` or ``twin``.
 
     Raises:
-        UserError: if corpus or plan are missing, or a checkpoint belongs to something else.
-        PlanViolation: if a batch is not what the plan says.
+        UserError: if corpus or plan are missing, or a checkpoint belongs to another run.
+        PlanViolation: if a batch differs from the plan.
     """
     if experiment.insertion.adaptive is not None:
         raise UserError(
@@ -99,7 +99,7 @@ def train(experiment: Experiment, which: str) -> None:
 
 
 def _changed(plan: plans.Plan, step: int) -> list[str]:
-    """``corpus`` or ``order`` where a branch begins with others than its parent's."""
+    """Those of ``corpus`` and ``order`` in which a branch differs from its parent run."""
     found: list[str] = plan.manifest.facts.get("changed_at_start", []) if step == plan.shape.begin else []
     return found
 
@@ -132,7 +132,7 @@ def _plan(experiment: Experiment) -> plans.Plan:
 
 
 def _evaluation(experiment: Experiment, plan: plans.Plan, facts: dict[str, Any], world: World) -> list[Hook]:
-    """The evaluation while training, if any is asked for."""
+    """Hook of the evaluation while training; None if it is switched off."""
     if not experiment.eval.enabled:
         return []
     from palimpsest.analysis.scoring.in_training import Probing
@@ -157,7 +157,7 @@ def _evaluation(experiment: Experiment, plan: plans.Plan, facts: dict[str, Any],
 
 
 def last_exposures(plan: plans.Plan) -> list[int]:
-    """Finished steps with which each arm that has exposures had its last one."""
+    """Number of finished steps after the last exposure of each arm with exposures."""
     arms = plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "arm")
     last = plan.exposures.join(arms, on="item").group_by("arm").agg(pl.col("position").max())
     return sorted(last["position"] // plan.shape.global_batch_size + 1)
@@ -188,7 +188,7 @@ def dry_run(experiment: Experiment) -> Iterator[str]:
 
 
 def work(experiment: Experiment) -> None:
-    """Train the run that ``run=`` names, after making what is missing for it."""
+    """Train the run that ``run=`` names, after making missing inputs."""
     missing_stages.make(experiment)
     train(experiment, experiment.run)
 
@@ -223,7 +223,7 @@ def rehearse(experiment: Experiment, asked: Mapping[str, str]) -> None:
 
 
 def main() -> None:
-    """Train; with ``preflight=RANKS`` rehearse the topology without a GPU instead."""
+    """Train; with ``preflight=RANKS`` only rehearse the topology, without a GPU."""
     if asked := take("preflight", "gpu_gib"):
         program(lambda experiment: rehearse(experiment, asked))()
     else:

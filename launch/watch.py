@@ -32,22 +32,22 @@ from palimpsest.launch.runs import held
 
 PORT = 8642
 EVERY = 1.0
-"""Seconds for which an answer is cached, so that many open pages cost no more than one."""
+"""Time for which a response is cached, seconds, so that many open pages cost no more than one."""
 _PAGE = Path(__file__).with_name("watch.html")
 _KEYS = ("port", "host")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 _OF_A_REPORT = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
-"""The report brings a narrower one, which counts, too."""
+"""Content policy of the page; the report adds a stricter one, which also applies."""
 _KINDS = {"html": "text/html; charset=utf-8", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
 """Suffix of a report's file -> its media type."""
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page and the state of one run.
+    """HTTP server of the page and the state of one run.
 
     Args:
         address: host and port.
-        progress: of the run.
+        progress: progress reader of the run.
     """
 
     daemon_threads = True
@@ -64,7 +64,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def state(self) -> bytes:
-        """The state as JSON, at most ``EVERY`` seconds old; what cannot be read now is its ``error``."""
+        """State as JSON, at most ``EVERY`` seconds old; ``error`` describes anything that cannot be read now."""
         with self._lock:
             now = time.monotonic()
             if now - self._said[0] >= EVERY:
@@ -81,7 +81,7 @@ class Server(ThreadingHTTPServer):
             return self._said[1]
 
     def _headline(self) -> str | None:
-        """The sentence of the report; None while there is none."""
+        """Headline of the report; None without a report."""
         path = self.report / "summary.json"
         if not (self.report / artifact.MANIFEST).is_file() or not path.is_file():
             return None
@@ -97,7 +97,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers for the page and its data."""
+    """Handler of requests for the page and its data."""
 
     server: Server
 
@@ -132,11 +132,11 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Requests are not logged."""
+        """Ignore the request; requests are not logged."""
 
 
 def _ours(host: str) -> bool:
-    """True if a Host header names this machine: by an address, which no foreign page can claim, or by its name."""
+    """True if a Host header is an address, which no foreign page can claim, or the name of this machine."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     try:
         ip_address(name.strip("[]"))
@@ -146,7 +146,7 @@ def _ours(host: str) -> bool:
 
 
 def state(progress: Progress) -> str:
-    """State of the run, in a few words."""
+    """State of the run in a few words."""
     run = progress.run
     steps, last = run.plan.shape.steps, {}
     for which in PAIR:
@@ -164,7 +164,7 @@ def state(progress: Progress) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """NaN and infinity, which are not JSON, become null."""
+    """The value with NaN and infinity, which JSON lacks, replaced by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -173,7 +173,7 @@ def _plain(value: Any) -> Any:
 
 
 def _asked(arguments: Sequence[str]) -> tuple[str | None, str, int]:
-    """Directory, host and port from the command line."""
+    """Directory, host and port of the command line."""
     place, wanted = None, {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -194,10 +194,10 @@ def _asked(arguments: Sequence[str]) -> tuple[str | None, str, int]:
 
 
 def serve(progress: Progress, host: str, port: int) -> Server:
-    """The server, listening.
+    """Listening server.
 
     Raises:
-        UserError: if the address cannot be had.
+        UserError: if the address is not available.
     """
     try:
         return Server((host, port), progress)

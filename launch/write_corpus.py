@@ -19,7 +19,7 @@ VERSION = 1
 
 
 def write(experiment: Experiment) -> Manifest:
-    """Write ``corpus-<format>/`` beside the plan: the corpus with the plan carried out.
+    """Write ``corpus-<format>/`` next to the plan: the corpus with the plan applied.
 
     Raises:
         UserError: if there is no plan, or it was made for another corpus.
@@ -49,7 +49,7 @@ def write(experiment: Experiment) -> Manifest:
 
 @program
 def main(experiment: Experiment) -> None:
-    """Write and say where, and what differs."""
+    """Write the corpus, and print its directory and the exceptions."""
     facts = write(experiment).facts
     say(
         f"{experiment.directory / f'corpus-{experiment.format}'}: {facts['windows_changed']:,} windows changed"
