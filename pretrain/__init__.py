@@ -1,4 +1,4 @@
-"""The engine on megatron-core."""
+"""Training engine on megatron-core."""
 
 from palimpsest.data import megatron_core
 

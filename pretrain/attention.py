@@ -20,10 +20,8 @@ from palimpsest.pretrain import cpu
 
 
 class CausalAttention(torch.nn.Module):
-    """Causal attention without dropout. PyTorch selects its flash kernel where one is available.
-
-    Takes the place of megatron-core's ``DotProductAttention``, whose constructor it follows and whose unfused
-    softmax materialises a B x N x S x S tensor.
+    """Causal attention without dropout. PyTorch selects a flash kernel if one is available. It replaces megatron-core's
+    ``DotProductAttention``, whose unfused softmax materialises a (B, N, S, S) tensor, and has the same constructor.
     """
 
     def __init__(
@@ -54,7 +52,7 @@ class CausalAttention(torch.nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """Attend.
+        """Attention output.
 
         Args:
             query: (S, B, N, H).
@@ -78,7 +76,7 @@ class CausalAttention(torch.nn.Module):
         return self._attend(query, key, value, is_causal=True)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, **mask: Any) -> Tensor:
-        """Attention of the shapes of ``forward``; there may be more keys than queries."""
+        """Attention output, with the shapes of ``forward``; there may be more keys than queries."""
         out_BNSH = functional.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
@@ -90,7 +88,7 @@ class CausalAttention(torch.nn.Module):
         return out_BNSH.permute(2, 0, 1, 3).flatten(2)
 
     def _shared(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend with the keys of all context-parallel ranks (Llama Team, 2024, section 3.3.2).
+        """Attention output with the keys of all context-parallel ranks (Llama Team, 2024, section 3.3.2).
 
         Each rank has the queries of two of the sequence's blocks, an early and a late one (``share``), so that all
         ranks do equal work.

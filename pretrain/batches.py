@@ -1,4 +1,4 @@
-"""Batches of a rank: it reads windows at its positions, applies the overlay and records them for the ledger."""
+"""Batches of a rank: windows at its positions, with the overlay applied, recorded for the ledger."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from palimpsest.pretrain.config import TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch. B windows of L predicted tokens."""
+    """One micro-batch of B windows with L predicted tokens each."""
 
     tokens: Tensor
     """(B, L) int64."""
@@ -32,7 +32,7 @@ class Batch:
     position_ids: Tensor
     """(B, L) int64, 0..L-1."""
     groups: Tensor
-    """(B, L) int64: which group of ``Groups`` each target belongs to."""
+    """(B, L) int64, group of each target; see ``Groups``."""
     attention_mask: Tensor | None
     """(B, 1, L, L) bool, True where a token (third axis) may not attend to another (fourth); None: causal."""
 
@@ -40,7 +40,7 @@ class Batch:
 def intra_document_mask(tokens_BL: Tensor, eod: int) -> Tensor:
     """Attention mask that blocks attention across documents: ``Batch.attention_mask``.
 
-    A document begins with the end-of-document token before it, as a probe does when it is scored.
+    A document begins with the end-of-document token before it, like a probe in scoring.
     """
     document_BL = (tokens_BL == eod).cumsum(1)
     other_BLL = document_BL[:, :, None] != document_BL[:, None, :]
@@ -51,12 +51,12 @@ class Groups:
     """Groups of targets whose mean losses are logged separately: the corpus, and inserted tokens by family and dose.
 
     Args:
-        plan: what is inserted, or None for the twin.
+        plan: the plan, or None for the twin.
     """
 
     def __init__(self, plan: Plan | None) -> None:
         self.names: list[str] = []
-        """Of groups 1, 2, ...; group 0 is the corpus."""
+        """Names of groups 1, 2, ...; group 0 is the corpus."""
         self.of_item = np.zeros(0, dtype=np.int64)
         """(items,) group of each item."""
         if plan is not None:
@@ -75,7 +75,7 @@ class Groups:
 
 
 def positions_of(step: int, train: TrainConfig, data_rank: int, data_size: int) -> list[np.ndarray]:
-    """The sample indices that a data-parallel rank reads in a step, one array a micro-batch.
+    """Sample indices that a data-parallel rank reads in a step, one int64 array per micro-batch.
 
     The step's windows are cut into blocks of ``micro_batch_size * data_size``; every rank takes its contiguous
     share of each, as Megatron-LM does. All ranks together read the step's windows once each, whatever the topology.
@@ -89,18 +89,18 @@ def positions_of(step: int, train: TrainConfig, data_rank: int, data_size: int) 
 
 
 class Batches:
-    """Reads windows, applies the overlay, and records the resulting windows.
+    """Reader of windows that applies the overlay and records the results.
 
     Args:
-        order: the corpus's windows.
-        overlay: of the plan; empty for the twin.
-        recorder: of this rank.
-        groups: of targets.
+        order: windows of the corpus.
+        overlay: overlay of the plan; empty for the twin.
+        recorder: recorder of this rank.
+        groups: groups of targets.
         train: batch sizes.
-        data_rank: among the data-parallel ranks.
+        data_rank: index of this data-parallel rank.
         data_size: number of data-parallel ranks.
-        device: where the batches go.
-        context: rank among, and number of, those that share each window; each records all of it.
+        device: device of the batches.
+        context: index of this context-parallel rank, and their number; each records the whole window.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Batches:
         self.context = context
 
     def step(self, step: int, *, record: bool = True) -> Iterator[Batch]:
-        """The micro-batches of a step for this rank, each checked against the plan and recorded.
+        """Micro-batches of a step for this rank, checked against the plan and recorded.
 
         Args:
             step: from 0.
@@ -147,7 +147,7 @@ class Batches:
                 yield self._to_device(batch)
 
     def _read(self, positions: np.ndarray) -> Batch:
-        """The micro-batch of these positions, in memory."""
+        """Micro-batch of the given positions, in CPU memory."""
         windows = np.stack([self.overlay.apply(int(p), self.order.window(int(p))) for p in positions])
         tokens, labels = windows[:, :-1], windows[:, 1:]
         loss_mask = np.ones(tokens.shape, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Checkpoints written by megatron-core's ``dist_checkpointing``: never partial, and tied to their run.
+"""Checkpoints written by megatron-core's ``dist_checkpointing``, atomically and with the identity of their run.
 
 A checkpoint is an artefact directory ``step_<number>``. It is written under a temporary name; its manifest, which
 comes last, names the configuration, the order, the plan and the last part of the ledger.
@@ -58,12 +58,12 @@ def require_whole(directory: Path, manifest: Manifest, world: World | None = Non
     """Check every file of a checkpoint.
 
     Args:
-        directory: of the checkpoint.
-        manifest: its own.
-        world: this process's place, where all ranks call this: each then reads its share of the files.
+        directory: directory of the checkpoint.
+        manifest: its manifest.
+        world: this process's rank and groups if all ranks call this, each of which then reads its share of the files.
 
     Raises:
-        UserError: naming a file that is missing or differs, as after a copy that was interrupted; on every rank.
+        UserError: on every rank, naming a file that is missing or differs, such as after an interrupted copy.
     """
     problem = None
     try:
@@ -82,7 +82,7 @@ def require_whole(directory: Path, manifest: Manifest, world: World | None = Non
 
 
 def require_same(directory: Path, manifest: Manifest, config: dict[str, Any], inputs: dict[str, str]) -> None:
-    """Refuse a checkpoint that belongs to another configuration, corpus, tokenizer or plan.
+    """Check that a checkpoint belongs to this configuration, corpus, tokenizer and plan.
 
     Raises:
         UserError: naming what differs.
@@ -107,17 +107,17 @@ class Saving:
     """A checkpoint being written. All ranks create and finish it; the previous checkpoint stays in place.
 
     Args:
-        directory: of the run's checkpoints.
+        directory: directory of the run's checkpoints.
         step: finished steps.
         state: sharded state dict.
-        world: this process's place.
+        world: this process's rank and groups.
         config: settings that determine the result.
         inputs: digests of order, plan and ledger.
-        facts: figures for the manifest.
-        background: let other processes write, from a copy of the state, while training goes on.
+        facts: facts for the manifest.
+        background: let other processes write a copy of the state while training continues.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if the checkpoint cannot be written.
     """
 
     def __init__(
@@ -164,13 +164,13 @@ class Saving:
         """Write the manifest and rename the checkpoint once its files are written; every rank calls this.
 
         Args:
-            wait: until it is there; otherwise only look.
+            wait: wait for the files; otherwise return at once.
 
         Returns:
             True if this rank has nothing left to do.
 
         Raises:
-            UserError: if it could not be written.
+            UserError: if the checkpoint could not be written.
         """
         with self._explained():
             if self._writers is not None:
@@ -230,7 +230,7 @@ def _answers() -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, in one line."""
+    """Innermost cause of an error, in one line."""
     causes = list(error.failures.values()) if isinstance(error, CheckpointException) else [error]
     cause = causes[0][0] if isinstance(causes[0], tuple) else causes[0]
     return " ".join(str(cause).split())
@@ -274,7 +274,7 @@ _DAMAGED = (
     *(pickle.UnpicklingError, EOFError, OSError, ImportError, MemoryError),
     *(ValueError, TypeError, AttributeError, LookupError),
 )
-"""Exceptions of unpickling a damaged file."""
+"""Exceptions raised on unpickling a damaged file."""
 
 
 @contextmanager
@@ -309,10 +309,10 @@ def _harmless(path: Path) -> Iterator[None]:
 
 
 def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint into the layout of ``state``; any topology reads any other's.
+    """Read a checkpoint into the layout of ``state``, for any topology.
 
     Raises:
-        UserError: if it holds code, or a newer megatron-core wrote it.
+        UserError: if the checkpoint contains code, or a newer megatron-core wrote it.
     """
     path = path_of(directory, step)
     with _harmless(path):
@@ -322,14 +322,14 @@ def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def tensors(path: Path, *, weights_only: bool = False) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, whole, by its name; needs neither a model nor process groups.
+    """Name -> unsharded tensor of a checkpoint; needs neither a model nor process groups.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         weights_only: leave the optimizer's state on disk.
 
     Raises:
-        UserError: if it holds code.
+        UserError: if the checkpoint contains code.
     """
     with _harmless(path), warnings.catch_warnings():
         reader = FileSystemReader(str(path))

@@ -1,4 +1,4 @@
-"""Checkpoints of one run: when they are due, their contents, and resuming from them."""
+"""Checkpoints of one run: their schedule, their contents, and resuming from them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from palimpsest.pretrain.settings import MAY_DIFFER, Settings, without
 
 
 class Checkpointer:
-    """Saves and loads weights, optimizer and schedule of one run.
+    """Saving and loading of weights, optimizer and schedule of one run.
 
     Args:
-        directory: of the run's checkpoints.
-        settings: of the training.
-        world: this process's place.
-        chunks: of the model on this rank, each in megatron-core's ``DistributedDataParallel``.
-        optimizer: megatron-core's.
-        scheduler: megatron-core's.
+        directory: directory of the run's checkpoints.
+        settings: settings of the training.
+        world: this process's rank and groups.
+        chunks: the model's chunks on this rank, each in megatron-core's ``DistributedDataParallel``.
+        optimizer: megatron-core's optimizer.
+        scheduler: megatron-core's learning-rate scheduler.
         identity: settings that determine the result.
-        inputs: digests of what the run reads.
-        last_exposures: finished steps with which each arm had its last exposure.
+        inputs: digests of the run's inputs.
+        last_exposures: number of finished steps after the last exposure of each arm.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Checkpointer:
         """Load weights, optimizer and schedule from this run's checkpoint.
 
         Raises:
-            UserError: if it is damaged or belongs to another configuration, corpus or plan.
+            UserError: if the checkpoint is damaged or belongs to another configuration, corpus or plan.
         """
         path = checkpoint.path_of(self.directory, step)
         manifest = checkpoint.read(self.directory, step)
@@ -69,7 +69,7 @@ class Checkpointer:
         """Start this run from another run's checkpoint; returns the finished steps.
 
         Raises:
-            UserError: if that run differs in more than its insertions, its windows, its length and its learning rates.
+            UserError: if the two runs differ in more than insertions, windows, length and learning rates.
         """
         step = self.settings.train.begin
         manifest = checkpoint.read(path.parent, step)
@@ -88,7 +88,7 @@ class Checkpointer:
 
         Args:
             step: finished steps.
-            digests: of the hooks' files of this step, for the manifest.
+            digests: digests of the hooks' files of this step, for the manifest.
             background: return while other processes write.
         """
         self.finish(wait=True)
@@ -118,14 +118,16 @@ class Checkpointer:
     def gather_weights(self) -> None:
         """Wait until this rank's weights are those of the last step; every rank calls this.
 
-        With ``parallel.overlap`` and a distributed optimizer the next forward pass would gather them.
+        With ``parallel.overlap`` and a distributed optimizer they would otherwise be gathered in the next forward pass.
         """
         for chunk in self.chunks:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)
 
     def _state(self, step: int, *, loading: bool = False) -> dict[str, Any]:
-        """Sharded state dict of a checkpoint. At step 0 the weights alone: Adam has no state before its first step."""
+        """Sharded state dict of a checkpoint. At step 0 it has only weights, because Adam has no state before its first
+        step.
+        """
         self.gather_weights()
         sharded = {number: chunk.module.sharded_state_dict() for number, chunk in enumerate(self.chunks)}
         if step == 0:

@@ -1,9 +1,9 @@
-"""CPU-only code: megatron-core's CUDA calls redirected, and attention over short windows in bf16.
+"""CPU-only code: redirection of megatron-core's CUDA calls, and attention over short windows in bf16.
 
-megatron-core has no CPU mode, but little in it needs a GPU: it asks for ``device="cuda"`` when it makes a tensor, asks
-which device is current, and compares type names such as ``torch.cuda.FloatTensor``. :func:`install` answers those
-questions for the CPU. It is called only for ``runtime.device=cpu``, before any other part of megatron-core runs, and
-changes this process alone.
+megatron-core has no CPU mode, but uses CUDA only in a few ways: it creates tensors with ``device="cuda"``, reads the
+current device, and compares type names such as ``torch.cuda.FloatTensor``. :func:`install` redirects these to the CPU.
+It is called only for ``runtime.device=cpu``, before any other part of megatron-core runs, and affects only this
+process.
 
 Shapes: S sequence, B batch, N heads, H head size.
 """
@@ -34,7 +34,7 @@ _installed = False
 
 
 def _redirect(device: Any) -> Any:
-    """``cuda``, ``cuda:0``, ``torch.device('cuda')`` or an index -> the CPU; everything else as it is."""
+    """The CPU for ``cuda``, ``cuda:0``, ``torch.device('cuda')`` or an index; any other value is unchanged."""
     if isinstance(device, int) and not isinstance(device, bool):
         return _CPU
     if isinstance(device, str | torch.device) and str(device).startswith("cuda"):
@@ -54,7 +54,9 @@ def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Stream:
-    """A CUDA stream that is always done; a class, because libraries name ``torch.cuda.Stream`` in annotations."""
+    """Stand-in for a CUDA stream that is always finished; it is a class, because libraries use ``torch.cuda.Stream`` in
+    annotations.
+    """
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -63,7 +65,7 @@ class _Stream:
         return
 
     def record_event(self) -> _Stream:
-        """An event, of which ``synchronize`` is asked."""
+        """Event whose ``synchronize`` does nothing."""
         return self
 
     def synchronize(self) -> None:
@@ -71,7 +73,7 @@ class _Stream:
 
 
 def _as_if_moved(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """Copy to NumPy, as megatron-core does with a GPU's tensor; it leaves a CPU's, which gloo then refuses as sizes."""
+    """Copy to NumPy, which megatron-core makes only of GPU tensors; gloo refuses CPU tensors as sizes."""
     return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
 
@@ -130,11 +132,12 @@ def install() -> None:
 
 
 SHORT = 512
-"""Tokens of the longest window whose S x S matrices are made on CPUs in bf16, where PyTorch's flash kernel is slow."""
+"""Longest window, tokens, for which attention on CPUs in bf16 materialises S x S matrices, because PyTorch's flash
+kernel is slow there."""
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Causal attention by plain matrix products; the softmax is computed in float32, and rounded."""
+    """Causal attention by matrix products, with the softmax computed in float32 and rounded."""
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -161,7 +164,7 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def attention_is_short(query: Tensor, key: Tensor) -> bool:
-    """True if :func:`short_attention` takes these queries and keys: (S, B, N, H)."""
+    """True if :func:`short_attention` supports queries and keys of these shapes, (S, B, N, H)."""
     return query.is_cpu and query.dtype == torch.bfloat16 and len(query) <= SHORT and query.shape == key.shape
 
 

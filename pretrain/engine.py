@@ -1,4 +1,4 @@
-"""Differences between the versions of megatron-core that are supported: 0.16.1 and 0.19.x. All of them are here."""
+"""All differences between the supported versions of megatron-core, 0.16.1 and 0.19.x."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _NEW = (0, 19)
 
 
 def balance_loss_coefficient(model: ModelConfig, train: TrainConfig, parallel: ParallelConfig) -> float:
-    """The ``moe_aux_loss_coeff`` with which the loss has the weight ``model.balance_loss`` at any micro-batch and
-    topology.
+    """Value of ``moe_aux_loss_coeff`` that gives the balancing loss the weight ``model.balance_loss`` at any
+    micro-batch and topology.
 
     The loss is a mean over windows, but at the end of a step gradients are divided by the number of all tokens. To
     compensate, megatron-core multiplies the loss by a number of tokens: 0.16.1 by those of one window on this rank,
@@ -32,7 +32,7 @@ def balance_loss_coefficient(model: ModelConfig, train: TrainConfig, parallel: P
 
 
 def save_options() -> dict[str, Any]:
-    """Further arguments of ``dist_checkpointing.save``: 0.19 would write with another package unless told not to."""
+    """Further arguments of ``dist_checkpointing.save``, which keep 0.19 from writing with another package."""
     return {"async_strategy": "mcore"} if VERSION >= _NEW else {}
 
 

@@ -54,7 +54,7 @@ def checkpoints_bytes(parameters: int, train: TrainConfig) -> int:
 
 
 def size(stored: float) -> str:
-    """Bytes for people, in GiB, or TiB from one on."""
+    """Bytes as text, in GiB or, from 1 TiB on, in TiB."""
     return f"{stored / 2**40:,.2f} TiB" if stored >= 2**40 else f"{stored / 2**30:,.2f} GiB"
 
 
@@ -63,7 +63,7 @@ class Cost:
     """Cost of one run, which is a pair of trainings."""
 
     gpus: int
-    """Of one training."""
+    """FLOPs of one training."""
     training_hours: float
     """GPU hours of both trainings."""
     scoring_hours: float
@@ -73,7 +73,7 @@ class Cost:
 
     @property
     def days(self) -> float:
-        """Days of one training."""
+        """Duration of one training, days."""
         return self.training_hours / 2 / self.gpus / 24
 
 
@@ -87,16 +87,17 @@ def pair(
     device: str = "H100",
     utilisation: float = 0.4,
 ) -> Cost:
-    """Estimate what the perturbed run, its twin and their scores take.
+    """Estimate the cost of the perturbed run, its twin and their scores.
 
     Args:
-        model: its shape.
-        vocab_size: padded.
+        model: shape of the model.
+        vocab_size: padded vocabulary size.
         train: length, batches, precision.
-        gpus: of one training.
-        probe_tokens: tokens of all probes, which every checkpoint is asked: a forward pass, a third of a step.
+        gpus: number of GPUs of one training.
+        probe_tokens: tokens of all probes, scored at every checkpoint by a forward pass, a third of a training step's
+            cost.
         device: a key of ``PEAK_FLOPS``.
-        utilisation: share of the peak that is assumed to be reached; a tenth of it in scoring, whose batches are small.
+        utilisation: assumed share of the peak FLOP/s; a tenth of it in scoring, whose batches are small.
     """
     a_token = flops_per_token(model, vocab_size, train.sequence_length)
     tokens = (train.end - train.begin) * train.global_batch_size * train.sequence_length
@@ -111,7 +112,7 @@ def pair(
 
 
 def total(costs: Sequence[Cost], device: str = "H100") -> str:
-    """All runs together, in a line."""
+    """Total cost of all runs, in one line."""
     runs = len(costs)
     longest = f"{max(one.days for one in costs):,.2f} days {'the longest' if runs > 1 else 'each'}"
     hours, scoring = sum(one.training_hours for one in costs), sum(one.scoring_hours for one in costs)
@@ -142,17 +143,17 @@ def summary(
     device: str = "H100",
     utilisation: float = 0.4,
 ) -> Iterator[str]:
-    """The run in lines.
+    """Description of the run's cost, in lines.
 
     Args:
-        model: its shape.
-        vocab_size: padded.
+        model: shape of the model.
+        vocab_size: padded vocabulary size.
         train: length, batches, precision.
         parallel: the topology.
-        world_size: ranks in all; None: the fewest that the topology allows.
+        world_size: number of ranks; None: the smallest that the topology allows.
         optimizer_sharded: false for an optimizer whose state data-parallel ranks always replicate (Muon).
         device: a key of ``PEAK_FLOPS``.
-        utilisation: share of the peak that is assumed to be reached.
+        utilisation: assumed share of the peak FLOP/s.
 
     Raises:
         UserError: for a device that is not in the table.

@@ -19,18 +19,18 @@ class Hook:
     """
 
     def before_step(self, step: int) -> None:
-        """A step begins; the first is 1."""
+        """Called before a step; the first is 1."""
 
     def after_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """A step is finished.
+        """Called after a step.
 
         Args:
-            trainer: at ``trainer.step`` finished steps.
+            trainer: the trainer, at ``trainer.step`` finished steps.
             record: losses, speed and memory of the step by name; may be added to.
         """
 
     def before_checkpoint(self, step: int) -> Mapping[str, str]:
-        """A checkpoint after ``step`` finished steps is about to be written; every rank calls this.
+        """Called on every rank before a checkpoint of ``step`` finished steps is written.
 
         Returns:
             Digests to name in its manifest.
@@ -42,15 +42,16 @@ class Hook:
         return False
 
     def close(self) -> None:
-        """The run has ended, or failed."""
+        """Called when the run has ended or failed."""
 
 
 class Evaluation(Hook):
-    """Evaluates the weights of a step and adds the figures to its record.
+    """Hook that evaluates the weights of a step and adds the results to its record.
 
     Args:
-        config: when it is due.
-        evaluate: (this rank's ``GPTModel``, the evaluation that is due) -> figures by name; called on every rank.
+        config: schedule of the evaluation.
+        evaluate: function from this rank's ``GPTModel`` and the due evaluation to results by name; called on every
+            rank.
     """
 
     def __init__(

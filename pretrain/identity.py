@@ -1,4 +1,4 @@
-"""The settings that determine the result of a training run: the one definition, for run directories and checkpoints."""
+"""Definition of the settings that determine a training's result, for run directories and checkpoints."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NO_RESULT: dict[str, tuple[str, ...]] = {
         "non_finite",  # where it mattered, the ledger says so
     ),
 }
-"""Settings that change no weight of any step, by section. All others are part of a run's identity; topology, device,
-evaluation and logging are never part of it."""
+"""Section -> settings that change no weight at any step. All other settings of these sections are part of a run's
+identity; topology, device, evaluation and logging never are."""
 
 
 def result_settings(

@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from palimpsest.pretrain.trainer import Trainer
 
 REQUEUE = 75
-"""Exit status of a run that was told to stop and saved (EX_TEMPFAIL): run the same command again."""
+"""Exit status of a run that saved and stopped on a signal (EX_TEMPFAIL); the same command resumes it."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
-    """The run was told to stop; it finished its step and saved a checkpoint."""
+    """Exception: the run was told to stop; it finished its step and saved a checkpoint."""
 
 
 class Interrupts(Hook):
-    """Requests a stop when the process receives a signal; a second signal ends it at once without saving."""
+    """Hook that requests a stop when the process receives a signal; a second signal ends the process without saving."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def stop_requested(self) -> bool:
-        """A signal came."""
+        """True if a signal was received."""
         return self.requested
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
@@ -54,12 +54,12 @@ def listening() -> Iterator[Interrupts]:
 
 
 class Watchdog(Hook):
-    """Prints the stacks of all threads and ends the process when no step is finished for too long.
+    """Hook that prints the stacks of all threads and ends the process if no step is finished for too long.
 
-    The clock is a thread of the C library's, so that it runs even while Python hangs in a collective call.
+    The clock is a C thread, which runs even while Python hangs in a collective call.
 
     Args:
-        minutes: without a finished step or checkpoint before it ends the process; 0: never.
+        minutes: time without a finished step or checkpoint after which the process ends; 0: no limit.
     """
 
     def __init__(self, minutes: float) -> None:

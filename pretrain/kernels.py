@@ -1,8 +1,7 @@
 """SwiGLU that keeps only its input for the backward pass, and the cross-entropy loss without the logits of all tokens.
 
-On GPUs ``torch.compile`` makes one Triton kernel of what would be several; on CPUs nothing is compiled.
-
-Each is the plain formula within rounding, and is tested against it. None of it needs megatron-core.
+On GPUs ``torch.compile`` fuses each into one Triton kernel; on CPUs nothing is compiled. Both equal the plain formulas
+within rounding. megatron-core is not needed.
 
 Shapes: N tokens, D hidden, F feed-forward, V vocabulary.
 """
@@ -21,10 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 LOGITS = {"cpu": 2**19, "cuda": 2**28}
-"""Number of logits held in float32 at once: on CPUs what fits into the cache, on GPUs enough for efficient matrix
+"""Number of logits held in float32 at once: on CPUs few enough for the cache, on GPUs enough for efficient matrix
 products."""
 PRODUCTS = {"cpu": 32, "cuda": 1}
-"""Factor: this many times more logits are held in the weights' precision, for one product with the hidden states."""
+"""Ratio of the number of logits held in the weights' precision, for one product with the hidden states, to that held in
+float32."""
 
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """SiLU(first half) * second half (Shazeer, 2020), computed again in the backward pass: (..., 2F) -> (..., F)."""
+    """SwiGLU, SiLU(first half) * second half (Shazeer, 2020), recomputed in the backward pass: (..., 2F) -> (...,
+    F).
+    """
     product: Tensor = _compiled(_plain_swiglu)(x) if _compiles(x) else _SwiGLU.apply(x)
     return product
 
@@ -95,10 +97,10 @@ def _losses_and_errors(
 
 
 def _rows(count: int, wide: int, device: str) -> int:
-    """Rows of a chunk of a (count, wide) matrix of logits.
+    """Number of rows of a chunk of a (count, wide) matrix of logits.
 
-    On GPUs all chunks are of one size where that divides: a last one that is shorter is compiled once more. Multiples
-    of 128 fill the tiles of matrix products.
+    On GPUs chunks have equal sizes if possible, because a shorter last chunk is compiled again. Multiples of 128 fill
+    the tiles of matrix products.
     """
     limit = LOGITS[device]
     if device == "cpu":
@@ -174,20 +176,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, real: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The loss from the last hidden states, without ever holding the logits of all tokens.
+    """Cross-entropy loss from the last hidden states, without storing the logits of all tokens.
 
-    Both gradients are made in the forward pass, a few tokens at a time, while their logits are there (Hsu et al.,
-    2024, Liger Kernel); softmax and loss are computed in float32.
+    Both gradients are computed in the forward pass, a few tokens at a time, from the same logits (Hsu et al., 2024,
+    Liger Kernel); softmax and loss are computed in float32.
 
     Args:
         hidden: (..., D).
         weight: (V, D) output matrix.
         targets: (...) int64.
         mask: (...) float, weight of each target.
-        real: rows of the matrix that can be predicted; those beyond have no probability. None: all.
-
-    Returns:
-        Sum of the weighted losses, from which to go backward, and the losses by target, (...), not weighted; nats.
+        real: number of rows of the matrix that can be predicted; the rows beyond get probability 0. None: all. Returns:
+            Sum of the weighted losses, for the backward pass, and the unweighted losses by target, (...), nats.
     """
     total, losses = _LinearCrossEntropy.apply(
         hidden.flatten(0, -2), weight, targets.flatten(), mask.flatten(), real or len(weight)

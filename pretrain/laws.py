@@ -1,4 +1,4 @@
-"""Hyperparameters by a published law: from the model's weights and the tokens that it will read."""
+"""Hyperparameters by a published scaling law, from the numbers of weights and of training tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from palimpsest.pretrain.config import ModelConfig
 
 STEP_LAW = "step_law"
 LOWEST = 1e-5
-"""The learning rate at the end of the runs that the law was fitted to."""
+"""Final learning rate of the runs to which the law was fitted."""
 SOURCE = "Step Law, Li et al., 2025, arXiv:2503.04715"
 
 
@@ -21,18 +21,18 @@ def step_law_learning_rate(weights: float, tokens: float) -> float:
 
     Args:
         weights: N, without embeddings and output layer.
-        tokens: D, read in all.
+        tokens: D, number of training tokens.
     """
     return float(1.79 * weights**-0.713 * tokens**0.307)
 
 
 def step_law_batch(tokens: float) -> float:
-    """Best batch in tokens, 0.58 D^0.571 (Li et al., 2025), for D tokens in all."""
+    """Best batch size in tokens, 0.58 D^0.571 (Li et al., 2025), for D training tokens."""
     return float(0.58 * tokens**0.571)
 
 
 def step_law_batch_of(steps: int) -> float:
-    """Best batch in tokens of a run of so many steps: the b that is 0.58 (steps b)^0.571."""
+    """Best batch size in tokens of a run of ``steps`` steps: the solution b of ``b = 0.58 (steps b)^0.571``."""
     return float((0.58 * steps**0.571) ** (1 / (1 - 0.571)))
 
 
@@ -43,10 +43,10 @@ def apply(values: dict[str, Any]) -> list[str]:
     rate, for the tokens that this batch gives.
 
     Args:
-        values: settings by group; is changed.
+        values: settings by group, changed in place.
 
     Returns:
-        What was put where, and by which formula, in lines.
+        Descriptions of the changes and their formulas, one line each.
     """
     train, optimizer = values["train"], values["optimizer"]
     lines = []
@@ -72,6 +72,6 @@ def apply(values: dict[str, Any]) -> list[str]:
 
 
 def _body(model: Mapping[str, Any]) -> int:
-    """Weights of a model without its embeddings and its output layer."""
+    """Number of weights of a model without embeddings and output layer."""
     known = {field.name for field in fields(ModelConfig)}
     return ModelConfig(**{name: value for name, value in model.items() if name in known}).parameters(0, 0)

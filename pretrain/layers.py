@@ -1,4 +1,4 @@
-"""Layers that megatron-core lacks or has only for GPUs: norms and where they sit, SwiGLU, and the parallel residual.
+"""Layers that megatron-core lacks or has only for GPUs: norms, their placement, SwiGLU, and the parallel residual.
 
 Shapes: S sequence, B batch, D hidden, N heads on this rank, H head size.
 """
@@ -29,8 +29,8 @@ from palimpsest.pretrain import kernels
 class Norm(torch.nn.Module):
     """RMSNorm or LayerNorm over the last dimension, computed by PyTorch's fused kernels.
 
-    Takes the place of megatron-core's wrapper around ``torch.nn``, which refuses sequence parallelism, and whose
-    constructor it follows. ``gain=False`` leaves out gain and bias.
+    It replaces megatron-core's wrapper around ``torch.nn``, which does not support sequence parallelism, and has the
+    same constructor. ``gain=False`` leaves out gain and bias.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Norm(torch.nn.Module):
             parameter.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise: (..., size) -> (..., size)."""
+        """Normalised input, (..., size) -> (..., size)."""
         if self.rms:
             return functional.rms_norm(x, self.size, self.weight, self.eps)
         return functional.layer_norm(x, self.size, self.weight, self.bias, self.eps)
@@ -69,7 +69,8 @@ class PlainNorm(Norm):
 
 class _SumOverRanks(torch.autograd.Function):
     """Sum over the tensor-parallel ranks in the forward pass; gradients are summed, too, because each rank's loss
-    depends on the sum."""
+    depends on the sum.
+    """
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
@@ -87,13 +88,13 @@ def _summed(x: Tensor) -> Tensor:
 
 
 class TokenNorm(torch.nn.Module):
-    """RMSNorm over all heads of a token together (OLMo 2, OLMoE), also where ranks share the heads.
+    """RMSNorm over all heads of a token together (OLMo 2, OLMoE), also with tensor parallelism.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         hidden_size: dimensions of a head.
-        eps: added to the mean square.
-        heads: of all ranks.
+        eps: constant added to the mean square.
+        heads: number of heads on all ranks.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class TokenNorm(torch.nn.Module):
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise: (S, B, N, H) -> (S, B, N, H)."""
+        """Normalised input, (S, B, N, H) -> (S, B, N, H)."""
         flat = x.flatten(2)
         if self.ranks == 1:
             return functional.rms_norm(flat, (self.size,), self.weight, self.eps).view_as(x)
@@ -116,7 +117,7 @@ class TokenNorm(torch.nn.Module):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
     ) -> dict[str, Any]:
-        """Sharded description of this rank's part of the weight."""
+        """Sharded state dict of this rank's part of the weight."""
         found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True), prefix, {"weight": 0}, sharded_offsets
         )
@@ -140,7 +141,7 @@ class FeedForward(MLP):
     """megatron-core's MLP with SwiGLU as one fused operation."""
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
-        """(S, B, D) -> (S, B, D), and the bias that is yet to be added."""
+        """Output, (S, B, D) -> (S, B, D), and the bias that the caller adds."""
         x, bias = self.linear_fc1(hidden_states)
         return self.linear_fc2(kernels.swiglu(x if bias is None else x + bias))
 
@@ -166,7 +167,7 @@ class Layer(TransformerLayer):
 
 
 class ParallelLayer(Layer):
-    """x + attention(norm(x)) + feed_forward(norm'(x)), as in GPT-NeoX and Pythia."""
+    """Layer with parallel residual, ``x + attention(norm(x)) + feed_forward(norm'(x))``, as in GPT-NeoX and Pythia."""
 
     def forward(
         self,
@@ -188,7 +189,7 @@ class ParallelLayer(Layer):
 
 
 class PostNormLayer(Layer):
-    """x + norm(attention(x)), then x + norm'(feed_forward(x)), as in OLMo 2."""
+    """Layer with norms of outputs, ``x + norm(attention(x))``, then ``x + norm'(feed_forward(x))``, as in OLMo 2."""
 
     def __init__(
         self, config: TransformerConfig, submodules: TransformerLayerSubmodules, *args: Any, **kwargs: Any

@@ -1,4 +1,4 @@
-"""The hook that commits the ledger: what every rank consumed, one part with each checkpoint."""
+"""Hook that writes the ledger of all ranks, one part per checkpoint."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from palimpsest.pretrain.parallel import World
 
 
 class LedgerWriter(Hook):
-    """Gathers the ranks' records before each checkpoint and writes them as one part of the ledger.
+    """Hook that gathers the ranks' records before each checkpoint and writes them as one part of the ledger.
 
     Args:
-        directory: of the ledger.
-        recorder: of this rank.
-        world: this process's place.
-        global_batch_size: windows a step.
+        directory: directory of the ledger.
+        recorder: recorder of this rank.
+        world: this process's rank and groups.
+        global_batch_size: windows per step.
         inputs: digests of ``plan`` and ``order``.
-        skipped: steps that were skipped, as they are found.
+        skipped: list of skipped steps, which grows during training.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class LedgerWriter(Hook):
         self.directory, self.recorder, self.world = directory, recorder, world
         self.global_batch_size, self.inputs, self.skipped = global_batch_size, inputs, skipped
         self._committed = 0
-        """Finished steps that are in the ledger."""
+        """Number of finished steps in the ledger."""
         self._head = ""
         """Digest of the last part."""
 
@@ -51,16 +51,18 @@ class LedgerWriter(Hook):
         self._committed, self._head = step, head
 
     def discard_beyond(self, step: int) -> None:
-        """Delete parts that an interrupted run wrote after its last checkpoint; the main rank does it.
+        """Delete parts that an interrupted run wrote after its last checkpoint; only the main rank acts.
 
         Args:
-            step: finished steps that are kept; -1: none.
+            step: number of finished steps to keep; -1: none.
         """
         if self.world.main:
             ledger.discard_beyond(self.directory, step)
 
     def before_checkpoint(self, step: int) -> Mapping[str, str]:
-        """Commit what was consumed since the last checkpoint; returns the digest of the ledger's last part."""
+        """Write the part of the windows consumed since the last checkpoint; returns the digest of the ledger's last
+        part.
+        """
         if step != self._committed:
             self._commit(step)
         return {"ledger": self._head}

@@ -36,10 +36,10 @@ def loss(
     """Weighted sum of the losses, number of targets that count, and figures for telemetry.
 
     Args:
-        loss_mask_BT: the weight of each target's loss, 0 where it does not count.
-        groups_BT: the group of each target.
-        groups: their number; 0: report the sum of each window instead.
-        losses: of each target, (B, T), or the weighted sum, and those of each without weights.
+        loss_mask_BT: weight of each target's loss, 0 if it does not count.
+        groups_BT: group of each target.
+        groups: number of groups; 0: report the sum of each window instead.
+        losses: loss of each target, (B, T); or the weighted sum and the unweighted losses of each target.
 
     Returns:
         The sum; the number, int32; ``loss``: [unweighted sum, number, sums by group, numbers by group], or with
@@ -63,7 +63,7 @@ def by_group(sums: Sequence[float], names: Sequence[str]) -> dict[str, float | N
 
     Args:
         sums: [sum, number, sums by group, numbers by group], as :func:`loss` reports; group 0 is the corpus.
-        names: of groups 1, 2, ...
+        names: names of groups 1, 2, ...
     """
 
     def mean(total: float, count: float) -> float | None:

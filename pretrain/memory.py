@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from palimpsest.pretrain.config import ModelConfig, ParallelConfig, TrainConfig
 
 LOSS_LOGITS = 2**28
-"""Logits that the fused loss holds at once on a GPU (``kernels.LOGITS``)."""
+"""Number of logits that the fused loss holds at once on a GPU (``kernels.LOGITS``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,12 +21,12 @@ class StageMemory:
     gradients: float
     optimizer: float
     activations: float
-    """Of all micro-batches in flight, and the gradients of one layer's."""
+    """Activations of all micro-batches in flight, and the gradients of one layer's activations."""
     loss: float
 
     @property
     def total(self) -> float:
-        """All together."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.loss
 
 
@@ -42,11 +42,11 @@ def per_stage(
     """The memory of each pipeline stage, first to last.
 
     Args:
-        model: its shape.
-        vocab_size: padded.
+        model: shape of the model.
+        vocab_size: padded vocabulary size.
         train: batches, precision, recomputation.
         parallel: the topology.
-        world_size: ranks in all.
+        world_size: number of ranks.
         optimizer_sharded: false for an optimizer whose state data-parallel ranks always replicate (Muon).
     """
     data = parallel.data(world_size)
@@ -72,7 +72,7 @@ def per_stage(
 def stage_parameters(
     model: ModelConfig, vocab_size: int, train: TrainConfig, parallel: ParallelConfig, stage: int
 ) -> tuple[float, float]:
-    """Weights on one rank of a pipeline stage: those outside the experts, and those of its experts.
+    """Numbers of weights on one rank of a pipeline stage: outside the experts, and of its experts.
 
     Tensor parallelism divides matrices, and replicates norms, the biases that are added to the residual stream,
     routers and learned positions.
@@ -94,7 +94,7 @@ def stage_parameters(
 
 
 def in_flight(parallel: ParallelConfig, micro_batches: int, stage: int) -> float:
-    """Micro-batches whose activations a pipeline stage holds at once, in passes through all of its layers.
+    """Number of micro-batches whose activations a pipeline stage holds at once, as passes through all of its layers.
 
     1F1B (Narayanan et al., 2021): the first stage holds as many as there are stages; interleaved, the schedule counts
     virtual stages, each a part of the layers.
@@ -107,7 +107,7 @@ def in_flight(parallel: ParallelConfig, micro_batches: int, stage: int) -> float
 
 
 def layer_activations(model: ModelConfig, parallel: ParallelConfig) -> tuple[float, float]:
-    """Numbers that a layer keeps of each token for the backward pass: (all of them, its input alone).
+    """Number of values that a layer keeps per token for the backward pass: (in all, of its input only).
 
     Inputs and outputs of both norms, which sequence parallelism alone divides; queries and keys as rotated, the joint
     output of their projection, of which the values are a view, and attention's output; outputs of the first matrices
@@ -139,7 +139,9 @@ def _activations(
 
 
 def _loss(model: ModelConfig, vocab_size: int, train: TrainConfig, parallel: ParallelConfig) -> float:
-    """Bytes of logits and what is made of them: fused and in pieces on one rank, whole where ranks divide them."""
+    """Bytes of the logits and of tensors computed from them: of one chunk if the loss is fused (on one rank), of all
+    tokens if ranks divide the vocabulary.
+    """
     tokens = train.micro_batch_size * train.sequence_length / parallel.context
     width = 2 if train.half_precision else 4
     if parallel.tensor > 1:

@@ -1,4 +1,4 @@
-"""Bytes of the tensors that are alive, and bytes that collectives send, counted under PyTorch's operators."""
+"""Counter of the bytes of live tensors and of the bytes that collectives send, as a PyTorch dispatch mode."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ _COLLECTIVES = {
     "broadcast_": ("broadcast", 0, _once),
     "send": ("send", 0, _once),
 }
-"""Operator of c10d -> name, argument that holds the whole of the data, and the share of it that each rank sends with
-ring algorithms (Thakur et al., 2005)."""
+"""Operator of c10d -> name, argument with all of the data, and the share of it that each rank sends in ring algorithms
+(Thakur et al., 2005)."""
 
 
 class Meter(TorchDispatchMode):
     """Dispatch mode that counts storages, by the kind set when they were created, and collectives, which become no-ops.
 
-    Storages are counted by the bytes that PyTorch's allocator for CUDA would give them, views not at all. Tensors may
-    be fake or real; what operators allocate and free inside is not seen.
+    Storages are counted with the bytes that PyTorch's CUDA allocator would allocate; views are not counted. Tensors may
+    be fake or real; temporary allocations inside operators are not counted.
     """
 
     def __init__(self) -> None:
@@ -59,16 +59,16 @@ class Meter(TorchDispatchMode):
         self.every = "step"
         """Frequency of the collectives called from now on: every ``step`` or every ``micro-batch``."""
         self.held: Counter[str] = Counter()
-        """Bytes alive, by kind."""
+        """Live bytes, by kind."""
         self.peak: dict[str, int] = {}
-        """Bytes alive, by kind, at the peak since ``reset_peak``."""
+        """Live bytes, by kind, at the peak since ``reset_peak``."""
         self.sent: Counter[tuple[str, str, str]] = Counter()
-        """Bytes that this rank sent, by (every, name of the process group, collective)."""
+        """Bytes that this rank sent, by (frequency, name of the process group, collective)."""
         self._known: dict[int, tuple[int, str]] = {}
         self._now = self._most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and count what it made; skip those of c10d."""
+        """Run an operator and count its new storages; operators of c10d are only counted."""
         if func.namespace == "c10d":
             return self._collective(func, args)
         made = func(*args, **(kwargs or {}))
@@ -77,7 +77,7 @@ class Meter(TorchDispatchMode):
 
     @contextmanager
     def counting(self, kind: str) -> Iterator[None]:
-        """Count what is made inside as this kind."""
+        """Context in which new storages count as the given kind."""
         before, self.kind = self.kind, kind
         try:
             yield
@@ -85,7 +85,7 @@ class Meter(TorchDispatchMode):
             self.kind = before
 
     def relabel(self, tensor: Tensor, kind: str) -> None:
-        """Count a tensor's storage as another kind from now on."""
+        """Count a tensor's storage as another kind."""
         key = id(tensor.untyped_storage())
         if key in self._known:
             size, before = self._known[key]
@@ -94,7 +94,7 @@ class Meter(TorchDispatchMode):
             self.held[kind] += size
 
     def reset_peak(self) -> None:
-        """Forget the peak; what is alive now is the first one."""
+        """Reset the peak to the live bytes."""
         self._most, self.peak = self._now, dict(self.held)
 
     def _count(self, made: Any) -> None:
@@ -120,7 +120,7 @@ class Meter(TorchDispatchMode):
         self._now -= size
 
     def _collective(self, func: Any, args: Sequence[Any]) -> Any:
-        """Count a collective, and answer that it is done."""
+        """Count a collective, and return a finished work handle."""
         schema = func._schema
         name = schema.name.removeprefix("c10d::")
         if name in _COLLECTIVES:

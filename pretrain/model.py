@@ -55,13 +55,13 @@ from palimpsest.pretrain.parallel import Attention
 
 
 class GPT(GPTModel):
-    """``GPTModel`` that computes the loss without holding all logits, where one rank has the whole output matrix.
+    """``GPTModel`` that computes the loss without storing all logits if one rank has the whole output matrix.
 
-    The rows that pad the vocabulary get no probability, as in scores and exports.
+    The rows that pad the vocabulary get probability 0, as in scores and exports.
     """
 
     rows: int
-    """Rows of the vocabulary that can be predicted."""
+    """Number of rows of the vocabulary that can be predicted."""
 
     def _postprocess(
         self,
@@ -180,14 +180,14 @@ def build(
     """This rank's part of the model, with the initial weights of ``train.seed`` or those of ``start``.
 
     Args:
-        model: its shape.
-        vocab_size: of the tokenizer; padded here.
+        model: shape of the model.
+        vocab_size: size of the tokenizer's vocabulary, padded here.
         parallel: the topology; the weights do not depend on it.
-        train: for the seed, the precision and the sequence length.
-        start: whole weights under the names and shapes of a checkpoint.
+        train: seed, precision and sequence length.
+        start: unsharded weights under the names and shapes of a checkpoint.
         vp_stage: virtual pipeline stage, with an interleaved pipeline.
-        attention: whose layers; checkpoints are the same.
-        graphs: capture its layers as CUDA graphs.
+        attention: implementation of the layers, which does not change checkpoints.
+        graphs: capture the layers as CUDA graphs.
         drawn: false leaves the weights unset, for a checkpoint to fill.
     """
     config = transformer_config(model, parallel, train, attention, graphs=graphs)
@@ -242,7 +242,7 @@ def _engine_blocks(model: ModelConfig) -> ModuleSpec:
 def _blocks(
     model: ModelConfig, config: TransformerConfig, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, from megatron-core's local ones with our attention and norms."""
+    """Layers of this pipeline stage: megatron-core's local layers with this package's attention and norms."""
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = (
             None  # megatron-core 0.16.1 names it unset where there is no Transformer Engine
@@ -269,8 +269,8 @@ def _blocks(
 
 
 def _use_plain_products(gpt: GPTModel) -> None:
-    """Use PyTorch's own linear function in layers that are not sharded. megatron-core's overlaps its backward pass with
-    communication, and here there is none.
+    """Use PyTorch's own linear function in layers that are not sharded. megatron-core's linear function overlaps its
+    backward pass with communication, which these layers do not have.
     """
 
     def product(input: Tensor, weight: Tensor, bias: Tensor | None = None, **_: Any) -> Tensor:
@@ -298,11 +298,11 @@ def _mark_sharded(gpt: GPTModel) -> None:
 
 
 def initialize(gpt: GPTModel, model: ModelConfig, seed: int, start: Mapping[str, torch.Tensor]) -> None:
-    """Draw every weight from (seed, its name, its layer), so that any topology starts from the same model.
+    """Draw every weight by a random generator of (seed, name, layer), so that all topologies start from the same model.
 
-    Each rank draws the whole tensor that it holds a shard of and keeps its part; megatron-core's sharded state
-    dict says which part that is. Norms start at one, biases at zero. Where there is a ``start``, that is taken instead;
-    rows of the vocabulary that it lacks are drawn, and positions beyond the windows are left out.
+    Each rank draws the whole tensor that it holds a shard of and keeps its part; megatron-core's sharded state dict
+    says which part that is. Norms start at one, biases at zero. If ``start`` is given, its weights are used instead;
+    rows of the vocabulary that it lacks are drawn, and its positions beyond the windows are left out.
     """
     sharded: dict[str, Any] = gpt.sharded_state_dict()
     apply_factories(sharded)  # splits SwiGLU's fused matrix into its two halves
@@ -317,7 +317,7 @@ def initialize(gpt: GPTModel, model: ModelConfig, seed: int, start: Mapping[str,
 
 
 def _fill(shard: ShardedTensor, *, model: ModelConfig, seed: int, start: Mapping[str, torch.Tensor]) -> None:
-    """Give a shard its part of the whole tensor's initial value."""
+    """Set a shard to its part of the whole tensor's initial value."""
     layer = shard.global_offset[: shard.prepend_axis_num]
     shape = shard.global_shape[shard.prepend_axis_num :]
     whole = start[shard.key][layer][: shape[0]] if start else torch.empty(0, *shape[1:])
@@ -334,7 +334,7 @@ def _fill(shard: ShardedTensor, *, model: ModelConfig, seed: int, start: Mapping
 def _draw(
     name: str, shape: tuple[int, ...], layer: tuple[int, ...], model: ModelConfig, seed: int
 ) -> torch.Tensor:
-    """The initial value of a whole tensor, a layer's where ``layer`` names one."""
+    """Initial value of a whole tensor, or of one layer's part if ``layer`` is given."""
     if len(shape) == 1:
         return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
     generator = torch.Generator()
@@ -345,9 +345,10 @@ def _draw(
 
 
 def hidden_states(gpt: GPTModel, ids_BT: torch.Tensor) -> torch.Tensor:
-    """Final hidden states, normed, before the output layer: (B, T) ids -> (B, T, H).
+    """Final normalised hidden states, before the output layer: (B, T) ids -> (B, T, H).
 
-    The model must be whole on this rank. Multiply by ``output_weight`` for logits, as few rows at a time as suits.
+    The model must be whole on this rank. Their product with ``output_weight`` gives logits, of any number of rows at a
+    time.
     """
     positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
     gpt.post_process = False  # hands out the decoder's output; the decoder keeps its final norm

@@ -19,16 +19,16 @@ MAX_SKIPS = 3
 
 
 class NonFinite(UserError):
-    """The loss or its gradient is NaN or infinite. No optimizer step was taken on it."""
+    """Exception: the loss or its gradient is NaN or infinite. No optimizer step was taken."""
 
 
 class NonFiniteGuard:
-    """Stops or skips steps that are not finite, and writes them to a file.
+    """Handler that stops at or skips non-finite steps, and writes them to a file.
 
     Args:
-        path: of the file, ``non_finite.json``.
+        path: path of the file, ``non_finite.json``.
         train: batch size, and ``non_finite``.
-        writes: on the one rank that writes files.
+        writes: true on the rank that writes files.
     """
 
     def __init__(self, path: Path, train: TrainConfig, *, writes: bool) -> None:
@@ -39,15 +39,16 @@ class NonFiniteGuard:
     def accepts(
         self, step: int, figures: dict[str, float], losses_by_window: Callable[[], list[float]]
     ) -> bool:
-        """Decide if the update of a step is applied; every rank passes the same figures.
+        """True if the update of a step is to be applied; every rank passes the same figures.
 
         Args:
             step: from 0.
             figures: loss and gradient norm, by name.
-            losses_by_window: reads the windows of the step again; its losses are in the order of positions.
+            losses_by_window: function that reads the step's windows again and returns their losses in the order of
+                positions.
 
         Raises:
-            NonFinite: unless the step is to be skipped, and not all of the ``MAX_SKIPS`` before it were.
+            NonFinite: if steps are not to be skipped, or if the ``MAX_SKIPS`` steps before were all skipped.
         """
         name = next((name for name, value in figures.items() if not math.isfinite(value)), None)
         if name is None:
@@ -84,6 +85,6 @@ class NonFiniteGuard:
         return False
 
     def _write(self, event: dict[str, object]) -> None:
-        """Add an event to the file, in place of those of an earlier attempt at the same or later steps."""
+        """Add an event to the file, replacing events of an earlier attempt at the same or later steps."""
         events = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
         artifact.write_json(self.path, [one for one in events if one["step"] < event["step"]] + [event])

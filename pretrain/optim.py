@@ -122,7 +122,7 @@ def state(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
     """The optimizer's part of a checkpoint; the same on disk whether it is distributed or not.
 
     Args:
-        adam: as built; it has taken a step.
+        adam: the optimizer after at least one step.
         weights: the model's sharded state dict.
     """
     whole, _ = extract_sharded_base(_sharded(adam, weights, loading=False))
@@ -130,7 +130,7 @@ def state(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
 
 
 def state_to_load(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str, Any]:
-    """Sharded tensors to load from a checkpoint, for ``load_state``; settings stay those of this run."""
+    """Sharded tensors to load from a checkpoint, for ``load_state``; the optimizer's settings are not loaded."""
     for one in _parts(adam):
         if isinstance(one, DistributedOptimizer) and isinstance(one.optimizer, torch.optim.AdamW):
             # megatron-core asks for Adam's step before there is one.
@@ -174,7 +174,7 @@ def updated(adam: MegatronOptimizer) -> list[torch.nn.Parameter]:
 
 
 def _parts(adam: Any) -> list[Any]:
-    """The optimizers inside: one for experts or Muon's matrices, one for the rest."""
+    """The inner optimizers: one for experts or Muon's matrices, one for the other weights."""
     return getattr(adam, "chained_optimizers", [adam])
 
 
@@ -187,7 +187,7 @@ def _keep_ours(value: Any) -> Any:
 
 
 def _steps(adam: MegatronOptimizer) -> int:
-    """Steps that Adam has taken."""
+    """Number of steps that Adam has taken."""
     inner = _parts(adam)[0].optimizer
     counted = [own["step"] for own in inner.state.values() if "step" in own]
     return int(counted[0] if counted else inner.param_groups[0]["step"])

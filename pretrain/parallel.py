@@ -1,4 +1,4 @@
-"""Processes: which device, which ranks, and megatron-core's process groups."""
+"""Device and rank of this process, and megatron-core's process groups."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Attention = Literal["te", "sdpa"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """This process's place among the ranks."""
+    """Rank of this process, and the process groups."""
 
     rank: int
     size: int
@@ -51,17 +51,17 @@ class World:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks, as long as it takes."""
+        """Wait for all ranks, without a time-out."""
         distributed.barrier(group=self.control)
 
     def gather(self, value: Any) -> list[Any]:
-        """Python objects of all ranks, by rank, on every rank."""
+        """Gather a Python object of every rank, in the order of ranks, on every rank."""
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value, group=self.control)
         return values
 
     def gather_on_main(self, value: Any) -> list[Any]:
-        """Python objects of all ranks, by rank, on the main rank; nothing on others."""
+        """Gather a Python object of every rank, in the order of ranks, on the main rank; an empty list on others."""
         values: list[Any] | None = [None] * self.size if self.main else None
         distributed.gather_object(value, values, group=self.control)
         return values or []
@@ -86,8 +86,8 @@ _started = False
 
 
 def _serve() -> None:
-    """Set up a forked child of the trainer, such as a checkpoint writer: it ignores signals, because the trainer needs
-    it to save, and on Linux it is killed when the trainer ends.
+    """Set up a forked child of the trainer, such as a checkpoint writer: it ignores signals, so that it can finish a
+    checkpoint, and on Linux it is killed when the trainer ends.
     """
     if not _started:
         return
@@ -102,7 +102,7 @@ def pick_device(runtime: RuntimeConfig) -> torch.device:
     """The device of this process.
 
     Raises:
-        UserError: if a GPU is asked for and there is none.
+        UserError: if a GPU is requested and there is none.
     """
     if runtime.device == "cpu":
         return torch.device("cpu")
@@ -130,10 +130,10 @@ def _beyond_engine(model: ModelConfig) -> str | None:
 def pick_attention(
     runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
 ) -> tuple[Attention, str]:
-    """Implementation chosen for the layers, and the reason in words.
+    """Selected implementation of the layers, and the reason as text.
 
     Raises:
-        UserError: if Transformer Engine is asked for, or needed, and cannot be had.
+        UserError: if Transformer Engine is requested or needed, and not available.
     """
     missing = ""
     if device.type != "cuda":
@@ -164,10 +164,10 @@ def pick_attention(
 def check_graphs(
     runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
 ) -> None:
-    """Check that layers can be recorded as CUDA graphs, where ``runtime.cuda_graphs`` asks for it.
+    """Check that layers can be captured as CUDA graphs if ``runtime.cuda_graphs`` is set.
 
     Raises:
-        UserError: naming what is against it.
+        UserError: naming the setting that prevents it.
     """
     if not runtime.cuda_graphs:
         return
@@ -195,9 +195,9 @@ os.register_at_fork(after_in_child=_serve)
 
 
 def make_deterministic() -> None:
-    """Let this process compute the same bits again; must come before CUDA starts and before any model is built.
+    """Make this process deterministic; to be called before CUDA is initialised and before any model is built.
 
-    An operation that cannot raises ``RuntimeError`` when it is used.
+    Operations without a deterministic implementation then raise ``RuntimeError``.
     """
     for name, value in (
         ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),

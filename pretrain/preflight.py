@@ -1,4 +1,4 @@
-"""A cluster rehearsed on a laptop: memory and traffic of every pipeline stage of a topology.
+"""Rehearsal of a cluster without GPUs: memory and traffic of every pipeline stage of a topology.
 
 For each stage :mod:`pretrain.rehearsal` runs the rank that needs most memory, in a process of its own.
 """
@@ -24,29 +24,29 @@ from palimpsest.pretrain.settings import Settings
 
 GIB = 2**30
 GPU_GIB = 80.0
-"""Memory of an H100 or A100."""
+"""Memory of an H100 or A100, GiB."""
 FRAGMENTATION = 1.06
-"""Assumed: the allocator's segments over the tensors in them. Ours were never measured."""
+"""Assumed ratio of the allocator's memory to the tensors in it; not measured."""
 RUNTIME_GIB = 2.5
-"""Assumed: CUDA's context and kernels, cuBLAS's workspaces, NCCL's buffers. Ours were never measured."""
+"""Assumed memory of CUDA's context and kernels, cuBLAS's workspaces and NCCL's buffers, GiB; not measured."""
 TRIES = 4
 """Largest number of alternative settings rehearsed in search of one that fits."""
 
 
 class Refused(UserError):
-    """The engine refuses a topology, or its shapes do not match."""
+    """Error: the engine refuses a topology, or its shapes do not match."""
 
 
 def needed(stage: Rehearsed) -> float:
-    """GiB of GPU memory that a stage needs: its tensors plus overheads."""
+    """GPU memory that a stage needs, tensors plus overheads, GiB."""
     return stage.total / GIB * FRAGMENTATION + RUNTIME_GIB
 
 
 def check(settings: Settings, ranks: int) -> None:
-    """Check what can be checked without building anything.
+    """Check the settings without building a model.
 
     Raises:
-        UserError: naming the setting.
+        UserError: naming the wrong setting.
     """
     if ranks < 1:
         raise UserError(f"preflight={ranks} must be above 0: the number of ranks, one a GPU")
@@ -59,17 +59,17 @@ def check(settings: Settings, ranks: int) -> None:
 
 
 def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] = ()) -> list[Rehearsed]:
-    """Rehearse the fullest rank of each pipeline stage, as many at a time as there are processors.
+    """Rehearse the rank of each pipeline stage that needs most memory, in parallel processes.
 
     Args:
         settings: model, optimizer, batches and topology.
-        vocab_size: of the tokenizer.
-        ranks: in all.
-        only: stages; none named: all.
+        vocab_size: size of the tokenizer's vocabulary.
+        ranks: number of ranks.
+        only: stages to rehearse; empty: all.
 
     Raises:
         UserError: for a topology that does not divide.
-        Refused: if megatron-core or PyTorch refuse it.
+        Refused: if megatron-core or PyTorch refuse the topology.
     """
     check(settings, ranks)
     importlib.import_module("palimpsest.pretrain.trainer")  # and the engine, once for all forks
@@ -103,7 +103,7 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
 
 
 def _received(pipe: Connection, process: Any, stage: int) -> Any:
-    """Result of a stage's process: a ``Rehearsed``, or raise its error."""
+    """Result of a stage's process; raises the process's error."""
     try:
         return pipe.recv()
     except EOFError:
@@ -152,7 +152,7 @@ def _answer(pipe: Connection, settings: Settings, vocab_size: int, ranks: int, s
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """Alternative settings as command-line text, with a rank of their cost in speed or effort."""
+    """Alternative settings as command-line text, ordered by their cost in speed or effort."""
 
     settings: Settings
     told: tuple[str, ...]
@@ -165,10 +165,10 @@ def _on(now: bool) -> list[bool]:
 
 
 def _changes(settings: Settings, ranks: int) -> list[_Change]:
-    """Settings that need less memory and that the topology allows, the nearest first.
+    """Settings for the same model and batch that need less memory and that the topology allows, cheapest first.
 
-    The same model and batch: a smaller micro-batch, sequence parallelism and a distributed optimizer cost little,
-    recomputation a third of the speed, more ranks to a model more messages.
+    A smaller micro-batch, sequence parallelism and a distributed optimizer cost little, recomputation a third of the
+    speed, and more model-parallel ranks more communication.
     """
     train, parallel = settings.train, settings.parallel
     halvings = range(int(math.log2(train.micro_batch_size)) + 1)
@@ -216,7 +216,7 @@ def _changes(settings: Settings, ranks: int) -> list[_Change]:
 
 
 def _guess(before: Settings, after: Settings, ranks: int, fullest: Rehearsed) -> float:
-    """GiB that the fullest stage would need with other settings, in proportion to what it needs now.
+    """Memory, GiB, that the largest stage would need with other settings, estimated from its present need.
 
     Of a layer's activations tensor parallelism without sequence parallelism divides all but 10 of 34 parts
     (Korthikanti et al., 2022, table 2); recomputation keeps 2.
@@ -256,10 +256,10 @@ def _guess(before: Settings, after: Settings, ranks: int, fullest: Rehearsed) ->
 def nearest_that_fits(
     settings: Settings, vocab_size: int, ranks: int, gpu_gib: float, fullest: Rehearsed
 ) -> str | None:
-    """Settings nearest to the given ones with which every stage fits, as command-line text with their memory; None if
-    there are none.
+    """Cheapest alternative settings with which every stage fits, as command-line text with their memory; None if there
+    are none.
 
-    Candidates that should fit by proportion are rehearsed until one does.
+    Candidates that fit by estimate are rehearsed until one fits.
     """
     tried = 0
     for change in _changes(settings, ranks):
@@ -278,18 +278,18 @@ def nearest_that_fits(
 def summary(
     settings: Settings, vocab_size: int, ranks: int, gpu_gib: float = GPU_GIB, *, known: str = "given"
 ) -> Iterator[str]:
-    """The rehearsal of a topology in lines, stage by stage.
+    """Description of the rehearsal of a topology, in lines, stage by stage.
 
     Args:
         settings: model, optimizer, batches and topology.
-        vocab_size: of the tokenizer.
-        ranks: in all, one a GPU.
+        vocab_size: size of the tokenizer's vocabulary.
+        ranks: number of ranks, one per GPU.
         gpu_gib: memory of a GPU, GiB.
-        known: how the size of the vocabulary is known, in words.
+        known: text that names the source of the vocabulary size.
 
     Raises:
-        UserError: for a topology that does not divide, that the engine refuses, or that does not fit; the last with
-            the nearest settings that do.
+        UserError: for a topology that does not divide, that the engine refuses, or that does not fit; in the last case
+            with the cheapest settings that fit.
     """
     if gpu_gib <= RUNTIME_GIB:
         raise UserError(f"gpu_gib={gpu_gib:g} must be above {RUNTIME_GIB}, which CUDA and NCCL take")
@@ -348,7 +348,7 @@ def _topology(settings: Settings, ranks: int) -> str:
 
 
 def _table(found: Sequence[Rehearsed]) -> Iterator[str]:
-    """Memory of the stages at their peaks, and what they send."""
+    """Lines of the stages' memory at their peaks, and of their traffic."""
     columns = (*KINDS, "peak", "needed")
     yield f"{'stage':>5} {'parameters':>15} {' '.join(f'{one:>11}' for one in columns)}  GiB at the peak, in the"
     for one in found:

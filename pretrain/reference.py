@@ -25,7 +25,7 @@ class Reference:
     Args:
         gpt: a causal model of ``transformers``.
         backend: the tokenizer.
-        start: id of the token that stands before every text.
+        start: id of the beginning-of-text token.
     """
 
     def __init__(self, gpt: Any, backend: tokenizers.Tokenizer, start: int) -> None:
@@ -43,20 +43,20 @@ class Reference:
     def sample(
         self, count: int, length: int, temperature: float, rng: np.random.Generator
     ) -> list[tuple[str, npt.NDArray[np.int64], float]]:
-        """Texts of ``length`` tokens, sampled token by token after the start token alone.
+        """Texts of ``length`` tokens, sampled after the start token.
 
-        Sampled tokens are often not those that their text gives when it is tokenized. So more are sampled, their text
-        is tokenized, and the first ``length`` tokens of that are kept and scored.
+        Sampled tokens often differ from the tokens of their text. Therefore more tokens are sampled, their text is
+        tokenized, and its first ``length`` tokens are kept and scored.
 
         Args:
-            count: sequences, B.
-            length: tokens of each, T.
-            temperature: logits are divided by it.
-            rng: random numbers.
+            count: number of sequences, B.
+            length: number of tokens of each, T.
+            temperature: divisor of the logits.
+            rng: random generator.
 
         Returns:
-            Text, (T,) ids and -ln p at temperature 1 of each; fewer than ``count``, where a text was too short or its
-            beginning, alone, gave other tokens.
+            Text, ids (T,) and -ln p (nats, at temperature 1) of each sequence; fewer than ``count`` if a text was too
+            short, or its cut beginning is tokenized differently.
         """
         drawn = self._draw(count, length + length // 4 + 4, temperature, rng)
         texts = self.backend.decode_batch(drawn.tolist(), skip_special_tokens=False)
@@ -75,7 +75,7 @@ class Reference:
         return [(text, row, lost) for (text, _), row, lost in zip(same, ids_BT, nll_B.tolist(), strict=True)]
 
     def nll(self, ids_BT: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """(B,) -ln p of sequences after the start token, nats."""
+        """Sum of -ln p of each sequence after the start token, nats, (B,)."""
         targets_BT = torch.from_numpy(ids_BT)
         starts_B1 = torch.full((len(ids_BT), 1), self.start)
         with torch.inference_mode():
@@ -87,7 +87,9 @@ class Reference:
         return found
 
     def loss(self, text: str) -> float:
-        """Mean -ln p of a text's tokens after the start token, nats; of a long text, of those that the model reads."""
+        """Mean -ln p of a text's tokens after the start token, nats/token; a text longer than the model's positions is
+        cut.
+        """
         most = getattr(self.gpt.config, "max_position_embeddings", None)
         ids = self.backend.encode(text, add_special_tokens=False).ids[:most]
         return float(self.nll(np.array([ids], dtype=np.int64))[0]) / len(ids)
@@ -95,7 +97,7 @@ class Reference:
     def _draw(
         self, count: int, length: int, temperature: float, rng: np.random.Generator
     ) -> npt.NDArray[np.int64]:
-        """(B, T) ids."""
+        """Sampled ids, (B, T)."""
         ids_BT = np.empty((count, length), dtype=np.int64)
         last_B1 = torch.full((count, 1), self.start)
         past: Any = None

@@ -1,4 +1,4 @@
-"""One rank of any topology, rehearsed: megatron-core's own model, schedule and optimizer over fake tensors.
+"""Rehearsal of one rank of any topology: megatron-core's own model, schedule and optimizer on fake tensors.
 
 No GPU and no other process: tensors have shapes and no data (``FakeTensorMode``), and collectives return at once. Fused
 GPU kernels are replaced by functions that save the same tensors for the backward pass. This changes torch and
@@ -32,16 +32,16 @@ class Rehearsed:
     """Memory and traffic of one rank of a pipeline stage."""
 
     stage: int
-    """From 0."""
+    """Index of the stage, from 0."""
     parameters: int
-    """Weights on this rank."""
+    """Number of weights on this rank."""
     peak: Mapping[str, int]
-    """Bytes by kind (``KINDS``) at the moment of a step when all together are most. ``activations`` has the gradients
-    of activations, ``loss`` logits and what is made of them, ``optimizer`` what its step allocates on the way."""
+    """Bytes by kind (``KINDS``) at the peak of their sum in a step. ``activations`` includes the gradients of
+    activations, ``loss`` the logits and tensors computed from them, ``optimizer`` the temporary tensors of its step."""
     when: str
     """Part of the step in which the peak occurs."""
     sent: Mapping[tuple[str, str], int]
-    """Bytes that this rank sends in a step, by (ranks it sends to, collective)."""
+    """Bytes that this rank sends in a step, by (name of the group of ranks, collective)."""
     seconds: float
     """Duration of the rehearsal, seconds."""
 
@@ -88,7 +88,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **
 
 
 def _bias(query: Tensor, mask: Tensor) -> Tensor:
-    """The additive bias that ``scaled_dot_product_attention`` makes of a boolean mask, and keeps for each layer."""
+    """Additive bias that ``scaled_dot_product_attention`` creates from a boolean mask, and keeps for each layer."""
     return query.new_empty(mask.shape)
 
 
@@ -109,7 +109,7 @@ def _in_bf16(gpt: torch.nn.Module) -> torch.nn.Module:
 
 
 def _route_evenly(dispatcher: Any, routing_map: Tensor) -> np.ndarray:
-    """``MoEAlltoAllTokenDispatcher.preprocess`` as if every expert were sent equally many tokens."""
+    """Stand-in for ``MoEAlltoAllTokenDispatcher.preprocess`` that sends equally many tokens to every expert."""
     tokens, experts = routing_map.shape
     chosen = tokens * dispatcher.config.moe_router_topk
     each = chosen // experts + (np.arange(experts) < chosen % experts)
@@ -128,14 +128,16 @@ def _route_evenly(dispatcher: Any, routing_map: Tensor) -> np.ndarray:
 
 
 class _RoutedMeter(Meter):
-    """Knows how many tokens a mixture's router chooses, which an operator would have to read from data."""
+    """Mode that supplies the number of tokens that a mixture's router selects, which operators cannot read from fake
+    tensors.
+    """
 
     def __init__(self, experts_per_token: int) -> None:
         super().__init__()
         self.experts_per_token = experts_per_token
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Let ``masked_select`` with a map of (experts, tokens) choose so many of each token."""
+        """Make ``masked_select`` with a map of (experts, tokens) select a fixed number of experts per token."""
         if func is torch.ops.aten.masked_select.default:
             made = args[0].new_empty(args[1].shape[1] * self.experts_per_token)
             self._count(made)
@@ -144,7 +146,7 @@ class _RoutedMeter(Meter):
 
 
 def _stand_in(meter: Meter) -> None:
-    """Set up this process to compute without data, devices and other ranks."""
+    """Set up this process to compute without data, devices or other ranks."""
     import torch.optim.adam as adam  # by its module: torch.optim has no such attribute
     from megatron.core.tensor_parallel import random
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
@@ -180,7 +182,7 @@ def _gather_mine(found: list[Any], mine: Any, *_: Any, **__: Any) -> None:
 
 
 def _with_loss_counted(postprocess: Any, meter: Meter) -> Any:
-    """Count what the output layer and the loss allocate, forwards and backwards, as the loss's."""
+    """Count the allocations of the output layer and the loss, forward and backward, as ``loss``."""
 
     def enter(kind: str) -> Any:
         return lambda _gradient: setattr(meter, "kind", kind)
@@ -200,7 +202,7 @@ def _with_loss_counted(postprocess: Any, meter: Meter) -> Any:
 
 
 def _join(settings: Settings, ranks: int, rank: int) -> World:
-    """Join a process group in which no other rank is, and make megatron-core's."""
+    """Initialise a process group without other ranks, and megatron-core's groups."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -233,7 +235,7 @@ def _join(settings: Settings, ranks: int, rank: int) -> World:
 
 
 def _axes() -> dict[str, str]:
-    """Name of each of this rank's process groups -> what its ranks share."""
+    """Name of each of this rank's process groups -> kind of parallelism."""
     from megatron.core import parallel_state as state
 
     found = {}
@@ -260,7 +262,7 @@ def _axes() -> dict[str, str]:
 
 
 def _trainer(settings: Settings, world: World, vocab_size: int, meter: Meter) -> Any:
-    """A ``Trainer`` with everything but the corpus, the ledger and the checkpoints."""
+    """``Trainer`` without corpus, ledger and checkpoints."""
     from palimpsest.pretrain import optim
     from palimpsest.pretrain.trainer import Trainer
 
@@ -309,23 +311,23 @@ def _update(trainer: Any) -> None:
 
 
 def few_micro_batches(settings: Settings, data: int) -> int:
-    """Micro-batches of a rehearsed step: as many as the fullest moment of the schedule needs, instead of all."""
+    """Number of micro-batches of a rehearsed step: as many as reach the schedule's peak of memory, instead of all."""
     train, parallel = settings.train, settings.parallel
     needed = 2 * parallel.pipeline if parallel.virtual_pipeline > 1 else parallel.pipeline + 1
     return min(train.global_batch_size // (train.micro_batch_size * data), needed)
 
 
 def rehearse(settings: Settings, vocab_size: int, ranks: int, stage: int) -> Rehearsed:
-    """Build and step the fullest rank of a pipeline stage; once in a process.
+    """Build and step the rank of a pipeline stage that needs most memory; once per process.
 
-    Of the tensor-parallel ranks that is the last, whose part of the vocabulary has what fills it up and is masked; of
-    the context-parallel ranks the first, whose queries see the longest block of keys.
+    It is the last tensor-parallel rank, whose part of the vocabulary includes the masked padding, and the first
+    context-parallel rank, whose queries see the longest block of keys.
 
     Args:
         settings: model, optimizer, batches and topology.
-        vocab_size: of the tokenizer.
-        ranks: in all.
-        stage: of the pipeline, from 0.
+        vocab_size: size of the tokenizer's vocabulary.
+        ranks: number of ranks.
+        stage: index of the pipeline stage, from 0.
     """
     began = time.monotonic()
     parallel, train = settings.parallel, settings.train
@@ -380,7 +382,7 @@ def rehearse(settings: Settings, vocab_size: int, ranks: int, stage: int) -> Reh
 
 
 def _count_finalizing_apart(trainer: Any, meter: Meter) -> None:
-    """Count the collectives that megatron-core calls after the last micro-batch as called once a step."""
+    """Count the collectives that megatron-core calls after the last micro-batch as once per step."""
     config = trainer.chunks[0].config
     finalize = config.finalize_model_grads_func
 

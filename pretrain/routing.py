@@ -1,4 +1,4 @@
-"""Tokens that each expert of a mixture gets, counted while it trains."""
+"""Counts of the tokens routed to each expert of a mixture during training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from palimpsest.pretrain.config import ModelConfig
 
 
 class Routing:
-    """Counts, layer by layer, the tokens that each expert gets in a step.
+    """Counter of the tokens routed to each expert of each layer in a step.
 
     Args:
-        chunks: of the model on this rank.
-        model: its shape; without experts nothing is counted.
-        device: of the model.
+        chunks: the model's chunks on this rank.
+        model: shape of the model; without experts nothing is counted.
+        device: device of the model.
     """
 
     def __init__(self, chunks: Iterable[torch.nn.Module], model: ModelConfig, device: torch.device) -> None:
@@ -37,9 +37,9 @@ class Routing:
         """The counts of all ranks since the last call; every rank calls this.
 
         Returns:
-            ``tokens_per_expert``, a list of layers of (experts,) counts: a token counts once for each of its
-            experts. ``routing_entropy/layer k`` (from 1): entropy of these counts as shares in nats, ln(experts)
-            if all get the same. Nothing without experts.
+            ``tokens_per_expert``, a list of layers of (experts,) counts: a token counts once for each of its experts.
+            ``routing_entropy/layer k`` (from 1): entropy of these counts as shares in nats, ln(experts) if all get the
+            same. Nothing without experts.
         """
         if not self.counts_LE.numel():
             return {}

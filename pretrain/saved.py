@@ -39,7 +39,7 @@ def read(directory: Path, step: int) -> Manifest:
 
 def removed(directory: Path) -> set[int]:
     """Steps of the checkpoints that a program removed (``train.checkpoint_keep``, ``runs.py prune``), from
-    ``removed.txt``, a step a line: without it, a checkpoint that was lost would look like one that was pruned.
+    ``removed.txt``, one step per line; it distinguishes pruned checkpoints from lost ones.
 
     Raises:
         UserError: if the file cannot be read.
@@ -58,7 +58,9 @@ def removed(directory: Path) -> set[int]:
 
 
 def remove(directory: Path, steps: Iterable[int]) -> None:
-    """Delete checkpoints and write down that it was done: the manifest goes first, so that none is ever half there."""
+    """Delete checkpoints and record their removal. The manifest is deleted first, so that a partly deleted checkpoint
+    is never read.
+    """
     for step in steps:
         path = path_of(directory, step)
         with (directory / REMOVED).open("a", encoding="utf-8") as file:
@@ -68,7 +70,7 @@ def remove(directory: Path, steps: Iterable[int]) -> None:
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """A line of ``metrics.jsonl`` as a record; None if it is damaged or was cut off."""
+    """Record of a line of ``metrics.jsonl``; None if the line is damaged or truncated."""
     try:
         record = json.loads(line)
     except ValueError:  # UnicodeDecodeError is one, too

@@ -30,7 +30,9 @@ class Settings:
         return self.parallel.distributed_optimizer and ranks > 1 and self.optimizer.kind != "muon"
 
     def identity(self, vocab_size: int) -> dict[str, Any]:
-        """The settings that determine the result, as JSON values; neither the topology nor when it is saved."""
+        """The settings that determine the result, as JSON values, without the topology and the schedule of
+        checkpoints.
+        """
         settings = result_settings(self.model, self.optimizer, self.train)
         for key in ("start_from", "stop_at"):  # the checkpoint it starts from is named by its digest
             del settings["train"][key]
@@ -48,7 +50,7 @@ MAY_DIFFER = {
         *("decay_steps", "initial_learning_rate"),
     ),
 }
-"""Settings in which a run may differ from the one whose checkpoint it starts from."""
+"""Settings in which a run may differ from the run whose checkpoint it starts from."""
 
 
 def without(identity: dict[str, Any], left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:

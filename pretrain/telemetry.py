@@ -32,21 +32,21 @@ def finite(value: Any) -> Any:
 
 
 class Writer(Hook):
-    """Telemetry: receives one record a step."""
+    """Base class of telemetry writers, which receive one record per step."""
 
     def after_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
         """Write the record as JSON has it."""
         self.write(finite(record))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Take a record; its ``step`` counts finished steps."""
+        """Receive a record, whose ``step`` counts finished steps."""
 
 
 class JsonLines(Writer):
-    """Appends records to a file; on resume, records beyond the checkpoint are cut off first.
+    """Writer that appends records to a file; on resume, records beyond the checkpoint are removed.
 
     Args:
-        path: of the file.
+        path: path of the file.
         step: finished steps at the start; later records are removed.
     """
 
@@ -77,7 +77,7 @@ class JsonLines(Writer):
 
 
 class Live(Writer):
-    """A line that is rewritten on a terminal, or a plain line every few seconds in a log."""
+    """Writer of a live line on a terminal, or of a plain line every few seconds in a log."""
 
     def __init__(self, title: str, first: int, steps: int) -> None:
         self.title, self.first, self.steps = title, first, steps
@@ -105,16 +105,16 @@ class Live(Writer):
 
 
 class WeightsAndBiases(Writer):
-    """W&B; a run that is started again goes on in the same run of W&B, whose id lies in ``wandb_id.txt``.
+    """Writer to W&B; a resumed run continues the same W&B run, whose id is stored in ``wandb_id.txt``.
 
     Args:
         mode: ``offline`` needs neither account nor network.
-        name: of the run.
+        name: name of the run.
         config: settings to show.
         where: directory of the run.
-        project: of W&B.
+        project: project of W&B.
         entity: user or team; None: the account's default.
-        group: of runs; None: no group.
+        group: group of runs; None: no group.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class WeightsAndBiases(Writer):
 
 
 class TensorBoard(Writer):
-    """TensorBoard's event files: numbers alone."""
+    """Writer of TensorBoard event files, with numbers only."""
 
     def __init__(self, where: Path, step: int) -> None:
         try:
@@ -192,7 +192,7 @@ class TensorBoard(Writer):
                 self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write buffered records and close."""
         self._writer.close()
 
 
@@ -207,7 +207,7 @@ def peak_memory(device: Any) -> float:
 
 
 class Profile(Hook):
-    """Traces the steps from ``profile.steps[0]`` to ``profile.steps[1]`` with ``torch.profiler``.
+    """Hook that traces the steps from ``profile.steps[0]`` to ``profile.steps[1]`` with ``torch.profiler``.
 
     Args:
         settings: the steps.

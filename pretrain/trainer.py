@@ -1,4 +1,4 @@
-"""The training loop: megatron-core's schedules around our batches, ledger, checkpoints and hooks."""
+"""The training loop: megatron-core's schedules with batches, ledger, checkpoints and hooks."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Trainer:
 
     Args:
         settings: model, optimizer, schedule and topology.
-        world: this process's place.
-        order: the corpus's windows.
-        plan: what is inserted, or None for the twin.
-        vocab_size: of the tokenizer.
-        last_exposures: of each arm of the plan, the twin's too: finished steps with the last one.
-        directory: of the run; gets ``checkpoints/`` and ``ledger/``.
+        world: this process's rank and groups.
+        order: windows of the corpus.
+        plan: the plan, or None for the twin.
+        vocab_size: size of the tokenizer's vocabulary.
+        last_exposures: number of finished steps after the last exposure of each arm, the same for the twin.
+        directory: directory of the run, with ``checkpoints/`` and ``ledger/``.
 
     Raises:
         UserError: for a topology that does not fit, or a run that leaves the epoch.
@@ -124,7 +124,7 @@ class Trainer:
         name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
         peak = estimate.peak_flops(name)
         self.peak = None if peak is None else peak * world.size
-        """FLOP/s of all ranks together; None where that is not known, as of CPUs."""
+        """Peak FLOP/s of all ranks together; None if unknown, as for CPUs."""
         self.flops_a_token = estimate.flops_per_token(
             settings.model, padded_vocabulary(settings.model.rows(vocab_size)), train.sequence_length
         )
@@ -132,10 +132,10 @@ class Trainer:
         """Finished steps."""
 
     def _build_model_chunks(self, vocab_size: int, *, distribute: bool) -> list[DistributedDataParallel]:
-        """Build this rank's virtual pipeline stages, with the weights of ``model.weights`` where it is set.
+        """Build this rank's virtual pipeline stages, with the weights of ``model.weights`` if it is set.
 
         Args:
-            vocab_size: of the tokenizer.
+            vocab_size: size of the tokenizer's vocabulary.
             distribute: shard the optimizer's state over data-parallel ranks.
         """
         settings, parallel = self.settings, self.settings.parallel
@@ -161,7 +161,7 @@ class Trainer:
         return chunks
 
     def _configure_schedule(self) -> None:
-        """Give megatron-core's schedule of micro-batches what it needs of the optimizer, and log the topology."""
+        """Connect the optimizer to megatron-core's schedule of micro-batches, and log the topology."""
         parallel, world = self.settings.parallel, self.world
         if world.size > 1 and world.main:
             updated = sum(one.numel() for one in optim.updated(self.optimizer))
@@ -181,10 +181,10 @@ class Trainer:
         self.forward_backward = get_forward_backward_func()
 
     def resume(self) -> int:
-        """Go on from the last finished checkpoint, or write the first one.
+        """Resume from the last finished checkpoint, or write the first one.
 
         Returns:
-            Finished steps.
+            Number of finished steps.
 
         Raises:
             UserError: if the checkpoint is damaged or belongs to another configuration, corpus or plan.
@@ -213,8 +213,8 @@ class Trainer:
 
         Raises:
             Interrupted: after saving, if a hook of any rank asked to stop.
-            PlanViolation: if a batch is not what the plan says; the step is not taken.
-            NonFinite: if loss or gradient is NaN or infinite, unless such a step is to be skipped; it is not taken.
+            PlanViolation: if a batch differs from the plan; the step is not taken.
+            NonFinite: if loss or gradient is NaN or infinite and such steps are not skipped; the step is not taken.
         """
         if not self._weights_set:
             raise RuntimeError("the directory has checkpoints: call resume() first")
@@ -276,11 +276,11 @@ class Trainer:
         """One step over the global batch.
 
         Args:
-            stop: whether this rank was told to stop.
+            stop: true if this rank was told to stop.
 
         Returns:
-            Mean losses (nats a token) by the name they are recorded under, and the routing of tokens to experts; the
-            gradient norm before clipping; whether any rank was told to stop.
+            Mean losses (nats/token) by name, with the routing of tokens to experts; the gradient norm before clipping;
+            and true if any rank was told to stop.
         """
         world = self.world
         for chunk in self.chunks:
@@ -307,7 +307,7 @@ class Trainer:
         return losses.by_group(sums, self.groups.names) | self.routing.take(), norm, stopped > 0
 
     def _forward_backward(self, groups: int, *, forward_only: bool) -> list[dict[str, Tensor]]:
-        """Run the global batch through the model; returns what ``losses.loss`` reports, on the last stage."""
+        """Run the global batch through the model; returns the results of ``losses.loss`` on the last stage."""
         train = self.settings.train
         parts: list[dict[str, Tensor]] = self.forward_backward(
             forward_step_func=partial(losses.forward, groups),
@@ -329,9 +329,9 @@ class Trainer:
         self.optimizer.step_with_ready_grads()
 
     def _losses_by_window(self) -> list[float]:
-        """The sum of losses of each window of the step, in the order of positions, on every rank.
+        """Sum of losses of each window of the step, in the order of positions, on every rank.
 
-        It reads the windows once more, which is not recorded.
+        The windows are read again without being recorded.
         """
         train, world = self.settings.train, self.world
         with torch.no_grad():

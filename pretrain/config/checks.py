@@ -1,4 +1,4 @@
-"""Checks that every group of settings uses; each raises ``UserError`` naming the field."""
+"""Checks shared by all groups of settings; each raises a ``UserError`` that names the field."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import math
 from palimpsest.data.errors import UserError
 
 SEEDS = 2**32
-"""Seeds lie below this."""
+"""Exclusive upper limit of seeds."""
 
 
 def positive(owner: str, **values: int | float) -> None:
-    """Check that values of the group ``owner`` are above 0, and finite."""
+    """Check that values of the group ``owner`` are finite and above 0."""
     for name, value in values.items():
         if not 0 < value < math.inf:  # nan is neither
             raise UserError(f"{owner}.{name}={value} must be above 0")
 
 
 def not_negative(owner: str, **values: int | float) -> None:
-    """Check that values of the group ``owner`` are 0 or above, and finite."""
+    """Check that values of the group ``owner`` are finite and at least 0."""
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise UserError(f"{owner}.{name}={value} must be 0 or above")
 
 
 def divisors(*numbers: int) -> str:
-    """The common divisors of the numbers, in words."""
+    """Text that lists the common divisors of the numbers."""
     common = math.gcd(*numbers)
     fitting = [str(one) for one in range(1, common + 1) if common % one == 0]
     return f"{', '.join(fitting[:-1])} and {fitting[-1]} fit" if len(fitting) > 1 else "only 1 fits"

@@ -9,7 +9,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.pretrain.config.checks import not_negative, positive
 
 VOCABULARY_MULTIPLE = 128
-"""The vocabulary is padded to this, whatever the tensor-parallel size, so that shapes never depend on it."""
+"""Multiple to which the vocabulary is padded for every tensor-parallel size, so that shapes do not depend on it."""
 
 
 def padded_vocabulary(size: int) -> int:
@@ -19,19 +19,19 @@ def padded_vocabulary(size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerParameters:
-    """Numbers of weights of one layer."""
+    """Numbers of weights of one layer, by their sharding."""
 
     divided: int
-    """Divided by tensor parallelism: matrices, and biases of matrices split by outputs."""
+    """Number of weights divided by tensor parallelism: matrices, and biases of matrices split by outputs."""
     replicated: int
-    """On every tensor-parallel rank: norms, routers, biases that are added to the residual stream."""
+    """Number of weights on every tensor-parallel rank: norms, routers, biases added to the residual stream."""
     expert: int
-    """Of each expert of a mixture, which tensor parallelism divides; 0 without one."""
+    """Number of weights of each expert, which tensor parallelism divides; 0 without experts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotaryScaling:
-    """Rotary frequencies lowered for longer contexts."""
+    """Scaling of rotary frequencies for longer contexts."""
 
     kind: Literal["linear", "llama3"]
     """``linear``: divide all frequencies by ``factor`` (Chen et al., 2023). ``llama3``: divide only the low ones (Llama
@@ -64,27 +64,28 @@ class ModelConfig:
     """Name of the preset, for logs."""
     layers: int
     hidden: int
-    """Width of the residual stream."""
+    """Hidden size, the width of the residual stream."""
     heads: int
-    """Query heads."""
+    """Number of query heads."""
     kv_heads: int | None = None
-    """Key/value heads; fewer than ``heads`` is grouped-query attention. None: as many as ``heads``."""
+    """Number of key/value heads; fewer than ``heads`` is grouped-query attention. None: equal to ``heads``."""
     head_size: int | None = None
     """Dimensions of a head; None: ``hidden / heads``."""
     ffn: int
     """Inner width of the feed-forward block; of each expert, if there are any."""
     norm: Literal["rms", "layer", "layer_plain"] = "rms"
-    """RMSNorm, LayerNorm with gain and bias, or LayerNorm without either (OLMo)."""
+    """Kind of norm: RMSNorm, LayerNorm with gain and bias, or LayerNorm without either (OLMo)."""
     activation: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
-    """``gelu_tanh`` is GPT-2's approximation."""
+    """Activation of the feed-forward block; ``gelu_tanh`` is GPT-2's approximation."""
     biases: bool = False
     """Biases in the linear layers of the blocks."""
     attention_biases: Literal["none", "qkv", "all"] = "none"
-    """Biases in attention alone, without ``biases``: of queries, keys and values (Qwen 2), or of all its layers."""
+    """Biases in attention if ``biases`` is false: of queries, keys and values (Qwen 2), or of all its linear layers."""
     qk_norm: bool = False
     """Norm queries and keys."""
     qk_norm_over: Literal["head", "all_heads"] = "head"
-    """Dimensions that ``qk_norm`` takes together: a head's (Qwen 3), or those of all heads (OLMo 2, OLMoE)."""
+    """Dimensions over which ``qk_norm`` normalises: those of each head (Qwen 3), or of all heads together (OLMo 2,
+    OLMoE)."""
     qkv_clip: float | None = None
     """Largest magnitude of queries, keys and values, which are clipped to it (OLMo); None: no clipping."""
     attention_window: int | None = None
@@ -94,7 +95,7 @@ class ModelConfig:
     parallel_residual: bool = False
     """Attention and feed-forward block read the same input and are added together (GPT-NeoX)."""
     positions: Literal["rotary", "learned"] = "rotary"
-    """``learned``: an embedding for each of ``train.sequence_length`` positions."""
+    """Position encoding; ``learned`` has an embedding for each of ``train.sequence_length`` positions."""
     rotary_base: int = 10_000
     rotary_fraction: float = 1.0
     """Share of each head's dimensions that is rotated."""
@@ -102,7 +103,7 @@ class ModelConfig:
     tied_embeddings: bool = True
     """The output layer shares its weight with the input embedding."""
     experts: int | None = None
-    """Experts of a mixture that takes the place of each feed-forward block; None: no mixture."""
+    """Number of experts of the mixture that replaces each feed-forward block; None: no mixture."""
     experts_per_token: int = 2
     normalise_experts: bool = True
     """Make the weights of a token's experts sum to 1 (Mixtral); otherwise they are probabilities among all experts
@@ -117,7 +118,7 @@ class ModelConfig:
     """Vocabulary size of the published model's tokenizer; ``dry_run`` uses it while no corpus is prepared. It changes
     nothing else."""
     vocab_size: int | None = None
-    """Rows of the vocabulary, where there are more than the tokenizer has ids; None: as many."""
+    """Number of rows of the vocabulary if there are more than tokenizer ids; None: the number of ids."""
     weights: str | None = None
     """Directory or hub name of a ``transformers`` model whose weights training starts from; None: drawn from
     ``train.seed``."""
@@ -153,7 +154,7 @@ class ModelConfig:
         self._check_blocks()
 
     def _check_blocks(self) -> None:
-        """Check what goes together in attention and feed-forward blocks."""
+        """Check the consistency of the settings of attention and feed-forward blocks."""
         if self.biases and self.attention_biases != "none":
             raise UserError(
                 f"model.attention_biases={self.attention_biases} is part of model.biases=true; set one of them"
@@ -192,14 +193,14 @@ class ModelConfig:
         return self.head_size or self.hidden // self.heads
 
     def rows(self, vocab_size: int) -> int:
-        """Rows of the vocabulary that can be predicted, for a tokenizer with so many ids."""
+        """Number of rows of the vocabulary that can be predicted, for a tokenizer with ``vocab_size`` ids."""
         return max(vocab_size, self.vocab_size or 0)
 
     def check(self, sequence_length: int) -> None:
         """Check the shape against the windows of training.
 
         Raises:
-            UserError: if attention does not reach over a window.
+            UserError: if attention does not cover a window.
         """
         if self.attention_window is not None and sequence_length > self.attention_window:
             raise UserError(
@@ -209,7 +210,7 @@ class ModelConfig:
             )
 
     def layer_parameters(self) -> LayerParameters:
-        """Weights of one layer."""
+        """Numbers of weights of one layer."""
         head = self.head_dim
         gains = {"rms": 1, "layer": 2, "layer_plain": 0}[self.norm]
         wide = head * (self.heads + 2 * self.query_groups)
@@ -236,16 +237,16 @@ class ModelConfig:
         return LayerParameters(divided=divided, replicated=replicated, expert=expert)
 
     def final_norm_parameters(self) -> int:
-        """Weights of the norm before the output layer."""
+        """Number of weights of the norm before the output layer."""
         return {"rms": 1, "layer": 2, "layer_plain": 0}[self.norm] * self.hidden
 
     def parameters(self, vocab_size: int, sequence_length: int, *, active: bool = False) -> int:
         """Number of weights.
 
         Args:
-            vocab_size: rows of the embeddings; the padded size counts what a training holds.
-            sequence_length: number of positions, where they are learned.
-            active: count only the experts that a token goes through.
+            vocab_size: number of rows of the embeddings; the padded size gives the weights in training.
+            sequence_length: number of positions, if they are learned.
+            active: count only the experts to which a token is routed.
         """
         layer = self.layer_parameters()
         experts = 0 if self.experts is None else self.experts_per_token if active else self.experts

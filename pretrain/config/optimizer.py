@@ -18,8 +18,8 @@ class OptimizerConfig:
 
     kind: Literal["adamw", "muon"] = "adamw"
     """``muon``: orthogonalised momentum (Jordan et al., 2024) for the matrices of the layers, in megatron-core's layout
-    (queries, keys and values joined; gate and up joined); AdamW for embeddings and norms. Steps are as large as AdamW's
-    (Liu et al., 2025), so that learning rates carry over."""
+    (queries, keys and values joined; gate and up joined); AdamW for embeddings and norms. Updates are scaled to the
+    size of AdamW's (Liu et al., 2025), so that learning rates carry over."""
     law: Literal["step_law"] | None = None
     """Scaling law that sets the learning rates (:mod:`pretrain.laws`); None: use the values given here."""
     learning_rate: float
@@ -80,7 +80,7 @@ class OptimizerConfig:
         """Check the schedule against the length of the run, and Muon against model and topology.
 
         Raises:
-            UserError: if the learning rate would never decay, or Muon could not have whole matrices.
+            UserError: if the learning rate would never decay, or matrices would be sharded with Muon.
         """
         if self.kind == "muon":
             for setting, unsupported in (

@@ -1,4 +1,4 @@
-"""Topology: how the ranks divide model, windows and optimizer."""
+"""Topology: division of model, windows and optimizer among the ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from palimpsest.pretrain.config.train import TrainConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """Topology. The data-parallel size is what remains of the world size."""
+    """Topology. The data-parallel size is the world size divided by the other sizes."""
 
     tensor: int = 1
     """Tensor-parallel size: ranks that share each matrix; a divisor of the heads, of the inner width and of 128."""
@@ -20,7 +20,7 @@ class ParallelConfig:
     """Pipeline-parallel size: stages among which the layers are divided."""
     virtual_pipeline: int = 1
     """Virtual pipeline stages per rank; above 1 is interleaved 1F1B (Narayanan et al., 2021), which has smaller
-    pipeline bubbles and sends more."""
+    pipeline bubbles and more communication."""
     sequence: bool = False
     """Sequence parallelism: tensor-parallel ranks also divide the sequence between matrices (Korthikanti et al.,
     2022)."""
@@ -58,19 +58,19 @@ class ParallelConfig:
 
     @property
     def min_world_size(self) -> int:
-        """The smallest world size that the settings allow."""
+        """Smallest world size that the settings allow."""
         return self.tensor * self.pipeline * self.context * self.expert
 
     @property
     def sequence_shards(self) -> int:
-        """Ranks that hold different tokens of the same window between the matrices."""
+        """Number of ranks that hold different tokens of the same window outside the matrices."""
         return self.context * (self.tensor if self.sequence else 1)
 
     def data(self, world_size: int) -> int:
         """Data-parallel size.
 
         Raises:
-            UserError: if the world size is no multiple of tensor x pipeline x context.
+            UserError: if the world size is not a multiple of tensor x pipeline x context.
         """
         model = self.tensor * self.pipeline * self.context
         if world_size % model:
@@ -88,7 +88,7 @@ class ParallelConfig:
         With a world of ``min_world_size`` ranks it refuses topologies that no world size allows.
 
         Raises:
-            UserError: naming the field, the value and what would fit.
+            UserError: naming the field, the value and possible values.
         """
         data = self.data(world_size)
         self._check_layers(model)

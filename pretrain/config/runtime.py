@@ -1,4 +1,4 @@
-"""The machine, the profiler, and what is evaluated while training."""
+"""Settings of the machine, the profiler, and evaluation during training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from palimpsest.pretrain.config.checks import not_negative, positive
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Evaluation while training, on top of the scores that ``launch/score.py`` computes of checkpoints."""
+    """Settings of evaluation during training, in addition to the scores of checkpoints by ``launch/score.py``."""
 
     heldout_every: int | None = None
     """Steps between losses on held-out documents; None: never."""
@@ -26,7 +26,7 @@ class EvalConfig:
 
     @property
     def enabled(self) -> bool:
-        """Some evaluation is due while training."""
+        """True if there is any evaluation during training."""
         return self.heldout_every is not None or self.probes_every is not None
 
     def due(self, step: int, *, saved: bool) -> Literal["probes", "heldout"] | None:
@@ -47,10 +47,10 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileConfig:
-    """Steps to record with ``torch.profiler``."""
+    """Settings of ``torch.profiler``."""
 
     steps: tuple[int, ...] = ()
-    """The first and the last, counted from 1; the first rank records. Empty: none."""
+    """First and last step to record, counted from 1, on the first rank. Empty: none."""
 
     def __post_init__(self) -> None:
         if self.steps and (len(self.steps) != 2 or not 1 <= self.steps[0] <= self.steps[1]):
@@ -61,23 +61,23 @@ class ProfileConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeConfig:
-    """The machine; nothing here changes what is computed beyond rounding."""
+    """Settings of the machine, which change results only by rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the GPU if there is one."""
+    """Device; ``auto``: the GPU if there is one."""
     threads: int = 0
-    """CPU threads a process; 0 leaves it to PyTorch (and to torchrun's OMP_NUM_THREADS)."""
+    """Number of CPU threads per process; 0: PyTorch's default (or torchrun's OMP_NUM_THREADS)."""
     workers: int = 2
-    """Processes that read and tokenize text."""
+    """Number of processes that read and tokenize text."""
     attention: Literal["auto", "te", "sdpa"] = "auto"
-    """Layers and attention of Transformer Engine, or our own over ``scaled_dot_product_attention``. auto: Transformer
-    Engine's on GPUs where it is installed and has the model's layers, unless ``train.document_attention`` is wanted,
-    which only ours has."""
+    """Implementation of layers and attention: Transformer Engine's, or our own with ``scaled_dot_product_attention``.
+    ``auto``: Transformer Engine's on GPUs if it is installed and supports the model's layers; our own with
+    ``train.document_attention``, which only it supports."""
     cuda_graphs: bool = False
-    """Capture each layer as a CUDA graph (megatron-core's) in the first step and replay it from then on. Helps small
-    models, whose kernels end before the CPU has launched the next; takes memory."""
+    """Capture each layer as a CUDA graph (megatron-core's) in the first step and replay it from then on. It speeds up
+    small models, whose kernels finish before the CPU launches the next one, and needs more memory."""
     hang_minutes: float = 60.0
-    """Without a finished step before a training prints its stacks and ends; 0: it waits for ever."""
+    """Time without a finished step after which a training prints its stacks and ends, minutes; 0: no limit."""
 
     def __post_init__(self) -> None:
         positive("runtime", workers=self.workers)

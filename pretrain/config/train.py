@@ -1,4 +1,4 @@
-"""Length of the run, its batches, and when it is saved."""
+"""Settings of a run's length, batches, precision and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ class TrainConfig:
 
     steps: int
     global_batch_size: int
-    """Windows a step, over all ranks."""
+    """Windows per step, over all ranks."""
     micro_batch_size: int
-    """Windows a forward pass on one data-parallel rank."""
+    """Windows per forward pass on one data-parallel rank."""
     sequence_length: int
     """Tokens predicted per window; a window holds one more."""
     seed: int
     """Seed of the initial weights and of the order of the windows."""
     precision: Literal["fp32", "bf16", "fp8"] = "fp32"
-    """``fp8``: bf16 but for the matrix products, which Transformer Engine makes; the weights are saved in bf16."""
+    """Precision of training. ``fp8``: bf16 except for the matrix products, which Transformer Engine computes in fp8;
+    weights are saved in bf16."""
     deterministic: bool = False
-    """Use deterministic algorithms alone: two runs on the same machines end with bitwise equal weights. Otherwise some
-    CUDA kernels sum in no fixed order; on CPUs it makes no difference."""
+    """Use only deterministic algorithms, so that two runs on the same machines end with bitwise equal weights.
+    Otherwise the order of sums in some CUDA kernels varies; no effect on CPUs."""
     recompute: bool = False
-    """Activation recomputation: the forward pass keeps only the input of each layer, and the backward pass computes the
-    rest again. A third more computation for far less memory."""
+    """Activation recomputation: the forward pass keeps only the input of each layer, and the backward pass recomputes
+    the rest. This needs a third more computation and far less memory."""
     non_finite: Literal["stop", "skip"] = "stop"
     """Response to a step whose loss or gradient is NaN or infinite: ``stop`` before it, or ``skip`` the update and
     continue; the ledger records skipped steps and the audit reports them."""
     document_attention: bool = False
-    """Intra-document attention mask: tokens attend to their own document alone, from the end-of-document token before
-    it on; otherwise to all of the window before them."""
+    """Intra-document attention mask: tokens attend only to their own document and the end-of-document token before it;
+    otherwise to all earlier tokens of the window."""
     start_from: str | None = None
-    """Checkpoint of another run (``.../checkpoints/step_00000100``) that this one goes on from, with its weights and
-    its optimizer, at the same position of the same order; the first step is the checkpoint's."""
+    """Checkpoint of another run (``.../checkpoints/step_00000100``) from which this run continues with its weights,
+    optimizer state and step, at the same position of the same order."""
     stop_at: int | None = None
-    """Finished steps at which the run ends, though its schedule is that of ``steps``: another run goes on from there.
-    None: ``steps``."""
+    """Number of finished steps at which the run ends, with the schedule of ``steps``, so that another run can continue
+    from there. None: ``steps``."""
     checkpoint_every: int
-    """Steps between regular checkpoints; steps 0, 1, 2, 4, 8, ... and the last are saved besides."""
+    """Steps between regular checkpoints; steps 0, 1, 2, 4, 8, ... and the last are also saved."""
     checkpoint_at: tuple[int, ...] = ()
-    """Further steps to save."""
+    """Further steps at which checkpoints are saved."""
     checkpoint_after_last: tuple[int, ...] = ()
-    """Steps after the last exposure of an arm to save, for each arm: how soon is it forgotten?"""
+    """Numbers of steps after each arm's last exposure at which checkpoints are saved, to measure forgetting."""
     checkpoint_keep: int | None = None
-    """Regular checkpoints to keep, the newest; all others are always kept. None: all."""
+    """Number of newest regular checkpoints to keep; other checkpoints are always kept. None: all."""
     checkpoint_async: bool = False
-    """Asynchronous checkpoints: other processes write while training goes on. Takes the memory of a copy."""
+    """Asynchronous checkpoints: other processes write while training continues. Needs memory for a copy."""
 
     def __post_init__(self) -> None:
         positive(
@@ -86,12 +87,12 @@ class TrainConfig:
 
     @property
     def half_precision(self) -> bool:
-        """Weights and activations have 16 bits."""
+        """True if weights and activations have 16 bits."""
         return self.precision != "fp32"
 
     @property
     def end(self) -> int:
-        """Finished steps at the end."""
+        """Number of finished steps at the end."""
         return self.steps if self.stop_at is None else self.stop_at
 
     @property
@@ -109,7 +110,7 @@ class TrainConfig:
 
     @property
     def windows(self) -> int:
-        """Windows consumed up to the end, with those before ``start_from``."""
+        """Number of windows consumed up to the end, including those before ``start_from``."""
         return self.end * self.global_batch_size
 
     def permanent_checkpoints(self, last_exposures: Iterable[int] = ()) -> set[int]:

@@ -1,1 +1,1 @@
-"""Models of ``transformers``: files, shapes, names of weights, and our checkpoints as one of them."""
+"""Models of ``transformers``: their files, shapes and names of weights, and export of checkpoints to them."""

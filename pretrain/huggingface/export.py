@@ -1,7 +1,4 @@
-"""Checkpoints as models of ``transformers``.
-
-They go through the names and shapes that a checkpoint has on disk, which needs neither process groups nor a GPU.
-"""
+"""Export of checkpoints to models of ``transformers``, from the tensors on disk, without process groups or a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ def load(directory: Path, step: int, *, eod: int) -> Any:
     """The model of a checkpoint, in memory and in evaluation mode, on the CPU.
 
     Args:
-        directory: of the run's checkpoints; the manifests say the shape.
+        directory: directory of the run's checkpoints, whose manifests have the shape.
         step: finished steps.
         eod: id of the end-of-document token.
 
@@ -74,7 +71,7 @@ def _shape(given: Mapping[str, Any], path: Path) -> ModelConfig:
     """Model shape in a checkpoint's manifest.
 
     Raises:
-        UserError: if another version wrote it, with settings that this one does not know.
+        UserError: if another version wrote the checkpoint, with settings unknown to this version.
     """
     known = {field.name for field in fields(ModelConfig)}
     if strangers := sorted(set(given) - known):
@@ -96,10 +93,10 @@ def _compute_frequencies(gpt: Any, wanted: Any) -> None:
 
 
 def fast_tokenizer(tokenizer: Tokenizer, *, sequence_length: int) -> Any:
-    """The tokenizer as ``transformers`` has it; the end-of-document token begins, ends and pads.
+    """Tokenizer of ``transformers`` whose beginning-of-text, end-of-text and padding token is the end-of-document
+    token.
 
-    It adds no token by itself: training text has an end-of-document token after each document and none before the
-    first.
+    It adds no token to texts, because training text has an end-of-document token only after each document.
     """
     require()
     import tokenizers
@@ -118,7 +115,7 @@ def fast_tokenizer(tokenizer: Tokenizer, *, sequence_length: int) -> Any:
 
 
 def write(gpt: Any, tokenizer: Tokenizer, directory: Path) -> None:
-    """Put a model of ``load`` and its tokenizer into a directory that ``from_pretrained`` reads."""
+    """Write a model of ``load`` and its tokenizer to a directory that ``from_pretrained`` reads."""
     gpt.save_pretrained(directory)
     fast_tokenizer(tokenizer, sequence_length=gpt.config.max_position_embeddings).save_pretrained(directory)
 
@@ -132,13 +129,13 @@ def repository_name(experiment: str, run: str) -> str:
 def write_revisions(place: Path, name: str, revisions: Mapping[str, tuple[str, str]]) -> None:
     """Make directories of models the revisions of one repository, in the layout of the hub client's cache.
 
-    With ``HF_HUB_OFFLINE=1``, ``from_pretrained(name, revision=..., cache_dir=place)`` reads it and asks no network; no
-    weights are copied.
+    With ``HF_HUB_OFFLINE=1``, ``from_pretrained(name, revision=..., cache_dir=place)`` reads it without a network.
+    Weights are not copied.
 
     Args:
-        place: directory that holds the models' directories.
-        name: of the repository, with or without an owner.
-        revisions: revision -> directory in ``place``, and its digest. The last one is ``main``, too.
+        place: directory that contains the models' directories.
+        name: name of the repository, with or without an owner.
+        revisions: revision -> directory in ``place``, and its digest. The last one is also ``main``.
     """
     target = place / f"models--{name.replace('/', '--')}"
     draft = artifact.draft_directory(target)

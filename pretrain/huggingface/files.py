@@ -23,7 +23,7 @@ def require() -> None:
     """Check that ``transformers`` and ``safetensors`` are installed.
 
     Raises:
-        UserError: saying how to install them.
+        UserError: if one is missing, naming the command that installs it.
     """
     try:
         import safetensors  # noqa: F401
@@ -95,12 +95,12 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def digest(directory: Path) -> str:
-    """Identity of a model's weights: of the files that hold them, by name."""
+    """Digest of a model's weights, from the digests of their files."""
     return json_digest({file.name: file_digest(file) for file in weight_files(directory)})
 
 
 class Tensors(Mapping[str, Any]):
-    """The tensors of a model by name, each read from its file when it is asked for."""
+    """Name -> tensor of a model, read from its file on access."""
 
     def __init__(self, directory: Path) -> None:
         require()

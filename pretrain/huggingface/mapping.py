@@ -1,6 +1,6 @@
 """Conversion of weights between ``transformers`` and checkpoints, by one table of rules.
 
-A checkpoint has one tensor for all layers (and experts), layers first, whole whatever the topology that wrote it.
+A checkpoint has one unsharded tensor for all layers (and experts), layers first, independent of the topology.
 
 Shapes: L layers, V vocabulary, D hidden, N query heads, K key/value heads, H head size, F inner width, E experts.
 """
@@ -43,7 +43,9 @@ def _split_turned(tensor: Tensor, _model: ModelConfig) -> list[Tensor]:
 
 
 def _mixed(parts: Sequence[Tensor], model: ModelConfig) -> Tensor:
-    """Queries, keys and values, (N H, ...), (K H, ...), (K H, ...), as megatron-core has them: K (N/K + 2) H rows."""
+    """Queries, keys and values, (N H, ...), (K H, ...), (K H, ...), joined in megatron-core's layout of K (N/K + 2) H
+    rows.
+    """
     grouped = [part.reshape(model.query_groups, -1, model.head_dim, *part.shape[1:]) for part in parts]
     return torch.cat(grouped, 1).flatten(0, 2)
 
@@ -207,10 +209,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
 }
-"""By ``shapes.Architecture.kind``; both ways."""
+"""Rules by ``shapes.Architecture.kind``, for both directions."""
 
 _IGNORED = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
-"""Causal masks and rotary frequencies, which older files keep as if they were weights."""
+"""Names of causal masks and rotary frequencies, which older files contain among the weights."""
 
 
 def _named(rule: Rule, suffix: str) -> tuple[str, tuple[str, ...]]:
@@ -248,16 +250,16 @@ class Start(Mapping[str, Any]):
     """The weights of a model of ``transformers`` under the names and shapes that a checkpoint has, in float32.
 
     ``start[name][layer]`` is one layer's, ``start[name][layer, expert]`` one expert's, ``start[name][()]`` a tensor
-    outside the layers. Only the tensor asked for is read and held in memory.
+    outside the layers. Only the accessed tensor is read into memory.
 
     Args:
-        tensors: by the names that files have.
-        kind: of the architecture.
-        model: the shape.
-        where: for messages.
+        tensors: tensors by their names in the files.
+        kind: kind of the architecture.
+        model: shape of the model.
+        where: name of the model, for error messages.
 
     Raises:
-        UserError: naming a tensor that is missing, or that has no place in the model.
+        UserError: naming a tensor that is missing, or that the model does not have.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], kind: str, model: ModelConfig, where: object) -> None:
@@ -303,7 +305,7 @@ class Start(Mapping[str, Any]):
 
 
 class _Prefixed(Mapping[str, Tensor]):
-    """Tensors of a model's body under the names that they have in the whole model."""
+    """Tensors of a model's body under their names in the whole model."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
         self.tensors, self.prefix = tensors, prefix
@@ -322,12 +324,12 @@ def read(model: ModelConfig, vocab_size: int) -> Start:
     """The weights that ``model.weights`` names.
 
     Args:
-        model: the shape that they must have.
-        vocab_size: of the corpus's tokenizer.
+        model: required shape.
+        vocab_size: size of the tokenizer's vocabulary.
 
     Raises:
-        UserError: if they cannot be had, or are those of another shape or vocabulary; the message says which settings
-            would fit.
+        UserError: if the weights cannot be loaded, or have another shape or vocabulary; the message names settings that
+            fit.
     """
     assert model.weights is not None
     directory = files.find(model.weights, model.revision)
@@ -344,7 +346,7 @@ def read(model: ModelConfig, vocab_size: int) -> Start:
 
 
 def to_transformers(weights: Mapping[str, Tensor], model: ModelConfig, vocab_size: int) -> dict[str, Tensor]:
-    """A checkpoint's weights under the names that files of ``transformers`` have for them.
+    """A checkpoint's weights under their names in files of ``transformers``.
 
     Args:
         weights: by the checkpoint's names, layers first, then experts.

@@ -1,4 +1,4 @@
-"""Settings that a model of ``transformers`` gives: its shape, and the tokenizer that goes with it."""
+"""Settings from a model of ``transformers``: its shape and its tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from palimpsest.pretrain.config import ModelConfig
 from palimpsest.pretrain.huggingface import files, shapes
 
 OPTION = "from_huggingface"
-"""The option of the group ``model`` whose shape is read from ``model.weights``."""
+"""Option of the group ``model`` whose shape is read from ``model.weights``."""
 
 
 def apply(values: dict[str, Any]) -> list[str]:
@@ -22,13 +22,13 @@ def apply(values: dict[str, Any]) -> list[str]:
     shape must match ``config.json``, where that file is on this machine.
 
     Args:
-        values: settings by group; is changed.
+        values: settings by group, changed in place.
 
     Returns:
-        What was put where, in lines.
+        Descriptions of the changes, one line each.
 
     Raises:
-        UserError: if there is no such model, or it cannot be trained as the settings say.
+        UserError: if there is no such model, or it cannot be trained with the settings.
     """
     given = values["model"]
     weights = given.get("weights")

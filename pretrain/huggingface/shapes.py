@@ -1,4 +1,4 @@
-"""From ``config.json`` of ``transformers`` to ``ModelConfig`` and back, by one table of architectures."""
+"""Conversion between ``config.json`` of ``transformers`` and ``ModelConfig``, by one table of architectures."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _LLAMA = {**_SAME, "kv_heads": "num_key_value_heads", "norm_epsilon": "rms_norm_
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One model class of ``transformers`` and how its settings map to ours."""
+    """One model class of ``transformers``, and the mapping of its settings to ``ModelConfig``."""
 
     kind: str
-    """Of its classes: ``Llama`` of ``LlamaConfig`` and ``LlamaForCausalLM``."""
+    """Prefix of its classes: ``Llama`` of ``LlamaConfig`` and ``LlamaForCausalLM``."""
     head: str = "ForCausalLM"
     always: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ``ModelConfig`` that the class fixes."""
     same: Mapping[str, str]
     """Field of ``ModelConfig`` -> field of ``config.json`` with the same meaning."""
     open: tuple[str, ...] = ()
-    """Further fields of ``ModelConfig`` that it has, which ``_read_more`` and ``_write_more`` know."""
+    """Further fields of ``ModelConfig``, which ``_read_more`` and ``_write_more`` convert."""
     only: Mapping[str, Any] = field(default_factory=dict)
-    """Field of ``config.json`` -> the one value of it that can be represented."""
+    """Field of ``config.json`` -> its only supported value."""
 
     @property
     def classes(self) -> tuple[Any, Any]:
@@ -157,17 +157,17 @@ ARCHITECTURES = {
         },
     ),
 }
-"""By the ``model_type`` of ``config.json``."""
+"""Architectures by the ``model_type`` of ``config.json``."""
 
 NOT_SHAPE = {"name", "weights", "revision", "tokenizer_size", "balance_loss", "init_std"}
-"""Fields of ``ModelConfig`` that are no part of a model's shape."""
+"""Fields of ``ModelConfig`` that are not part of a model's shape."""
 
 
 def read_config(directory: Path) -> Any:
-    """``config.json`` as its class in ``transformers`` reads it, with the defaults of what it does not name.
+    """``config.json`` as read by its class in ``transformers``, which adds defaults.
 
     Raises:
-        UserError: without such a file, or of a class that cannot be represented.
+        UserError: if there is no such file, or its class is not supported.
     """
     import json
 
@@ -195,14 +195,14 @@ def read_config(directory: Path) -> Any:
 
 
 def shape_of(config: Any, where: str) -> dict[str, Any]:
-    """Fields of ``ModelConfig`` that a configuration sets to other values than the defaults.
+    """Fields of ``ModelConfig`` that differ from the defaults in a configuration.
 
     Args:
-        config: of ``transformers``.
-        where: for messages.
+        config: configuration of ``transformers``.
+        where: name of the model, for error messages.
 
     Raises:
-        UserError: naming the field of ``config.json`` that cannot be represented.
+        UserError: naming the field of ``config.json`` that is not supported.
     """
     known = ARCHITECTURES[config.model_type]
 
@@ -328,7 +328,7 @@ _OPEN: dict[str, tuple[Callable[[Any, Refuse], dict[str, Any]], Callable[[ModelC
     "biases": (lambda *_: {}, lambda model: {"mlp_bias": model.biases}),
     "attention_window": (_read_window, _write_window),
 }
-"""Of ``Architecture.open``: from ``config.json``, and to it."""
+"""Conversions of the fields ``Architecture.open``: from ``config.json``, and to it."""
 
 
 def positions_of(config: Any) -> int | None:
@@ -337,7 +337,7 @@ def positions_of(config: Any) -> int | None:
 
 
 def dropouts_of(config: Any) -> dict[str, float]:
-    """The dropout that a configuration asks for; training here has none."""
+    """Dropout of a configuration; training here has none."""
     return {name: value for name in _DROPOUTS if (value := getattr(config, name, 0.0))}
 
 
@@ -365,7 +365,7 @@ def differences(model: ModelConfig, wanted: Mapping[str, Any]) -> list[str]:
 
 
 def architecture(model: ModelConfig) -> Architecture:
-    """The ``transformers`` class that is this model.
+    """The ``transformers`` class that can represent the model.
 
     Raises:
         UserError: if there is none.
@@ -419,11 +419,11 @@ def _lacks(known: Architecture, model: ModelConfig) -> bool:
 
 
 def settings(model: ModelConfig, vocab_size: int, *, sequence_length: int, eod: int, dtype: Any) -> Any:
-    """The configuration of a model in ``transformers``.
+    """The ``transformers`` configuration of a model.
 
     Args:
-        model: its shape.
-        vocab_size: of the tokenizer; the padding of the checkpoint's vocabulary is left out.
+        model: shape of the model.
+        vocab_size: size of the tokenizer's vocabulary, without the checkpoint's padding.
         sequence_length: tokens of the longest context trained on.
         eod: id of the end-of-document token, which begins and ends texts.
         dtype: of the weights.
