@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,25 @@ def by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
     return _KNOWN[key]
 
 
+def order_by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
+    """The settings of a stored order as JSON values, with a digest of the index file's contents in place of its path.
+
+    Args:
+        config: the settings of the corpus.
+        place: directory of the corpora.
+    """
+    spelled = {"order": config.order, "first_window": config.first_window}
+    if config.index_file is None:
+        return spelled
+    key = json_digest(spelled)
+    try:
+        found = spelled | {"order": _digests(place, [config.index_file])[0]}
+    except OSError:
+        return _recalled(place / _SPELLINGS).get(key, spelled)  # type: ignore[no-any-return]
+    _remember(place / _SPELLINGS, {key: found})
+    return found
+
+
 def without_paths(config: CorpusConfig) -> dict[str, Any]:
     """The settings of a corpus as JSON values, without paths, which the inputs' digests replace."""
     settings = _settings(config)
@@ -60,7 +79,9 @@ def without_paths(config: CorpusConfig) -> dict[str, Any]:
 def _settings(config: CorpusConfig) -> dict[str, Any]:
     """Settings as JSON values, without the location of a local copy, and without limits that are None."""
     settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    del settings["source"]["files"]
+    del settings["source"]["files"], settings["order"], settings["first_window"]
+    if config.as_it_lies:
+        settings["as_it_lies"] = True
     if settings["source"]["max_files"] is None:
         del settings["source"]["max_files"]
     return settings
@@ -70,26 +91,28 @@ def _reads_files(config: CorpusConfig) -> bool:
     return config.source.kind in sources.FILE_KINDS
 
 
-def _resolved(config: CorpusConfig, spelled: Mapping[str, Any], place: Path) -> dict[str, Any]:
-    known = _recalled(place / _CONTENTS)
-    new: dict[str, list[Any]] = {}
-
-    def digest(path: Path) -> str:
+def _digests(place: Path, paths: Sequence[Path]) -> list[str]:
+    """Digests of files, remembered by path, size and time of change."""
+    known, new = _recalled(place / _CONTENTS), {}
+    for path in paths:
         stat = path.stat()
         name, seen = os.path.realpath(path), [stat.st_size, stat.st_mtime_ns]
         if known.get(name, [])[:2] != seen:
             known[name] = new[name] = [*seen, file_digest(path)]
-        return str(known[name][2])
+    _remember(place / _CONTENTS, new)
+    return [str(known[os.path.realpath(path)][2]) for path in paths]
 
+
+def _resolved(config: CorpusConfig, spelled: Mapping[str, Any], place: Path) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(json.dumps(spelled))
     if _reads_files(config):
-        settings["source"]["paths"] = [json_digest([digest(p) for p in sources.all_files(config.source)])]
+        settings["source"]["paths"] = [json_digest(_digests(place, sources.all_files(config.source)))]
     if config.tokenizer.path:
         path = Path(config.tokenizer.path)
-        settings["tokenizer"]["path"] = digest(path / tokenizer.FILE if path.is_dir() else path)
+        path = path / tokenizer.FILE if path.is_dir() else path
+        (settings["tokenizer"]["path"],) = _digests(place, [path])
     if wanted := config.wanted:
-        settings["decontaminate"]["paths"] = [json_digest([digest(p) for p in sources.all_files(wanted)])]
-    _remember(place / _CONTENTS, new)
+        settings["decontaminate"]["paths"] = [json_digest(_digests(place, sources.all_files(wanted)))]
     return settings
 
 

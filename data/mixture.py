@@ -18,7 +18,8 @@ from palimpsest.data import megatron_core
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.data.order import Order
-from palimpsest.data.shards import CorpusConfig
+from palimpsest.data.shards import SHUFFLED, CorpusConfig
+from palimpsest.data.stored import StoredOrder
 from palimpsest.data.tokenizer import TokenizerConfig
 
 MAIN = "corpus"
@@ -57,6 +58,10 @@ class MixtureConfig:
             if config.tokenizer != TokenizerConfig():
                 raise UserError(
                     f"mixture.corpora.{name}.tokenizer: all corpora have the tokenizer of corpus.tokenizer; remove it"
+                )
+            if config.order != SHUFFLED:
+                raise UserError(
+                    f"mixture.corpora.{name}.order={config.order}: corpora of a mixture are shuffled; remove it"
                 )
         if self.corpora and not self.phases:
             raise UserError(
@@ -146,6 +151,8 @@ class Mixture:
     Raises:
         UserError: if weights do not fit, orders do not go together, or a corpus has fewer windows than are read.
     """
+
+    claim = Order.claim
 
     def __init__(self, orders: Sequence[Order | Sequence[Order]], phases: Sequence[Phase]) -> None:
         if not orders or not phases:
@@ -265,7 +272,7 @@ class Mixture:
         return np.concatenate([[0], np.cumsum(counts)]), np.concatenate(starts)[ranked]
 
 
-Windows = Order | Mixture
+Windows = Order | StoredOrder | Mixture
 """Windows in training order, before any insertion."""
 
 

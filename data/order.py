@@ -84,6 +84,9 @@ class Order:
         UserError: if the token files are damaged, or too small for one window, or the order is not built.
     """
 
+    claim = ("the order of the windows is megatron-core's", "index arrays rebuilt and compared")
+    """Name of the audit's check of the order, and its evidence."""
+
     def __init__(
         self,
         corpus: Path,

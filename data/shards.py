@@ -38,6 +38,8 @@ from palimpsest.data.tokenizer import Tokenizer, TokenizerConfig
 TRAIN = "train"  # prefix of train.bin and train.idx
 HELDOUT = "heldout.parquet"
 DOCUMENTS = "documents.parquet"
+SHUFFLED, STORED = "shuffled", "stored"
+TOKEN_KINDS = ("megatron", "olmo")
 READ, TOKENS, DUPLICATES, TOKENIZER = "read", "tokens", "duplicates", "tokenizer"
 VERSION = 2
 
@@ -68,6 +70,11 @@ class CorpusConfig:
     """Settings of a corpus: source, filters, tokenizer, held-out text."""
 
     source: SourceConfig
+    order: str = SHUFFLED
+    """``shuffled``; ``stored``: windows as they lie in the corpus; or the path of a file that lists window numbers
+    (``data.stored``). Ready tokens are then taken over whole."""
+    first_window: int = 0
+    """Windows, or entries of that file, before the first that is read: of a released model, step times batch."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     heldout_fraction: float = 0.02
     """Share of the documents that neither tokenizer nor model sees, chosen by a hash of their text."""
@@ -81,6 +88,7 @@ class CorpusConfig:
     """Drop documents that nearly equal an earlier one: MinHash over 5-word shingles, see ``data.duplicates``."""
 
     def __post_init__(self) -> None:
+        self._check_order()
         if not 0 <= self.heldout_fraction < 1:
             raise UserError(
                 f"corpus.heldout_fraction={self.heldout_fraction} is no share; choose from 0 up to below 1"
@@ -89,6 +97,42 @@ class CorpusConfig:
             raise UserError(
                 "corpus.near_duplicates=true needs corpus.deduplicate=true; equal documents are near duplicates, too"
             )
+
+    def _check_order(self) -> None:
+        if self.order == SHUFFLED and self.first_window:
+            raise UserError(
+                f"corpus.first_window={self.first_window} needs corpus.order=stored or a file of window numbers"
+            )
+        if self.first_window < 0:
+            raise UserError(f"corpus.first_window={self.first_window} must be 0 or above")
+        if not self.as_it_lies:
+            return
+        source = self.source
+        for name, value, none in (
+            ("heldout_fraction", self.heldout_fraction, 0),
+            ("deduplicate", self.deduplicate, False),
+            ("decontaminate.paths", list(self.decontaminate.paths), []),
+            ("source.min_words", source.min_words, 0),
+            ("source.max_words", source.max_words, None),
+            ("source.keep", dict(source.keep), {}),
+            ("source.languages", list(source.languages), []),
+        ):
+            if value != none:
+                given, wanted = (json.dumps(one).replace('"', "") for one in (value, none))
+                raise UserError(
+                    f"corpus.{name}={given} leaves documents out, and the windows of corpus.order={self.order} would "
+                    f"no longer be those of the files; set corpus.{name}={wanted}"
+                )
+
+    @property
+    def as_it_lies(self) -> bool:
+        """True if ready tokens are taken over whole, for their windows to be those of the files."""
+        return self.order != SHUFFLED and self.source.kind in TOKEN_KINDS
+
+    @property
+    def index_file(self) -> Path | None:
+        """The file that lists window numbers."""
+        return None if self.order in (SHUFFLED, STORED) else Path(self.order)
 
     @property
     def wanted(self) -> SourceConfig | None:
@@ -199,18 +243,23 @@ def read(work: Work, number: int) -> Manifest:
         "near_duplicates": work.config.near_duplicates,
         "like_heldout": work.config.finds_like_heldout,
     }
+    if work.config.as_it_lies:
+        config["as_it_lies"] = True
 
     def fill(draft: Draft) -> None:
         counts: Counter[str] = Counter()
         keys = [np.empty((0, 2), dtype=np.uint64)]
         near, owners, documents = list(keys), [np.empty(0, dtype=np.int64)], 0
-        ready = work.config.source.kind in ("megatron", "olmo")
+        ready = work.config.source.kind in TOKEN_KINDS
         decoder = (
             tokenizer.build((), work.config.tokenizer)
             if ready and work.config.tokenizer.kind != "train"
             else None
         )
-        found = (d for part in parts for d in sources.read_part(work.config.source, part, counts, decoder))
+        whole = work.config.as_it_lies
+        found = (
+            d for part in parts for d in sources.read_part(work.config.source, part, counts, decoder, whole)
+        )
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with (
             pa.OSFile(str(draft.path / _SPOOL), "wb") as file,

@@ -262,6 +262,11 @@ def map_lengths(prefix: Path) -> npt.NDArray[np.int32]:
     return _map_index(prefix).lengths
 
 
+def map_offsets(prefix: Path) -> npt.NDArray[np.int64]:
+    """First byte of each document in ``.bin``, mapped: (D,) int64, not aligned."""
+    return _map_index(prefix).offsets
+
+
 def read_tokens(prefix: Path) -> npt.NDArray[Any]:
     """All tokens of the corpus, concatenated and memory-mapped read-only: (T,) uint16 or int32, or another dtype of
     foreign files.

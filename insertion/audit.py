@@ -71,9 +71,8 @@ def audit(
     run = plan.shape.positions
     batch = plan.shape.global_batch_size
 
-    report.add(
-        "the order of the windows is megatron-core's", order.verify(), "index arrays rebuilt and compared"
-    )
+    claim, evidence = order.claim
+    report.add(claim, order.verify(), evidence)
     report.add(
         "the plan agrees with itself", _plan_faults(plan, tokenizer), "texts, tokens, hashes, doses, places"
     )

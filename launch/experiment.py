@@ -14,6 +14,7 @@ from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import MAIN, MixtureConfig
 from palimpsest.data.prepare import CorpusConfig
+from palimpsest.data.shards import SHUFFLED
 from palimpsest.data.tokenizer import FILE, TokenizerConfig
 from palimpsest.insertion import contrasts
 from palimpsest.insertion.families import registry
@@ -159,6 +160,11 @@ class Experiment:
             for family, settings in one.families.items():
                 registry.check(family, settings)
         self._check_contrasts()
+        if self.corpus.order != SHUFFLED and not self.mixture.plain:
+            raise UserError(
+                f"corpus.order={self.corpus.order} reads one corpus, once; set mixture.epochs=1 and no "
+                "mixture.phases"
+            )
         self.model.check(self.train.sequence_length)
         self.optimizer.check(self.train, self.model, self.parallel)
         if self.eval.enabled and self.parallel.tensor * self.parallel.pipeline > 1:
@@ -220,6 +226,8 @@ class Experiment:
         if not self.mixture.plain:
             others = {name: self._by_contents(one) for name, one in self.mixture.corpora.items()}
             parts.append(_plain(self.mixture) | {"corpora": others})
+        if self.corpus.order != SHUFFLED:
+            parts.append(identity.order_by_contents(self.corpus, self.runs / "corpora"))
         return self.runs / self.experiment / f"{self.name}-{json_digest(parts)[:8]}"
 
     @property

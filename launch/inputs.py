@@ -13,6 +13,8 @@ from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Mixture, Windows
 from palimpsest.data.order import Order
+from palimpsest.data.shards import SHUFFLED
+from palimpsest.data.stored import StoredOrder
 from palimpsest.insertion import ledger
 from palimpsest.launch.experiment import Experiment
 from palimpsest.pretrain import saved as saved_files
@@ -37,12 +39,22 @@ def heldout(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def open_order(experiment: Experiment) -> Windows:
-    """The windows of the experiment in training order: one epoch of its corpus, or its mixture.
+    """The windows of the experiment in training order: one epoch of its corpus, its mixture, or its stored
+    order.
 
     Raises:
         UserError: if a corpus is not prepared, or the corpora are inconsistent with each other.
     """
     train, mixture = experiment.train, experiment.mixture
+    if experiment.corpus.order != SHUFFLED:
+        directory = experiment.corpus_directory
+        return StoredOrder(
+            directory,
+            manifest=artifact.read(directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION),
+            sequence_length=train.sequence_length,
+            index=experiment.corpus.index_file,
+            first_window=experiment.corpus.first_window,
+        )
     epochs = [
         [
             order_of(directory, train.sequence_length, epoch_seed(train.seed, epoch))

@@ -130,6 +130,8 @@ def _untrained(experiment: Experiment) -> bool:
 
 def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Pairs of setting and path of all inputs other than the corpora; inputs of the plan only before it is made."""
+    if index := experiment.corpus.index_file:
+        yield "corpus.order", str(index)
     if (start := experiment.train.start_from) and _untrained(experiment):
         yield "train.start_from", start
     if (experiment.directory / "plan" / artifact.MANIFEST).is_file():

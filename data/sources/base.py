@@ -242,7 +242,11 @@ def inputs(parts: list[Part]) -> dict[str, str]:
 
 
 def read_part(
-    config: SourceConfig, part: Part, counts: Counter[str], tokenizer: Tokenizer | None = None
+    config: SourceConfig,
+    part: Part,
+    counts: Counter[str],
+    tokenizer: Tokenizer | None = None,
+    whole: bool = False,
 ) -> Iterator[Document]:
     """The documents of a part that pass the filters, in their stable order.
 
@@ -252,6 +256,7 @@ def read_part(
         counts: counter to which ``files_read``, ``files_skipped``, ``documents_read`` and, for each reason,
             ``..._dropped`` are added. Dropped documents also count as read.
         tokenizer: tokenizer of a tokenized source.
+        whole: keep every document of a tokenized source, also one with end-of-document ids inside (a packed row).
 
     Raises:
         UserError: if an input is damaged (naming file and row).
@@ -265,7 +270,10 @@ def read_part(
                     f"corpus.source.kind={config.kind} holds ready tokens; set corpus.tokenizer.kind=file or hub to "
                     "the tokenizer that made them"
                 )
-            document = _decoded(document, document.ids, tokenizer)
+            document = _decoded(document, document.ids, tokenizer, whole)
+            if whole:
+                yield replace(document, source=part.label or document.source)
+                continue
         if (reason := _unwanted(document, config, languages)) is not None:
             counts[f"{reason}_dropped"] += 1
         else:
@@ -273,7 +281,7 @@ def read_part(
             yield Document(document.text, source, document.row, document.fields, document.ids)
 
 
-def _decoded(document: Document, ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> Document:
+def _decoded(document: Document, ids: npt.NDArray[np.int64], tokenizer: Tokenizer, whole: bool) -> Document:
     if len(ids) and ids[-1] == tokenizer.eod:
         ids = ids[:-1]
     where = f"{document.source} document {document.row}"
@@ -281,10 +289,15 @@ def _decoded(document: Document, ids: npt.NDArray[np.int64], tokenizer: Tokenize
         text = tokenizer.decode(ids)
     except UserError as error:
         raise UserError(f"{where}: {error}; set corpus.tokenizer to the one that made these tokens") from None
-    if (ids == tokenizer.eod).any():
+    if whole and not (len(ids) and document.fields["ended"]):
+        lacks = "is not ended by corpus.source.eod_id" if len(ids) else "has no tokens"
+        raise UserError(
+            f"{where}: {lacks}; the corpus cannot hold it so, and its windows would not be those of the files"
+        )
+    if not whole and (ids == tokenizer.eod).any():
         raise UserError(
             f"{where}: holds the end-of-document id {tokenizer.eod} before its end; set corpus.tokenizer.eod to the "
-            "token that ends documents here"
+            "token that ends documents here, or corpus.order=stored for rows of packed documents"
         )
     return Document(text, document.source, document.row, document.fields, ids)
 

@@ -120,11 +120,11 @@ def _read_olmo(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterat
     counts["files_read"] += part.start == 0
     ids = _open_olmo(Path(part.path), config)
     for first, last in olmo_documents(ids, part.start, part.stop, config.eod_id):
-        yield _document(ids[first:last], part.path, f"token {first}")
+        yield _document(ids[first:last], part.path, f"token {first}", ended=last < len(ids))
 
 
-def _document(ids: npt.NDArray[np.integer], source: str, row: str) -> Document:
-    return Document("", source, row, ids=np.asarray(ids, dtype=np.int64))
+def _document(ids: npt.NDArray[np.integer], source: str, row: str, *, ended: bool = True) -> Document:
+    return Document("", source, row, {"ended": ended}, ids=np.asarray(ids, dtype=np.int64))
 
 
 READERS["megatron"] = Reader(_split_megatron, _read_megatron, (".idx",))
