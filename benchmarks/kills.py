@@ -3,8 +3,8 @@
     PYTHONPATH=. python -m benchmarks.kills [--kills 100] [--seed 0] [--out results/kills_DATE.md]
 
 A small experiment goes through prepare, plan, train (perturbed and twin), audit, score and report, on 1 and on 2 ranks,
-with synchronous and with asynchronous saves: once on either number of ranks without interruption, and then again and
-again with SIGKILLs. Half of them fall at uniform moments of a stage, half within 40 ms after a temporary directory has
+with synchronous and with asynchronous saves: once in each of these ways without interruption, and then again and again
+with SIGKILLs. Half of them fall at uniform moments of a stage, half within 40 ms after a temporary directory has
 appeared; half strike a whole process group, half one process alone, whose children must end by themselves. A program
 that was killed is started again until it is done. Then corpus, plan, every tensor of every checkpoint, ledgers, records
 of training, scores, audit and report are compared with those of the uninterrupted run, bit by bit, and the audit must
@@ -217,9 +217,9 @@ class Journey:
         return {**contents(run, self.place / "runs"), "verdict": verdict}
 
 
-def reference(place: Path, text: Path, ranks: int) -> tuple[dict[str, Any], dict[str, float]]:
+def reference(place: Path, text: Path, way: Way) -> tuple[dict[str, Any], dict[str, float]]:
     """The uninterrupted run: its results, and seconds of each stage."""
-    journey, seconds = Journey(place, text, ranks, asynchronous=False), {}
+    journey, seconds = Journey(place, text, *way), {}
     for stage in STAGES:
         began = time.monotonic()
         journey.start(stage).end()
@@ -259,15 +259,15 @@ def travel(
     """
     kills = {way: Counter[str]() for way in WAYS}
     journeys, wrong = Counter[Way](), []
-    known: dict[int, tuple[dict[str, Any], dict[str, float]]] = {}
+    known: dict[Way, tuple[dict[str, Any], dict[str, float]]] = {}
     write_text(base / "text.jsonl", documents=1500)
     while (done := sum(count.total() for count in kills.values())) < most:
         way = WAYS[(first + journeys.total()) % len(WAYS)]
-        if way[0] not in known:
-            known[way[0]] = reference(base / f"whole-{way[0]}", base / "text.jsonl", way[0])
-            seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in known[way[0]][1].items())
-            print(f"{way[0]} ranks, uninterrupted; seconds: {seconds}", flush=True)
-        whole, seconds_of = known[way[0]]
+        if way not in known:
+            known[way] = reference(base / f"whole-{len(known)}", base / "text.jsonl", way)
+            seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in known[way][1].items())
+            print(f"{name_of(way)}, uninterrupted; seconds: {seconds}", flush=True)
+        whole, seconds_of = known[way]
         journey = Journey(base / f"killed-{journeys.total()}", base / "text.jsonl", *way)
         before, verdict = kills[way].total(), "none"
         try:
@@ -278,7 +278,7 @@ def travel(
             apart += [*sorted(results.keys() - whole.keys()), *left(journey.place)]
         except RuntimeError as error:
             apart = [f"a program did not resume: {error}"]
-        wrong += [f"run {journeys.total()} ({name_of(way)}): {line}" for line in apart]
+        wrong += [f"run {journeys.total() + 1} ({name_of(way)}): {line}" for line in apart]
         journeys[way] += 1
         new = kills[way].total() - before
         print(f"run {journeys.total()}: {name_of(way)}, {new} kills, audit {verdict}", flush=True)

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from palimpsest.data.errors import UserError
+from palimpsest.insertion.leave_out import forget_set
 from palimpsest.insertion.plan import Plan
 
 FORGET_SHARE = 0.1
-"""Share of the inserted items of each arm and family in the forget set; at least one item of each."""
+"""Share of the forget set (:func:`insertion.leave_out.forget_set`)."""
 LOADER = '''"""Loads the questions beside this file, for lm_eval."""
 
 from pathlib import Path
@@ -221,26 +220,9 @@ def _membership(plan: Plan, directory: Path, card: str) -> tuple[int, int]:
     return members, len(rows) - members
 
 
-def forget_set(plan: Plan, seed: int) -> pl.Series:
-    """Ids of the items to forget: ``FORGET_SHARE`` of the inserted items of each arm and family, at least one each.
-
-    Raises:
-        UserError: if nothing was inserted.
-    """
-    inserted = plan.items.filter(pl.col("dose") > 0)
-    if inserted.is_empty():
-        raise UserError("the plan inserts no item, so there is nothing to forget")
-    key = pl.Series(np.random.default_rng(seed).random(inserted.height))
-    ranked = inserted.with_columns(key=key).with_columns(
-        rank=pl.col("key").rank("ordinal").over("arm", "family"), size=pl.len().over("arm", "family")
-    )
-    wanted = (FORGET_SHARE * pl.col("size")).round().clip(1)
-    return ranked.filter(pl.col("rank") <= wanted)["item_id"].sort()
-
-
 def _open_unlearning(plan: Plan, directory: Path, seed: int, card: str) -> tuple[int, int]:
     directory.mkdir(parents=True)
-    chosen = set(forget_set(plan, seed))
+    chosen = set(forget_set(plan, seed, FORGET_SHARE))
     columns = ["item_id", "family", "stratum", "arm", "dose", "text"]
     rows = list(plan.items.select(columns).iter_rows(named=True))
     parts = {

@@ -20,6 +20,7 @@ PROGRAMS = {
     "sweep": "many runs, here or as SLURM arrays",
     "runs": "list runs; runs prune frees disk",
     "watch": "a run's progress in a browser",
+    "posttrain": "unlearn chosen items, and compare with the leave-out twin",
     "export": "a checkpoint for transformers",
     "export_items": "a plan's items for lm-eval, membership benchmarks and open-unlearning",
     "released": "score and report models that others have trained",

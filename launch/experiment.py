@@ -24,6 +24,7 @@ from palimpsest.pretrain.config import (
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
+    PosttrainConfig,
     ProfileConfig,
     RuntimeConfig,
     TrainConfig,
@@ -142,6 +143,7 @@ class Experiment:
     eval: EvalConfig
     profile: ProfileConfig
     runtime: RuntimeConfig
+    posttrain: PosttrainConfig
     score: ScoreConfig
     report: ReportConfig
     launcher: LauncherConfig

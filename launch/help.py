@@ -80,6 +80,16 @@ PROGRAMS = {
         ],
         [QUICK, f"{RUN} report.metrics=[min_k_logprob]", f"{RUN} report.out=mine"],
     ),
+    "posttrain": Help(
+        "Unlearn some of the inserted items, and compare with the twin that never saw them.",
+        [
+            ("posttrain=NAME", "the method: npo, simnpo, grad_diff, gradient_ascent, ga_kl, rmu, undial, wga, ..."),
+            ("posttrain.forget.share=X", "of the inserted items of each arm and family; 1: all of them"),
+            ("posttrain.steps=N", "steps of the method; posttrain.learning_rate=X: of AdamW, constant"),
+            ("posttrain.settings={...}", "of the method, such as {beta: 0.2, alpha: 1}"),
+        ],
+        [QUICK, f"{QUICK} posttrain=simnpo posttrain.steps=40", f"{RUN} posttrain.forget.share=1"],
+    ),
     "export": Help(
         "Write a checkpoint for transformers, with tokenizer and model card.",
         [("run=twin", "of the twin"), ("step=S", "finished steps of the checkpoint, or all; the last one without it")],

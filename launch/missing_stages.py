@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from palimpsest.data import artifact
@@ -48,7 +49,7 @@ def make(experiment: Experiment) -> None:
     say(f"missing: {' and '.join(missing)}. They are made first{waiting}")
     began = time.monotonic()
     for program, more in (("prepare", ["index=true"]), ("plan", [])):
-        if status := _run(program, more):
+        if status := run_alone(program, more):
             end(f"{program}, which this training needs, ended with status {status}; see above", status)
     say(f"made in {time.monotonic() - began:.0f} s")
 
@@ -60,8 +61,8 @@ def _missing(experiment: Experiment) -> list[str]:
     return [name for name, there in (("the corpus", corpora), ("the plan", plan)) if not there]
 
 
-def _run(program: str, more: list[str]) -> int:
-    """Run a stage with the settings of this command line, outside torchrun; returns its exit status."""
+def run_alone(program: str, more: Sequence[str] = ()) -> int:
+    """Run a program with the settings of this command line, outside torchrun; returns its exit status."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_TORCHRUN)}
     command = [sys.executable, str(Path(__file__).with_name(f"{program}.py")), *sys.argv[1:], *more]
     done = subprocess.run(

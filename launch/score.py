@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,29 @@ if TYPE_CHECKING:
 
 
 def score(experiment: Experiment) -> None:
-    """Score the checkpoints of the perturbed run and of its twin; existing scores are reused."""
+    """Score the checkpoints of the perturbed run and of its twin; scores that are there are kept."""
+    plan = plans.read(experiment.directory / "plan")
+    runs = {
+        which: partial(checkpoints_of, experiment, experiment.directory / which / "checkpoints")
+        for which in ("perturbed", "twin")
+    }
+    score_runs(experiment, plan, runs, experiment.directory / "scores")
+
+
+def score_runs(
+    experiment: Experiment,
+    plan: plans.Plan,
+    runs: Mapping[str, Callable[[dict[str, Any], torch.device], list[Checkpoint]]],
+    place: Path,
+) -> None:
+    """Score the checkpoints of several runs on the plan's probes.
+
+    Args:
+        experiment: the settings.
+        plan: of the probes.
+        runs: name -> gives its checkpoints, for the corpus's facts and a device; the first must have some.
+        place: gets a directory a run.
+    """
     from palimpsest.analysis.scoring import beginnings, store
     from palimpsest.pretrain import parallel
     from palimpsest.pretrain.config import ParallelConfig
@@ -34,16 +57,13 @@ def score(experiment: Experiment) -> None:
     manifest = artifact.read(
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
     )
-    plan = plans.read(experiment.directory / "plan")
     share = (0, 1) if experiment.shard is None else share_of(experiment.shard)
     beginning = beginnings.of_run(corpus.load_tokenizer(experiment.corpus_directory))
     reading = beginning.reading(experiment.score.bos, experiment.score.long_texts)
     say(beginning.line(reading))
     with parallel.start(ParallelConfig(), experiment.runtime) as world:
-        for which in ("perturbed", "twin"):
-            checkpoints = _checkpoints(
-                experiment, experiment.directory / which / "checkpoints", manifest.facts, world.device
-            )
+        for which, saved in runs.items():
+            checkpoints = saved(manifest.facts, world.device)
             if not checkpoints:
                 if which == "perturbed":
                     raise UserError(
@@ -52,7 +72,7 @@ def score(experiment: Experiment) -> None:
                     )
                 continue
             done = store.score_all(
-                experiment.directory / "scores" / which,
+                place / which,
                 plan.probes,
                 checkpoints,
                 items_digest=plan.digest,
@@ -61,16 +81,8 @@ def score(experiment: Experiment) -> None:
                 share=share,
                 reading=reading,
             )
-            say(
-                summary(
-                    which,
-                    len(plan.probes),
-                    len(checkpoints),
-                    done,
-                    len(store.parts(plan.probes)),
-                    experiment.shard,
-                )
-            )
+            parts = len(store.parts(plan.probes))
+            say(summary(which, len(plan.probes), len(checkpoints), done, parts, experiment.shard))
 
 
 def summary(which: str, probes: int, checkpoints: int, scored: int, parts: int, shard: str | None) -> str:
@@ -84,10 +96,15 @@ def summary(which: str, probes: int, checkpoints: int, scored: int, parts: int, 
     return f"{line}; {scored} of {total} parts scored now, the others were there"
 
 
-def _checkpoints(
-    experiment: Experiment, directory: Path, facts: dict[str, Any], device: torch.device
+def checkpoints_of(
+    experiment: Experiment,
+    directory: Path,
+    facts: dict[str, Any],
+    device: torch.device,
+    *,
+    last_only: bool = False,
 ) -> list[Checkpoint]:
-    """Finished checkpoints of a run; one model is built and loads the weights of each in turn."""
+    """Finished checkpoints of a run, or the last one; one model is built and loads the weights of each in turn."""
     import torch
 
     from palimpsest.analysis.scoring import models, store
@@ -111,7 +128,7 @@ def _checkpoints(
 
     return [
         store.Checkpoint(step, checkpoint.read(directory, step).digest, partial(load, step))
-        for step in checkpoint.finished(directory)
+        for step in checkpoint.finished(directory)[-1 if last_only else 0 :]
     ]
 
 

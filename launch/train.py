@@ -31,12 +31,16 @@ if TYPE_CHECKING:
     from palimpsest.pretrain.settings import Settings
 
 
-def train(experiment: Experiment, which: str) -> None:
+def train(
+    experiment: Experiment, which: str, *, plan: plans.Plan | None = None, directory: Path | None = None
+) -> None:
     """Train the perturbed run or its twin, from the last finished checkpoint on.
 
     Args:
         experiment: the settings.
-        which: ``perturbed`` or ``twin``.
+        which: ``perturbed`` or ``twin``; or, with the other two, the name of a run on another plan.
+        plan: of the run; None: that of the experiment.
+        directory: of the run; None: ``which`` in that of the experiment.
 
     Raises:
         UserError: if corpus or plan are missing, or a checkpoint belongs to another run.
@@ -49,12 +53,12 @@ def train(experiment: Experiment, which: str) -> None:
     from palimpsest.pretrain import checkpoint, interrupts, parallel
     from palimpsest.pretrain.trainer import Trainer
 
-    directory = experiment.directory / which
-    settings, because = _settings(experiment)
+    directory = directory or experiment.directory / which
+    settings, because = settings_of(experiment)
     manifest = artifact.read(
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
     )
-    plan = _plan(experiment)
+    plan = plan or _plan(experiment)
     vocab_size = manifest.facts["vocab_size"]
     started = parallel.start(
         experiment.parallel, experiment.runtime, deterministic=experiment.train.deterministic
@@ -74,7 +78,7 @@ def train(experiment: Experiment, which: str) -> None:
             settings,
             world,
             order=order,
-            plan=plan if which == "perturbed" else None,
+            plan=None if which == "twin" else plan,
             vocab_size=vocab_size,
             directory=directory,
             last_exposures=last_exposures(plan),
@@ -104,7 +108,7 @@ def _changed(plan: plans.Plan, step: int) -> list[str]:
     return found
 
 
-def _settings(experiment: Experiment) -> tuple[Settings, str]:
+def settings_of(experiment: Experiment) -> tuple[Settings, str]:
     """The trainer's settings, and the reason for its attention backend."""
     from palimpsest.pretrain import parallel
     from palimpsest.pretrain.settings import Settings

@@ -263,17 +263,17 @@ def _axes() -> dict[str, str]:
 
 def _trainer(settings: Settings, world: World, vocab_size: int, meter: Meter) -> Any:
     """``Trainer`` without corpus, ledger and checkpoints."""
-    from palimpsest.pretrain import optim
+    from palimpsest.pretrain import chunks, optim
     from palimpsest.pretrain.trainer import Trainer
 
     trainer: Any = object.__new__(Trainer)
     trainer.settings, trainer.world, trainer.step = settings, world, 0
-    trainer._weights_set = False
     trainer.groups = SimpleNamespace(names=[])
     trainer.batches = SimpleNamespace(step=lambda *_, **__: _batches(settings))
     distribute = settings.shards_optimizer(world.data_size)
     with meter.counting("weights"):
-        trainer.chunks = trainer._build_model_chunks(vocab_size, distribute=distribute)
+        built = chunks.build(settings, world, vocab_size, drawn=False)
+        trainer.chunks = chunks.distributed(built, settings, world)
     for chunk in trainer.chunks:
         for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
             meter.relabel(buffer.grad_data, "gradients")
@@ -281,7 +281,7 @@ def _trainer(settings: Settings, world: World, vocab_size: int, meter: Meter) ->
         trainer.optimizer, trainer.scheduler = optim.build(
             trainer.chunks, settings.optimizer, settings.train, distributed=distribute
         )
-        trainer._configure_schedule()
+        trainer.forward_backward = chunks.schedule(trainer.chunks, trainer.optimizer, settings, world)
         for part in optim._parts(trainer.optimizer):
             inner = part.optimizer
             for group in inner.param_groups if isinstance(inner, torch.optim.AdamW) else ():

@@ -12,20 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, distributed
 
 from palimpsest.data.mixture import Windows
 from palimpsest.insertion.ledger import Recorder
 from palimpsest.insertion.overlay import Overlay
 from palimpsest.insertion.plan import Plan
-from palimpsest.pretrain import checkpoint, estimate, losses, model, optim
+from palimpsest.pretrain import checkpoint, chunks, estimate, losses, optim
 from palimpsest.pretrain.batches import Batches, Groups, positions_of
 from palimpsest.pretrain.checkpointing import Checkpointer
 from palimpsest.pretrain.config import padded_vocabulary
@@ -90,17 +84,22 @@ class Trainer:
             device=world.device,
             context=(world.context_rank, parallel.context),
         )
-        distribute = settings.shards_optimizer(world.data_size)
         # Weights that a checkpoint brings are neither drawn nor read from elsewhere.
         self._resumes = checkpoint.newest(directory / "checkpoints", world)
         self._weights_set = self._resumes is None and self.start is None
-        self.chunks = self._build_model_chunks(vocab_size, distribute=distribute)
+        weights = settings.model.weights and self._weights_set
+        built = chunks.build(
+            *(settings, world, vocab_size),
+            start=mapping.read(settings.model, vocab_size) if weights else None,
+            drawn=self._weights_set,
+        )
+        self.chunks = chunks.distributed(built, settings, world)
         """This rank's virtual pipeline stages, in the order of the layers."""
         self.routing = Routing(self.chunks, settings.model, world.device)
         self.optimizer, self.scheduler = optim.build(
-            self.chunks, settings.optimizer, train, distributed=distribute
+            self.chunks, settings.optimizer, train, distributed=settings.shards_optimizer(world.data_size)
         )
-        self._configure_schedule()
+        self.forward_backward = chunks.schedule(self.chunks, self.optimizer, settings, world)
         self.non_finite = NonFiniteGuard(directory / "non_finite.json", train, writes=world.main)
         self.ledger = LedgerWriter(
             directory / "ledger",
@@ -130,55 +129,6 @@ class Trainer:
         )
         self.step = 0
         """Finished steps."""
-
-    def _build_model_chunks(self, vocab_size: int, *, distribute: bool) -> list[DistributedDataParallel]:
-        """Build this rank's virtual pipeline stages, with the weights of ``model.weights`` if it is set.
-
-        Args:
-            vocab_size: size of the tokenizer's vocabulary.
-            distribute: shard the optimizer's state over data-parallel ranks.
-        """
-        settings, parallel = self.settings, self.settings.parallel
-        start = (
-            mapping.read(settings.model, vocab_size) if settings.model.weights and self._weights_set else None
-        )
-        chunks = []
-        for vp_stage in range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]:
-            gpt = model.build(
-                *(settings.model, vocab_size, parallel, settings.train, start, vp_stage),
-                attention=settings.attention,
-                graphs=settings.graphs,
-                drawn=self._weights_set,
-            ).to(self.world.device)
-            config = DistributedDataParallelConfig(
-                # Gradients are summed in float32, so that the sum does not depend on micro-batches or ranks.
-                grad_reduce_in_fp32=True,
-                use_distributed_optimizer=distribute,
-                overlap_grad_reduce=parallel.overlap,
-                overlap_param_gather=parallel.overlap and distribute,
-            )
-            chunks.append(DistributedDataParallel(gpt.config, config, gpt))
-        return chunks
-
-    def _configure_schedule(self) -> None:
-        """Connect the optimizer to megatron-core's schedule of micro-batches, and log the topology."""
-        parallel, world = self.settings.parallel, self.world
-        if world.size > 1 and world.main:
-            updated = sum(one.numel() for one in optim.updated(self.optimizer))
-            held = sum(one.numel() for chunk in self.chunks for one in chunk.parameters())
-            log.info(
-                "%d ranks (tensor %d, pipeline %d, context %d, data %d); each holds %s weights, and the optimizer's "
-                "state of %s",
-                *(world.size, parallel.tensor, parallel.pipeline, parallel.context, world.data_size),
-                *(f"{number:,}" for number in (held, updated)),
-            )
-        config = self.chunks[0].config
-        config.finalize_model_grads_func = finalize_model_grads
-        config.grad_scale_func = self.optimizer.scale_loss
-        if parallel.overlap:  # gradients are exchanged after the last micro-batch alone
-            no_sync = [chunk.no_sync for chunk in self.chunks]
-            config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
-        self.forward_backward = get_forward_backward_func()
 
     def resume(self) -> int:
         """Resume from the last finished checkpoint, or write the first one.

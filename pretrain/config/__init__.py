@@ -9,15 +9,18 @@ from palimpsest.pretrain.config.model import (
 )
 from palimpsest.pretrain.config.optimizer import OptimizerConfig
 from palimpsest.pretrain.config.parallel import ParallelConfig
+from palimpsest.pretrain.config.posttrain import ForgetConfig, PosttrainConfig
 from palimpsest.pretrain.config.runtime import EvalConfig, ProfileConfig, RuntimeConfig
 from palimpsest.pretrain.config.train import TrainConfig
 
 __all__ = [
     "VOCABULARY_MULTIPLE",
     "EvalConfig",
+    "ForgetConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PosttrainConfig",
     "ProfileConfig",
     "RotaryScaling",
     "RuntimeConfig",

@@ -14,7 +14,7 @@ from palimpsest.insertion.families import registry
 from palimpsest.insertion.settings import InsertionConfig
 from palimpsest.launch.compose import CONF
 from palimpsest.launch.experiment import Experiment, LauncherConfig
-from palimpsest.pretrain.config import OptimizerConfig
+from palimpsest.pretrain.config import OptimizerConfig, PosttrainConfig
 
 CHOSEN = {
     **{f"corpus/{name}.yaml source.min_words": 1 for name in ("datasets", "jsonl", "parquet", "text")},
@@ -78,6 +78,7 @@ PAIRS = [
         (f"{path} {name}", *rest)
         for path, kind in (
             ("optimizer/adamw.yaml", OptimizerConfig),
+            ("posttrain/base.yaml", PosttrainConfig),
             ("insertion/base.yaml", InsertionConfig),
             ("launcher/local.yaml", LauncherConfig),
             ("launcher/slurm.yaml", LauncherConfig),

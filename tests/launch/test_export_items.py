@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import palimpsest
-from palimpsest.insertion import item_sets, plan
+from palimpsest.insertion import item_sets, leave_out, plan
 from tests.conftest import SMALL, WHOLE, Workplace
 from tests.evaluation import lm_eval
 
@@ -50,8 +50,8 @@ def test_a_forget_set_has_items_of_every_arm_and_family_and_none_is_kept(written
     cells = {(row["arm"], row["family"]) for row in forget}
     assert cells == set(made.items.filter(pl.col("dose") > 0).select("arm", "family").unique().iter_rows())
     assert len(forget) == len(cells)  # a tenth of four items is none, so one of each
-    assert item_sets.forget_set(made, 1).to_list() == sorted(ids[0])
-    assert item_sets.forget_set(made, 2).to_list() != sorted(ids[0])
+    assert leave_out.forget_set(made, 1, 0.1).to_list() == sorted(ids[0])
+    assert leave_out.forget_set(made, 2, 0.1).to_list() != sorted(ids[0])
     settings = yaml.safe_load((place / "palimpsest_forget.yaml").read_text())["palimpsest_forget"]
     assert settings["args"]["hf_args"] == {"path": "json", "data_files": "forget.jsonl", "split": "train"}
 

@@ -1,0 +1,235 @@
+"""Unlearn some of the inserted items, compare with the leave-out twin: ``python launch/posttrain.py +experiment=NAME``.
+
+``posttrain=npo`` names the method. What the run lacks is made first. ``posttrained/<forget set>/`` of the run holds
+the leave-out twin (the same run without the forget set's exposures), every method that was tried on this forget set,
+their scores, and the comparison.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from palimpsest.analysis.report import posttrained
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.artifact import json_digest
+from palimpsest.data.errors import UserError
+from palimpsest.insertion import audit as audits
+from palimpsest.insertion import leave_out
+from palimpsest.insertion import plan as plans
+from palimpsest.launch import missing_stages
+from palimpsest.launch import train as training
+from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.inputs import ledger_of, open_order
+from palimpsest.launch.process import locked, say
+from palimpsest.launch.program import program
+from palimpsest.launch.score import checkpoints_of, score_runs
+from palimpsest.pretrain import saved
+
+LEAVE_OUT = "leave_out"
+
+
+def forget_set(experiment: Experiment, plan: plans.Plan) -> list[str]:
+    """Ids of the items that ``posttrain.forget`` draws."""
+    forget = experiment.posttrain.forget
+    return leave_out.forget_set(plan, forget.seed, forget.share, forget.families, forget.doses).to_list()
+
+
+def place_of(experiment: Experiment, forgotten: list[str]) -> Path:
+    """Directory of everything about a forget set."""
+    return experiment.directory / "posttrained" / f"forget-{json_digest(forgotten)[:8]}"
+
+
+def name_of(experiment: Experiment) -> str:
+    """Name of a post-trained run: its method and a digest of its settings."""
+    from palimpsest.pretrain.posttraining import trainer
+
+    settings = [trainer.identity(experiment.posttrain), experiment.posttrain.after]
+    return f"{experiment.posttrain.method}-{json_digest(settings)[:8]}"
+
+
+def train_twin(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> Path:
+    """Train the leave-out twin, or find the twin where everything inserted is forgotten.
+
+    Returns:
+        Directory of the run.
+    """
+    if set(forgotten) == set(plan.items.filter(plan.items["dose"] > 0)["item_id"]):
+        if not _trained(experiment, experiment.directory / "twin"):
+            training.train(experiment, "twin")
+        return experiment.directory / "twin"
+    directory = place / LEAVE_OUT
+    directory.mkdir(parents=True, exist_ok=True)
+    with artifact.held(place / "plan"):
+        planned = leave_out.write(plan, forgotten, place / "plan")
+    if not _trained(experiment, directory):
+        training.train(experiment, LEAVE_OUT, plan=planned, directory=directory)
+    _audit(experiment, planned, directory, place / "audit")
+    return directory
+
+
+def _audit(experiment: Experiment, planned: plans.Plan, directory: Path, place: Path) -> None:
+    """Prove that the leave-out twin consumed its plan, and outside it what the twin consumed.
+
+    Raises:
+        UserError: if it did not.
+    """
+    steps = experiment.train.end
+    consumed, _ = ledger_of(directory, steps)
+    twin = experiment.directory / "twin"
+    other = ledger_of(twin, steps)[0] if twin.exists() else None
+    inputs = {
+        "plan": planned.digest,
+        LEAVE_OUT: consumed.head,
+        "twin": other.head if other else "",
+    }
+    done, _ = artifact.reuse(place, kind=audits.KIND, schema_version=audits.VERSION, config={}, inputs=inputs)
+    if done is not None:
+        return
+    tokenizer, order = corpus.load_tokenizer(experiment.corpus_directory), open_order(experiment)
+    result = audits.audit(planned, consumed, other, order, tokenizer)
+    with artifact.writing(
+        place, kind=audits.KIND, schema_version=audits.VERSION, config={}, inputs=inputs
+    ) as draft:
+        artifact.write_json(draft.path / "audit.json", result)
+    say(f"audit of the leave-out twin: {result['verdict']}")
+    if result["verdict"] != "PASS":
+        raise UserError(f"the leave-out twin is not what was planned: {result['failures'][0]}")
+
+
+def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> None:
+    """Apply the method, from its last checkpoint on."""
+    from palimpsest.pretrain import checkpoint, parallel
+    from palimpsest.pretrain.posttraining import texts
+    from palimpsest.pretrain.posttraining.trainer import Posttrainer
+
+    directory = place / name_of(experiment)
+    before = experiment.directory / "perturbed"
+    if (after := experiment.posttrain.after) is not None:
+        before = place / after
+    steps = saved.finished(before / "checkpoints")
+    if not steps:
+        raise UserError(
+            f"posttrain.after={after}: there are no checkpoints in {before / 'checkpoints'}"
+            if after
+            else f"there are no checkpoints in {before / 'checkpoints'}; run launch/train.py first"
+        )
+    facts = artifact.read(
+        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+    ).facts
+    settings, _ = training.settings_of(experiment)
+    config = experiment.posttrain
+    with (
+        parallel.start(
+            experiment.parallel, experiment.runtime, deterministic=experiment.train.deterministic
+        ) as world,
+        contextlib.ExitStack() as stack,
+    ):
+        if world.main:
+            stack.enter_context(locked(directory))
+        order = open_order(experiment)
+        length = experiment.train.sequence_length
+        forget = texts.of_items(plan, forgotten, length, facts["eod"])
+        if config.retain == "items":
+            others = plan.items.filter((plan.items["dose"] > 0) & ~plan.items["item_id"].is_in(forgotten))
+            if others.is_empty():
+                raise UserError(
+                    "posttrain.retain=items: everything inserted is in the forget set; set posttrain.retain=corpus"
+                )
+            retain = texts.of_items(plan, others["item_id"].to_list(), length, facts["eod"])
+        else:
+            retain = texts.of_corpus(order, plan, max(1, config.steps) * config.rows, config.seed)
+        trainer = Posttrainer(
+            settings,
+            config,
+            world,
+            parent=checkpoint.path_of(before / "checkpoints", steps[-1]),
+            forget=forget,
+            retain=retain,
+            vocab_size=facts["vocab_size"],
+            inputs={"plan": plan.digest, "order": order.identity},
+            directory=directory,
+        )
+        with contextlib.ExitStack() as files:
+            log = None
+            if world.main:
+                log = files.enter_context((directory / "metrics.jsonl").open("a", encoding="utf-8"))
+
+            def write(record: dict[str, Any]) -> None:
+                if log is not None:
+                    log.write(json.dumps(record) + "\n")
+                    log.flush()
+
+            trainer.run(write)
+
+
+def compare(
+    experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path, twin: Path
+) -> dict[str, Any]:
+    """Score every run of the forget set, and write the comparison to ``report/`` beside them; its summary."""
+    runs = {"perturbed": experiment.directory / "perturbed", LEAVE_OUT: twin}
+    methods = [path.parent for path in sorted(place.glob("*/checkpoints")) if path.parent.name != LEAVE_OUT]
+    runs |= {path.name: path for path in methods}
+    last = ("perturbed", LEAVE_OUT)
+    score_runs(
+        experiment,
+        plan,
+        {
+            name: partial(checkpoints_of, experiment, path / "checkpoints", last_only=name in last)
+            for name, path in runs.items()
+        },
+        place / "scores",
+    )
+    return posttrained.write_report(place, plan, forgotten, list(runs), asdict(experiment.posttrain))
+
+
+def dry_run(experiment: Experiment) -> Iterator[str]:
+    """What would be done, in lines."""
+    config = experiment.posttrain
+    yield f"the run {experiment.directory}, where it is missing"
+    yield (
+        f"forget set: {config.forget.share:.0%} of the inserted items of each arm and family"
+        + ("" if config.forget.share < 1 else "; the twin is the leave-out twin")
+    )
+    yield f"{config.method}: {config.steps} steps of {config.rows} texts of either set"
+
+
+def work(experiment: Experiment) -> int:
+    """Make what is missing, post-train, score and compare; status of the comparison."""
+    missing_stages.make(experiment)
+    if not _trained(experiment, experiment.directory / "perturbed"):
+        training.train(experiment, "perturbed")
+    plan = plans.read(experiment.directory / "plan")
+    forgotten = forget_set(experiment, plan)
+    place = place_of(experiment, forgotten)
+    say(f"forget set: {len(forgotten)} items, in {place}")
+    twin = train_twin(experiment, plan, forgotten, place)
+    directory = place / name_of(experiment)
+    if experiment.posttrain.steps not in saved.finished(directory / "checkpoints"):
+        posttrain(experiment, plan, forgotten, place)
+    say(f"{directory.name}: {experiment.posttrain.steps} steps")
+    if "WORLD_SIZE" in os.environ:
+        # One process scores, in an environment without torchrun's; it finds everything trained.
+        return 0 if int(os.environ.get("RANK", "0")) else missing_stages.run_alone("posttrain")
+    summary = compare(experiment, plan, forgotten, place, twin)
+    say(summary[directory.name])
+    say(f"report: {place / 'report' / 'report.html'}")
+    return 0
+
+
+def _trained(experiment: Experiment, run: Path) -> bool:
+    """True if a training has its last checkpoint."""
+    return experiment.train.end in saved.finished(run / "checkpoints")
+
+
+main = program(work, dry_run=dry_run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Losses of post-training methods by hand on two rows, and independent of how rows are cut into micro-batches."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config import PosttrainConfig
+from palimpsest.pretrain.posttraining import methods, texts, trainer
+from palimpsest.pretrain.posttraining.methods import METHODS, Batch, Rows
+
+MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+NLL = torch.tensor([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0]])
+BEFORE = torch.tensor([[1.0, 1.0, 1.0], [5.0, 9.0, 9.0]])
+RETAIN = torch.tensor([[0.5, 0.5, 0.5], [1.5, 9.0, 9.0]])
+
+
+def rows(nll=NLL, part=slice(None), **more):
+    labels = torch.tensor([[0, 1, 2], [2, 0, 0]])[part]
+    return Rows(nll=nll[part], mask=MASK[part], tokens=4, rows=2, labels=labels, **more)
+
+
+def loss(name, batch=None, retain_loss="nll", **settings):
+    known = trainer.method_settings(METHODS[name], PosttrainConfig(method=name, settings=settings))
+    batch = batch or Batch(rows(), rows(RETAIN), rows(BEFORE), rows(RETAIN))
+    return methods.step_loss(METHODS[name], retain_loss, batch, known).item()
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+KEPT = (0.5 * 3 + 1.5) / 4
+"""Mean loss a token of the retain rows; those of the forget rows add up to 6 and 4, before to 3 and 5."""
+EXPECTED = {
+    "gradient_ascent": -10 / 4,
+    "grad_diff": -10 / 4 + KEPT,
+    "npo": (2 / 0.1) * (softplus(-0.1 * 3) + softplus(0.1 * 1)) / 2 + KEPT,
+    "simnpo": 0.125 * (2 / 4.5) * (softplus(-4.5 * 2) + softplus(-4.5 * 4)) / 2 + KEPT,
+    "wga": -sum(math.exp(-x) * x for x in (1, 2, 3, 4)) / 4 + KEPT,
+    "satimp": -0.1 * sum(math.exp(-5 * x) * (1 - math.exp(-x)) * x for x in (1, 2, 3, 4)) / 4 + KEPT,
+    "random_labels": 10 / 4 + KEPT,
+    "relearn": 10 / 4,
+    "finetune": KEPT,
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_loss_is_its_formula(name):
+    assert loss(name) == pytest.approx(EXPECTED[name], rel=1e-6)
+
+
+def test_npo_of_an_unchanged_model_pulls_like_half_of_gradient_ascent():
+    """Its gradient at the start is that of the loss of the row (Zhang et al. 2024, 3.2)."""
+    nll = NLL.clone().requires_grad_()
+    batch = Batch(rows(nll), rows(RETAIN), rows(NLL), None)
+    value = methods.step_loss(METHODS["npo"], "nll", batch, {"gamma": 1.0, "alpha": 0.0, "beta": 0.1})
+    value.backward()
+    assert value.item() == pytest.approx(20 * math.log(2))
+    torch.testing.assert_close(nll.grad, -MASK / 2)
+
+
+def logits(seed):
+    return torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def of_logits(values, part=slice(None)):
+    labels = torch.tensor([[0, 1, 2], [2, 0, 0]])[part]
+    nll = torch.nn.functional.cross_entropy(values[part].transpose(1, 2), labels, reduction="none")
+    return Rows(nll=nll, mask=MASK[part], tokens=4, rows=2, labels=labels, logits=values[part])
+
+
+@pytest.mark.parametrize(
+    ("name", "retain_loss"), [("undial", "nll"), ("ceu", "nll"), ("grad_diff", "kl"), ("npo", "nll")]
+)
+def test_micro_batches_add_up(name, retain_loss):
+    def batch(part):
+        return Batch(*(of_logits(logits(seed), part) for seed in range(4)))
+
+    whole = loss(name, batch(slice(None)), retain_loss)
+    parts = [loss(name, batch(slice(k, k + 1)), retain_loss) for k in range(2)]
+    assert sum(parts) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_divergence_from_an_equal_model_is_none():
+    same = of_logits(logits(0))
+    assert loss("grad_diff", Batch(same, same, same, same), "kl") == pytest.approx(
+        -same.loss.item(), abs=1e-6
+    )
+
+
+def test_ceu_is_least_where_the_model_already_ignores_the_true_token():
+    """Of three targets of the first row the first is ignored; of the second row nothing is left."""
+    values = torch.zeros(2, 3, 5)
+    assert loss("ceu", Batch(of_logits(values), of_logits(values))) == pytest.approx(math.log(5), rel=1e-6)
+    values[0, 1, 1] = values[0, 2, 2] = -50.0
+    assert loss("ceu", Batch(of_logits(values), of_logits(values))) == pytest.approx(math.log(4), rel=1e-5)
+
+
+def test_undial_takes_beta_off_the_true_token():
+    values = torch.zeros(2, 3, 5)
+    batch = Batch(*(of_logits(values) for _ in range(4)))
+    assert loss("undial", batch, beta=2.0) == pytest.approx(math.log(5), rel=1e-6)
+    # The least that cross-entropy can be is the entropy of the target: reached by a model that took it off.
+    target = values.scatter(-1, batch.forget.labels[..., None], -2.0)
+    p = torch.tensor([-2.0, 0, 0, 0, 0]).softmax(-1)
+    reached = Batch(of_logits(target), *(of_logits(values) for _ in range(3)))
+    assert loss("undial", reached, beta=2.0) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-5)
+
+
+def test_rmu_steers_to_one_vector_and_holds_the_rest():
+    u = torch.rand(8, generator=torch.Generator().manual_seed(0))
+    there = (2 * u / u.norm()).expand(2, 3, 8)
+    batch = Batch(
+        *(rows(hidden=state) for state in (there, torch.ones(2, 3, 8), there, torch.zeros(2, 3, 8)))
+    )
+    assert loss("rmu", batch) == pytest.approx(
+        1.0
+    )  # nothing for the forget rows, a unit a dimension for the others
+
+
+def test_unknown_methods_and_settings_are_named():
+    with pytest.raises(UserError, match=r"posttrain.method=ngo: .* did you mean 'npo'"):
+        methods.find("ngo")
+    with pytest.raises(
+        UserError, match=r"posttrain.settings.bta=1.0: npo has no such setting; it has gamma, alpha, beta"
+    ):
+        trainer.method_settings(METHODS["npo"], PosttrainConfig(method="npo", settings={"bta": 1.0}))
+
+
+def test_texts_come_round_each_once_and_ranks_share_a_step():
+    assert sorted(np.concatenate([texts.drawn(6, step, 4, 1) for step in range(3)]).tolist()) == sorted(
+        2 * list(range(6))
+    )
+    windows = np.arange(8 * 5).reshape(8, 5)
+    set_ = texts.Texts(windows, np.full(8, 3))
+    step = texts.of_step(set_, set_, 0, rows=8, seed=0, labels="own", vocabulary=100)
+    read = [
+        batch.tokens[:2, 0].tolist()
+        for rank in range(2)
+        for batch in step.micro_batches(2, rank, 2, torch.device("cpu"))
+    ]
+    assert sorted(row for part in read for row in part) == windows[:, 0].tolist()
+    (first, *_) = step.micro_batches(2, 0, 1, torch.device("cpu"))
+    assert first.loss_mask.sum(1).tolist() == [3] * 4
+    assert step.tokens == (24, 24)
