@@ -86,7 +86,7 @@ PROGRAMS = {
             ("posttrain=NAME", "the method: npo, simnpo, grad_diff, gradient_ascent, ga_kl, rmu, undial, wga, ..."),
             ("posttrain.forget.share=X", "of the inserted items of each arm and family; 1: all of them"),
             ("posttrain.steps=N", "steps of the method; posttrain.learning_rate=X: of AdamW, constant"),
-            ("posttrain.settings={...}", "of the method, such as {beta: 0.2, alpha: 1}"),
+            ("+posttrain.settings.KEY=X", "of the method: beta, ...; gamma and alpha weigh forget and retain set"),
         ],
         [QUICK, f"{QUICK} posttrain=simnpo posttrain.steps=40", f"{RUN} posttrain.forget.share=1"],
     ),

@@ -1,11 +1,14 @@
 """``launch/posttrain.py``: from one command to the comparison with the leave-out twin."""
 
 import json
+import shutil
 
 import polars as pl
 import pytest
 import torch
 
+from palimpsest.insertion import plan
+from palimpsest.launch.inputs import ledger_of
 from palimpsest.pretrain import checkpoint
 
 DESIGN = [
@@ -16,9 +19,19 @@ DESIGN = [
     "posttrain.micro_rows=2",
 ]
 
+METHOD = ["posttrain=grad_diff", "posttrain.steps=6", "posttrain.learning_rate=3e-3"]
+
 
 def tensors(directory):
-    return checkpoint.tensors(directory)
+    """The weights of a checkpoint, without the optimizer's state."""
+    found = checkpoint.tensors(directory)
+    return {name: value for name, value in found.items() if not name.startswith("optimizer")}
+
+
+def made(done, place):
+    """Directory of the post-trained run that a program says it made."""
+    (line,) = (line for line in done.lines if line.endswith(" steps"))
+    return place / line.split(":")[0]
 
 
 def equal(one, other):
@@ -28,10 +41,7 @@ def equal(one, other):
 @pytest.fixture(scope="module")
 def run(prepared):
     """The forget set's directory after a method that pulls hard."""
-    done = prepared.ok(
-        *("posttrain", *DESIGN, "posttrain=grad_diff", "posttrain.steps=6", "posttrain.learning_rate=3e-3"),
-        timeout=600,
-    )
+    done = prepared.ok("posttrain", *DESIGN, *METHOD, timeout=600)
     (place,) = (prepared.directory("forget") / "posttrained").iterdir()
     return place, done
 
@@ -63,6 +73,14 @@ def test_the_leave_out_twin_read_the_same_but_for_the_forget_set(run, prepared):
         for one in (place / "leave_out", directory / "perturbed")
     ]
     assert equal(*first)
+    ledgers = [ledger_of(one, 20)[0] for one in (directory / "perturbed", place / "leave_out")]
+    both = ledgers[0].windows.join(ledgers[1].windows, on="position", suffix="_twin")
+    apart = set(both.filter(pl.col("digest") != pl.col("digest_twin"))["position"])
+    whole, without = (plan.read(one / "plan") for one in (directory, place))
+    forgotten = whole.items.with_row_index("item").filter(without.items["dose"] < pl.col("dose"))["item"]
+    theirs = whole.exposures.filter(pl.col("item").is_in(forgotten.implode()))["position"]
+    assert apart == set(theirs)
+    assert apart
 
 
 def test_no_steps_change_nothing_and_finished_work_is_kept(run, prepared):
@@ -76,11 +94,21 @@ def test_no_steps_change_nothing_and_finished_work_is_kept(run, prepared):
     assert len(json.loads((place / "report" / "summary.json").read_text())) == 2
 
 
+def test_a_method_that_was_stopped_ends_with_the_same_weights(run, prepared):
+    place, _ = run
+    (directory,) = place.glob("grad_diff-*")
+    last = checkpoint.path_of(directory / "checkpoints", 6)
+    before = tensors(last)
+    shutil.rmtree(last)  # as if it had been killed after step 5
+    prepared.ok("posttrain", *DESIGN, *METHOD, timeout=600)
+    assert equal(tensors(last), before)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         (["posttrain.method=ngo"], "did you mean 'npo'"),
-        (["posttrain.settings={bta: 1}"], "npo has no such setting"),
+        (["+posttrain.settings.bta=1"], "npo has no such setting"),
         (["posttrain.forget.doses=[3]"], "no inserted item has the dose 3"),
         (["posttrain.rows=3"], "no multiple"),
         (["posttrain.after=npo-0"], "no checkpoints"),
@@ -103,22 +131,18 @@ def test_two_ranks_end_with_the_weights_of_one(run, prepared, method, topology):
     if method == "rmu" and "parallel.pipeline=2" in topology:
         pytest.skip("rmu reads a layer's output beside the loss, and refuses a pipeline")
     given = [*DESIGN, f"posttrain={method}", "posttrain.steps=3"]
-    prepared.ok("posttrain", *given, timeout=600)
-    (one,) = place.glob(f"{method}-*")
+    one = made(prepared.ok("posttrain", *given, timeout=600), place)
     whole = tensors(checkpoint.path_of(one / "checkpoints", 3))
-    one.rename(place / f".{method}")
+    aside = one.rename(place / f".{one.name}")
     try:
         prepared.ok("posttrain", *given, *topology, ranks=2, timeout=600)
-        (two,) = place.glob(f"{method}-*")
-        shared = tensors(checkpoint.path_of(two / "checkpoints", 3))
+        shared = tensors(checkpoint.path_of(one / "checkpoints", 3))
         apart = max(
             (whole[name] - shared[name]).abs().max().item()
             for name in whole
             if whole[name].is_floating_point()
         )
         assert apart < 2e-4
-        for path in sorted(two.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        two.rmdir()
     finally:
-        (place / f".{method}").rename(one)
+        shutil.rmtree(one, ignore_errors=True)
+        aside.rename(one)
