@@ -146,7 +146,7 @@ def _setting(name: str, sources: Mapping[str, str]) -> str:
 
 
 def _rows(path: str, what: str, limit: int | None) -> Sequence[tuple[int, dict[str, Any]]]:
-    if files.has_rows(path):
+    if files.has_rows(path) or Path(path).is_file():
         return files.numbered(path, what)[:limit]
     rows = files.hub_rows(path, "", "", "", MOST if limit is None else limit, what)
     return list(enumerate(rows, start=1))
@@ -198,15 +198,19 @@ def _declared(row: Mapping[str, Any], fields: Mapping[str, str], name: str, wher
             raise UserError(
                 f"{where}: {column}={str(value[column])[:80]} must be a text, not a {type(value[column]).__name__}"
             )
+    for column in ("id", "family", "stratum", "cluster", "licence"):
+        _single(value[column], column, where)
     family = str(value["family"] or name)
     if family in ("all", "heldout"):
         raise UserError(f"{where}: family={family} is a word of the report's own; choose another")
     asked, answered = _questions(value, where)
     text = value["text"] if value["text"] is not None else answered
     if text is None or not text.strip():
+        empty = [key for key, cell in row.items() if cell is None or not str(cell).strip()]
+        columns = ", ".join(f"{key} (empty)" if key in empty else str(key) for key in row)
         raise UserError(
-            f"{where} has neither text, nor prompt and target, nor prompt and choices; its columns: "
-            f"{', '.join(map(str, row))}; fields={{text: ...}} names others"
+            f"{where} has neither text, nor prompt and target, nor prompt and choices; its columns: {columns}; "
+            "fields={text: ...} names others"
         )
     # A question without its right answer is a part of what may have been inserted.
     part = value["text"] is None and all(probe.correct for probe in asked) and len(asked) > 1
@@ -228,6 +232,13 @@ def _declared(row: Mapping[str, Any], fields: Mapping[str, str], name: str, wher
     return Declared(item, _dose(value["dose"], where), where)
 
 
+def _single(value: Any, column: str, where: str) -> Any:
+    if isinstance(value, list | dict):
+        kind = type(value).__name__
+        raise UserError(f"{where}: {column}={str(value)[:80]} must be one text or number, not a {kind}")
+    return value
+
+
 def _dose(value: Any, where: str) -> int | None:
     if value is None:
         return None
@@ -246,7 +257,7 @@ def _questions(value: Mapping[str, Any], where: str) -> tuple[tuple[Probe, ...],
     choices = table.nested(value["choices"], "choices", where)
     if not choices:
         if target is None and answer is not None and prompt:
-            target = str(answer)
+            target = str(_single(answer, "answer", where))
         if target is None:
             return (), None
         return (Probe("cloze", prompt, target, "target"),), prompt + target

@@ -57,6 +57,8 @@ def numbered(path: str, what: str) -> list[tuple[int, dict[str, Any]]]:
         raise UserError(f"{where} must end in {', '.join(KINDS)}, plain or packed ({packed})")
     try:
         content = _content(file, where)
+        if ending in (".csv", ".jsonl") and b"\n" not in content:  # line ends of old spreadsheets
+            content = content.replace(b"\r", b"\n")
         if ending == ".parquet":
             return _objects(pl.read_parquet(io.BytesIO(content)).to_dicts(), where)
         if ending == ".csv":

@@ -122,6 +122,13 @@ def test_rows_with_one_text(place):
         ({"text": "x"}, r"row 2 declares no dose"),
         ({"text": 3, "dose": 1}, r"row 2: text=3 must be a text, not a int"),
         ({"text": " ", "dose": 1}, r"row 2 has neither text, nor prompt and target"),
+        (
+            {"prompt": "x", "target": "", "dose": 1},
+            r"row 2 has neither.*its columns: prompt, target \(empty\), dose",
+        ),
+        ({"text": "x", "id": ["b"], "dose": 1}, r"row 2: id=\['b'\] must be one text or number, not a list"),
+        ({"prompt": "x", "answer": [" a", " b"], "dose": 1}, r"row 2: answer=.* must be one text or number"),
+        ({"prompt": "x", "answer": {"text": " a"}, "dose": 1}, r"row 2: answer=.* not a dict"),
         ({"passage": "x", "dose": 1}, r"row 2 has neither text.*its columns: passage, dose"),
         (
             {"prompt": "x", "choices": [" a", " b"], "answer": 2, "dose": 1},
@@ -141,6 +148,26 @@ def test_bad_rows_are_named(place, row, message):
     (place / "a.jsonl").write_text(json.dumps({"text": "fine", "id": "one", "dose": 0}) + "\n" + text + "\n")
     with pytest.raises(UserError, match=message):
         read("a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"id": "a", "text": "one"}\r{"id": "b", "text": "two"}\r'),
+        ("a.csv", "id,text\ra,one\rb,two\r"),
+        ("b.csv", 'id,text\r\na,"one"\r\nb,two\r\n'),
+        ("b.jsonl", '\n{"id": "a", "text": "one"}\r\n\r\n{"id": "b", "text": "two"}\r\n'),
+    ],
+)
+def test_line_ends(place, name, content):
+    (place / name).write_text(content, newline="")
+    assert [(one.item.id, one.item.text) for one in read(name)] == [("a", "one"), ("b", "two")]
+
+
+def test_a_file_of_another_kind_is_no_data_set(place):
+    (place / "a.tsv").write_text("id\ttext\na\tone\n")
+    with pytest.raises(UserError, match=r"a.tsv must end in \.jsonl, "):
+        read("a.tsv")
 
 
 @pytest.mark.parametrize(("answer", "right"), [(0, 0), ("1", 1), ("b", 1), ("four", 1), (" five", 0)])
