@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXPERIMENT ?= quickstart
 
-.PHONY: setup demo test test-slow test-long test-engine lint type clean
+.PHONY: setup demo test test-slow test-long test-engine testbed lint type clean
 
 setup: $(VENV)/.done
 
@@ -34,6 +34,10 @@ test-engine: setup
 	@rm -rf build/engine/$(ENGINE)
 	@$(BIN)/python -m zipfile -e build/engine/megatron_core-$(ENGINE)-*.whl build/engine/$(ENGINE)
 	PYTHONPATH=$(CURDIR)/build/engine/$(ENGINE) $(BIN)/python -m pytest -m 'not slow and not long' tests/data tests/pretrain
+
+# Every post-training method on three nano pairs, into results/unlearning.md; goes on where it was stopped.
+testbed: setup
+	PYTHONPATH=. $(BIN)/python -m benchmarks.testbed
 
 lint: setup
 	$(BIN)/ruff check .

@@ -339,6 +339,9 @@ def _check_topology(settings: Settings, used: Method, posttrain: PosttrainConfig
             f"posttrain.rows={posttrain.rows} is no multiple of posttrain.micro_rows={posttrain.micro_rows} times "
             f"{world.data_size} data-parallel ranks; change one"
         )
+    layers = settings.model.layers
+    if posttrain.layer is not None and not 0 <= posttrain.layer < layers:
+        raise UserError(f"posttrain.layer={posttrain.layer}: the model has layers 0 to {layers - 1}")
     if "hidden" in used.outputs and (parallel.pipeline > 1 or parallel.sequence):
         raise UserError(
             f"posttrain.method={used.name} reads a layer's output together with the loss: it needs "
