@@ -15,6 +15,7 @@ PROGRAMS = {
     "adaptive": "training whose doses a policy decides",
     "audit": "prove that what was planned was consumed",
     "score": "log-probabilities of all probes at every checkpoint",
+    "generate": "continuations of items and prompts that checkpoints write, and the report with them",
     "report": "estimates, tables, figures and the page",
     "show": "tables of a run: gains, items, exposures of an item",
     "sweep": "many runs, here or as SLURM arrays",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from palimpsest.analysis.generation.continuations import GenerateConfig
 from palimpsest.data import identity
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
@@ -147,6 +148,7 @@ class Experiment:
     score: ScoreConfig
     report: ReportConfig
     launcher: LauncherConfig
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
 
     def __post_init__(self) -> None:
         for key, value in (("experiment", self.experiment), ("name", self.name)):

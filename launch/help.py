@@ -71,6 +71,16 @@ PROGRAMS = {
         [("shard=K/N", "do share K of N, for an array of jobs")],
         [QUICK, RUN, f"{RUN} shard=0/4"],
     ),
+    "generate": Help(
+        "Let checkpoints of the pair continue items and prompts, greedily and drawn; then write the report with them.",
+        [
+            ("step=S", "finished steps of the checkpoint, or all; the last one without it"),
+            ("generate.prefix_tokens=[N,...]", "tokens of each item that are continued"),
+            ("generate.samples=K", "continuations drawn of each prompt; generate.temperature, top_k, top_p, seed"),
+            ("shard=K/N", "do share K of N, for an array of jobs; no report then"),
+        ],
+        [QUICK, f"{RUN} generate.samples=8 generate.temperature=0.7", f"{RUN} step=all generate.prefix_tokens=[8,32]"],
+    ),
     "report": Help(
         "Write the page, its figures and tables, and say what was found.",
         [

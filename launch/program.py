@@ -79,7 +79,7 @@ def program(
             if dry_run is None:
                 raise UserError(
                     "dry_run=true: this program cannot say what it would do; leave it out (run, sweep, prepare, plan, "
-                    "train, audit, score and report can)"
+                    "train, audit, score, generate and report can)"
                 )
             for line in dry_run(experiment):
                 say(line)

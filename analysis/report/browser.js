@@ -278,6 +278,24 @@
       runs.map((run, r) => `${run} ${number(value(r, chosen), 3)}`).join(", ")}.`);
     box.replaceChildren(picture);
   };
+  const drawContinued = () => {
+    const box = $("item-continued"), made = data.continued, here = made.items && made.items[chosen];
+    box.hidden = !here;
+    if (!here) return;
+    const [reference, texts, hits, samples] = here;
+    const sampled = samples ? `; ${hits} of ${samples} samples verbatim` : "";
+    box.replaceChildren(
+      element("h5", "", `What was written after its first ${count(made.prefix)} tokens, greedily, at step ${count(made.step)}`));
+    const entry = (name, text) => {
+      box.append(element("p", "caption", name));
+      const shown = put(box.appendChild(element("div", "item")), text);
+      shown.dir = "auto";
+    };
+    entry("the item goes on", reference);
+    made.runs.forEach((run, r) => {
+      if (texts[r]) entry(`${run}: edit similarity ${number(texts[r][1], 2)}${r ? "" : sampled}`, texts[r][0]);
+    });
+  };
   function choose(i) {
     chosen = i;
     cursor = -1;
@@ -294,6 +312,7 @@
       [element("dt", "", name), put(element("dd").appendChild(element("bdi")), text).parentNode]));
     drawText();
     drawTime();
+    drawContinued();
   }
   $("item-text").addEventListener("keydown", (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1, Home: -drawn.length, End: drawn.length };

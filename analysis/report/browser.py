@@ -23,6 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.report.generated import continuations
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import Results, item_values
 
@@ -130,6 +131,7 @@ def embed(inputs: ReportInputs, results: Results, limits: Limits | None = None) 
         "least": LEAST,
         "codes": CODES,
         "cut": cut,
+        "continued": continuations(inputs, results.generated, items),
     }
     room = limits.embedded_bytes - len(_base64(_json(facts))) - len(_packed(arrays)[0])
     facts["steps"], arrays["codes"] = _codes(inputs, probes, runs, room, left_out)

@@ -60,6 +60,10 @@ class ReportInputs:
     """Facts about released models: ``models`` (run -> name), ``revisions`` (step -> name) and ``declared``, the number
     of exposures that their authors declare. Such models have no ledger, audit or log, and the steps of their exposures
     are unknown. None for a run trained here."""
+    generated: pl.DataFrame | None = None
+    """Continuations (``analysis.generation.continuations.SCHEMA``) with ``run`` and ``step``; None: none were made."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of generation."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = DECLARED

@@ -10,7 +10,15 @@ import polars as pl
 
 from palimpsest.analysis.figures.export import csv_of, write
 from palimpsest.analysis.metrics import METRICS
-from palimpsest.analysis.report import attacks, contrasts, design, forgetting, released, sections
+from palimpsest.analysis.report import (
+    attacks,
+    contrasts,
+    design,
+    forgetting,
+    generated_tables,
+    released,
+    sections,
+)
 from palimpsest.analysis.report.answer import answer, summary
 from palimpsest.analysis.report.browser import embed
 from palimpsest.analysis.report.facts import split_facts
@@ -27,8 +35,9 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
 
     ``report.html`` is self-contained. Further files are the PNG, SVG and CSV of each figure, and ``estimates.csv``,
     ``ec50.csv``, ``forgetting.csv``, ``metrics.parquet``, ``summary.json`` and ``coverage.md``; also ``strata.csv`` if
-    families have several strata, ``arms.csv`` and ``contrasts.csv`` if arms differ in more than the dose, and
-    ``questions.csv`` if items have questions besides their text. Every CSV has columns that identify the run.
+    families have several strata, ``arms.csv`` and ``contrasts.csv`` if arms differ in more than the dose,
+    ``questions.csv`` if items have questions besides their text, and ``generated.csv`` if checkpoints continued them.
+    Every CSV has columns that identify the run.
 
     Args:
         inputs: inputs of the report.
@@ -52,6 +61,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
         "strata": results.strata,
         "questions": results.questions,
         "forgetting_curves": courses,
+        "generated": _generated_rows(results),
     }
     for name, rows in (always | {name: rows for name, rows in where_any.items() if rows.height}).items():
         write(directory / f"{name}.csv", csv_of(inputs.signed(rows)).encode())
@@ -68,6 +78,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
             "contrasts": contrasts.contrasts_table(inputs, against),
             "curves": forgetting.curves_table(inputs, courses),
         },
+        **_generated(inputs, results),
         forgetting_text=forgetting.forgetting_text(inputs, kept),
         questions=question_tables(inputs, results.questions, results.step),
         named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],
@@ -96,6 +107,23 @@ def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[
         "items": sections.items_table(inputs, results),
         "missing": sections.missing_table(results),
         "measures": sections.measures_table(inputs),
+    }
+
+
+def _generated_rows(results: Results) -> pl.DataFrame:
+    made = results.generated
+    return pl.DataFrame() if made is None else pl.concat([made.whole, made.asked])
+
+
+def _generated(inputs: ReportInputs, results: Results) -> dict[str, Any]:
+    """The section on generated text; empty where there is none."""
+    made = results.generated
+    if made is None:
+        return {"generated": None}
+    return {
+        "generated": generated_tables.whole_table(inputs, made),
+        "generated_asked": generated_tables.asked_tables(inputs, made),
+        "generated_measures": generated_tables.measures_table(),
     }
 
 

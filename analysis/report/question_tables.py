@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -24,8 +25,17 @@ SHOWN = (
 """Metrics in the page's tables; ``questions.csv`` has all metrics."""
 
 
-def question_tables(inputs: ReportInputs, questions: pl.DataFrame, step: int) -> list[Table]:
-    """One table per family that has questions besides the whole text."""
+def question_tables(
+    inputs: ReportInputs, questions: pl.DataFrame, step: int, measures: Sequence[str] = SHOWN
+) -> list[Table]:
+    """One table per family that has questions besides the whole text.
+
+    Args:
+        inputs: of the report.
+        questions: estimates (``QUESTION_SCHEMA``).
+        step: checkpoint.
+        measures: metrics that are shown, in their order.
+    """
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
     asked = inputs.probes.filter(pl.col("item_id").is_not_null() & (pl.col("kind") != "verbatim"))
     order = {
@@ -40,13 +50,13 @@ def question_tables(inputs: ReportInputs, questions: pl.DataFrame, step: int) ->
     ):
         cells = sorted(
             {
-                (order.get(question, len(order)), question, SHOWN.index(metric))
+                (order.get(question, len(order)), question, measures.index(metric))
                 for question, metric in part.select("question", "metric").unique().iter_rows()
-                if metric in SHOWN
+                if metric in measures
             }
         )
         body = [
-            _row(part, question, SHOWN[measure], highest, inputs.permutations)
+            _row(part, question, measures[measure], highest, inputs.permutations)
             for _, question, measure in cells
         ]
         if body:

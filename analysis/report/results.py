@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from palimpsest.analysis.metrics import METRICS, compute, defaults
+from palimpsest.analysis.report.generated import Generated, generated_estimates
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.questions import question_estimates
 from palimpsest.analysis.statistics import (
@@ -60,6 +61,8 @@ class Results:
     """Metric rows of the membership scores (``ATTACKS``) at ``step``."""
     questions: pl.DataFrame
     """Estimates by question (:func:`~analysis.report.questions.question_estimates`)."""
+    generated: Generated | None = None
+    """Estimates of generated text; None where none was generated."""
 
     @property
     def final(self) -> pl.DataFrame:
@@ -106,6 +109,7 @@ def analyse(inputs: ReportInputs) -> Results:
         arms=arm_gains(at_end, inputs),
         attacks=attacks,
         questions=question_estimates(rows, step, inputs),
+        generated=generated_estimates(inputs),
     )
 
 

@@ -16,6 +16,7 @@ from palimpsest.analysis.figures import Figure
 from palimpsest.analysis.metrics import METRICS, Metric
 from palimpsest.analysis.report import attacks
 from palimpsest.analysis.report.answer import interval, number, p_value, shown, sizes
+from palimpsest.analysis.report.generated import Generated
 from palimpsest.analysis.report.html import inline
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import (
@@ -184,6 +185,8 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             f"Share of the perturbed run's items of which {m} tokens are reproduced, by tokens of context; "
             f"exact mid-P intervals. {at}.",
         )
+    if results.generated is not None:
+        yield _of_generated(results.generated)
     scores = attacks.roc_rows(inputs, results)
     if scores.height:
         yield (
@@ -218,6 +221,26 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
             ),
             f"{METRICS['cloze_loglik_per_byte'].formula}, mean over an item's probes. {at}.",
         )
+
+
+def _of_generated(found: Generated) -> tuple[str, Figure, str]:
+    """Edit similarity of continuations by dose, after the fewest tokens."""
+    here = found.whole.filter(
+        (pl.col("step") == found.step) & (pl.col("metric") == "generated_edit_similarity")
+    )
+    first = min(here["question"].unique(), key=lambda name: int(name.split()[1]), default="")
+    return (
+        "generated",
+        figures.dose_response(
+            here.filter(pl.col("question") == first),
+            "generated_edit_similarity",
+            title="Greedy continuations by dose",
+            y_title="edit similarity to the item's own text",
+            height=240,
+        ),
+        f"Greedy continuations of items {first}, at step {found.step}: edit similarity over token ids to what the item "
+        "goes on with. Bars and bands: 95 % intervals over items.",
+    )
 
 
 def _at_dose_0(inputs: ReportInputs, results: Results) -> str:

@@ -169,10 +169,23 @@ class RunFiles:
         """
         return self._scored[0]
 
+    @cached_property
+    def _generated(self) -> tuple[pl.DataFrame, dict[str, Any]]:
+        from palimpsest.analysis.generation import continuations
+
+        return continuations.read(self.directory / continuations.KIND, PAIR, plan=self.plan.digest)
+
+    @property
+    def generated(self) -> pl.DataFrame:
+        """One row a continuation: run, step, probe_id, prefix, sample, tokens, reference, text, ...
+        (``analysis.generation.continuations.SCHEMA``); without rows before ``palimpsest generate``.
+        """
+        return self._generated[0]
+
     @property
     def score_digests(self) -> dict[str, str]:
-        """Path of each part of the scores -> its digest."""
-        return self._scored[1]
+        """Path of each part of the scores, and of the continuations -> its digest."""
+        return {**self._scored[1], **self._generated[1]["digests"]}
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:
@@ -358,6 +371,8 @@ class RunFiles:
             "facts": facts,
             "config": self.config,
             "released": self.released,
+            "generated": self.generated,
+            "generation": self._generated[1]["settings"],
             "manifests": {"plan": {"digest": self.plan.digest, **self.plan.manifest.made_by}},
             "parameters": self.parameters,
             "signature": self.signature,

@@ -18,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -100,7 +102,8 @@ class Checkpoint:
     step: int
     digest: str
     """Of its files."""
-    load: Callable[[], Model]
+    load: Callable[[], Any]
+    """Gives the model: for scores a :class:`~analysis.scoring.models.Model`."""
     revision: str = ""
     """Name of the revision, for a released model."""
 
@@ -134,11 +137,62 @@ def score_all(
     Raises:
         UserError: if a model cannot read a probe; raised before anything is scored.
     """
-    cut = parts(probes)
     reading = reading or Reading()
     config = {"scorer": scorer_digest()}
     if reading != Reading():
         config |= {name: str(value) for name, value in asdict(reading).items()}
+
+    def loaded(one: Checkpoint) -> Model:
+        model = one.load()
+        token_statistics.require_readable(model, probes, eod=eod, vocab_size=vocab_size, reading=reading)
+        return model
+
+    def scored(model: Model, chosen: pl.DataFrame, path: Path) -> int:
+        found = token_statistics.score(model, chosen, eod=eod, vocab_size=vocab_size, reading=reading)
+        write(found, path / FILE)
+        return len(found)
+
+    return make_parts(
+        scores,
+        parts(probes),
+        [replace(one, load=partial(loaded, one)) for one in checkpoints],
+        scored,
+        kind=KIND,
+        schema_version=VERSION,
+        config=config,
+        items_digest=items_digest,
+        share=share,
+    )
+
+
+def make_parts(
+    place: Path,
+    cut: Sequence[pl.DataFrame],
+    checkpoints: Sequence[Checkpoint],
+    make: Callable[[Any, pl.DataFrame, Path], int],
+    *,
+    kind: str,
+    schema_version: int,
+    config: Mapping[str, Any],
+    items_digest: str,
+    share: tuple[int, int] = (0, 1),
+) -> int:
+    """Make an artefact of each part at every checkpoint; those that are there already are left alone.
+
+    Args:
+        place: directory that gets them.
+        cut: the parts.
+        checkpoints: whose models make them; a model is loaded when a part of it is missing.
+        make: from a model, a part and a directory to be filled to the number of its probes.
+        kind: of the artefacts.
+        schema_version: of their schema.
+        config: settings that determine the contents.
+        items_digest: of what the probes and the tokenizer come from.
+        share: (k, n): do every n-th part of all, from part k on.
+
+    Returns:
+        How many were made now.
+    """
     done = 0
     for number, checkpoint in enumerate(checkpoints):
         inputs = {"checkpoint": checkpoint.digest, "items": items_digest}
@@ -146,33 +200,33 @@ def score_all(
         for part, chosen in enumerate(cut):
             if (number * len(cut) + part) % share[1] != share[0]:
                 continue
-            place = scores / (f"step_{checkpoint.step:08d}" + (f"-{part}" if part else ""))
-            if _made(place, config, inputs):
+            target = place / (f"step_{checkpoint.step:08d}" + (f"-{part}" if part else ""))
+            if _made(target, kind, schema_version, config, inputs):
                 continue
             if model is None:
                 model = checkpoint.load()
-                token_statistics.require_readable(
-                    model, probes, eod=eod, vocab_size=vocab_size, reading=reading
-                )
-            found = token_statistics.score(model, chosen, eod=eod, vocab_size=vocab_size, reading=reading)
             with artifact.writing(
-                place, kind=KIND, schema_version=VERSION, config=config, inputs=inputs
+                target, kind=kind, schema_version=schema_version, config=config, inputs=inputs
             ) as draft:
-                write(found, draft.path / FILE)
-                draft.facts.update(step=checkpoint.step, part=part, parts=len(cut), probes=len(found))
+                probes = make(model, chosen, draft.path)
+                draft.facts.update(step=checkpoint.step, part=part, parts=len(cut), probes=probes)
                 if checkpoint.revision:
                     draft.facts["revision"] = checkpoint.revision
             done += 1
     return done
 
 
-def _made(place: Path, config: Mapping[str, str], inputs: Mapping[str, str]) -> bool:
+def _made(
+    place: Path, kind: str, schema_version: int, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> bool:
     """True if the part exists and is valid; a part of an incompatible version of the programs counts as missing."""
     try:
-        done, differs = artifact.reuse(place, kind=KIND, schema_version=VERSION, config=config, inputs=inputs)
+        done, differs = artifact.reuse(
+            place, kind=kind, schema_version=schema_version, config=config, inputs=inputs
+        )
     except UserError as error:
         log.info("%s", error)
         return False
     if differs:
-        log.info("%s is scored again: %s", place, "; ".join(differs))
+        log.info("%s is made again: %s", place, "; ".join(differs))
     return done is not None

@@ -1,0 +1,164 @@
+"""Prompts that checkpoints continue, settings of decoding, and the stored continuations.
+
+A run's continuations are directories ``generated/<run>/step_<number>`` (``step_<number>-<part>`` from the second part
+on), each with ``generated.parquet`` (:data:`SCHEMA`) and a manifest that has the settings.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from palimpsest.data import artifact
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain.config import check_seed
+
+log = logging.getLogger(__name__)
+
+KIND = "generated"
+VERSION = 1
+FILE = "generated.parquet"
+
+SCHEMA = pl.Schema(
+    {
+        "probe_id": pl.String(),
+        "prefix": pl.Int32(),
+        "sample": pl.Int32(),
+        "tokens": pl.List(pl.Int32),
+        "reference": pl.List(pl.Int32),
+        "text": pl.String(),
+        "reference_text": pl.String(),
+        "reference_loglik": pl.Float64(),
+    }
+)
+"""One row a continuation. ``prefix``: tokens of the probe that it follows. ``sample``: 0 is greedy decoding, 1, 2, ...
+are drawn. ``tokens``: what was written up to the end of the text, no longer than ``reference``, the probe's own
+continuation. ``reference_loglik``: sum of ln g over the reference's tokens, nats, g being what samples are drawn
+from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """Settings of generation."""
+
+    prefix_tokens: tuple[int, ...] = (8,)
+    """Tokens of each item that continuations follow; each number gives continuations of its own."""
+    questions: bool = True
+    """Continue the prompts of cloze probes, too."""
+    max_tokens: int = 64
+    """Longest continuation; shorter where the probe's own is."""
+    samples: int = 0
+    """Continuations drawn of each prompt, besides the greedy one."""
+    temperature: float = 1.0
+    top_k: int | None = None
+    """Only the so many most likely tokens are drawn; None: all."""
+    top_p: float | None = None
+    """Only the most likely tokens that together have this probability; None: all."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed("generate.seed", self.seed)
+        for k in self.prefix_tokens:
+            if k < 1:
+                raise UserError(f"generate.prefix_tokens: {k} must be above 0")
+        if not self.prefix_tokens and not self.questions:
+            raise UserError(
+                "generate.prefix_tokens=[] with generate.questions=false leaves nothing to continue"
+            )
+        if len(set(self.prefix_tokens)) < len(self.prefix_tokens):
+            raise UserError(f"generate.prefix_tokens={list(self.prefix_tokens)} names a number twice")
+        for name, least in (("max_tokens", 1), ("samples", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"generate.{name}={getattr(self, name)} must be {least} or above")
+        if not self.temperature > 0:
+            raise UserError(
+                f"generate.temperature={self.temperature} must be above 0; generate.samples=0 is greedy decoding alone"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"generate.top_k={self.top_k} must be above 0, or null")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"generate.top_p={self.top_p} must be above 0 and at most 1, or null")
+
+
+def prompts(probes: pl.DataFrame, config: GenerateConfig) -> pl.DataFrame:
+    """What is continued: ``probe_id``, ``prefix``, ``context`` and ``reference`` (token ids).
+
+    Of items' whole texts the first ``prefix_tokens``, where the text goes on after them; of cloze probes the prompt.
+
+    Args:
+        probes: of the plan (``insertion.items.PROBE_SCHEMA``).
+        config: the settings.
+    """
+    whole = probes.filter((pl.col("kind") == "verbatim") & pl.col("item_id").is_not_null())
+    frames = [whole.with_columns(prefix=pl.lit(k, pl.Int32)) for k in config.prefix_tokens]
+    if config.questions:
+        asked = probes.filter((pl.col("kind") == "cloze") & pl.col("item_id").is_not_null())
+        frames.append(asked.with_columns(prefix=pl.col("target_start").cast(pl.Int32)))
+    return (
+        pl.concat(frames)
+        .filter((pl.col("prefix") > 0) & (pl.col("tokens").list.len() > pl.col("prefix")))
+        .select(
+            "probe_id",
+            "prefix",
+            context=pl.col("tokens").list.head(pl.col("prefix")),
+            reference=pl.col("tokens").list.slice(pl.col("prefix"), config.max_tokens),
+        )
+    )
+
+
+def read(directory: Path, runs: tuple[str, ...], *, plan: str) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Continuations of a pair at every checkpoint that has all parts, every file checked against its digest.
+
+    Where checkpoints were continued with different settings, those of the first run's last one count.
+
+    Args:
+        directory: ``generated`` of the run.
+        runs: names of the pair's runs, which are subdirectories.
+        plan: digest of the plan.
+
+    Returns:
+        :data:`SCHEMA` with ``run`` and ``step``, without rows if there is none; and ``settings`` (as in the manifests)
+        and ``digests`` (of each part by its place).
+    """
+    found = {which: _whole(directory / which, plan) for which in runs}
+    config = next((steps[max(steps)][0][1].config for steps in found.values() if steps), {})
+    tables, digests = [], {}
+    for which, steps in found.items():
+        for step, parts in steps.items():
+            if any(manifest.config != config for _, manifest in parts):
+                log.warning(
+                    "%s/%s step %d was continued with other settings: left out", directory, which, step
+                )
+                continue
+            for place, manifest in parts:
+                artifact.verify(place, manifest)
+                digests[f"generated/{which}/{place.name}"] = manifest.digest
+                tables.append(
+                    pl.read_parquet(place / FILE).with_columns(
+                        run=pl.lit(which), step=pl.lit(step, dtype=pl.Int64)
+                    )
+                )
+    empty = pl.DataFrame(schema={**SCHEMA, "run": pl.String(), "step": pl.Int64()})
+    return pl.concat([empty, *tables]), {"settings": config, "digests": digests}
+
+
+def _whole(directory: Path, plan: str) -> dict[int, list[tuple[Path, artifact.Manifest]]]:
+    """Step -> parts, of the checkpoints all of whose parts are there and of this plan."""
+    whole = {}
+    for first in sorted(directory.glob(f"step_????????/{artifact.MANIFEST}")):
+        place = first.parent
+        number = artifact.read(place, kind=KIND, schema_version=VERSION).facts["parts"]
+        places = [place, *(place.with_name(f"{place.name}-{part}") for part in range(1, number))]
+        if not all((one / artifact.MANIFEST).is_file() for one in places):
+            log.warning("%s: not all of its %d parts are there; run launch/generate.py again", place, number)
+            continue
+        parts = [(one, artifact.read(one, kind=KIND, schema_version=VERSION)) for one in places]
+        if any(manifest.inputs["items"] != plan for _, manifest in parts):
+            log.warning("%s is of another plan; run launch/generate.py again", place)
+            continue
+        whole[int(parts[0][1].facts["step"])] = parts
+    return whole
