@@ -48,6 +48,7 @@ def generate(experiment: Experiment) -> None:
     """Continue the prompts at the checkpoints of the perturbed run and of its twin; what is there is kept."""
     from palimpsest.analysis.generation import store
     from palimpsest.analysis.scoring import beginnings
+    from palimpsest.analysis.scoring.store import Checkpoint
     from palimpsest.pretrain import checkpoint
     from palimpsest.pretrain.huggingface import files
 
@@ -64,7 +65,7 @@ def generate(experiment: Experiment) -> None:
         directory = experiment.directory / which / "checkpoints"
         steps = _steps(experiment, which)
         checkpoints = [
-            store.Checkpoint(
+            Checkpoint(
                 step,
                 checkpoint.read(directory, step).digest,
                 partial(_load, experiment, directory, step, tokenizer.eod),

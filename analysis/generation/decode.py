@@ -56,7 +56,7 @@ def continued(
     """
     from transformers import GenerationConfig
 
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     contexts = [
         [beginning, *context] if begun else list(context)
         for context, begun in prompts.select("context", "begun").iter_rows()
@@ -128,7 +128,7 @@ def _write(
         return logits_BV
 
     def written(**how: Any) -> Tensor:
-        settings = GenerationConfig(
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=length, eos_token_id=list(ends), pad_token_id=ends[0], use_cache=True, **how
         )
         made: Tensor = model.generate(
@@ -139,7 +139,7 @@ def _write(
         )
         return made[:, ids_BT.shape[1] :]
 
-    ways = written(do_sample=False)[:, None].tolist()
+    ways: list[list[list[int]]] = written(do_sample=False)[:, None].tolist()
     if config.samples:
         # Seeded by the prompts: the same whatever was decoded before them.
         seed = hashlib.blake2b(ids_BT.cpu().numpy().tobytes(), digest_size=7, key=str(config.seed).encode())

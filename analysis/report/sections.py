@@ -230,7 +230,7 @@ def _of_generated(found: Generated) -> tuple[str, Figure, str]:
     )
     first = min(here["question"].unique(), key=lambda name: int(name.split()[1]), default="")
     return (
-        "generated",
+        "continuations",
         figures.dose_response(
             here.filter(pl.col("question") == first),
             "generated_edit_similarity",

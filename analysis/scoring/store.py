@@ -143,7 +143,7 @@ def score_all(
         config |= {name: str(value) for name, value in asdict(reading).items()}
 
     def loaded(one: Checkpoint) -> Model:
-        model = one.load()
+        model: Model = one.load()
         token_statistics.require_readable(model, probes, eod=eod, vocab_size=vocab_size, reading=reading)
         return model
 
