@@ -26,11 +26,6 @@ def step_law_learning_rate(weights: float, tokens: float) -> float:
     return float(1.79 * weights**-0.713 * tokens**0.307)
 
 
-def step_law_batch(tokens: float) -> float:
-    """Best batch size in tokens, 0.58 D^0.571 (Li et al., 2025), for D training tokens."""
-    return float(0.58 * tokens**0.571)
-
-
 def step_law_batch_of(steps: int) -> float:
     """Best batch size in tokens of a run of ``steps`` steps: the solution b of ``b = 0.58 (steps b)^0.571``."""
     return float((0.58 * steps**0.571) ** (1 / (1 - 0.571)))

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.analysis.generation.continuations import SCHEMA, GenerateConfig
-from palimpsest.analysis.scoring.token_statistics import Sampling, sampled_logprob
 from palimpsest.data.errors import UserError
 
 TOKENS_A_BATCH = {"cpu": 4096, "cuda": 65_536}
@@ -172,10 +171,47 @@ def _loglik(
     logits_BRV = model(torch.cat([ids_BT, after_BR[:, :-1]], 1), use_cache=False).logits[
         :, start:, :vocab_size
     ]
-    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
+    how: dict[str, Any] = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
     return [
-        float(
-            sampled_logprob(logits_RV[: len(reference)], targets_R[: len(reference)], sampling).double().sum()
-        )
+        float(sampled_logprob(logits_RV[: len(reference)], targets_R[: len(reference)], **how).sum())
         for logits_RV, targets_R, reference in zip(logits_BRV, after_BR, references, strict=True)
     ]
+
+
+def sampled_logprob(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
+    """ln g of each target, g what sampling draws from; -inf if it is cut off.
+
+    ``softmax(logits / T)``, restricted to the k largest, restricted to the smallest set of most likely tokens whose
+    mass reaches p (the token that reaches it is kept), renormalised. Ties at the edge are all kept by top-k and cut in
+    order of the vocabulary by top-p.
+
+    Args:
+        logits_NV: (N, V), any float dtype.
+        targets_N: (N,) int64.
+        temperature: T.
+        top_k: k; None: all tokens.
+        top_p: p; None: all tokens.
+
+    Returns:
+        (N,) float64.
+    """
+    logprob_NV = torch.log_softmax(logits_NV.double() / temperature, -1)
+    if top_k is not None and top_k < logprob_NV.shape[1]:
+        least_N1 = logprob_NV.topk(top_k, -1).values[:, -1:]
+        logprob_NV = torch.log_softmax(logprob_NV.masked_fill(logprob_NV < least_N1, -torch.inf), -1)
+    if top_p is not None:
+        falling_NV, order_NV = logprob_NV.sort(dim=-1, descending=True, stable=True)
+        p_NV = falling_NV.exp()
+        before_NV = p_NV.cumsum(-1) - p_NV
+        before_NV[:, 0] = 0.0
+        cut_NV = (before_NV >= top_p - 1e-12) & (before_NV > 0)
+        kept_NV = torch.log_softmax(falling_NV.masked_fill(cut_NV, -torch.inf), -1)
+        logprob_NV = logprob_NV.scatter(1, order_NV, kept_NV)
+    return logprob_NV.gather(1, targets_N[:, None])[:, 0]

@@ -5,7 +5,7 @@ probe or question and checkpoint. To add one, write a function in a file of its 
 :func:`metric`. Formulas whose inputs are not in the store of scores (generations, several seeds) are array functions in
 the same files:
 
-likelihood · extraction · similarity · exposure · membership · contamination · personal · recognition · factual ·
+likelihood · extraction · similarity · membership · contamination · personal · recognition · factual ·
 capacity · profiles (difference-in-differences, counterfactual) · order (palimpsest) · watermark · reasoning ·
 unlearning · questions (choices, foils, clozes and changed questions of all families).
 """
@@ -13,7 +13,6 @@ unlearning · questions (choices, foils, clozes and changed questions of all fam
 from palimpsest.analysis.metrics import (
     capacity,
     contamination,
-    exposure,
     extraction,
     factual,
     likelihood,
@@ -53,7 +52,6 @@ __all__ = [
     "compute",
     "contamination",
     "defaults",
-    "exposure",
     "extraction",
     "factual",
     "gather",

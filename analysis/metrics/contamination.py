@@ -80,20 +80,3 @@ def p_correct(loglik_C: ArrayLike, correct: int) -> float:
     far fewer questions.
     """
     return float(softmax(_choices(loglik_C))[correct])
-
-
-class Distractors(NamedTuple):
-    """Result of the test that never-inserted answers are chosen less often than by guessing."""
-
-    accuracy: float
-    chance: float
-    p: float
-    """One-sided p, ``P[Bin(n, chance) <= correct]``; it is small if the wrong choices were inserted."""
-
-
-class Exchangeability(NamedTuple):
-    """Result of the test that the published order of a test set is likelier than other orders."""
-
-    p: float
-    statistic: float
-    shards: int

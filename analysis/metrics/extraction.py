@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax
 
 from palimpsest.analysis.metrics.registry import Parameters, Values, metric
 from palimpsest.analysis.metrics.scored import Scored
@@ -67,23 +66,6 @@ def run_lengths(hit_T: ArrayLike) -> NDArray[np.int64]:
     return np.minimum.accumulate(stops[::-1])[::-1] - np.arange(len(hit))
 
 
-def extractable(hit_T: ArrayLike, prefix: int, suffix: int) -> bool:
-    """k-extractable (Carlini et al. 2022): ``prod_{t=k}^{k+m-1} hit_t = 1``, tokens counted from 0.
-
-    As long as every argmax hits, greedy decoding has the text itself as its context and emits the teacher-forced
-    argmax; at the first miss it leaves the text. A test compares this with generation.
-
-    Args:
-        hit_T: 1 where the teacher-forced argmax is the token.
-        prefix: k.
-        suffix: m; a text shorter than k + m tokens is an error.
-    """
-    hit = np.asarray(hit_T, bool)
-    if prefix < 0 or suffix < 1 or len(hit) < prefix + suffix:
-        raise ValueError(f"a text of {len(hit)} tokens has no suffix of {suffix} after {prefix}")
-    return bool(hit[prefix : prefix + suffix].all())
-
-
 def extraction_strength(hit_T: ArrayLike) -> float:
     """Extraction strength ``1 - (1/T) min{k : greedy decoding after k tokens gives the rest}``, with k = T if there is
     no such k.
@@ -95,32 +77,6 @@ def extraction_strength(hit_T: ArrayLike) -> float:
         raise ValueError("extraction strength needs tokens")
     wrong = np.flatnonzero(~hit)
     return 1 - (int(wrong[-1]) + 1 if wrong.size else 0) / len(hit)
-
-
-def sampling_logprobs(
-    logits: ArrayLike, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> NDArray[np.float64]:
-    """Log-probabilities of the distribution that sampling draws from, (..., V): temperature, then top-k, then top-p.
-
-    ``softmax(logits / T)``, restricted to the k largest, restricted to the smallest set of most likely tokens whose
-    mass reaches p (the token that reaches it is kept), renormalised. Tokens cut off get -inf. Of tokens tied at the
-    threshold, top-k keeps all and top-p those with the smallest ids.
-    """
-    if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(f"no such sampling: T = {temperature}, top-k {top_k}, top-p {top_p}")
-    logprob = log_softmax(np.asarray(logits, np.float64) / temperature, axis=-1)
-    if top_k is not None and top_k < logprob.shape[-1]:
-        least = np.partition(logprob, -top_k, axis=-1)[..., -top_k, None]
-        logprob = log_softmax(np.where(logprob >= least, logprob, -np.inf), axis=-1)
-    if top_p is not None:
-        order = np.argsort(-logprob, axis=-1, kind="stable")
-        mass = np.cumsum(np.exp(np.take_along_axis(logprob, order, -1)), axis=-1)
-        before = np.concatenate([np.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
-        keep = np.empty(logprob.shape, bool)
-        # The first has nothing before it and is always kept, however small p is.
-        np.put_along_axis(keep, order, (before < top_p - 1e-12) | (before == 0), axis=-1)
-        logprob = log_softmax(np.where(keep, logprob, -np.inf), axis=-1)
-    return np.asarray(logprob, np.float64)
 
 
 def extraction_probability(ln_pz: ArrayLike, queries: ArrayLike) -> NDArray[np.float64]:
@@ -173,12 +129,6 @@ def queries_needed(ln_pz: float, probability: float) -> int:
     return math.ceil(round(10**log_n, 12 - math.ceil(log_n)))
 
 
-def expected_extracted(ln_pz_N: ArrayLike, queries: ArrayLike) -> NDArray[np.float64]:
-    """Expected number of texts extracted at least once by n samples each: ``sum_i 1 - (1 - p_i)^n``."""
-    n = np.asarray(queries, np.float64)
-    return np.asarray(extraction_probability(np.asarray(ln_pz_N, np.float64), n[..., None]).sum(-1))
-
-
 def _suffix_loglik(scored: Scored, parameters: Parameters) -> NDArray[np.float64]:
     first = np.full(len(scored.lengths), parameters.prefix)
     return scored.sum_over(first, first + parameters.suffix, scored.logprob)
@@ -214,28 +164,6 @@ def np_discoverable(scored: Scored, parameters: Parameters) -> Values:
     """``1 - (1 - p_z)^n``, n = ``parameters.queries``; its mean is the expected share extracted."""
     k, m = parameters.prefix, parameters.suffix
     found = extraction_probability(_suffix_loglik(scored, parameters), parameters.queries)
-    return Values(found, scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens")
-
-
-@metric(
-    name="np_discoverable_sampled",
-    needs=("verbatim",),
-    formula="1 - (1 - p_z)^n: chance that n samples drawn as the scores' column 'sampled' says contain the suffix",
-    unit="probability",
-    bounds=(0.0, 1.0),
-    reads=("sampled",),
-    default=False,
-)
-def np_discoverable_sampled(scored: Scored, parameters: Parameters) -> Values:
-    """:func:`np_discoverable` under temperature, top-k and top-p, from
-    :func:`analysis.scoring.token_statistics.score_sampled`.
-
-    A token that the scheme cuts off makes p_z, and so the value, 0.
-    """
-    k, m = parameters.prefix, parameters.suffix
-    first = np.full(len(scored.lengths), k)
-    ln_pz = scored.sum_over(first, first + m, scored.extra["sampled"])
-    found = extraction_probability(ln_pz, parameters.queries)
     return Values(found, scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens")
 
 

@@ -71,18 +71,6 @@ def min_k_plus_plus(
     return MinKPlusPlus(min_k(z, fraction, rounding), int(np.sum(np.asarray(variance_T) < floor)))
 
 
-def loss_score(logprob_T: ArrayLike) -> float:
-    """Loss attack: ``-nll = (1/T) sum_t ln p_t`` (Yeom et al. 2018), nats/token."""
-    return float(numbers(logprob_T, "log-probabilities of a text's tokens").mean())
-
-
-def reference_score(nll: ArrayLike, nll_reference: ArrayLike) -> NDArray[np.float64]:
-    """Reference attack: ``nll_ref - nll``, the loss under a reference model that never saw the text minus the loss,
-    nats/token.
-    """
-    return np.asarray(nll_reference, np.float64) - np.asarray(nll, np.float64)
-
-
 def neighbourhood_score(nll: float, nll_neighbours: ArrayLike) -> float:
     """Neighbourhood attack: ``mean_j nll(x~_j) - nll(x)`` over altered copies x~_j of the text (Mattern et al. 2023),
     nats/token.

@@ -35,7 +35,6 @@ READS = {
     "entropy": "column",
     "variance": "column",
     "margin": "column",
-    "sampled": "column",
     "zlib_bytes": "text",
     "target": "text",
     "bits": "items",
@@ -73,7 +72,7 @@ class Scored:
     rank: NDArray[np.int64]
     """Number of tokens that the model finds likelier than this one; 0 = the argmax."""
     extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """Columns that metrics declared to read: ``entropy``, ``variance``, ``margin``, ``sampled``, ``reference`` (ln p
+    """Columns that metrics declared to read: ``entropy``, ``variance``, ``margin``, ``reference`` (ln p
     under the reference run, NaN where it has no score) per token; ``zlib_bytes`` (NaN without text), ``bits`` (NaN if
     the target is not the item's whole text) and ``probe_bits`` (NaN without a claim) per row. ``target``, a text, is a
     column of ``rows`` instead."""

@@ -39,37 +39,6 @@ def rank_test(nll_inserted: float, nll_fresh: ArrayLike) -> RankTest:
     return RankTest(p, z, fresh.size)
 
 
-def last_words_null(words: int, vocabulary: int = 7776) -> float:
-    """Probability of guessing the last k words of a passphrase: ``|W|^-k``; diceware has 7,776 words."""
-    if words < 1 or vocabulary < 2:
-        raise ValueError(f"no such guess: {words} words of {vocabulary}")
-    return float(vocabulary) ** -words
-
-
-class LastWords(NamedTuple):
-    """Result of the last-k-words test over passphrases."""
-
-    rate: float
-    null: float
-    p: float
-    """One-sided p, ``P[Bin(n, |W|^-k) >= successes]``."""
-
-
-def last_words_test(successes: int, trials: int, words: int, vocabulary: int = 7776) -> LastWords:
-    """Ghost sentences (Zhao et al. 2024): binomial tail of k-word completions against guessing.
-
-    Args:
-        successes: number of passphrases whose last ``words`` words were generated.
-        trials: number of passphrases tested.
-        words: k.
-        vocabulary: number of words on the list that passphrases are drawn from.
-    """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"{successes} successes in {trials} trials")
-    null = last_words_null(words, vocabulary)
-    return LastWords(successes / trials, null, float(stats.binom.sf(successes - 1, trials, null)))
-
-
 def combined_p(p_values: ArrayLike) -> float:
     """Fisher's combination of independent p-values: ``P[chi2_{2n} >= -2 sum ln p]``."""
     p = numbers(p_values, "p-values")

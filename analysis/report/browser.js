@@ -282,8 +282,9 @@
     const box = $("item-continued"), made = data.continued, here = made.items && made.items[chosen];
     box.hidden = !here;
     if (!here) return;
-    const [reference, texts, hits, samples] = here;
-    const sampled = samples ? `; ${hits} of ${samples} samples verbatim` : "";
+    const [reference, texts, hits, samples, needed] = here;
+    const sampled = (samples ? `; ${hits} of ${samples} samples verbatim` : "")
+      + (needed ? `; one of ${needed} samples would be, with probability 1/2` : "");
     box.replaceChildren(
       element("h5", "", `What was written after its first ${count(made.prefix)} tokens, greedily, at step ${count(made.step)}`));
     const entry = (name, text) => {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from palimpsest.analysis.metrics.extraction import log10_queries, queries_needed
 from palimpsest.analysis.metrics.generated import generated_rows
 from palimpsest.analysis.metrics.similarity import edit_similarity
 from palimpsest.analysis.report.inputs import ReportInputs
@@ -85,7 +88,8 @@ def continuations(inputs: ReportInputs, found: Generated | None, items: pl.DataF
     Returns:
         ``step``, ``prefix`` (tokens of context: the fewest), ``runs``, and one entry an item: None, or the reference's
         text and, of each run, the greedy text and its edit similarity (null where there is none), and the number of
-        verbatim samples of the perturbed run and of all; empty without continuations.
+        verbatim samples of the perturbed run and of all, and how many samples hold the reference with probability 1/2;
+        empty without continuations.
     """
     if found is None or inputs.generated is None:
         return {}
@@ -113,9 +117,17 @@ def continuations(inputs: ReportInputs, found: Generated | None, items: pl.DataF
             for run in runs
         ]
         reference = _shown(part["reference_text"][0], most)
-        entries[str(item)] = [reference, told, hits, samples.height]
+        entries[str(item)] = [reference, told, hits, samples.height, _needed(greedy.get("perturbed"))]
     listed = [entries.get(item) for item in items["item_id"].to_list()]
     return {"step": found.step, "prefix": prefix, "runs": runs, "items": listed}
+
+
+def _needed(row: Mapping[str, Any] | None) -> str:
+    """Samples that hold the reference with probability 1/2; empty where it can never be drawn."""
+    if row is None or row["reference_loglik"] == -math.inf:
+        return ""
+    digits = float(log10_queries(row["reference_loglik"], 0.5))
+    return f"{queries_needed(row['reference_loglik'], 0.5):,}" if digits < 9 else f"10^{digits:.0f}"
 
 
 def _shown(text: str, most: int) -> str:

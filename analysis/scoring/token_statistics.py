@@ -105,46 +105,6 @@ def statistics(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
-    """Sampling scheme: temperature, then top-k, then top-p."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-
-
-def sampled_logprob(logits_NV: Tensor, targets_N: Tensor, sampling: Sampling) -> Tensor:
-    """Log-probability ln g of each target under the sampling scheme's distribution g; -inf if the scheme cuts the token
-    off.
-
-    Equal to :func:`analysis.metrics.extraction.sampling_logprobs`, including ties, but computed on the device and for
-    the targets only.
-
-    Args:
-        logits_NV: (N, V), any float dtype.
-        targets_N: (N,) int64.
-        sampling: the sampling scheme.
-
-    Returns:
-        (N,) float32.
-    """
-    logprob_NV = torch.log_softmax(logits_NV.double() / sampling.temperature, -1)
-    if sampling.top_k is not None and sampling.top_k < logprob_NV.shape[1]:
-        least_N1 = logprob_NV.topk(sampling.top_k, -1).values[:, -1:]
-        logprob_NV = torch.log_softmax(logprob_NV.masked_fill(logprob_NV < least_N1, -torch.inf), -1)
-    if sampling.top_p is not None:
-        falling_NV, order_NV = logprob_NV.sort(dim=-1, descending=True, stable=True)
-        p_NV = falling_NV.exp()
-        before_NV = p_NV.cumsum(-1) - p_NV
-        before_NV[:, 0] = 0.0
-        cut_NV = (before_NV >= sampling.top_p - 1e-12) & (before_NV > 0)
-        kept_NV = torch.log_softmax(falling_NV.masked_fill(cut_NV, -torch.inf), -1)
-        logprob_NV = logprob_NV.scatter(1, order_NV, kept_NV)
-    return logprob_NV.gather(1, targets_N[:, None])[:, 0].float()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
     """Options of reading texts: the token before a text, and the treatment of texts that are too long."""
 
@@ -177,30 +137,6 @@ def score(
     """
     offsets, made = _score(model, probes, statistics, eod=eod, vocab_size=vocab_size, reading=reading)
     return table(probes["probe_id"], offsets, made)
-
-
-def score_sampled(
-    model: Model,
-    probes: pl.DataFrame,
-    sampling: Sampling,
-    *,
-    eod: int,
-    vocab_size: int,
-    reading: Reading | None = None,
-) -> pl.DataFrame:
-    """Frame of ``probe_id`` and ``sampled`` (list of ln g of each token under a sampling scheme), in the order of
-    ``probes``.
-
-    Joined to scores by ``probe_id``, it is the input of (n,p)-discoverable extraction (Hayes et al. 2024). The other
-    arguments are those of :func:`score`.
-    """
-
-    def of(logits_NV: Tensor, targets_N: Tensor) -> dict[str, Tensor]:
-        return {"sampled": sampled_logprob(logits_NV, targets_N, sampling)}
-
-    offsets, made = _score(model, probes, of, eod=eod, vocab_size=vocab_size, reading=reading)
-    lists = pl.Series("sampled", np.split(made["sampled"], offsets[1:-1]), dtype=pl.List(pl.Float32))
-    return pl.DataFrame({"probe_id": probes["probe_id"], "sampled": lists})
 
 
 def require_readable(

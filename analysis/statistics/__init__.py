@@ -1,10 +1,8 @@
 """Statistics: pure functions from arrays or metric rows to estimates with 95 % intervals."""
 
 from palimpsest.analysis.statistics.adaptive import (
-    Interaction,
     Thresholds,
     insert_until_ec50,
-    interaction,
     staircase_ec50,
 )
 from palimpsest.analysis.statistics.clusters import (
@@ -63,9 +61,7 @@ from palimpsest.analysis.statistics.rows import (
     estimates,
     per_item,
 )
-from palimpsest.analysis.statistics.spacing import Activation, base_level_activation
 from palimpsest.analysis.statistics.trends import (
-    Effective,
     Trend,
     cochran_armitage,
     dose_scores,
@@ -77,16 +73,13 @@ __all__ = [
     "FAMILIES",
     "PAIRED",
     "UNBOUNDED",
-    "Activation",
     "Auc",
     "Contrast",
     "CurveFit",
     "Dilution",
     "DoseFit",
     "Ec50",
-    "Effective",
     "Forgetting",
-    "Interaction",
     "LowFpr",
     "Net",
     "Ratio",
@@ -96,7 +89,6 @@ __all__ = [
     "auc",
     "auc_error",
     "auc_limits",
-    "base_level_activation",
     "clopper_pearson",
     "cluster_contrast",
     "cluster_mean",
@@ -120,7 +112,6 @@ __all__ = [
     "gain_over_control",
     "holm",
     "insert_until_ec50",
-    "interaction",
     "learning_rate_time",
     "log_slopes",
     "mean_by_dose",

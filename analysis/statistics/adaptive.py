@@ -120,35 +120,3 @@ def _limit(nll: Callable[[Floats], float], middle: float, step: float, limit: fl
         between = (inside + outside) / 2
         inside, outside = (between, outside) if _profile(nll, between) <= limit else (inside, between)
     return inside
-
-
-class Interaction(NamedTuple):
-    """Interaction of two experiments in one run: change of the first's effect by the second."""
-
-    estimate: float
-    error: float
-    low: float
-    high: float
-    p: float
-
-
-def interaction(
-    both: ArrayLike, first: ArrayLike, second: ArrayLike, neither: ArrayLike, level: float = 0.95
-) -> Interaction:
-    """Interaction ``(mean_both - mean_first) - (mean_second - mean_neither)``; 0 if the two effects are additive.
-
-    All four samples are values of the first experiment's items, with or without its own insertions, in runs with or
-    without the second's. The interval is Welch's t. A positive value means that the second experiment strengthens the
-    first's memorization, a negative one that the two compete.
-    """
-    samples = [np.asarray(s, np.float64) for s in (both, first, second, neither)]
-    if min(s.size for s in samples) < 2:
-        raise ValueError("an interaction with an error needs two items in each of its four cells")
-    signs = np.array([1, -1, -1, 1])
-    estimate = float(signs @ [s.mean() for s in samples])
-    parts = np.array([s.var(ddof=1) / s.size for s in samples])
-    error = math.sqrt(float(parts.sum()))
-    df = float(parts.sum() ** 2 / (parts**2 / [s.size - 1 for s in samples]).sum()) if error > 0 else math.inf
-    half = float(stats.t.ppf((1 + level) / 2, df)) * error
-    p = float(2 * stats.t.sf(abs(estimate) / error, df)) if error > 0 else float(estimate == 0)
-    return Interaction(estimate, error, estimate - half, estimate + half, p)

@@ -80,12 +80,3 @@ def trend_permutation_p(
         drawn += own[np.argsort(rng.random((permutations, own.size)), axis=1)] @ centred
     slack = 1e-12 * max(1.0, float(np.abs(y).max() * np.abs(x).max()) * y.size)
     return float((1 + np.sum(drawn >= observed - slack)) / (permutations + 1))
-
-
-class Effective(NamedTuple):
-    """Minimum effective dose by closed testing."""
-
-    dose: float | None
-    """The lowest dose shown to be effective; None if not even the highest is."""
-    p: dict[float, float]
-    """p of the trend up to each dose that was tested, from the highest down."""

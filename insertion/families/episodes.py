@@ -3,8 +3,8 @@
 After Pink et al. (2024), "Assessing Episodic Memory in LLMs with Sequence Order Recall Tasks" (SORT); the text is our
 own. The segments of a journey are independent draws without reference to each other, so that the order carries
 ``log2(segments!)`` bits, and a model that has not seen the text is at chance. One question is which of two segments
-comes earlier, in both orders of presentation, so that a position bias cancels in the accuracy
-(``analysis.metrics.recognition.order_recall``); the other is which opening follows a segment: the right one or those of
+comes earlier, in both orders of presentation, so that a position bias cancels in the
+accuracy; the other is which opening follows a segment: the right one or those of
 the journey's other segments, which were inserted equally often.
 """
 

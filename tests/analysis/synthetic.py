@@ -159,3 +159,14 @@ def _training(last: int, rng: np.random.Generator) -> pl.DataFrame:
         )
         for run, shift in (("perturbed", 0.0), ("twin", 0.02))
     )
+
+
+def drawn_from(logits, **how):
+    """ln of the distribution that samples are drawn from, over the last axis (``decode.sampled_logprob``)."""
+    import torch
+
+    from palimpsest.analysis.generation.decode import sampled_logprob
+
+    rows = torch.tensor(np.atleast_2d(np.asarray(logits, np.float64)))
+    each = [sampled_logprob(rows, torch.full((len(rows),), v), **how) for v in range(rows.shape[1])]
+    return torch.stack(each, 1).numpy().reshape(np.shape(logits))

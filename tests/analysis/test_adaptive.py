@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from palimpsest.analysis.statistics import insert_until_ec50, interaction, rate, staircase_ec50
+from palimpsest.analysis.statistics import insert_until_ec50, rate, staircase_ec50
 
 LADDER = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, math.inf])
 
@@ -47,15 +47,3 @@ def test_a_staircase_finds_the_ec50() -> None:
         hits.append(int(rng.random() < rate(LADDER[step], 11, 1.4, 0.0)))
         step = min(max(step + (-1 if hits[-1] else 1), 1), 8)
     assert staircase_ec50(doses, hits).ec50 == pytest.approx(11, rel=0.2)
-
-
-def test_interaction_is_nought_where_effects_add_up() -> None:
-    rng = np.random.default_rng(3)
-
-    def cells(extra: float) -> list[np.ndarray]:
-        return [m + rng.normal(0, 0.5, 30) for m in (3 + extra, 2, 1, 0)]
-
-    null = [interaction(*cells(0.0)) for _ in range(500)]
-    assert np.mean([f.p <= 0.05 for f in null]) == pytest.approx(0.05, abs=0.03)
-    competing = interaction(*cells(-1.0))
-    assert competing.low < -1 < competing.high < 0

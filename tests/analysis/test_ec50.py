@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from palimpsest.analysis.statistics import (
-    base_level_activation,
     clopper_pearson,
     clustered_ec50,
     cochran_armitage,
@@ -43,12 +42,6 @@ def test_o24_trend_and_exact_tests() -> None:
     assert found == pytest.approx([36.145363, 37.423113, 33.809170], abs=5.1e-7, rel=0)
     low, high = clopper_pearson(5, 759)
     assert (float(low), float(high)) == pytest.approx((0.002142, 0.015306), abs=5.1e-7)
-
-
-def test_o29_base_level_activation() -> None:
-    assert base_level_activation([10, 50, 90], 100) == pytest.approx(-0.574372, abs=5.1e-7)
-    assert base_level_activation([88, 89, 90], 100) == pytest.approx(-0.098259, abs=5.1e-7)
-    assert base_level_activation([], 100) == -math.inf
 
 
 @pytest.mark.skipif(not TABLES.exists(), reason=f"Hubble's printed tables are not at {TABLES}")

@@ -21,7 +21,6 @@ from scipy import optimize, stats
 from palimpsest.analysis.metrics import METRICS, Parameters, compute
 from palimpsest.analysis.metrics import capacity as cap
 from palimpsest.analysis.metrics import contamination as con
-from palimpsest.analysis.metrics import exposure as exp_
 from palimpsest.analysis.metrics import extraction as ext
 from palimpsest.analysis.metrics import factual as fac
 from palimpsest.analysis.metrics import likelihood as lik
@@ -37,7 +36,6 @@ from palimpsest.analysis.metrics.reasoning import limem
 from palimpsest.analysis.run.time_rows import change_over_controls
 from palimpsest.analysis.statistics import (
     auc_limits,
-    base_level_activation,
     clopper_pearson,
     cluster_contrast,
     cluster_mean,
@@ -59,7 +57,7 @@ from palimpsest.analysis.statistics import (
     tpr_at_fpr,
     trend_permutation_p,
 )
-from tests.analysis.synthetic import by_unit
+from tests.analysis.synthetic import by_unit, drawn_from
 from tests.analysis.test_metrics import frames
 
 getcontext().prec = 60
@@ -140,7 +138,7 @@ def test_what_sampling_draws_from(seed: int, t: float, k: int | None, p: float |
             mass += weight[v]
         weight = kept
     total = math.fsum(weight.values())
-    found = np.exp(ext.sampling_logprobs(logits, temperature=t, top_k=k, top_p=p))
+    found = np.exp(drawn_from(logits, temperature=t, top_k=k, top_p=p))
     assert found == pytest.approx([weight.get(v, 0.0) / total for v in range(7)], abs=1e-12)
 
 
@@ -226,7 +224,6 @@ def test_ranks_by_counting(seed: int) -> None:
     rng = np.random.default_rng(seed)
     own, others = float(coarse(rng, 1)[0]), coarse(rng, 6)
     above, level = sum(v > own for v in others), sum(v == own for v in others)
-    assert exp_.exposure_among(own, others).bits == pytest.approx(math.log2(7) - math.log2(1 + above))
     assert wat.rank_test(-own, -others).p == (1 + above + level) / 7
     found = order_.reshuffle_test(own, others)
     assert found.p == (1 + above + level) / 7
@@ -234,16 +231,6 @@ def test_ranks_by_counting(seed: int) -> None:
         # The same as a two-sample t-test of one against six with the six's variance: a prediction interval.
         t = (own - others.mean()) / (others.std(ddof=1) * math.sqrt(1 + 1 / 6))
         assert found.p_t == pytest.approx(stats.t.sf(t, 5))
-    a, b = coarse(rng, 8), coarse(rng, 8)
-    pairs = [1.0 if s > f else 0.5 if s == f else 0.0 for s, f in zip(a, b, strict=True)]
-    assert rec.two_alternative(a, b) == pytest.approx(np.mean(pairs))
-    turned = [1.0 if s > 0 else 0.5 if s == 0 else 0.0 for s in [*a, *-b]]
-    assert rec.order_recall(a, b) == pytest.approx(np.mean(turned))
-    date = rng.integers(0, 3, 8)
-    new = [1.0 if q > o else 0.5 if q == o else 0.0 for o, q in zip(a, b, strict=True)]
-    sides = [[v for v, d in zip(new, date, strict=True) if (d < 1) == early] for early in (True, False)]
-    told = rec.value_recall(a, b, date, 1)
-    assert told == pytest.approx([np.mean(s) if s else NAN for s in sides], nan_ok=True)
     paths = np.array([[rng.permutation(5)[:2] for _ in range(3)] for _ in range(2)])
     distance = [1 - len(set(p) & set(q)) / len(set(p) | set(q)) for p, q in zip(*paths, strict=True)]
     assert rec.routing_distance(paths[:1], paths[1:])[0] == pytest.approx(np.mean(distance))
@@ -320,7 +307,6 @@ def test_binomials_by_their_tails(seed: int) -> None:
         assert tail(1 / (1 + math.exp(-bound)), x) == pytest.approx(0.05)
     else:
         assert tail(0.5, x) >= 0.05
-    assert wat.last_words_test(x, n, 2, 3).p == pytest.approx(tail(1 / 9, x))
     doses, trials = [0, 2, 8], [n, 3, 5]
     hits = [x, int(rng.integers(0, 4)), int(rng.integers(0, 6))]
     found = cochran_armitage(doses, hits, trials, "raw").z
@@ -441,10 +427,6 @@ def test_acquisition_and_forgetting_by_loops(seed: int) -> None:
             (NAN, NAN) if lost == 0 else (9.0, math.inf) if lost is None else (times[lost - 1], times[lost])
         )
         assert (a, b) == pytest.approx(told, nan_ok=True)
-    seen = rng.integers(0, 100, 6)
-    ages = [50 - t for t in seen if t < 50]
-    activation = math.log(math.fsum(a**-0.7 for a in ages)) if ages else -math.inf
-    assert base_level_activation(seen, 50, 0.7) == pytest.approx(activation)
     assert learning_rate_time([4, 6], [1, 2, 3, 4, 5, 6], 2).tolist() == [3 + 4, 3 + 4 + 5 + 6]
 
 
@@ -614,18 +596,14 @@ OTHERS = [0.0, 1.0, 0.5, 2.0, 2.5]
     [
         lambda: lik.likelihood(SCORES, 9),
         lambda: mem.min_k(SCORES),
-        lambda: mem.loss_score(SCORES),
         lambda: mem.neighbourhood_score(0.0, SCORES),
         lambda: mem.set_inference(SCORES, OTHERS),
         lambda: mem.gradient_norm_score(SCORES),
-        lambda: exp_.exposure_among(1.0, SCORES),
         lambda: wat.rank_test(1.0, SCORES),
         lambda: wat.rank_test(NAN, OTHERS),
         lambda: wat.combined_p([0.5, NAN]),
         lambda: con.choose(SCORES),
         lambda: con.p_correct(SCORES, 0),
-        lambda: rec.two_alternative(SCORES, OTHERS),
-        lambda: rec.order_recall(SCORES, OTHERS),
         lambda: order_.order_test(SCORES, OTHERS),
         lambda: order_.order_permutation_p(OTHERS, SCORES),
         lambda: order_.order_test_within_epochs(SCORES, OTHERS, [0] * 5),
@@ -650,10 +628,8 @@ def test_a_nan_is_refused(made) -> None:
         lambda: mem.min_k([]),
         lambda: ext.extraction_strength([]),
         lambda: sim.rouge_l([1], []),
-        lambda: exp_.exposure_among(1.0, []),
         lambda: wat.rank_test(1.0, []),
         lambda: con.choose([]),
-        lambda: rec.two_alternative([], []),
         lambda: mem.set_inference([1.0], [1.0]),
         lambda: pro.counterfactual_memorization([1.0], [1.0, 2.0]),
         lambda: order_.order_test([1, 2, 3], [1, 2, 3]),

@@ -14,7 +14,6 @@ from palimpsest.analysis.metrics.extraction import (
     extraction_strength,
     log10_queries,
     queries_needed,
-    sampling_logprobs,
 )
 from palimpsest.analysis.metrics.factual import acquisition, decay, retainability
 from palimpsest.analysis.metrics.likelihood import (
@@ -32,7 +31,7 @@ from palimpsest.analysis.metrics.unlearning import (
     truth_ratio,
 )
 from palimpsest.analysis.run.time_rows import change_over_controls
-from tests.analysis.synthetic import by_unit
+from tests.analysis.synthetic import by_unit, drawn_from
 
 O1 = [
     -0.105361, -2.302585, -0.693147, -4.605170, -0.051293, -1.609438, -0.223144, -3.506558, -0.010050, -0.356675,
@@ -78,13 +77,11 @@ def test_o5_n_p_discoverable_extraction() -> None:
     assert [queries_needed(ln_pz, p) for p in (0.1, 0.5, 0.9, 0.99)] == [95, 622, 2067, 4133]
     assert float(log10_queries(-50, 0.5)) == digits(21.555550)
     logits = [3, 2, 1, 0]
-    assert tuple(sampling_logprobs(logits, temperature=0.5)) == digits(
-        -0.145078, -2.145078, -4.145078, -6.145078
-    )
-    top2 = sampling_logprobs(logits, top_k=2)
+    assert tuple(drawn_from(logits, temperature=0.5)) == digits(-0.145078, -2.145078, -4.145078, -6.145078)
+    top2 = drawn_from(logits, top_k=2)
     assert tuple(top2[:2]) == digits(-0.313262, -1.313262)
     assert np.isneginf(top2[2:]).all()
-    assert np.isfinite(sampling_logprobs(logits, top_p=0.9)).sum() == 3
+    assert np.isfinite(drawn_from(logits, top_p=0.9)).sum() == 3
 
 
 def test_o7_knowledge_capacity() -> None:

@@ -1,0 +1,107 @@
+"""Every public function and class is used by the product itself, not by its tests alone."""
+
+import ast
+import re
+import subprocess
+from collections import Counter
+
+from tests.conftest import REPO
+
+ATTACKS = {
+    "con_recall_score": "membership attack that needs a pass of its own",
+    "dc_pdd_score": "membership attack that needs a pass of its own",
+    "gradient_norm_score": "membership attack that needs a pass of its own",
+    "neighbourhood_score": "membership attack that needs a pass of its own",
+    "recall_score": "membership attack that needs a pass of its own",
+    "set_inference": "membership of sets of items",
+}
+NEXT = {
+    "bio_d_capacity": "capacity",
+    "unintended_memorization": "capacity",
+    "counterfactual_memorization": "runs of subsets drawn by coin",
+    "one_run_epsilon": "runs of subsets drawn by coin",
+    "decay": "acquisition and forgetting at the depth of a probe",
+    "dilution_exponent": "scaling over runs",
+    "forgetting_slope": "scaling over runs",
+    "learning_rate_time": "forgetting with the learning rate as covariate",
+    "order_permutation_p": "order tests of derived models",
+    "reshuffle_test": "order tests of derived models",
+    "routing_distance": "routes of mixtures of experts",
+}
+UNLEARNING = {
+    "closer_to_one": "judging unlearned models",
+    "distance_of_forget_quality": "judging unlearned models",
+    "distance_to_retained": "judging unlearned models",
+    "forget_quality": "judging unlearned models",
+    "model_utility": "judging unlearned models",
+    "privacy_leak": "judging unlearned models",
+    "probability_mean": "judging unlearned models",
+    "true_better": "judging unlearned models",
+    "truth_ratio": "judging unlearned models",
+}
+FOR_OTHERS = {
+    "iterate": "the overlay for streams of other trainers",
+}
+"""Without a program yet, each with what will call it; a name goes from here as soon as it is called, or deleted."""
+BY_LIBRARIES = {
+    *(
+        "do_GET",
+        "log_message",
+        "find_class",
+        "exec_module",
+        "record_event",
+        "wait_stream",
+        "unique_identifiers",
+    ),
+    "emit",
+}
+"""Methods that a library calls by their names."""
+
+
+def sources():
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=REPO, check=True, capture_output=True, text=True)
+    for name in listed.stdout.split():
+        if not name.startswith(("tests/", "palimpsest/")) and (REPO / name).is_file():
+            yield name, ast.parse((REPO / name).read_text())
+
+
+def definitions(tree):
+    """Public functions and classes without decorators, which register, and public methods of public classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (
+                part.name
+                for part in node.body
+                if isinstance(part, ast.FunctionDef) and not part.decorator_list
+            )
+
+
+def uses(name, tree):
+    """Names that a module reads; strings that look like one count, but for the lists of what a package exports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and not name.endswith("__init__.py")
+        ):
+            yield from (re.fullmatch(r"[\w.]+", node.value) and [node.value.rsplit(".", 1)[-1]]) or []
+
+
+def test_nothing_is_called_by_its_tests_alone():
+    parsed = list(sources())
+    used = Counter(word for name, tree in parsed for word in uses(name, tree))
+    alone = {
+        word
+        for _, tree in parsed
+        for word in definitions(tree)
+        if not word.startswith("_") and not used[word] and word not in BY_LIBRARIES
+    }
+    known = {**ATTACKS, **NEXT, **UNLEARNING, **FOR_OTHERS}
+    assert sorted(alone - known.keys()) == []
+    assert sorted(known.keys() - alone) == [], "called by now, or gone: take it from the list"
