@@ -209,9 +209,8 @@ def choice_probability(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def choice_exposure(scored: Scored, parameters: Parameters) -> Values:
-    """Exposure of the right answer among the candidates of its question, in bits (Carlini et al. 2019), by
-    :func:`~analysis.metrics.exposure.exposure_among` with ``half`` for ties; at most log2 of the number of
-    candidates.
+    """Exposure of the right answer among the candidates of its question, in bits (Carlini et al. 2019):
+    ``log2 candidates - log2 rank``, tied candidates counting half; at most log2 of the number of candidates.
     """
     found, value, fit = _choices(scored, _loglik(scored))
     truth = over(found.group, np.where(found.right, value, -np.inf), np.maximum)
@@ -255,9 +254,7 @@ _UNSEEN = "the text or one of its foils was not scored"
     by_question=True,
 )
 def recognition_2afc(scored: Scored, parameters: Parameters) -> Values:
-    """Share of its own foils that a text is likelier than (Orhan 2023); see
-    :func:`~analysis.metrics.recognition.two_alternative`.
-    """
+    """Share of its own foils that a text is likelier than (Orhan 2023); ties count half."""
     found, foil, seen, fit = _foils(scored)
     won = (seen > foil) + 0.5 * (seen == foil)
     return found.values(scored, over(found.group, won, np.add) / np.maximum(found.size, 1), fit, _UNSEEN)
