@@ -5,7 +5,8 @@
 
 On a CPU: ``nano`` and ``tiny``, each in fp32 and bf16. On a GPU: ``hubble_1b`` in bf16 on windows of 2,048 tokens,
 with the local layers and, where Transformer Engine is installed, with its own; beside them a plain loop around
-``transformers`` with ``torch.compile``. ``--models``, ``--length``, ``--batch`` and ``--micro`` make it smaller.
+``transformers`` with ``torch.compile``, and one with Liger's kernels where they are installed.
+``--models``, ``--length``, ``--batch`` and ``--micro`` make it smaller.
 
 Every arm is a process of its own, so that none has another's settings or patches. All start from the same weights, read
 the same windows and take the same steps of AdamW (clipped at 1, matrices decayed): their losses are told, and must
@@ -33,7 +34,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -145,10 +146,13 @@ def theirs(task: Task, weights: Path) -> Iterator[float]:
     """A plain loop around ``transformers``; yields the loss of each step."""
     import torch
     import transformers
-    from torch.nn import functional
 
     if task.threads:
         torch.set_num_threads(task.threads)
+    if "Liger" in task.arm:
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        apply_liger_kernel_to_llama(fused_linear_cross_entropy=False)  # that is called below
     device = torch.device(task.device)
     low = task.train.precision == "bf16"
     reduced = task.arm == "transformers, all bf16"
@@ -166,7 +170,7 @@ def theirs(task: Task, weights: Path) -> Iterator[float]:
         weight_decay=ADAMW.weight_decay,
         fused=True,
     )
-    forward = torch.compile(model, backend=task.compiled) if task.compiled else model
+    loss_of = _losses(model, task)
     order, train, position = RandomWindows(task), task.train, 0
     parts = train.global_batch_size // train.micro_batch_size
     cast = torch.autocast(device.type, torch.bfloat16) if low and not reduced else nullcontext()
@@ -177,14 +181,40 @@ def theirs(task: Task, weights: Path) -> Iterator[float]:
             position += train.micro_batch_size
             windows = torch.from_numpy(np.stack(rows)).to(device)
             with cast:
-                logits = forward(input_ids=windows[:, :-1], use_cache=False).logits
-                loss = functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+                loss = loss_of(windows[:, :-1], windows[:, 1:])
             (loss / parts).backward()
             total += loss.detach() / parts
         torch.nn.utils.clip_grad_norm_(model.parameters(), ADAMW.clip_grad)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
         yield total.item()
+
+
+def _losses(model: Any, task: Task) -> Callable[[Any, Any], Any]:
+    """The mean loss of ids and targets, (B, T) each; of Liger's arm without the logits of all tokens."""
+    import torch
+    from torch.nn import functional
+
+    def compiled(module: Any) -> Any:
+        return torch.compile(module, backend=task.compiled) if task.compiled else module
+
+    if "Liger" in task.arm:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        body, fused = compiled(model.model), LigerFusedLinearCrossEntropyLoss()
+
+        def by_liger(ids: Any, targets: Any) -> Any:
+            hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+            return fused(model.lm_head.weight, hidden.flatten(0, 1), targets.flatten())
+
+        return by_liger
+    forward = compiled(model)
+
+    def plain(ids: Any, targets: Any) -> Any:
+        logits = forward(input_ids=ids, use_cache=False).logits
+        return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    return plain
 
 
 def work(task: Task, weights: Path, pipe: Any) -> None:
@@ -282,10 +312,14 @@ def measure(tasks: list[Task], rounds: int, steps: int, *, turns: bool) -> list[
 def alone(task: Task, weights: Path, rounds: int, steps: int) -> Iterator[Arm]:
     """Run one arm from its beginning to its end."""
     arm = Arm(task, weights)
-    arm.take(UNTIMED, timed=False)
-    for _ in range(rounds):
-        arm.take(steps, timed=True)
-    arm.end()
+    try:
+        arm.take(UNTIMED, timed=False)
+        for _ in range(rounds):
+            arm.take(steps, timed=True)
+    except EOFError:  # its process ended, and its traceback is above; the other arms go on
+        arm.seconds = []
+    else:
+        arm.end()
     yield arm
 
 
@@ -303,8 +337,11 @@ def table(arms: list[Arm], device_name: str) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     flops = estimate.flops_per_token(task.model, task.vocabulary, train.sequence_length)
     for arm in arms:
+        if not arm.seconds:
+            yield f"| {arm.task.arm} | failed | | | | | |"
+            continue
         told = f"{statistics.median(arm.seconds):.4f} ({min(arm.seconds):.4f}-{max(arm.seconds):.4f})"
-        ratio = "" if arm is arms[0] else f"{arms[0].speed / arm.speed:.2f}"
+        ratio = "" if arm is arms[0] or not arms[0].seconds else f"{arms[0].speed / arm.speed:.2f}"
         share = f"{arm.speed * flops / peak:.1%}" if peak else ""
         memory = f"{arm.memory / 2**30:.1f}" if arm.memory else ""
         yield f"| {arm.task.arm} | {told} | {arm.speed:,.0f} | {ratio} | {arm.loss:.4f} | {share} | {memory} |"
@@ -319,6 +356,8 @@ def arms_of(precision: str, device: str) -> list[str]:
         if find_spec("transformer_engine") is not None:
             found.append("here, Transformer Engine")
     found.append("transformers")
+    if device == "cuda" and find_spec("liger_kernel") is not None:
+        found.append("transformers, Liger")
     if precision == "bf16":
         found.append("transformers, all bf16")
     return found

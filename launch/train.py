@@ -26,6 +26,8 @@ from palimpsest.launch.program import program, take
 from palimpsest.pretrain.config import ParallelConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from palimpsest.pretrain.hooks import Hook
     from palimpsest.pretrain.parallel import World
     from palimpsest.pretrain.settings import Settings
@@ -115,6 +117,8 @@ def settings_of(experiment: Experiment) -> tuple[Settings, str]:
 
     machine = experiment.runtime, experiment.model, experiment.train, parallel.pick_device(experiment.runtime)
     attention, because = parallel.pick_attention(*machine)
+    if attention == "sdpa" and machine[-1].type == "cuda":
+        because += f"; its kernel: {_kernel(experiment, machine[-1])}"
     parallel.check_graphs(*machine)
     settings = Settings(
         model=experiment.model,
@@ -125,6 +129,25 @@ def settings_of(experiment: Experiment) -> tuple[Settings, str]:
         graphs=experiment.runtime.cuda_graphs,
     )
     return settings, because + (", layers as CUDA graphs" if experiment.runtime.cuda_graphs else "")
+
+
+def _kernel(experiment: Experiment, device: torch.device) -> str:
+    """Name of the kernel of ``scaled_dot_product_attention`` for this training."""
+    import torch
+
+    from palimpsest.pretrain import attention
+
+    model, train = experiment.model, experiment.train
+    dtype = torch.bfloat16 if train.half_precision else torch.float32
+    return attention.kernel_name(
+        model.heads,
+        model.query_groups,
+        model.head_dim,
+        length=train.sequence_length,
+        masked=train.document_attention,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def _plan(experiment: Experiment) -> plans.Plan:

@@ -14,9 +14,33 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import causal_lower_right
 
 from palimpsest.pretrain import cpu
+
+
+def kernel_name(
+    heads: int, groups: int, size: int, *, length: int, masked: bool, dtype: torch.dtype, device: torch.device
+) -> str:
+    """Name of the kernel that ``scaled_dot_product_attention`` chooses, such as ``flash_attention``.
+
+    Args:
+        heads: of the queries.
+        groups: heads of keys and values.
+        size: of a head.
+        length: of a window, tokens.
+        masked: attention has a mask by documents.
+        dtype: of queries, keys and values.
+        device: they are on.
+    """
+    query = torch.empty(1, heads, length, size, dtype=dtype, device=device)
+    key = query.new_empty(1, groups, length, size)
+    mask = torch.empty(1, 1, length, length, dtype=torch.bool, device=device) if masked else None
+    choice = torch._fused_sdp_choice(
+        query, key, key, attn_mask=mask, is_causal=not masked, enable_gqa=groups != heads
+    )
+    return SDPBackend(choice).name.lower()
 
 
 class CausalAttention(torch.nn.Module):

@@ -112,3 +112,14 @@ def test_ranks_that_divide_a_window_attend_causally_by_name(monkeypatch, groups)
     expected = module(*whole, None)
     for rank, out in enumerate(outputs):
         assert torch.allclose(out, share(expected.transpose(0, 1), rank, ranks).transpose(0, 1), atol=1e-6)
+
+
+def test_the_kernel_is_named():
+    """As PyTorch chooses it, here for a CPU; asked to, it uses another."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    shape = {"length": 64, "masked": False, "dtype": torch.float32, "device": torch.device("cpu")}
+    assert attention_module.kernel_name(4, 2, 16, **shape) == "flash_attention"
+    assert attention_module.kernel_name(4, 4, 16, **shape | {"masked": True}) == "flash_attention"
+    with sdpa_kernel(SDPBackend.MATH):
+        assert attention_module.kernel_name(4, 4, 16, **shape) == "math"
