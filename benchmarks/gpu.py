@@ -84,25 +84,30 @@ def experiment(*, rehearse: bool) -> Iterator[str]:
 
     from palimpsest.pretrain import checkpoint
 
-    steps = 4 if rehearse else 60
     device = "cpu" if rehearse else "cuda"
-    common = [
-        *("+experiment=quickstart", f"train.steps={steps}", f"train.checkpoint_every={steps}"),
-        *(
-            "train.deterministic=true",
-            "runtime.attention=sdpa",
-            "optimizer.warmup_steps=2",
-            "insertion.doses=[0,1]",
-        ),
-    ]
+    experiment, steps = ("small", 20) if rehearse else ("quickstart", 60)
+    common = [f"+experiment={experiment}", "train.deterministic=true", "runtime.attention=sdpa"]
+    if rehearse:
+        common.insert(0, f"--config-dir={ROOT / 'tests' / 'conf'}")
+    else:
+        common += [
+            f"train.steps={steps}",
+            f"train.checkpoint_every={steps}",
+            "insertion.doses=[0,1,4]",
+            "insertion.max_share=0.5",
+        ]
     with tempfile.TemporaryDirectory() as place:
+        if rehearse:
+            from tests.conftest import write_text
+
+            write_text(Path(place, "text.jsonl"))
 
         def program(name: str, *more: str) -> None:
             script = str(ROOT / "launch" / f"{name}.py")
             run([sys.executable, script, *common, *more], _limit("experiment", rehearse), cwd=place)
 
         def records(name: str) -> tuple[list[float], dict[str, Any]]:
-            (found,) = Path(place, "runs", "quickstart").glob(f"{name}-*/perturbed")
+            (found,) = Path(place, "runs", experiment).glob(f"{name}-*/perturbed")
             lines = (found / "metrics.jsonl").read_text().splitlines()
             path = checkpoint.path_of(found / "checkpoints", steps)
             return [json.loads(line)["loss"] for line in lines], checkpoint.tensors(path)

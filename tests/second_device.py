@@ -104,7 +104,8 @@ def _run(function, arguments, options):
     arguments, options = list(arguments), dict(options)
     for where, key in ((arguments, given.get("device")), (options, "device")):
         if key is not None and (where is arguments or options.get(key) is not None):
-            here, where[key] = _is_cuda(where[key]), CPU
+            here = _is_cuda(where[key])
+            where[key] = CPU if here else where[key]
     options.pop("pin_memory", None)
     data, named = tree_map(_data, (arguments, options))
     if function is torch.ops.aten.mm.dtype:  # CPUs have no product that is summed in another dtype

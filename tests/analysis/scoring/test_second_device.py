@@ -28,6 +28,9 @@ join = distributed.init_process_group
 def run(task, *given):
     second_device.install()
     distributed.init_process_group = lambda _backend, device_id, **options: join("gloo", **options)
+    if task == "released":
+        print(json.dumps(released(*given)))
+        return
     with second_device.Machine():
         print(json.dumps(globals()[task](*given)))
 
@@ -91,18 +94,25 @@ def in_training(directory, eod):
 def released(*cases):
     \"\"\"Models of transformers: the numbers of each token, on the CPU and on the device.\"\"\"
     import numpy as np
+    import transformers
 
     from palimpsest.analysis.scoring import huggingface, token_statistics
 
     texts = [np.random.default_rng(n).integers(1, 97, n) for n in (5, 30, 50, 17)]
+
+    def numbers(model):
+        found = token_statistics.score_tokens(model, texts, eod=0, vocab_size=97)
+        return {name: values.tolist() for name, values in found.items()}
+
     found = {}
     for case in cases:
         directory, dtype = case.split(":")
-        for device in ("cpu", "cuda"):
-            model = huggingface.open_huggingface(directory, torch.device(device), {"dtype": dtype})
-            assert model.device.type == device
-            numbers = token_statistics.score_tokens(model, texts, eod=0, vocab_size=97)
-            found[f"{case} {device}"] = {name: values.tolist() for name, values in numbers.items()}
+        opened = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+        found[f"{case} cpu"] = numbers(huggingface.of_huggingface(opened))
+        with second_device.Machine():
+            model = huggingface.of_huggingface(opened.to("cuda"))
+            assert model.device.type == "cuda"
+            found[f"{case} cuda"] = numbers(model)
     return found
 
 
@@ -167,9 +177,7 @@ def test_released_models_are_scored_as_on_a_cpu(tmp_path, on_device):
     cases = []
     for kind, dtype in (
         ("llama", "float32"),
-        ("llama", "bfloat16"),
-        ("gpt2", "float32"),
-        ("gpt_neox", "bfloat16"),
+        ("gpt2", "bfloat16"),
     ):
         config = transformers.AutoConfig.for_model(
             kind,
