@@ -60,7 +60,7 @@ def test_a_command_that_hangs_is_stopped():
         gpu.run([sys.executable, "-c", "print('begun', flush=True)\nimport time\ntime.sleep(60)"], 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_in_miniature(tmp_path):
     pytest.importorskip("transformers")
     written = tmp_path / "gpu.md"
