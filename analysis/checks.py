@@ -20,9 +20,9 @@ def numbers(values: ArrayLike, what: str, least: int = 1) -> NDArray[np.float64]
     Raises:
         ValueError: if there are fewer than ``least`` values, or one is NaN.
     """
-    found = np.atleast_1d(np.asarray(values, np.float64))
-    if len(found) < least:
-        raise ValueError(f"{what}: {least} or more are needed, not {len(found)}")
-    if np.isnan(found).any():
-        raise ValueError(f"{what}: {int(np.isnan(found).sum())} of {found.size} are NaN")
-    return found
+    array = np.atleast_1d(np.asarray(values, np.float64))
+    if len(array) < least:
+        raise ValueError(f"{what}: {least} or more are needed, not {len(array)}")
+    if np.isnan(array).any():
+        raise ValueError(f"{what}: {int(np.isnan(array).sum())} of {array.size} are NaN")
+    return array

@@ -75,7 +75,7 @@ def results(
     """
     rows = sources.apart(estimates, "table of results")
     for column, value in (("metric", metric), ("statistic", statistic), ("family", family)):
-        known = [str(found) for found in rows[column].drop_nulls().unique()]
+        known = [str(name) for name in rows[column].drop_nulls().unique()]
         rows = rows.filter(pl.col(column) == value)
         if rows.is_empty():
             raise UserError(f"no estimate has {column}={value!r}{nearest(value, known)}")

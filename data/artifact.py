@@ -134,13 +134,13 @@ class Draft:
 @contextmanager
 def _parent(directory: Path) -> Iterator[None]:
     """Create the parent directory of an artefact, and remove it again if the artefact was not written."""
-    made = [place for place in (directory.parent, *directory.parent.parents) if not place.exists()]
+    missing = [place for place in (directory.parent, *directory.parent.parents) if not place.exists()]
     directory.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):  # others have put something there
-            for place in made:
+            for place in missing:
                 place.rmdir()
         raise
 

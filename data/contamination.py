@@ -178,8 +178,8 @@ def _holding(
     document = np.searchsorted(ends, at, side="right")
     fits = at + len(gram) <= ends[document]
     windows = ids[at[fits][:, None] + np.arange(len(gram))]
-    found: npt.NDArray[np.int64] = document[fits][(windows == gram).all(axis=1)]
-    return found
+    documents: npt.NDArray[np.int64] = document[fits][(windows == gram).all(axis=1)]
+    return documents
 
 
 def ngram_places(prefix: Path, spans: Sequence[npt.NDArray[np.int32]]) -> list[npt.NDArray[np.int64]]:

@@ -353,7 +353,7 @@ def _merge(work: Work, place: Path) -> dict[str, Any]:
     Returns:
         The facts of the corpus.
     """
-    made = artifact.read(
+    tokenizer_manifest = artifact.read(
         work.place / shards.TOKENIZER, kind="corpus tokenizer", schema_version=shards.VERSION
     )
     shutil.copyfile(work.place / shards.TOKENIZER / tokenizer.FILE, place / tokenizer.FILE)
@@ -371,7 +371,7 @@ def _merge(work: Work, place: Path) -> dict[str, Any]:
             "them (corpus.heldout_apart); lower it or add text"
         )
     lengths = [tokens.map_lengths(directory / TRAIN) for directory in directories]
-    tokens.write_index(place / TRAIN, lengths, tokens.dtype_for(made.facts["vocab_size"]))
+    tokens.write_index(place / TRAIN, lengths, tokens.dtype_for(tokenizer_manifest.facts["vocab_size"]))
     for name, schema in ((DOCUMENTS, shards.DOCUMENTS_SCHEMA), (HELDOUT, shards.HELDOUT_SCHEMA)):
         with pq.ParquetWriter(place / name, schema, compression="zstd") as table:
             for directory in directories:
@@ -381,9 +381,9 @@ def _merge(work: Work, place: Path) -> dict[str, Any]:
     return {
         **_overlap(place, directories, ours),
         **{name: counts[name] for name in _COUNTED},
-        **{name: made.facts[name] for name in ("vocab_size", "eod")},
-        "tokenizer_digest": made.facts["digest"],
-        "encoder": f"{made.facts['version']}: {made.facts['reason']}",
+        **{name: tokenizer_manifest.facts[name] for name in ("vocab_size", "eod")},
+        "tokenizer_digest": tokenizer_manifest.facts["digest"],
+        "encoder": f"{tokenizer_manifest.facts['version']}: {tokenizer_manifest.facts['reason']}",
         "shards_by_tokenizers": counts["shards_by_tokenizers"],
     }
 

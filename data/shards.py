@@ -257,7 +257,7 @@ def read(work: Work, number: int) -> Manifest:
             else None
         )
         whole = work.config.as_it_lies
-        found = (
+        read = (
             d for part in parts for d in sources.read_part(work.config.source, part, counts, decoder, whole)
         )
         options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -265,7 +265,7 @@ def read(work: Work, number: int) -> Manifest:
             pa.OSFile(str(draft.path / _SPOOL), "wb") as file,
             pa.ipc.new_file(file, _SPOOL_SCHEMA, options=options) as out,
         ):
-            for batch in _batches(found):
+            for batch in _batches(read):
                 # Copies that differ in white space alone must not fall on both sides of the split.
                 exact, words = zip(*(duplicates.key_of(document.text) for document in batch), strict=True)
                 keys.append(np.frombuffer(b"".join(exact), dtype=">u8").reshape(-1, 2).astype(np.uint64))
@@ -407,8 +407,8 @@ def _training_texts(work: Work) -> Iterator[str]:
     sizes = sum(part.size for shard in work.shards for part in shard)
     share = work.config.tokenizer.train_megabytes * 1e6 / max(sizes, 1)
     for number in range(len(work.shards)):
-        for kept in _kept(work, number):
-            batch = kept.train
+        for shard in _kept(work, number):
+            batch = shard.train
             if share < 1:
                 batch = batch.filter(pa.array(_key_half(batch, 1) < np.uint64(int(share * 2**64))))
             yield from batch["text"].to_pylist()
@@ -429,7 +429,7 @@ def make_tokenizer(work: Work) -> Manifest:
     def fill(draft: Draft) -> None:
         numbers = np.unique(np.linspace(0, len(work.shards) - 1, _SAMPLED).astype(int)).tolist()
         firsts = [next((k for k in _kept(work, n) if k.train.num_rows), None) for n in numbers]
-        texts = encoder.sample([kept.train["text"].to_pylist() for kept in firsts if kept is not None])
+        texts = encoder.sample([batch.train["text"].to_pylist() for batch in firsts if batch is not None])
         if not texts and next(_training_texts(work), None) is None:
             raise _all_held_out(work)
         ours = tokenizer.build(_training_texts(work), work.config.tokenizer)
@@ -460,22 +460,26 @@ def tokenize(work: Work, number: int) -> Manifest:
     Raises:
         UserError: if ready tokens are outside the vocabulary.
     """
-    made = artifact.read(work.place / TOKENIZER, kind=f"corpus {TOKENIZER}", schema_version=VERSION)
+    tokenizer_manifest = artifact.read(
+        work.place / TOKENIZER, kind=f"corpus {TOKENIZER}", schema_version=VERSION
+    )
     config = {
         "heldout_fraction": work.config.heldout_fraction,
-        "library": made.facts["version"],
+        "library": tokenizer_manifest.facts["version"],
         "decontaminate": asdict(work.config.decontaminate),
     }
     inputs = {
         **work.wanted_inputs,
         "read": _digest(work.shard(READ, number)),
         "duplicates": _digest(work.place / DUPLICATES),
-        "tokenizer": made.digest,
+        "tokenizer": tokenizer_manifest.digest,
     }
 
     def fill(draft: Draft) -> None:
         path = work.place / TOKENIZER / tokenizer.FILE
-        ours, fast = _loaded(path, work.config.tokenizer.eod, made.facts["library"], made.digest)
+        ours, fast = _loaded(
+            path, work.config.tokenizer.eod, tokenizer_manifest.facts["library"], tokenizer_manifest.digest
+        )
         marks = _dropped(work, number)
         counts = Counter(
             duplicates_dropped=int((marks == duplicates.EXACT).sum()),
@@ -489,13 +493,13 @@ def tokenize(work: Work, number: int) -> Manifest:
         ):
             finder = _finder(work, ours)
             encode: Encoder | None = None
-            for kept in _kept(work, number):
-                _hold_out(kept.heldout, heldout, counts)
-                if not kept.train.num_rows:
+            for batch in _kept(work, number):
+                _hold_out(batch.heldout, heldout, counts)
+                if not batch.train.num_rows:
                     continue
                 if encode is None:
-                    encode, counts["shards_by_tokenizers"] = _encoder(ours, fast, kept.train)
-                _write_tokens(kept.train, encode, finder, writer, table, counts)
+                    encode, counts["shards_by_tokenizers"] = _encoder(ours, fast, batch.train)
+                _write_tokens(batch.train, encode, finder, writer, table, counts)
             counts["train_documents"], counts["train_tokens"] = writer.documents, writer.tokens
         draft.facts.update(counts)
 

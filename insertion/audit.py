@@ -315,8 +315,8 @@ def _counted(text: list[int], loss: int) -> list[bool]:
     for back in range(1, CONTEXT + 1):  # Horner's rule, from the token before backwards
         hashed = (hashed + tokens[CONTEXT - back : len(text) - back] + np.uint64(1)) * _BASE
     hashed = (hashed ^ (hashed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    kept = (hashed ^ (hashed >> np.uint64(32))) % np.uint64(loss) != 0
-    return [True] * CONTEXT + [bool(flag) for flag in kept]
+    counted = (hashed ^ (hashed >> np.uint64(32))) % np.uint64(loss) != 0
+    return [True] * CONTEXT + [bool(flag) for flag in counted]
 
 
 def _digests(ledger: Ledger, windows: int) -> npt.NDArray[np.uint64]:

@@ -46,11 +46,11 @@ def chosen(declared: Sequence[str], arms: Sequence[str]) -> list[Contrast]:
     """
     if declared:
         return [_declared(text, arms) for text in declared]
-    found = []
+    contrasts = []
     for factor in FACTORS:
         levels = sorted({part for arm in arms for part in parts(arm) if part.startswith(f"{factor} ")})
-        found += [Contrast(frozenset({b}), frozenset({a})) for a, b in itertools.combinations(levels, 2)]
-    return found
+        contrasts += [Contrast(frozenset({b}), frozenset({a})) for a, b in itertools.combinations(levels, 2)]
+    return contrasts
 
 
 def _declared(text: str, arms: Sequence[str]) -> Contrast:

@@ -92,11 +92,11 @@ def digests(sources: Mapping[str, str]) -> dict[str, str]:
     Raises:
         UserError: for a file that is not there.
     """
-    found = {}
+    by_source = {}
     for name, path in sources.items():
         here = files.has_rows(path) or Path(path).exists()
-        found[name] = (here and digest_of(path, _setting(name, sources))) or json_digest(path)
-    return found
+        by_source[name] = (here and digest_of(path, _setting(name, sources))) or json_digest(path)
+    return by_source
 
 
 def read(
@@ -120,25 +120,25 @@ def read(
     Raises:
         UserError: naming file and row.
     """
-    found: dict[str, Declared] = {}
+    by_text: dict[str, Declared] = {}
     ids: dict[str, str] = {}
     for name, path in sources.items():
         what = _setting(name, sources)
         for number, row in _rows(path, what, limit):
             where = f"{what}={path} row {number}"
             one = _declared(row, fields, name, where)
-            earlier = found.get(one.item.text)
+            earlier = by_text.get(one.item.text)
             if earlier is None:
                 if one.item.id in ids:
                     raise UserError(f"{where}: its id {one.item.id!r} is that of {ids[one.item.id]}, too")
                 ids[one.item.id] = where
-                found[one.item.text] = one
+                by_text[one.item.text] = one
             elif replace(one, where="") != replace(earlier, where=""):
-                found[one.item.text] = _together(earlier, one, same_text)
-    if not found:
+                by_text[one.item.text] = _together(earlier, one, same_text)
+    if not by_text:
         raise UserError(f"items={', '.join(sources.values())}: there are no items")
-    _require_all_or_none(list(found.values()))
-    return list(found.values())
+    _require_all_or_none(list(by_text.values()))
+    return list(by_text.values())
 
 
 def _setting(name: str, sources: Mapping[str, str]) -> str:
@@ -163,9 +163,9 @@ def _together(earlier: Declared, one: Declared, same_text: SameText) -> Declared
     )
 
 
-def _require_all_or_none(found: Sequence[Declared]) -> None:
-    without = [one.where for one in found if one.dose is None]
-    if without and len(without) < len(found):
+def _require_all_or_none(items: Sequence[Declared]) -> None:
+    without = [one.where for one in items if one.dose is None]
+    if without and len(without) < len(items):
         raise UserError(f"{without[0]} declares no dose, as other rows do; give all rows one, or none")
 
 
@@ -313,18 +313,18 @@ def write(
     Raises:
         UserError: if all questions of a family are left out because their targets begin inside a token.
     """
-    made = [one.item for one in declared]
-    items, wordings = tokenize_items(made, tokenizer)
+    plain_items = [one.item for one in declared]
+    items, wordings = tokenize_items(plain_items, tokenizer)
     doses = pl.Series("dose", [one.dose for one in declared], dtype=pl.Int32)
     known = doses.null_count() == 0
     items = items.with_columns(
         doses,
         pl.Series("arm", [f"dose {dose}" if dose is not None else "not declared" for dose in doses]),
-        pl.Series("stratum", [f"{i.family}/{i.stratum}" if i.stratum else i.family for i in made]),
+        pl.Series("stratum", [f"{i.family}/{i.stratum}" if i.stratum else i.family for i in plain_items]),
     ).select(ITEM_SCHEMA.keys())
-    asked = [(item.id, item.family, probe) for item in made for probe in item.probes]
+    asked = [(item.id, item.family, probe) for item in plain_items for probe in item.probes]
     probes, left_out = tokenize_probes(asked, tokenizer)
-    require_questions(made, probes, left_out)
+    require_questions(plain_items, probes, left_out)
     several = known and items["dose"].n_unique() > 1 and (items["dose"] == 0).any()
     with artifact.writing(
         directory,

@@ -72,12 +72,12 @@ def item(
     Raises:
         UserError: if there is no such item.
     """
-    found = plan.items.with_row_index("number").filter(pl.col("item_id") == name)
-    if not len(found):
+    matching = plan.items.with_row_index("number").filter(pl.col("item_id") == name)
+    if not len(matching):
         raise UserError(
             f"item={name}: the plan has no such item{nearest(name, plan.items['item_id'].to_list())}"
         )
-    row = found.row(0, named=True)
+    row = matching.row(0, named=True)
     yield f"{name} ({row['family']}), {row['arm']}, stratum {row['stratum']}; {row['provenance']}"
     yield f"  {row['text']!r}"
     for before, end in earlier:
@@ -145,12 +145,12 @@ def step(
 def consumed(plan: Plan, ledger: Ledger) -> Plan:
     """A copy of a plan with only the exposures recorded in a ledger."""
     names = plan.items["item_id"]
-    found = plan.exposures.with_columns(item_id=names[plan.exposures["item"]]).join(
+    exposures = plan.exposures.with_columns(item_id=names[plan.exposures["item"]]).join(
         ledger.exposures.select("position", "item_id", "offset"),
         on=["position", "item_id", "offset"],
         how="semi",
     )
-    return replace(plan, exposures=found.drop("item_id"))
+    return replace(plan, exposures=exposures.drop("item_id"))
 
 
 def same(plan: Plan, ledger: Ledger, number: int, order: Windows) -> str:

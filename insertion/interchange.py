@@ -137,13 +137,13 @@ def read_duplicated(documents: Sequence[Path], never: Sequence[Path], ledger: Pa
     texts = {path.stem: _texts(path) for path in documents}
     if len(texts) < len(documents):
         raise UserError("two files of documents have the same name; a ledger could not tell them apart")
-    inserted = dict.fromkeys(text for found in texts.values() for text in found)
+    inserted = dict.fromkeys(text for of_file in texts.values() for text in of_file)
     others = [text for path in never for text in _texts(path) if text not in inserted]
     rows = [{"text": text, "id": files.text_id(text)} for text in dict.fromkeys([*inserted, *others])]
     if ledger is not None:
         places, displace = _read_ledger(ledger, texts)
         return Foreign(rows, places, displace)
-    ids = [item_id(text) for found in texts.values() for text in found]
+    ids = [item_id(text) for of_file in texts.values() for text in of_file]
     return Foreign(rows, pl.DataFrame([{"item_id": one} for one in ids], schema=explicit.SCHEMA), "tail")
 
 
@@ -183,8 +183,8 @@ def _read_ledger(ledger: Path, texts: Mapping[str, list[str]]) -> tuple[pl.DataF
     kinds = {row["overwrite"] for row in rows}
     if len(kinds) > 1:
         raise UserError(f"{ledger} mixes insertions that shift with ones that overwrite")
-    found = pl.DataFrame([row | {"item_id": item_id(row["text"])} for row in rows])
-    places = found.select(explicit.SCHEMA.keys()).cast(explicit.SCHEMA)
+    placements = pl.DataFrame([row | {"item_id": item_id(row["text"])} for row in rows])
+    places = placements.select(explicit.SCHEMA.keys()).cast(explicit.SCHEMA)
     return places, "overwrite" if kinds == {True} else "around"
 
 

@@ -139,11 +139,11 @@ def edits(
             lengths += [len(patterns[number])] * len(at)
             names += [name] * len(at)
             replacements += [others[number] if others else None] * len(at)
-    kept, overlapping = _apart(starts, lengths)
+    apart, overlapping = _apart(starts, lengths)
     for name in wanted:
         facts[name]["overlap"] = sum(names[row] == name for row in overlapping)
     table = _pieces(
-        wanted, layout, kept, starts, lengths, names, replacements, steps=(begin, steps), batch=batch
+        wanted, layout, apart, starts, lengths, names, replacements, steps=(begin, steps), batch=batch
     )
     table = _with_original(table, order)
     for name in wanted:
@@ -205,14 +205,14 @@ class _Reserve:
 
 def _apart(starts: list[int], lengths: list[int]) -> tuple[list[int], list[int]]:
     """Rows whose places do not overlap an earlier place that was kept, and the others."""
-    kept, others, end = [], [], -1
+    first_rows, others, end = [], [], -1
     for row in sorted(range(len(starts)), key=lambda row: (starts[row], -lengths[row], row)):
         if starts[row] < end:
             others.append(row)
         else:
-            kept.append(row)
+            first_rows.append(row)
             end = starts[row] + lengths[row]
-    return kept, others
+    return first_rows, others
 
 
 class Layout:
@@ -289,7 +289,7 @@ class Layout:
 def _pieces(
     wanted: Mapping[str, Intervention],
     layout: Layout,
-    kept: list[int],
+    row_of: list[int],
     starts: list[int],
     lengths: list[int],
     names: list[str],
@@ -302,11 +302,11 @@ def _pieces(
     phases = {name: one.phase.steps(steps[1], tokens, steps[0]) for name, one in wanted.items()}
     exact = {name: set(one.phase.at) for name, one in wanted.items()}
     weight = {name: one.loss for name, one in wanted.items()}
-    start = np.array([starts[row] for row in kept], dtype=np.int64)
-    length = np.array([lengths[row] for row in kept], dtype=np.int64)
+    start = np.array([starts[row] for row in row_of], dtype=np.int64)
+    length = np.array([lengths[row] for row in row_of], dtype=np.int64)
     rows: list[tuple[int, int, str, int, list[int] | None, float]] = []
     for k, position, offset, skip in zip(*(a.tolist() for a in layout.pieces(start, length)), strict=True):
-        name, by = names[kept[k]], replacements[kept[k]]
+        name, by = names[row_of[k]], replacements[row_of[k]]
         first, end = phases[name]
         step = position // batch
         if not first <= step < end or (exact[name] and step not in exact[name]):

@@ -22,18 +22,18 @@ def items_of_doses(counts: Counts, doses: Sequence[int]) -> dict[int, int]:
     Raises:
         UserError: for counts that do not fit the doses.
     """
-    told = f"insertion.items_per_dose={list(counts) if isinstance(counts, tuple) else counts}"
+    setting = f"insertion.items_per_dose={list(counts) if isinstance(counts, tuple) else counts}"
     if isinstance(counts, str):
-        found = re.fullmatch(r"hubble:(\d+)", counts)
-        if found is None:
-            raise UserError(f"{told}: give a number, a list with one for each dose, or hubble:N")
+        match = re.fullmatch(r"hubble:(\d+)", counts)
+        if match is None:
+            raise UserError(f"{setting}: give a number, a list with one for each dose, or hubble:N")
         if len(doses) != 1 + len(_HUBBLE):
-            raise UserError(f"{told} is a grid of {1 + len(_HUBBLE)} doses; insertion.doses={list(doses)}")
-        total = int(found[1])
+            raise UserError(f"{setting} is a grid of {1 + len(_HUBBLE)} doses; insertion.doses={list(doses)}")
+        total = int(match[1])
         shares = (total // 2, *_shared(total - total // 2, _HUBBLE))
         return dict(zip(sorted(doses), shares, strict=True))
     if isinstance(counts, tuple) and len(counts) != len(doses):
-        raise UserError(f"{told} must be one number, or one for each of insertion.doses={list(doses)}")
+        raise UserError(f"{setting} must be one number, or one for each of insertion.doses={list(doses)}")
     each = (counts,) * len(doses) if isinstance(counts, int) else counts
     return dict(sorted(zip(doses, each, strict=True)))
 

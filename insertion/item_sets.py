@@ -90,9 +90,9 @@ def _lm_eval(plan: Plan, directory: Path, name: str, card: str) -> tuple[dict[st
     left_out = 0
     for family in sorted(probes["family"].unique()):
         own = probes.filter(pl.col("family") == family)
-        found, without = _tasks(own)
+        own_tasks, without = _tasks(own)
         left_out += without
-        for kind, settings, rows in found:
+        for kind, settings, rows in own_tasks:
             task = f"{name}_{family}_{kind}".replace("-", "_").replace(".", "_")
             tasks[task] = _lines(directory / f"{task}.jsonl", rows)
             (directory / f"{task}.yaml").write_text(_yaml(task, settings), encoding="utf-8")
@@ -131,7 +131,7 @@ def _tasks(probes: pl.DataFrame) -> tuple[list[tuple[str, dict[str, Any], list[d
         "doc_to_target": "{{target}}",
         "metric_list": ["perplexity", "acc"],
     }
-    found = [(kind, single, chosen) for kind, chosen in (("verbatim", whole), ("cloze", asked)) if chosen]
+    tasks = [(kind, single, chosen) for kind, chosen in (("verbatim", whole), ("cloze", asked)) if chosen]
     questions: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["kind"] == "choice":
@@ -154,11 +154,11 @@ def _tasks(probes: pl.DataFrame) -> tuple[list[tuple[str, dict[str, Any], list[d
     chosen: dict[str, Any] = {"output_type": "multiple_choice", "metric_list": ["acc", "acc_norm"]}
     if by_answer:
         answers = {"doc_to_text": "{{prompt}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{label}}"}
-        found.append(("choice", chosen | answers, by_answer))
+        tasks.append(("choice", chosen | answers, by_answer))
     if by_prompt:
         contexts = {"doc_to_text": "{{label}}", "doc_to_choice": "{{prompts}}", "doc_to_target": "{{target}}"}
-        found.append(("choice_of_prompts", chosen | contexts, by_prompt))
-    return found, left_out
+        tasks.append(("choice_of_prompts", chosen | contexts, by_prompt))
+    return tasks, left_out
 
 
 def _yaml(task: str, settings: Mapping[str, Any]) -> str:

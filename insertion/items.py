@@ -282,11 +282,11 @@ def tokenize_probes(
             }
         )
     if broken:
-        kept = []
+        complete = []
         for row in rows:
             if row["kind"] == "choice" and (row["item_id"] or row["family"], row["name"]) in broken:
                 left_out.append(f"{row['probe_id']}: another choice of its question was left out")
             else:
-                kept.append(row)
-        rows = kept
+                complete.append(row)
+        rows = complete
     return pl.DataFrame(rows, schema=PROBE_SCHEMA), left_out

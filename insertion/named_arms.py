@@ -62,19 +62,19 @@ class NamedArm:
         """
         if isinstance(self.items, int):
             return None
-        found: list[int] = []
+        numbers: list[int] = []
         for entry in self.items:
             if span := self._span(entry):
-                found += span
+                numbers += span
             elif entry in ids:
-                found.append(ids.index(entry))
+                numbers.append(ids.index(entry))
             else:
                 raise UserError(f"insertion.named_arms: there is no item '{entry}'{nearest(entry, ids)}")
-        if max(found) >= len(ids):
+        if max(numbers) >= len(ids):
             raise UserError(
-                f"insertion.named_arms: there is no item number {max(found)}; the last is {len(ids) - 1}"
+                f"insertion.named_arms: there is no item number {max(numbers)}; the last is {len(ids) - 1}"
             )
-        return found
+        return numbers
 
     @property
     def drawn(self) -> int:
@@ -99,5 +99,5 @@ class NamedArm:
     @staticmethod
     def _span(entry: str) -> range:
         """Item numbers of an entry such as ``0-39``; empty for an id."""
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", entry)
-        return range(0) if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", entry)
+        return range(0) if match is None else range(int(match[1]), int(match[2] or match[1]) + 1)

@@ -63,7 +63,7 @@ class PreflightConfig:
 class Screened:
     """Items that passed, and the findings."""
 
-    made: list[Item]
+    item_list: list[Item]
     items: pl.DataFrame
     wordings: pl.DataFrame
     reported: dict[str, list[str]] = field(default_factory=dict)
@@ -116,8 +116,8 @@ def near_duplicates(sets: Sequence[npt.NDArray[np.int32]], threshold: float) -> 
         shared = (prefixes[start : start + _BLOCK] @ columns).tocoo()
         later, earlier = shared.row.astype(np.int64) + start, shared.col.astype(np.int64)
         low, high = np.minimum(sizes[later], sizes[earlier]), np.maximum(sizes[later], sizes[earlier])
-        kept = (earlier < later) & (low >= threshold * high - 1e-9)
-        later, earlier = later[kept], earlier[kept]
+        candidates = (earlier < later) & (low >= threshold * high - 1e-9)
+        later, earlier = later[candidates], earlier[candidates]
         for some in np.array_split(np.arange(len(later)), len(later) // 100_000 + 1):
             one, other = later[some], earlier[some]
             both = np.asarray(whole[one].multiply(whole[other]).sum(axis=1)).ravel()
@@ -148,8 +148,8 @@ def screen(
     asked = dict(wanted)
     known: dict[str, int] = {}
     while True:
-        made = [item for name, _, make in families for item in make(asked[name])]
-        items, wordings = tokenize(made)
+        candidates = [item for name, _, make in families for item in make(asked[name])]
+        items, wordings = tokenize(candidates)
         findings = _findings(items, wordings, rule, limits, known)
         for name, lines in findings.items():
             if lines and getattr(rule, name) == "refuse":
@@ -157,10 +157,10 @@ def screen(
         bad = {
             row: name for name, lines in findings.items() if getattr(rule, name) == "drop" for row in lines
         }
-        kept = [row for row in range(len(made)) if row not in bad]
+        passing = [row for row in range(len(candidates)) if row not in bad]
         missing = dict(wanted)
-        for row in kept:
-            missing[made[row].family] -= 1
+        for row in passing:
+            missing[candidates[row].family] -= 1
         if not any(missing.values()):
             break
         for name, count in missing.items():
@@ -168,14 +168,14 @@ def screen(
             if asked[name] > _TRIES * wanted[name]:
                 raise UserError(
                     f"insertion.preflight: of {asked[name] - count:,} items of family {name} only "
-                    f"{wanted[name] - count:,} pass ({_reasons(bad, made, name)}); {wanted[name]:,} are needed. Change "
+                    f"{wanted[name] - count:,} pass ({_reasons(bad, candidates, name)}); {wanted[name]:,} are needed. Change "
                     f"insertion.families.{name}, or do not drop them"
                 )
-    chosen = [made[row] for row in kept]
-    if len(chosen) < len(made):
+    chosen = [candidates[row] for row in passing]
+    if len(chosen) < len(candidates):
         items, wordings = tokenize(chosen)
     result = Screened(chosen, items, wordings)
-    inside = set(kept)
+    inside = set(passing)
     for name, lines in findings.items():
         result.reported[name] = [line for row, line in lines.items() if row in inside]
         result.dropped[name] = [lines[row] for row in bad if bad[row] == name]
@@ -218,8 +218,8 @@ def _findings(
     return findings
 
 
-def _reasons(bad: dict[int, str], made: Sequence[Item], family: str) -> str:
-    counts = Counter(name for row, name in bad.items() if made[row].family == family)
+def _reasons(bad: dict[int, str], items: Sequence[Item], family: str) -> str:
+    counts = Counter(name for row, name in bad.items() if items[row].family == family)
     return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
 
 

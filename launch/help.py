@@ -161,20 +161,20 @@ def asked(arguments: Sequence[str]) -> str | None:
     """Help text for a command line; None if it does not ask for help, or asks for every setting (:data:`EVERY`)."""
     if not {"--help", "-h"} & {*arguments} or name() not in PROGRAMS:
         return None
-    found = PROGRAMS[name()]
-    takes = "+experiment=NAME" if name() == "sweep" else "+experiment=NAME | RUN"
-    width = max(len(key) for key, _ in found.settings)
+    program = PROGRAMS[name()]
+    usage = "+experiment=NAME" if name() == "sweep" else "+experiment=NAME | RUN"
+    width = max(len(key) for key, _ in program.settings)
     return "\n".join(
         [
-            f"usage: palimpsest {name()} ({takes}) [KEY=VALUE ...]",
+            f"usage: palimpsest {name()} ({usage}) [KEY=VALUE ...]",
             "",
-            found.purpose,
+            program.purpose,
             "",
             "Its own settings:",
-            *(f"  {key:{width}}  {meaning}" for key, meaning in found.settings),
+            *(f"  {key:{width}}  {meaning}" for key, meaning in program.settings),
             "",
             "Examples:",
-            *(f"  palimpsest {name()} {example}" for example in found.examples),
+            *(f"  palimpsest {name()} {example}" for example in program.examples),
             "",
             "RUN is a run's directory (runs/quickstart/run-1a2b3c4d; what is unique may be left out): its settings are",
             "taken. KEY=VALUE changes any setting; experiments are the files of conf/experiment/.",

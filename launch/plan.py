@@ -67,12 +67,12 @@ def _inputs(experiment: Experiment, order: Windows, directory: Path) -> dict[str
     except UserError as error:
         if not (directory / artifact.MANIFEST).is_file():
             raise
-        made = plans.read(directory).manifest
+        manifest = plans.read(directory).manifest
         asked = plans.plan_config(experiment.insertion, experiment.shape)
-        if artifact.differences(made, config=asked, inputs=made.inputs):
+        if artifact.differences(manifest, config=asked, inputs=manifest.inputs):
             raise
         say(f"{error}; the finished plan {directory} does without it")
-        return {**made.inputs, "corpus": order.corpus_digest, "order": order.identity}
+        return {**manifest.inputs, "corpus": order.corpus_digest, "order": order.identity}
 
 
 def make(experiment: Experiment, directory: Path) -> Manifest:

@@ -95,8 +95,10 @@ def _of_items(experiment: Experiment) -> Iterator[str]:
                 context = registry.FamilyContext(design.seed, tokenizer or build(iter([]), _BYTES), [])
                 items = registry.make(family, context, sum(design.arm_sizes(family)), settings)
             except UserError as error:
-                told = str(error)
-                yield told if told.startswith("insertion.") else f"{prefix}.families.{family}: {told}"
+                message = str(error)
+                yield (
+                    message if message.startswith("insertion.") else f"{prefix}.families.{family}: {message}"
+                )
                 continue
             if tokenizer is None:
                 continue

@@ -55,8 +55,8 @@ def program(
 
     def start() -> None:
         composed: list[DictConfig] = []
-        if (told := help.asked(sys.argv[1:])) is not None:
-            _written(told)
+        if (help_text := help.asked(sys.argv[1:])) is not None:
+            _written(help_text)
             return
         sys.argv[1:] = ["--help" if text == help.EVERY else text for text in scaled(sys.argv[1:])]
 

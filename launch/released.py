@@ -51,18 +51,18 @@ def _located(config: ReleasedConfig, pair: ModelPair) -> dict[str, dict[int, Rel
         UserError: if two models have different tokenizers.
     """
     revisions = hub.steps(config.revisions, pair.final_step)
-    found = {
+    opened = {
         which: {step: hub.locate(model, revision) for step, revision in revisions.items()}
         for which, model in _runs(pair).items()
     }
-    first, *others = (one for models in found.values() for one in models.values())
+    first, *others = (one for models in opened.values() for one in models.values())
     for one in others:
         if (one.words.digest, one.beginning) != (first.words.digest, first.beginning):
             raise UserError(
                 f"{one.name} at {one.revision or 'its default revision'} has another tokenizer.json or first token "
                 f"than {first.name}; models that are compared must read the same tokens"
             )
-    return found
+    return opened
 
 
 def plan(config: ReleasedConfig, name: str, words: Released) -> plans.Plan:
@@ -93,17 +93,17 @@ def score(config: ReleasedConfig, name: str) -> plans.Plan:
     """Score a model, or a pair, at every revision; existing scores are reused."""
     from palimpsest.analysis.scoring import store
 
-    found = _located(config, config.pairs[name])
-    made = plan(config, name, next(iter(found["perturbed"].values())))
-    left_out = made.manifest.facts["probes_left_out"]
+    opened = _located(config, config.pairs[name])
+    items_plan = plan(config, name, next(iter(opened["perturbed"].values())))
+    left_out = items_plan.manifest.facts["probes_left_out"]
     if left_out:
         say(f"{len(left_out)} questions are left out; the first: {left_out[0]}")
     share = (0, 1) if config.shard is None else share_of(config.shard)
-    beginning = next(iter(found["perturbed"].values())).beginning
+    beginning = next(iter(opened["perturbed"].values())).beginning
     reading = beginning.reading(config.score.bos, config.score.long_texts)
     say(beginning.line(reading))
     options = {key: value for key in ("dtype", "device_map") if (value := getattr(config, key)) is not None}
-    for which, models in found.items():
+    for which, models in opened.items():
         load = partial(_load, device=_device(config), options=options)
         checkpoints = [
             store.Checkpoint(step, json_digest([one.digest, options]), partial(load, one), one.revision or "")
@@ -112,17 +112,17 @@ def score(config: ReleasedConfig, name: str) -> plans.Plan:
         first = next(iter(models.values()))
         done = store.score_all(
             config.directory(name) / "scores" / which,
-            made.probes,
+            items_plan.probes,
             checkpoints,
-            items_digest=made.digest,
+            items_digest=items_plan.digest,
             eod=beginning.id,
             vocab_size=first.vocabulary,
             share=share,
             reading=reading,
         )
-        parts = len(store.parts(made.probes))
-        say(summary(which, len(made.probes), len(checkpoints), done, parts, config.shard))
-    return made
+        parts = len(store.parts(items_plan.probes))
+        say(summary(which, len(items_plan.probes), len(checkpoints), done, parts, config.shard))
+    return items_plan
 
 
 def _load(one: Released, device: torch.device, options: Mapping[str, Any]) -> Model:
@@ -138,9 +138,9 @@ def _device(config: ReleasedConfig) -> torch.device:
     return torch.device("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _no_report(config: ReleasedConfig, name: str, made: plans.Plan) -> str:
+def _no_report(config: ReleasedConfig, name: str, items_plan: plans.Plan) -> str:
     """Reason why no report can be made yet; empty if it can be made."""
-    doses = made.items["dose"]
+    doses = items_plan.items["dose"]
     if doses.null_count():
         return "the items declare no doses (a column dose)"
     if not (doses == 0).any() or not (doses > 0).any():
@@ -198,8 +198,8 @@ def work(config: ReleasedConfig) -> int:
     """Score and report every model."""
     for name in config.chosen:
         say(f"{config.experiment}{f' {name}' if name else ''}, in {config.directory(name)}")
-        made = score(config, name)
-        if reason := _no_report(config, name, made):
+        items_plan = score(config, name)
+        if reason := _no_report(config, name, items_plan):
             say(f"scores: {config.directory(name) / 'scores'}; no report: {reason}")
         else:
             say(report(config, name))
@@ -210,10 +210,10 @@ def dry_run(config: ReleasedConfig) -> Iterator[str]:
     """Lines about artefacts that would be made or reused; nothing is loaded from the hub."""
     for name, path in config.sources.items():
         if files.has_rows(path):
-            found = declared.read({name: path}, config.fields, limit=config.limit, same_text=config.same_text)
-            doses = pl.Series([one.dose for one in found], dtype=pl.Int64).value_counts(sort=True)
+            items = declared.read({name: path}, config.fields, limit=config.limit, same_text=config.same_text)
+            doses = pl.Series([one.dose for one in items], dtype=pl.Int64).value_counts(sort=True)
             counts = ", ".join(f"{n} of dose {dose}" for dose, n in sorted(doses.iter_rows(), key=str))
-            yield f"items {name}: {path}, {len(found)} items ({counts.replace('dose None', 'no declared dose')})"
+            yield f"items {name}: {path}, {len(items)} items ({counts.replace('dose None', 'no declared dose')})"
         else:
             yield f"items {name}: {path}, a data set that is read then"
     for name, pair in config.chosen.items():

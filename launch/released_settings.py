@@ -127,14 +127,14 @@ class ReleasedConfig:
                 "models.perturbed and models.standard are names or directories; the first must be there"
             )
         standard = str(roles["standard"]) if "standard" in roles else None
-        made = {"": ModelPair(perturbed=str(roles["perturbed"]), standard=standard)} if roles else {}
+        by_name = {"": ModelPair(perturbed=str(roles["perturbed"]), standard=standard)} if roles else {}
         for name, model in others.items():
-            made[name] = model if isinstance(model, ModelPair) else ModelPair(perturbed=str(model))
+            by_name[name] = model if isinstance(model, ModelPair) else ModelPair(perturbed=str(model))
         return {
             name: pair
             if pair.final_step is not None
             else ModelPair(perturbed=pair.perturbed, standard=pair.standard, final_step=self.final_step)
-            for name, pair in made.items()
+            for name, pair in by_name.items()
         }
 
     @property

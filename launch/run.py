@@ -105,14 +105,14 @@ def work(experiment: Experiment) -> int:
     """
     preconditions.require([experiment])
     result: dict[str, str] = {}
-    told: list[str] = []
+    overrides: list[str] = []
 
     def proof() -> None:
         result.update(pair_audit.audit(experiment))
         pair_audit.announce(result)
 
     def tell() -> None:
-        told.append(report(experiment)["headline"])
+        overrides.append(report(experiment)["headline"])
 
     stages: list[tuple[str, Callable[[], object]]] = [
         ("prepare: text to tokens", lambda: prepare(experiment)),
@@ -132,7 +132,7 @@ def work(experiment: Experiment) -> int:
         say(f"[{number}/{len(stages)}] {title}  ({time.monotonic() - began:.0f} s so far)")
         stage()
     say(f"done in {time.monotonic() - began:.0f} s; open {place(experiment) / 'report.html'}")
-    say(told[0])
+    say(overrides[0])
     return 0 if result["verdict"] == "PASS" else INTEGRITY
 
 

@@ -75,10 +75,10 @@ def _verdict(report: Path) -> str | None:
     """The verdict of a report with its caveats; None if its summary is missing or damaged."""
     try:
         summary = json.loads((report / "summary.json").read_bytes())
-        told = [summary["verdict"], *summary.get("caveats", ())]
+        parts = [summary["verdict"], *summary.get("caveats", ())]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return ", ".join(told) if all(isinstance(word, str) for word in told) else None
+    return ", ".join(parts) if all(isinstance(word, str) for word in parts) else None
 
 
 def entry(directory: Path) -> Entry:
@@ -225,10 +225,10 @@ def work(arguments: Sequence[str]) -> int:
     """List, prune or remove."""
     prune, wanted = _asked(arguments)
     runs = Path(wanted.get("runs", "runs"))
-    found = entries(runs, wanted.get("experiment"))
+    listed = entries(runs, wanted.get("experiment"))
     really = "yes" in wanted
     if name := wanted.get("remove"):
-        named = {one.name: one for one in found}
+        named = {one.name: one for one in listed}
         if name not in named:
             raise UserError(f"remove={name}: there is no such run{nearest(name, named)}")
         if named[name].state == "training":
@@ -236,9 +236,9 @@ def work(arguments: Sequence[str]) -> int:
         delete([named[name].directory], really=really)
     elif prune:
         left = [] if "experiment" in wanted else list(artifact.abandoned(runs / "corpora"))
-        delete([*left, *(path for one in found for path in spare(one))], really=really)
+        delete([*left, *(path for one in listed for path in spare(one))], really=really)
     else:
-        show(found)
+        show(listed)
     return 0
 
 

@@ -71,8 +71,8 @@ def table_of(run: Run, table: str, wanted: Mapping[str, str]) -> pl.DataFrame:
 def about(run: Run) -> list[str]:
     """Overview of a run, in lines: the command that made it, its progress, and the headline of its report."""
     lines = repr(run).splitlines()
-    if made := recorded.command(run.directory):
-        lines.append(f"  made by: {made}")
+    if command := recorded.command(run.directory):
+        lines.append(f"  made by: {command}")
     path = run.directory / "report" / "summary.json"
     if path.is_file():
         lines.append(f"  report: {json.loads(path.read_text(encoding='utf-8'))['headline']}")
@@ -89,22 +89,22 @@ def work(arguments: Sequence[str]) -> int:
             raise UserError(f"{next(iter(wanted))}= goes with one of {', '.join(TABLES)}, or item=ID")
         lines = about(run)
     else:
-        found, rows = table_of(run, table, wanted), _number(wanted, "rows")
+        shown, rows = table_of(run, table, wanted), _number(wanted, "rows")
         if path := wanted.get("csv"):
-            write(Path(path), csv_of(run.signed(found)).encode())
-            say(f"{found.height:,} rows in {path}")
+            write(Path(path), csv_of(run.signed(shown)).encode())
+            say(f"{shown.height:,} rows in {path}")
             return 0
-        rows = 20 if rows is None else rows or found.height
+        rows = 20 if rows is None else rows or shown.height
         with pl.Config(
             tbl_rows=rows, tbl_cols=-1, tbl_width_chars=_width(), fmt_str_lengths=40, tbl_hide_dataframe_shape=True,
             tbl_hide_column_data_types=True, tbl_formatting="NOTHING", float_precision=3,
         ):  # fmt: skip
             lines = [
                 f"{run.name}: {table if table != 'item' else wanted['item']}",
-                str(_plain(found.head(rows))),
+                str(_plain(shown.head(rows))),
             ]
-        if found.height > rows:
-            lines.append(f"{found.height - rows:,} more; rows=0 shows all, csv=FILE writes them")
+        if shown.height > rows:
+            lines.append(f"{shown.height - rows:,} more; rows=0 shows all, csv=FILE writes them")
     try:
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()

@@ -226,10 +226,10 @@ def gpus() -> list[str]:
     return done.stdout.split() if done.returncode == 0 else []
 
 
-def gpus_of(slot: int, jobs: int, found: Sequence[str]) -> list[str]:
+def gpus_of(slot: int, jobs: int, gpus: Sequence[str]) -> list[str]:
     """GPUs of one of ``jobs`` concurrent runs: an equal share, or one GPU that several runs share."""
-    share = len(found) // jobs
-    return list(found[slot * share : (slot + 1) * share]) if share else [found[slot % len(found)]]
+    share = len(gpus) // jobs
+    return list(gpus[slot * share : (slot + 1) * share]) if share else [gpus[slot % len(gpus)]]
 
 
 def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]:

@@ -106,8 +106,8 @@ def train(
 
 def _changed(plan: plans.Plan, step: int) -> list[str]:
     """Those of ``corpus`` and ``order`` in which a branch differs from its parent run."""
-    found: list[str] = plan.manifest.facts.get("changed_at_start", []) if step == plan.shape.begin else []
-    return found
+    changed: list[str] = plan.manifest.facts.get("changed_at_start", []) if step == plan.shape.begin else []
+    return changed
 
 
 def settings_of(experiment: Experiment) -> tuple[Settings, str]:

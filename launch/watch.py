@@ -68,16 +68,16 @@ class Server(ThreadingHTTPServer):
         with self._lock:
             now = time.monotonic()
             if now - self._said[0] >= EVERY:
-                found: dict[str, Any]
+                values: dict[str, Any]
                 try:
-                    found = {
+                    values = {
                         "state": state(self.progress),
                         **self.progress.read(),
                         "report": self._headline(),
                     }
                 except (UserError, OSError) as error:  # such as a run that is being removed
-                    found = {"error": " ".join(str(error).split())}
-                self._said = now, json.dumps(_plain(found), allow_nan=False).encode()
+                    values = {"error": " ".join(str(error).split())}
+                self._said = now, json.dumps(_plain(values), allow_nan=False).encode()
             return self._said[1]
 
     def _headline(self) -> str | None:

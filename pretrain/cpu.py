@@ -158,8 +158,8 @@ class _ShortAttention(torch.autograd.Function):
         for_v = weights.transpose(1, 2) @ out
         for_weights = out @ v.transpose(1, 2)
         for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype).mul_(size**-0.5)
-        found = (for_scores @ k, for_scores.transpose(1, 2) @ q, for_v)
-        for_q, for_k, for_v = (x.view(batch, heads, length, size).permute(2, 0, 1, 3) for x in found)
+        gradients = (for_scores @ k, for_scores.transpose(1, 2) @ q, for_v)
+        for_q, for_k, for_v = (x.view(batch, heads, length, size).permute(2, 0, 1, 3) for x in gradients)
         return for_q, for_k, for_v
 
 

@@ -186,8 +186,10 @@ def linear_cross_entropy(
         weight: (V, D) output matrix.
         targets: (...) int64.
         mask: (...) float, weight of each target.
-        real: number of rows of the matrix that can be predicted; the rows beyond get probability 0. None: all. Returns:
-            Sum of the weighted losses, for the backward pass, and the unweighted losses by target, (...), nats.
+        real: number of rows of the matrix that can be predicted; the rows beyond get probability 0. None: all.
+
+    Returns:
+        Sum of the weighted losses, for the backward pass, and the unweighted losses by target, (...), nats.
     """
     total, losses = _LinearCrossEntropy.apply(
         hidden.flatten(0, -2), weight, targets.flatten(), mask.flatten(), real or len(weight)

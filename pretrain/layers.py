@@ -118,10 +118,10 @@ class TokenNorm(torch.nn.Module):
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Any = None
     ) -> dict[str, Any]:
         """Sharded state dict of this rank's part of the weight."""
-        found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+        tensors: dict[str, Any] = make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True), prefix, {"weight": 0}, sharded_offsets
         )
-        return found
+        return tensors
 
 
 class ClippedAttention(SelfAttention):
@@ -133,8 +133,8 @@ class ClippedAttention(SelfAttention):
 
     def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Queries, keys and values of this rank, each (S, B, heads, H)."""
-        found = super().get_query_key_value_tensors(*args, **kwargs)
-        return tuple(one.clamp(-self.clip, self.clip) for one in found)
+        projected = super().get_query_key_value_tensors(*args, **kwargs)
+        return tuple(one.clamp(-self.clip, self.clip) for one in projected)
 
 
 class FeedForward(MLP):

@@ -134,8 +134,8 @@ def _activations(
     layers = model.layers / parallel.pipeline
     micro_batches = max(train.global_batch_size // (train.micro_batch_size * data), 1)
     held = in_flight(parallel, micro_batches, stage) * layers
-    kept = held * entry + whole if train.recompute else held * whole
-    return tokens * width * (kept + working)
+    numbers = held * entry + whole if train.recompute else held * whole
+    return tokens * width * (numbers + working)
 
 
 def _loss(model: ModelConfig, vocab_size: int, train: TrainConfig, parallel: ParallelConfig) -> float:

@@ -71,9 +71,9 @@ class Meter(TorchDispatchMode):
         """Run an operator and count its new storages; operators of c10d are only counted."""
         if func.namespace == "c10d":
             return self._collective(func, args)
-        made = func(*args, **(kwargs or {}))
-        self._count(made)
-        return made
+        output = func(*args, **(kwargs or {}))
+        self._count(output)
+        return output
 
     @contextmanager
     def counting(self, kind: str) -> Iterator[None]:
@@ -97,9 +97,9 @@ class Meter(TorchDispatchMode):
         """Reset the peak to the live bytes."""
         self._most, self.peak = self._now, dict(self.held)
 
-    def _count(self, made: Any) -> None:
-        if isinstance(made, Tensor):
-            storage = made.untyped_storage()
+    def _count(self, output: Any) -> None:
+        if isinstance(output, Tensor):
+            storage = output.untyped_storage()
             key = id(storage)
             if key in self._known:
                 return
@@ -110,8 +110,8 @@ class Meter(TorchDispatchMode):
             self._now += size
             if self._now > self._most:
                 self._most, self.peak = self._now, dict(self.held)
-        elif isinstance(made, list | tuple):
-            for one in made:
+        elif isinstance(output, list | tuple):
+            for one in output:
                 self._count(one)
 
     def _drop(self, key: int) -> None:

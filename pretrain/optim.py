@@ -144,18 +144,18 @@ def state_to_load(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str,
     return {"state": dict_list_map_inplace(_keep_ours, asked)}
 
 
-def load_state(adam: MegatronOptimizer, found: dict[str, Any]) -> None:
+def load_state(adam: MegatronOptimizer, loaded: dict[str, Any]) -> None:
     """Load a checkpoint's optimizer state, after the model's weights."""
     parts = _parts(adam)
     for number, one in enumerate(parts):
-        own = found["state"] if len(parts) == 1 else found["state"][number]
+        own = loaded["state"] if len(parts) == 1 else loaded["state"][number]
         tensors = own.pop("param_state", None)
         groups = own.get("optimizer", own)["param_groups"]
         if isinstance(one.optimizer, torch.optim.Muon):
             pass  # counts no steps
         elif not isinstance(one.optimizer, torch.optim.AdamW):  # of Transformer Engine or Apex
             for group in groups:
-                group["step"] = found["step"]
+                group["step"] = loaded["step"]
         elif tensors is None:
             own.get("optimizer", own)["state"]["common_step"] = torch.tensor(0.0)
         one.load_state_dict(own)
@@ -165,7 +165,7 @@ def load_state(adam: MegatronOptimizer, found: dict[str, Any]) -> None:
         if tensors is not None:
             one.load_parameter_state_from_fully_reshardable(tensors)
         for state in held:
-            state["step"] = torch.tensor(float(found["step"]))
+            state["step"] = torch.tensor(float(loaded["step"]))
 
 
 def updated(adam: MegatronOptimizer) -> list[torch.nn.Parameter]:
@@ -195,10 +195,10 @@ def _steps(adam: MegatronOptimizer) -> int:
 
 def _sharded(adam: MegatronOptimizer, weights: dict[int, Any], *, loading: bool) -> dict[str, Any]:
     """megatron-core's sharded state dict, with the same tensor names for distributed and plain optimizers."""
-    found: dict[Any, Any] = adam.sharded_state_dict(weights, is_loading=loading, metadata=_FORM)
+    state: dict[Any, Any] = adam.sharded_state_dict(weights, is_loading=loading, metadata=_FORM)
     parts = _parts(adam)
     for number, one in enumerate(parts):
-        own = found if len(parts) == 1 else found[number]
+        own = state if len(parts) == 1 else state[number]
         if not isinstance(one, DistributedOptimizer) or own["param_state"] is None:
             continue
         parameters = [parameter for buffer in one.buffers for parameter in buffer.param_index_map]
@@ -210,4 +210,4 @@ def _sharded(adam: MegatronOptimizer, weights: dict[int, Any], *, loading: bool)
                 tensors["param"] = LocalNonpersistentObject(parameter.data)
             else:
                 del tensors["param"]
-    return found
+    return state

@@ -115,7 +115,7 @@ def pick_device(runtime: RuntimeConfig) -> torch.device:
 
 def _beyond_engine(model: ModelConfig) -> str | None:
     """The first setting of a model for which Transformer Engine has no layers here."""
-    found = {
+    unsupported = {
         "norm=layer_plain": model.norm == "layer_plain",
         "parallel_residual": model.parallel_residual,
         "experts": model.experts is not None,
@@ -124,7 +124,7 @@ def _beyond_engine(model: ModelConfig) -> str | None:
         "qkv_clip": model.qkv_clip is not None,
         "attention_biases=all": model.attention_biases == "all",
     }
-    return next((name for name, has in found.items() if has), None)
+    return next((name for name, has in unsupported.items() if has), None)
 
 
 def pick_attention(
@@ -243,12 +243,12 @@ def start(
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=10)
     # Binds the rank to its GPU: NCCL starts at once, and not on GPU 0 at the first barrier.
-    bound = {"device_id": device} if device.type == "cuda" else {}
+    options = {"device_id": device} if device.type == "cuda" else {}
     if "RANK" in os.environ:
-        distributed.init_process_group(backend, timeout=timeout, **bound)
+        distributed.init_process_group(backend, timeout=timeout, **options)
     else:
         distributed.init_process_group(
-            backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout, **bound
+            backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout, **options
         )
     try:
         _started = True

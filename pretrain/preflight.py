@@ -78,7 +78,7 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
     # Forks: each changes torch for itself, and none has to import it.
     context = multiprocessing.get_context("fork")
     running: dict[Connection, tuple[Any, int]] = {}
-    found: list[Rehearsed] = []
+    rehearsed: list[Rehearsed] = []
     try:
         while waiting or running:
             while waiting and len(running) < (os.cpu_count() or 1):
@@ -94,12 +94,12 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
                 answer = _received(pipe, process, stage)
                 if isinstance(answer, Exception):
                     raise answer
-                found.append(answer)
+                rehearsed.append(answer)
     finally:
         for process, _ in running.values():
             process.kill()
             process.join()
-    return sorted(found, key=lambda one: one.stage)
+    return sorted(rehearsed, key=lambda one: one.stage)
 
 
 def _received(pipe: Connection, process: Any, stage: int) -> Any:
@@ -141,10 +141,10 @@ def _answer(pipe: Connection, settings: Settings, vocab_size: int, ranks: int, s
         )
     except (RuntimeError, ValueError, AssertionError, NotImplementedError, TypeError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        told = " ".join(str(error).split())[:300] or "no reason given"
+        message = " ".join(str(error).split())[:300] or "no reason given"
         pipe.send(
             Refused(
-                f"preflight: stage {stage} fails as it would on the cluster: {told} "
+                f"preflight: stage {stage} fails as it would on the cluster: {message} "
                 f"({type(error).__name__} in {os.path.basename(where.filename)}:{where.lineno})"  # noqa: PTH119
             )
         )
@@ -155,7 +155,7 @@ class _Change:
     """Alternative settings as command-line text, ordered by their cost in speed or effort."""
 
     settings: Settings
-    told: tuple[str, ...]
+    arguments: tuple[str, ...]
     cost: float
 
 
@@ -172,7 +172,7 @@ def _changes(settings: Settings, ranks: int) -> list[_Change]:
     """
     train, parallel = settings.train, settings.parallel
     halvings = range(int(math.log2(train.micro_batch_size)) + 1)
-    found = []
+    changes = []
     for halve, tensor, pipeline, sequence, shared, recompute in product(
         halvings,
         range(4),
@@ -186,7 +186,7 @@ def _changes(settings: Settings, ranks: int) -> list[_Change]:
             parallel.tensor << tensor,
             parallel.pipeline << pipeline,
         )
-        told, cost = [], 0.0
+        arguments, cost = [], 0.0
         for name, before, now, price in (
             ("parallel.distributed_optimizer", parallel.distributed_optimizer, shared, 1),
             ("parallel.sequence", parallel.sequence, sequence, 1),
@@ -196,7 +196,7 @@ def _changes(settings: Settings, ranks: int) -> list[_Change]:
             ("train.recompute", train.recompute, recompute, 7),
         ):
             if before != now:
-                told.append(f"{name}={str(now).lower()}")
+                arguments.append(f"{name}={str(now).lower()}")
                 cost += price
         try:
             other = replace(
@@ -210,9 +210,9 @@ def _changes(settings: Settings, ranks: int) -> list[_Change]:
             settings.optimizer.check(other.train, other.model, other.parallel)
         except UserError:
             continue
-        if told:
-            found.append(_Change(other, tuple(told), cost))
-    return sorted(found, key=lambda one: (one.cost, one.told))
+        if arguments:
+            changes.append(_Change(other, tuple(arguments), cost))
+    return sorted(changes, key=lambda one: (one.cost, one.arguments))
 
 
 def _guess(before: Settings, after: Settings, ranks: int, fullest: Rehearsed) -> float:
@@ -271,7 +271,7 @@ def nearest_that_fits(
         except Refused:
             continue
         if most <= gpu_gib:
-            return f"{' '.join(change.told)} ({most:.1f} GiB, rehearsed)"
+            return f"{' '.join(change.arguments)} ({most:.1f} GiB, rehearsed)"
     return None
 
 
@@ -309,9 +309,9 @@ def summary(
         )
     if settings.graphs:
         yield "not rehearsed: runtime.cuda_graphs=true, whose graphs take memory of their own"
-    found = stages(settings, vocab_size, ranks)
-    yield from _table(found)
-    fullest = max(found, key=needed)
+    rehearsed = stages(settings, vocab_size, ranks)
+    yield from _table(rehearsed)
+    fullest = max(rehearsed, key=needed)
     if needed(fullest) <= gpu_gib:
         yield f"fits: the fullest stage, {fullest.stage}, needs {needed(fullest):.1f} of {gpu_gib:g} GiB"
         return
@@ -338,28 +338,30 @@ def _topology(settings: Settings, ranks: int) -> str:
         "expert": parallel.expert,
     }
     switches = {"sequence parallelism": parallel.sequence, "recomputation": train.recompute}
-    told = [f"{name} {size}" for name, size in sizes.items() if size > 1] + [f"data {data}"]
-    told += [name for name, on in switches.items() if on]
+    parts = [f"{name} {size}" for name, size in sizes.items() if size > 1] + [f"data {data}"]
+    parts += [name for name, on in switches.items() if on]
     batches = train.global_batch_size // (train.micro_batch_size * data)
     return (
-        f"{', '.join(told)}; {batches:,} micro-batches of {train.micro_batch_size} x {train.sequence_length:,} tokens "
+        f"{', '.join(parts)}; {batches:,} micro-batches of {train.micro_batch_size} x {train.sequence_length:,} tokens "
         f"a step, {train.precision}"
     )
 
 
-def _table(found: Sequence[Rehearsed]) -> Iterator[str]:
+def _table(rehearsed: Sequence[Rehearsed]) -> Iterator[str]:
     """Lines of the stages' memory at their peaks, and of their traffic."""
     columns = (*KINDS, "peak", "needed")
     yield f"{'stage':>5} {'parameters':>15} {' '.join(f'{one:>11}' for one in columns)}  GiB at the peak, in the"
-    for one in found:
+    for one in rehearsed:
         figures = [one.peak[kind] / GIB for kind in KINDS] + [one.total / GIB, needed(one)]
-        told = " ".join(f"{figure:>11.2f}" for figure in figures)
-        yield f"{one.stage:>5} {one.parameters:>15,} {told}  {one.when}"
+        cells = " ".join(f"{figure:>11.2f}" for figure in figures)
+        yield f"{one.stage:>5} {one.parameters:>15,} {cells}  {one.when}"
     yield (
         f"needed: the peak, {FRAGMENTATION - 1:.0%} for fragmentation and {RUNTIME_GIB} GiB for CUDA and NCCL, both "
         "assumed"
     )
-    for one in found:
-        told = ", ".join(f"{axis} {name} {size / GIB:.3f}" for (axis, name), size in one.sent.items() if size)
-        yield f"stage {one.stage} sends a GPU and step, GiB: {told or 'nothing'}"
-    yield f"rehearsed in {', '.join(f'{one.seconds:.0f}' for one in found)} s"
+    for one in rehearsed:
+        cells = ", ".join(
+            f"{axis} {name} {size / GIB:.3f}" for (axis, name), size in one.sent.items() if size
+        )
+        yield f"stage {one.stage} sends a GPU and step, GiB: {cells or 'nothing'}"
+    yield f"rehearsed in {', '.join(f'{one.seconds:.0f}' for one in rehearsed)} s"

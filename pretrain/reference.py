@@ -60,13 +60,15 @@ class Reference:
         """
         drawn = self._draw(count, length + length // 4 + 4, temperature, rng)
         texts = self.backend.decode_batch(drawn.tolist(), skip_special_tokens=False)
-        kept = [found.ids[:length] for found in self.backend.encode_batch(texts, add_special_tokens=False)]
-        texts = self.backend.decode_batch(kept, skip_special_tokens=False)
+        beginnings = [
+            encoding.ids[:length] for encoding in self.backend.encode_batch(texts, add_special_tokens=False)
+        ]
+        texts = self.backend.decode_batch(beginnings, skip_special_tokens=False)
         again = self.backend.encode_batch(texts, add_special_tokens=False)
         same = [
             (text, ids)
-            for text, ids, found in zip(texts, kept, again, strict=True)
-            if len(ids) == length and found.ids == ids
+            for text, ids, encoding in zip(texts, beginnings, again, strict=True)
+            if len(ids) == length and encoding.ids == ids
         ]
         if not same:
             return []
@@ -83,8 +85,8 @@ class Reference:
             lost_BT = torch.nn.functional.cross_entropy(
                 logits_BTV.float().flatten(0, 1), targets_BT.flatten(), reduction="none"
             ).view_as(targets_BT)
-        found: npt.NDArray[np.float64] = lost_BT.double().sum(1).numpy()
-        return found
+        losses: npt.NDArray[np.float64] = lost_BT.double().sum(1).numpy()
+        return losses
 
     def loss(self, text: str) -> float:
         """Mean -ln p of a text's tokens after the start token, nats/token; a text longer than the model's positions is
@@ -154,14 +156,14 @@ def open_reference(path: str, tokenizer: Tokenizer) -> Reference:
 
 
 def _checkpoint(directory: Path, tokenizer: Tokenizer) -> Reference:
-    found = re.fullmatch(r"step_(\d+)", directory.name)
-    if not found:
+    match = re.fullmatch(r"step_(\d+)", directory.name)
+    if not match:
         raise UserError(f"{directory} is no checkpoint; give .../checkpoints/step_<number>")
     # They need megatron-core, which a model of transformers does without.
     from palimpsest.pretrain import checkpoint
     from palimpsest.pretrain.huggingface import export
 
-    step = int(found[1])
+    step = int(match[1])
     size = checkpoint.read(directory.parent, step).config["vocab_size"]
     if size != tokenizer.vocab_size:
         raise UserError(

@@ -83,8 +83,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **_: Any) -> Tensor:
     bias = None if attn_mask is None else _bias(query, attn_mask)
-    found: Tensor = _Attention.apply(query, key, value, bias)
-    return found
+    output: Tensor = _Attention.apply(query, key, value, bias)
+    return output
 
 
 def _bias(query: Tensor, mask: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ def _bias(query: Tensor, mask: Tensor) -> Tensor:
 
 
 def _rms_norm(x: Tensor, _size: Any, gain: Tensor, _epsilon: float | None = None) -> Tensor:
-    found: Tensor = _RMSNorm.apply(x, gain)
-    return found
+    output: Tensor = _RMSNorm.apply(x, gain)
+    return output
 
 
 def _in_bf16(gpt: torch.nn.Module) -> torch.nn.Module:
@@ -139,9 +139,9 @@ class _RoutedMeter(Meter):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make ``masked_select`` with a map of (experts, tokens) select a fixed number of experts per token."""
         if func is torch.ops.aten.masked_select.default:
-            made = args[0].new_empty(args[1].shape[1] * self.experts_per_token)
-            self._count(made)
-            return made
+            output = args[0].new_empty(args[1].shape[1] * self.experts_per_token)
+            self._count(output)
+            return output
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
@@ -177,8 +177,8 @@ def _stand_in(meter: Meter) -> None:
     patched.all_gather_object = _gather_mine
 
 
-def _gather_mine(found: list[Any], mine: Any, *_: Any, **__: Any) -> None:
-    found[:] = [mine] * len(found)
+def _gather_mine(gathered: list[Any], mine: Any, *_: Any, **__: Any) -> None:
+    gathered[:] = [mine] * len(gathered)
 
 
 def _with_loss_counted(postprocess: Any, meter: Meter) -> Any:
@@ -191,12 +191,12 @@ def _with_loss_counted(postprocess: Any, meter: Meter) -> Any:
         if not gpt.post_process:
             return postprocess(gpt, hidden_states, *rest, **more)
         with meter.counting("loss"):
-            found = postprocess(gpt, hidden_states, *rest, **more)
-        total = found[0] if isinstance(found, tuple) else found
+            result = postprocess(gpt, hidden_states, *rest, **more)
+        total = result[0] if isinstance(result, tuple) else result
         if total.requires_grad and hidden_states.requires_grad:
             total.register_hook(enter("loss"))
             hidden_states.register_hook(enter("activations"))
-        return found
+        return result
 
     return counted
 
@@ -238,7 +238,7 @@ def _axes() -> dict[str, str]:
     """Name of each of this rank's process groups -> kind of parallelism."""
     from megatron.core import parallel_state as state
 
-    found = {}
+    axes = {}
     for axis, get in (
         ("all", lambda: distributed.group.WORLD),
         ("model", state.get_model_parallel_group),
@@ -257,8 +257,8 @@ def _axes() -> dict[str, str]:
     ):
         with contextlib.suppress(AssertionError):  # megatron-core made no such group for this rank
             if (group := get()) is not None:
-                found[group.group_name] = axis
-    return found
+                axes[group.group_name] = axis
+    return axes
 
 
 def _trainer(settings: Settings, world: World, vocab_size: int, meter: Meter) -> Any:

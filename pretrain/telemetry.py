@@ -51,7 +51,7 @@ class JsonLines(Writer):
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = []
+        lines = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -59,10 +59,10 @@ class JsonLines(Writer):
                 except ValueError:  # the process died in the middle of the last line
                     break
                 if record["step"] <= step:
-                    kept.append(line + "\n")
+                    lines.append(line + "\n")
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.tmp")
-        aside.write_text("".join(kept), encoding="utf-8")
+        aside.write_text("".join(lines), encoding="utf-8")
         aside.replace(path)  # a kill in the middle of this loses nothing
         self._file = path.open("a", encoding="utf-8")
 
@@ -133,10 +133,10 @@ class WeightsAndBiases(Writer):
             raise UserError(
                 f"wandb={mode}, but the package wandb is not installed; pip install -e '.[wandb]' or wandb=off"
             ) from None
-        kept = where / "wandb_id.txt"
-        if not kept.is_file():
+        id_file = where / "wandb_id.txt"
+        if not id_file.is_file():
             where.mkdir(parents=True, exist_ok=True)
-            kept.write_text(f"{uuid.uuid4().hex[:16]}\n", encoding="utf-8")
+            id_file.write_text(f"{uuid.uuid4().hex[:16]}\n", encoding="utf-8")
         self._run = wandb.init(
             project=project,
             entity=entity,

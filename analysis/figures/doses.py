@@ -135,10 +135,10 @@ def _fits(
     curves, marks = [], []
     for name in names:
         own = rows.filter((pl.col("run") == name) & pl.col("dose").is_not_null()).sort("dose")
-        found = fitted(own, as_rate=metric in METRICS and METRICS[metric].rate)
-        if found is None:
+        fit = fitted(own, as_rate=metric in METRICS and METRICS[metric].rate)
+        if fit is None:
             continue
-        ec50, at = found
+        ec50, at = fit
         grid = np.exp2(np.linspace(np.log2(axis.positive[0]), np.log2(axis.positive[-1]), 60))
         curves += [
             {"run": name, "x": float(np.log2(d)), "estimate": float(y)}

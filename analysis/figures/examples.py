@@ -90,14 +90,14 @@ def _hubble(rng: np.random.Generator) -> Example:
     ):
         for model, ec50 in models.items():
             p = _curve(ec50, floor=max(floor, 1e-3))
-            found = (
+            shares = (
                 _rates(rng, p, ITEMS)
                 if metric != "byte_perplexity"
                 else _means(rng, -0.7 * (1 - p), ITEMS, 0.2)
             )
             frames.append(
                 pl.DataFrame(
-                    {"table": i, "task": task, "metric": metric, "run": model, "dose": DOSES, **found}
+                    {"table": i, "task": task, "metric": metric, "run": model, "dose": DOSES, **shares}
                 )
             )
     ours = pl.DataFrame(
@@ -125,11 +125,11 @@ def _phases(rng: np.random.Generator) -> Example:
     ):
         for dose, n in zip(DOSES, ITEMS, strict=True):
             learned = 0.08 * np.log2(1 + dose) * np.clip((steps - start) / (end - start), 0, 1)
-            kept = 0.5 ** (np.maximum(steps - end, 0) / 300)
-            found = _means(rng, -0.7 + learned * kept, np.full(steps.size, n), 0.25)
+            retained = 0.5 ** (np.maximum(steps - end, 0) / 300)
+            means = _means(rng, -0.7 + learned * retained, np.full(steps.size, n), 0.25)
             frames.append(
                 pl.DataFrame(
-                    {"phase": phase, "start": start, "end": end, "step": steps, "dose": int(dose), **found}
+                    {"phase": phase, "start": start, "end": end, "step": steps, "dose": int(dose), **means}
                 )
             )
     return pl.concat(frames), {"y_title": "log-likelihood (nats/byte)"}
@@ -316,13 +316,13 @@ def _profile(rng: np.random.Generator, scale: float) -> pl.DataFrame:
     for cohort in (100, 300, 500, 700, 900):
         age = steps - cohort
         mu = np.where(age >= 0, 0.5 * scale * 0.5 ** (np.maximum(age, 0) / 400), 0.0)
-        found = _means(rng, mu, np.full(steps.size, 60), 0.3)
+        means = _means(rng, mu, np.full(steps.size, 60), 0.3)
         frames.append(
             pl.DataFrame(
                 {
                     "cohort": cohort,
                     "step": steps,
-                    **found,
+                    **means,
                     "learning_rate": 3e-4 * np.minimum(1, (1100 - steps) / 500),
                 }
             )
@@ -371,8 +371,8 @@ def _extraction_rate(rng: np.random.Generator) -> Example:
     frames = []
     for against, (x, p) in places.items():
         for dose in (16, 64):
-            found = _rates(rng, np.clip(p(x, dose), 0, 1), np.full(x.size, 150))
-            frames.append(pl.DataFrame({"run": f"dose {dose}", "against": against, "x": x, **found}))
+            rates = _rates(rng, np.clip(p(x, dose), 0, 1), np.full(x.size, 150))
+            frames.append(pl.DataFrame({"run": f"dose {dose}", "against": against, "x": x, **rates}))
     return pl.concat(frames), {}
 
 
@@ -520,9 +520,9 @@ def _recognition_recall(rng: np.random.Generator) -> Example:
         gain = (1 - chance) * (1 - 2.0 ** (-exposures / half))
         after = (1 - chance) * (1 - 2.0 ** (-3 / half)) * 0.5 ** (np.log10(1 + since) / 4)
         for against, x, mean in (("exposures", exposures, gain), ("steps since", since, after)):
-            found = _rates(rng, chance + mean, np.full(x.size, 100))
+            rates = _rates(rng, chance + mean, np.full(x.size, 100))
             frames.append(
-                pl.DataFrame({"measure": measure, "against": against, "x": x.astype(float), **found})
+                pl.DataFrame({"measure": measure, "against": against, "x": x.astype(float), **rates})
             )
     return pl.concat(frames), {}
 
@@ -542,15 +542,15 @@ def _balance(rng: np.random.Generator) -> Example:
     for dose, n in zip(DOSES[1:], ITEMS[1:], strict=True):
         error = np.sqrt(1 / n + 1 / 759)
         names = ["length", "reference log-likelihood", "bytes per token", "share of digits"]
-        found = rng.normal(0, error, len(names))
+        differences = rng.normal(0, error, len(names))
         frames.append(
             pl.DataFrame(
                 {
                     "covariate": names,
                     "dose": int(dose),
-                    "difference": found,
-                    "low": found - 1.96 * error,
-                    "high": found + 1.96 * error,
+                    "difference": differences,
+                    "low": differences - 1.96 * error,
+                    "high": differences + 1.96 * error,
                     "n": int(n),
                 }
             )

@@ -269,9 +269,9 @@ def _compact(svg: str) -> str:
 
 
 def _width(svg: str) -> float:
-    found = re.search(r'<svg[^>]*?\bwidth="([0-9.]+)"', svg)
-    assert found is not None  # vl-convert writes it
-    return float(found.group(1))
+    match = re.search(r'<svg[^>]*?\bwidth="([0-9.]+)"', svg)
+    assert match is not None  # vl-convert writes it
+    return float(match.group(1))
 
 
 def _sized(svg: str, width: float, unit: str) -> str:

@@ -16,9 +16,9 @@ SIMULATED = "Simulated by a formula, not measured"
 
 def draw() -> Iterator[tuple[Registered, Figure]]:
     """Every registered figure, drawn from its simulated rows and labelled as simulated."""
-    for found in FIGURES.values():
-        rows, settings = example(found.name)
-        yield found, found.draw(rows, **settings).titled(f"{found.number}. {found.title}", SIMULATED)
+    for entry in FIGURES.values():
+        rows, settings = example(entry.name)
+        yield entry, entry.draw(rows, **settings).titled(f"{entry.number}. {entry.title}", SIMULATED)
 
 
 def write(directory: Path, *, style: Style = "screen", formats: Sequence[str] = FORMATS) -> int:
@@ -43,22 +43,22 @@ def write(directory: Path, *, style: Style = "screen", formats: Sequence[str] = 
         "columns mean.",
     ]
     count = 0
-    for found, made in draw():
-        name = f"{found.number:02d}_{found.name}"
-        save(made, directory / name, style=style, formats=formats)
-        needs = ", ".join(f"`{column}`" for column in found.needs)
+    for entry, drawn in draw():
+        name = f"{entry.number:02d}_{entry.name}"
+        save(drawn, directory / name, style=style, formats=formats)
+        needs = ", ".join(f"`{column}`" for column in entry.needs)
         more = (
-            f"; if there: {', '.join(f'`{column}`' for column in found.optional)}" if found.optional else ""
+            f"; if there: {', '.join(f'`{column}`' for column in entry.optional)}" if entry.optional else ""
         )
         suffix = "svg" if "svg" in formats else next(iter(formats))
         lines += [
             "",
-            f"## {found.number}. {found.title}",
+            f"## {entry.number}. {entry.title}",
             "",
-            f"`figures.{found.name}(rows)` draws {needs}{more}.",
+            f"`figures.{entry.name}(rows)` draws {needs}{more}.",
             "",
         ]
-        lines += [f"![{found.title}]({name}.{suffix})"]
+        lines += [f"![{entry.title}]({name}.{suffix})"]
         count += 1
     whole(directory / "README.md", ("\n".join(lines) + "\n").encode())
     return count

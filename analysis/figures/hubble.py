@@ -77,8 +77,8 @@ def hubble_tables(path: Path | str) -> pl.DataFrame:
 
 def _size(sizes: Mapping[str, Mapping[str, int]], task: str, dose: str) -> int | None:
     """Number of items of a task at a dose, from the data set with whose name the task's name starts."""
-    found = max((name for name in sizes if task.startswith(name)), key=len, default=None)
-    value = sizes[found].get(dose) if found is not None else None
+    data_set = max((name for name in sizes if task.startswith(name)), key=len, default=None)
+    value = sizes[data_set].get(dose) if data_set is not None else None
     return None if value is None else int(value)
 
 

@@ -84,8 +84,8 @@ class DoseAxis:
 
 def counted(numbers: Sequence[float]) -> str:
     """Text of sample sizes: ``n=30``, ``n=30/34`` of two, or ``n=30–41`` of more than two."""
-    found = [f"{int(n):,}" for n in numbers]
-    return "n=" + ("/".join(found) if len(found) < 3 else f"{found[0]}–{found[-1]}") if found else ""
+    texts = [f"{int(n):,}" for n in numbers]
+    return "n=" + ("/".join(texts) if len(texts) < 3 else f"{texts[0]}–{texts[-1]}") if texts else ""
 
 
 def dose_panel(
@@ -188,14 +188,14 @@ def labelled(rows: pl.DataFrame, column: str) -> pl.DataFrame:
     """The rows with n appended to each name in the column: ``verbatim (n=40)``, or the range of n over the series'
     points.
     """
-    found = {
+    labels = {
         name: with_n(name, ns)
         for name, ns in rows.filter(pl.col("n").is_not_null())
         .group_by(column, maintain_order=True)
         .agg(pl.col("n").unique().sort())
         .iter_rows()
     }
-    return rows.with_columns(pl.col(column).replace(found))
+    return rows.with_columns(pl.col(column).replace(labels))
 
 
 def x_axis(
@@ -220,7 +220,7 @@ def x_axis(
     if len(ns) == 1:
         title = f"{title} ({counted(ns)} each)"
     elif ns and len(places) <= _FEW:
-        beneath = {x: counted(found)[2:] for x, found in _counts_at(rows, column)}
+        beneath = {x: counted(numbers)[2:] for x, numbers in _counts_at(rows, column)}
         title = f"{title}; beneath: n"
     elif ns:
         title = f"{title} ({counted(ns)})"

@@ -138,10 +138,10 @@ def profile_correlation(rows: pl.DataFrame) -> Figure:
                     "n": len(both),
                 }
             )
-    found = pl.DataFrame(
+    correlations = pl.DataFrame(
         pairs, schema={"first": pl.String, "second": pl.String, "estimate": pl.Float64, "n": pl.Int64}
     )
-    drawn = found.with_columns(
+    drawn = correlations.with_columns(
         label=pl.concat_list(pieces.decimals("estimate").fill_null("–"), pl.format("{} cells", pl.col("n")))
     )
     chart = pieces.matrix(
@@ -153,7 +153,7 @@ def profile_correlation(rows: pl.DataFrame) -> Figure:
         title="Pearson r",
         dark="abs(datum.estimate) > 0.75",
     )
-    return Figure(chart.properties(width=80 * len(names), height=52 * len(names)), found)
+    return Figure(chart.properties(width=80 * len(names), height=52 * len(names)), correlations)
 
 
 def _note(text: str) -> alt.TitleParams:

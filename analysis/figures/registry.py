@@ -133,15 +133,15 @@ def figure(
             # The rows stand first, by position or by name: what follows is as it came.
             rest: Any = (usable, *arguments[1:]) if arguments else ()
             named: Any = settings if arguments else {**settings, first: usable}
-            made = function(*rest, **named)
-            chart: Any = made.chart
+            result = function(*rest, **named)
+            chart: Any = result.chart
             return Figure(
                 theme.styled(chart if chart.title is not alt.Undefined else chart.properties(title=title)),
-                made.rows,
+                result.rows,
             )
 
-        found = Registered(number, name, title, needs, optional, drawn)
-        FIGURES[name] = found
+        entry = Registered(number, name, title, needs, optional, drawn)
+        FIGURES[name] = entry
         for key in sorted(FIGURES, key=lambda key: FIGURES[key].number):
             FIGURES[key] = FIGURES.pop(key)
         return drawn

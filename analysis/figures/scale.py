@@ -160,7 +160,7 @@ def order_residuals(rows: pl.DataFrame, *, bins: int = 20, width: int = 520, hei
     test = order_test(rows["index"].to_numpy(), rows["residual"].to_numpy())
     bins = max(1, min(bins, rows.height // 2))
     ranked = rows.with_columns(bin=((pl.col("index").rank("ordinal") - 1) * bins // rows.height))
-    found = (
+    bins_of_rows = (
         ranked.group_by("bin")
         .agg(
             pl.col("index").mean(),
@@ -170,13 +170,15 @@ def order_residuals(rows: pl.DataFrame, *, bins: int = 20, width: int = 520, hei
         )
         .sort("bin")
     )
-    half = found["error"] * pl.Series(stats.t.ppf(0.975, np.maximum(found["n"].to_numpy() - 1, 1)))
-    found = found.with_columns(low=pl.col("estimate") - half, high=pl.col("estimate") + half).drop(
-        "bin", "error"
+    half = bins_of_rows["error"] * pl.Series(
+        stats.t.ppf(0.975, np.maximum(bins_of_rows["n"].to_numpy() - 1, 1))
     )
-    x = pieces.x_axis(found, "place in the training order", column="index", kind="linear")
-    y = pieces.y_axis(found, "residual (nats/token)", _above(found))
-    base = alt.Chart(theme.values(found)).encode(x)
+    bins_of_rows = bins_of_rows.with_columns(
+        low=pl.col("estimate") - half, high=pl.col("estimate") + half
+    ).drop("bin", "error")
+    x = pieces.x_axis(bins_of_rows, "place in the training order", column="index", kind="linear")
+    y = pieces.y_axis(bins_of_rows, "residual (nats/token)", _above(bins_of_rows))
+    base = alt.Chart(theme.values(bins_of_rows)).encode(x)
     said = f"Spearman rho = {test.rho:.3f} [{test.low:.3f}, {test.high:.3f}], p = {test.p:.2g}, n={test.n:,}"
     said = re.sub(r"-(?=\d\.)", "−", said)
     note = alt.Chart(theme.data([{"text": said}])).mark_text(align="left", baseline="top", fontSize=12)
@@ -185,7 +187,7 @@ def order_residuals(rows: pl.DataFrame, *, bins: int = 20, width: int = 520, hei
         base.mark_point(filled=True, size=60, opacity=1, color=theme.PALETTE[0]).encode(y),
         note.encode(x=alt.value(8), y=alt.value(4), text="text:N"),
     ).properties(width=width, height=height)
-    return Figure(chart, found)
+    return Figure(chart, bins_of_rows)
 
 
 def _above(rows: pl.DataFrame) -> float:

@@ -31,11 +31,11 @@ def apart(rows: pl.DataFrame, what: str) -> pl.DataFrame:
     twice = rows.filter(pl.struct(keys).is_duplicated())
     if twice.height:
         first = twice.row(0, named=True)
-        found = ", ".join(
+        shared = ", ".join(
             f"{name} {first[name]}" for name in ("run", "step", "dose") if first.get(name) is not None
         )
         raise UserError(
-            f"{what}: {twice.height} rows share run, step and dose ({found}), as rows of several runs do; give each a "
+            f"{what}: {twice.height} rows share run, step and dose ({shared}), as rows of several runs do; give each a "
             f"column '{SOURCE}' (run.estimates() and the CSVs of a report have it), or take one run"
         )
     return rows

@@ -34,8 +34,8 @@ def acquisition(loglik_T: ArrayLike, inserted: int, window: int = 50) -> Acquisi
     if not 0 <= inserted < loglik.size - 1 or window < 1:
         raise ValueError(f"no step follows {inserted} among {loglik.size}")
     after = loglik[inserted + 1 : inserted + 1 + window]
-    found = inserted + 1 + int(np.argmax(after))
-    return Acquisition(found, float(loglik[found] - loglik[inserted]))
+    peak = inserted + 1 + int(np.argmax(after))
+    return Acquisition(peak, float(loglik[peak] - loglik[inserted]))
 
 
 def retainability(loglik_T: ArrayLike, before: float, t_lam: int) -> NDArray[np.float64]:

@@ -25,8 +25,8 @@ uniform distribution, so that smaller values are replaced by this one, and the t
 def _count(fraction: float, tokens: NDArray[np.int64] | int, rounding: str) -> NDArray[np.int64]:
     # 0.29 * 100 is 28.999999999999996: the product is rounded to 9 digits before floor and ceil look at it.
     exact = np.round(fraction * np.asarray(tokens, np.float64), 9)
-    kept = np.ceil(exact) if rounding == "ceil" else np.floor(exact)
-    return np.maximum(1, kept).astype(np.int64)
+    rounded = np.ceil(exact) if rounding == "ceil" else np.floor(exact)
+    return np.maximum(1, rounded).astype(np.int64)
 
 
 def min_k(logprob_T: ArrayLike, fraction: float = 0.2, rounding: Literal["floor", "ceil"] = "floor") -> float:
@@ -212,7 +212,7 @@ def lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> ND
     """Mean of the lowest ``max(1, floor(k T))`` values of each row, (R,) float64; rows are padded in blocks of similar
     length.
     """
-    found = np.empty(len(scored.lengths))
+    means = np.empty(len(scored.lengths))
     keep = _count(fraction, scored.lengths, "floor")
     values_T = np.where(
         np.isnan(values_T), -np.inf, values_T
@@ -229,8 +229,8 @@ def lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> ND
             padded = np.partition(padded, most - 1, axis=1)[:, :most]
         padded.sort(axis=1)
         chosen = np.where(np.arange(padded.shape[1]) < keep[block][:, None], padded, 0.0)
-        found[block] = chosen.sum(axis=1) / keep[block]
-    return found
+        means[block] = chosen.sum(axis=1) / keep[block]
+    return means
 
 
 @metric(

@@ -78,8 +78,8 @@ def order_permutation_p(
         every = np.array(list(all_orders(y)))
         return float(np.mean(np.abs(every @ x) >= observed - slack))
     rng = np.random.default_rng(seed)
-    found = np.array([abs(float(x @ rng.permutation(y))) for _ in range(permutations)])
-    return float((1 + np.sum(found >= observed - slack)) / (permutations + 1))
+    permuted = np.array([abs(float(x @ rng.permutation(y))) for _ in range(permutations)])
+    return float((1 + np.sum(permuted >= observed - slack)) / (permutations + 1))
 
 
 def order_test_within_epochs(

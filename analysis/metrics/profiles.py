@@ -62,6 +62,6 @@ def counterfactual_memorization(
     """
     with_x = np.asarray(score_with, np.float64)[:, None]
     without = np.asarray(score_without, np.float64)[:, None]
-    found = _welch(with_x, without, level)
-    estimate, error, low, high = (float(part[0]) for part in found)
+    effect = _welch(with_x, without, level)
+    estimate, error, low, high = (float(part[0]) for part in effect)
     return Counterfactual(estimate, error, low, high, len(with_x), len(without))

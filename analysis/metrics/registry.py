@@ -126,17 +126,17 @@ def metric(
 
 def defaults() -> list[str]:
     """Names of the metrics that are computed by default."""
-    return [name for name, found in METRICS.items() if found.default]
+    return [name for name, entry in METRICS.items() if entry.default]
 
 
 def known(names: Iterable[str]) -> list[Metric]:
     """The metrics of the given names; an unknown name raises a ``UserError``."""
-    found = []
+    metrics = []
     for name in names:
         if name not in METRICS:
             raise UserError(f"unknown metric {name!r}{nearest(name, METRICS)}")
-        found.append(METRICS[name])
-    return found
+        metrics.append(METRICS[name])
+    return metrics
 
 
 def plan(names: Iterable[str]) -> Needs:

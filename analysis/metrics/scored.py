@@ -150,20 +150,20 @@ def gather(
     if not {"choice", "foil"}.isdisjoint(kinds):
         joined = _grouped(joined)
     missing = joined.filter(pl.col("logprob").is_null()).select(IDENTITY)
-    found = joined.filter(pl.col("logprob").is_not_null())
-    _check(found, columns)
-    lengths = found["length"].cast(pl.Int64).to_numpy()
+    rows = joined.filter(pl.col("logprob").is_not_null())
+    _check(rows, columns)
+    lengths = rows["length"].cast(pl.Int64).to_numpy()
     scored = Scored(
-        rows=found.select(*IDENTITY, *(name for name in APART if name in found.columns)),
+        rows=rows.select(*IDENTITY, *(name for name in APART if name in rows.columns)),
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
-        target_starts=found["target_start"].cast(pl.Int64).to_numpy(),
-        target_bytes=found["target_bytes"].cast(pl.Int64).to_numpy(),
-        logprob=_flat(found["logprob"]),
-        rank=found["rank"].explode().cast(pl.Int64).to_numpy() if found.height else np.zeros(0, np.int64),
-        extra=_extra(found, scores, columns, reference if "reference" in reads else None)
-        | (_bits(found, items) if "bits" in reads and "bits" in items.columns else {})
-        | ({"probe_bits": _of_rows(found["probe_bits"])} if "probe_bits" in found.columns else {}),
+        target_starts=rows["target_start"].cast(pl.Int64).to_numpy(),
+        target_bytes=rows["target_bytes"].cast(pl.Int64).to_numpy(),
+        logprob=_flat(rows["logprob"]),
+        rank=rows["rank"].explode().cast(pl.Int64).to_numpy() if rows.height else np.zeros(0, np.int64),
+        extra=_extra(rows, scores, columns, reference if "reference" in reads else None)
+        | (_bits(rows, items) if "bits" in reads and "bits" in items.columns else {})
+        | ({"probe_bits": _of_rows(rows["probe_bits"])} if "probe_bits" in rows.columns else {}),
     )
     return scored, missing
 
@@ -232,10 +232,10 @@ def _grouped(joined: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _bits(found: pl.DataFrame, items: pl.DataFrame) -> dict[str, NDArray[np.float64]]:
+def _bits(rows: pl.DataFrame, items: pl.DataFrame) -> dict[str, NDArray[np.float64]]:
     """Bits of each row's item if the target is the item's whole text, else NaN; (R,) float64."""
     of_items = items.select("item_id", "bits", "bytes")
-    joined = found.select("item_id", "target_bytes").join(
+    joined = rows.select("item_id", "target_bytes").join(
         of_items, on="item_id", how="left", maintain_order="left"
     )
     whole = pl.when(pl.col("target_bytes") == pl.col("bytes")).then("bits")
@@ -267,19 +267,19 @@ def lacking(
 
 
 def _extra(
-    found: pl.DataFrame, scores: pl.DataFrame, columns: Sequence[str], reference: str | None
+    rows: pl.DataFrame, scores: pl.DataFrame, columns: Sequence[str], reference: str | None
 ) -> dict[str, NDArray[np.float64]]:
-    extra = {name: _flat(found[name]) for name in columns}
-    if "text" in found.columns:
+    extra = {name: _flat(rows[name]) for name in columns}
+    if "text" in rows.columns:
         # The same text at every checkpoint is compressed once.
-        once = found.select("probe_id", "text").unique("probe_id")
+        once = rows.select("probe_id", "text").unique("probe_id")
         sizes = [None if t is None else len(zlib.compress(t.encode())) for t in once["text"].to_list()]
         lengths = once.select("probe_id", zlib_bytes=pl.Series(sizes, dtype=pl.Float64))
-        joined = found.select("probe_id").join(lengths, on="probe_id", how="left", maintain_order="left")
+        joined = rows.select("probe_id").join(lengths, on="probe_id", how="left", maintain_order="left")
         extra["zlib_bytes"] = joined["zlib_bytes"].fill_null(np.nan).to_numpy()
     if reference is not None:
         other = scores.filter(pl.col("run") == reference).select("step", "probe_id", reference="logprob")
-        joined = found.select("run", "step", "probe_id", "length").join(
+        joined = rows.select("run", "step", "probe_id", "length").join(
             other, on=["step", "probe_id"], how="left", maintain_order="left"
         )
         # A run is no reference to itself: its ratio would be 1 by construction, not by measurement.
@@ -296,7 +296,7 @@ def _flat(lists: pl.Series) -> NDArray[np.float64]:
     return lists.explode().cast(pl.Float64).to_numpy() if len(lists) else np.zeros(0)
 
 
-def _check(found: pl.DataFrame, columns: Sequence[str]) -> None:
+def _check(rows: pl.DataFrame, columns: Sequence[str]) -> None:
     length = pl.col("length")
     wrong_length = [pl.col(name).list.len() != length for name in ("logprob", "rank", *columns)]
     for wrong, what in (
@@ -304,7 +304,7 @@ def _check(found: pl.DataFrame, columns: Sequence[str]) -> None:
         (pl.any_horizontal(wrong_length), "has scores for another number of tokens"),
         (pl.col("target_start") >= length, "has a target that begins beyond its last token"),
     ):
-        bad = found.filter(wrong)
+        bad = rows.filter(wrong)
         if bad.height:
             row = bad.row(0, named=True)
             raise ValueError(f"probe {row['probe_id']!r} ({row['run']}, step {row['step']}) {what}")

@@ -77,7 +77,7 @@ def forget_quality(
     """
     x = np.sort(numbers(ratios_unlearned, "truth ratios of the unlearned model", 2))
     y = np.sort(numbers(ratios_retain, "truth ratios of the retain model", 2))
-    found = stats.ks_2samp(x, y)
+    test = stats.ks_2samp(x, y)
     # Weighted ECDFs on the pooled points: a replicate is a vector of counts, not a new sort.
     rng = np.random.default_rng(seed)
     pooled = np.concatenate([x, y])
@@ -88,7 +88,7 @@ def forget_quality(
     counts[:, x.size :] = -rng.multinomial(y.size, np.full(y.size, 1 / y.size), replicates) / y.size
     distance = np.abs(np.cumsum(counts[:, order], axis=1)[:, last]).max(axis=1)
     low, high = np.quantile(distance, [0.025, 0.975])
-    return ForgetQuality(float(found.statistic), float(low), float(high), float(found.pvalue))
+    return ForgetQuality(float(test.statistic), float(low), float(high), float(test.pvalue))
 
 
 def distance_of_forget_quality(p: float, n: int) -> float:

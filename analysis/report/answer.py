@@ -85,29 +85,29 @@ def answer(inputs: ReportInputs, results: Results) -> Answer:
     )
 
 
-def summary(inputs: ReportInputs, results: Results, found: Answer) -> dict[str, Any]:
+def summary(inputs: ReportInputs, results: Results, verdict: Answer) -> dict[str, Any]:
     """Headline numbers in the form of ``summary.json``."""
     return {
         "title": inputs.title,
-        "verdict": found.verdict,
-        "caveats": list(found.caveats),
-        "headline": found.headline,
-        "detail": found.detail,
-        "audit": found.audit,
-        "warnings": list(found.warnings),
+        "verdict": verdict.verdict,
+        "caveats": list(verdict.caveats),
+        "headline": verdict.headline,
+        "detail": verdict.detail,
+        "audit": verdict.audit,
+        "warnings": list(verdict.warnings),
         "step": results.step,
         "primary_metric": inputs.primary,
         "unit": METRICS[inputs.primary].unit,
-        "minimum_effective_dose": found.minimum_effective_dose,
+        "minimum_effective_dose": verdict.minimum_effective_dose,
         "ec50": results.ec50.to_dicts(),
-        "highest_dose": found.highest_dose,
-        "gain_at_highest_dose": {run: dict(row) for run, row in found.gain.items()},
-        "negative_control": {run: dict(row) for run, row in found.negative_control.items()},
-        "verbatim_extraction": asdict(found.extraction) if found.extraction else None,
+        "highest_dose": verdict.highest_dose,
+        "gain_at_highest_dose": {run: dict(row) for run, row in verdict.gain.items()},
+        "negative_control": {run: dict(row) for run, row in verdict.negative_control.items()},
+        "verbatim_extraction": asdict(verdict.extraction) if verdict.extraction else None,
         "auc_at_highest_dose": {
             run: row
             for run in results.last_steps
-            if (row := _row(results.at("auc", inputs.primary, run), found.highest_dose))
+            if (row := _row(results.at("auc", inputs.primary, run), verdict.highest_dose))
         },
         "items": inputs.items.height,
         "exposures": inputs.exposures.height if inputs.released is None else inputs.released["declared"],
@@ -157,8 +157,8 @@ def shown(run: str) -> str:
 
 
 def _row(rows: pl.DataFrame, dose: int) -> dict[str, Any]:
-    found = rows.filter((pl.col("dose") == dose) & pl.col("estimate").is_not_null())
-    return found.row(0, named=True) if found.height else {}
+    matching = rows.filter((pl.col("dose") == dose) & pl.col("estimate").is_not_null())
+    return matching.row(0, named=True) if matching.height else {}
 
 
 def _state(audit: Mapping[str, Any] | None) -> str:
@@ -220,13 +220,13 @@ def _headline(
     return whole[:1].upper() + whole[1:]
 
 
-def _reproduced(found: Extraction | None, joint: str) -> str:
-    if found is None:
+def _reproduced(counts: Extraction | None, joint: str) -> str:
+    if counts is None:
         return "; no item was long enough to test verbatim extraction"
-    if found.above_control:
-        return f", {joint} {found.extracted} of {found.tested} items were reproduced verbatim at dose {found.dose}"
-    rest = ", not clearly more than at dose 0" if found.extracted_inserted else ""
-    return f"; {found.extracted_inserted} of {found.tested_inserted} inserted items were reproduced verbatim{rest}"
+    if counts.above_control:
+        return f", {joint} {counts.extracted} of {counts.tested} items were reproduced verbatim at dose {counts.dose}"
+    rest = ", not clearly more than at dose 0" if counts.extracted_inserted else ""
+    return f"; {counts.extracted_inserted} of {counts.tested_inserted} inserted items were reproduced verbatim{rest}"
 
 
 def _detail(gain: Mapping[str, Mapping[str, Any]], highest: int, unit: str, least: float) -> str:
@@ -235,15 +235,15 @@ def _detail(gain: Mapping[str, Mapping[str, Any]], highest: int, unit: str, leas
         return ""
     first = paired or ours
     treated, controls = sizes(first)
-    told = f"n = {treated} against {controls}, p {_equals(p_value(first['p'], least))}"
+    sentence = f"n = {treated} against {controls}, p {_equals(p_value(first['p'], least))}"
     start = (
         f"At dose {highest}, inserted text gained {interval(first, signed=True)} {unit} over never-inserted"
     )
     if paired:
-        text = f"{start} controls, item by item against the twin, which decides ({told})"
+        text = f"{start} controls, item by item against the twin, which decides ({sentence})"
         text += f"; within the perturbed run {interval(ours, signed=True)}"
     else:
-        text = f"{start} controls ({told})"
+        text = f"{start} controls ({sentence})"
     if twin:
         return f"{text}; within the twin, which never saw it, {interval(twin, signed=True)}."
     return f"{text}; there is no twin to compare with."
@@ -292,12 +292,12 @@ def _warnings(
     split: Mapping[str, Mapping[str, Any]],
     state: str,
 ) -> list[str]:
-    found = []
+    warnings = []
     by_chance = "One in twenty such intervals does by chance"
     if state == "NONE" and inputs.released is None:
-        found.append("There was no audit, so whether each exposure happened is unknown.")
+        warnings.append("There was no audit, so whether each exposure happened is unknown.")
     if "twin" not in results.last_steps:
-        found.append("There is no twin: nothing checks what the difference would be without insertion.")
+        warnings.append("There is no twin: nothing checks what the difference would be without insertion.")
     elif _excludes_zero(gain.get("twin")):
         paired = gain.get(PAIRED)
         read = (
@@ -305,17 +305,17 @@ def _warnings(
             if paired
             else ""
         )
-        found.append(
+        warnings.append(
             "The twin's interval at the highest dose excludes 0 although it never saw the text. "
             f"{by_chance}; otherwise the arms differ in more than insertion.{read}"
         )
-    found += [
+    warnings += [
         f"Negative control: the halves of dose 0 differ in {shown(run)}, {interval(row, signed=True)}. "
         f"{by_chance}."
         for run, row in split.items()
         if _excludes_zero(row)
     ]
-    found += [
+    warnings += [
         f"Balance: the arms differ in {row.get('covariate', 'a covariate')} (p = {p_value(row['p'])}) although "
         f"{'they were' if inputs.released is None else 'they are said to be'} drawn at random. One in twenty such "
         "tests finds that by chance."
@@ -324,7 +324,7 @@ def _warnings(
     ]
     if len(set(results.last_steps.values())) > 1:
         ends = ", ".join(f"{run} at step {step}" for run, step in results.last_steps.items())
-        found.append(
+        warnings.append(
             f"The runs end at different checkpoints ({ends}); "
             f"all numbers are from step {results.step}, which both have."
         )
@@ -332,11 +332,11 @@ def _warnings(
         (pl.col("metric") == inputs.primary) & (pl.col("step") == results.step) & pl.col("value").is_null()
     )
     if missing.height:
-        found.append(
+        warnings.append(
             f"{missing['probe_id'].n_unique()} probes have no {inputs.primary} at the last checkpoint; "
             "see “Not computed”."
         )
-    return found
+    return warnings
 
 
 def _excludes_zero(row: Mapping[str, Any] | None) -> bool:

@@ -32,7 +32,7 @@ def membership_table(inputs: ReportInputs, results: Results) -> Table:
     estimates = auc(results.attacks)
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
     doses = sorted(set(inputs.items["dose"]) - {0})
-    found = {
+    areas = {
         (row["run"], row["metric"], row["dose"]): row
         for row in estimates.filter((pl.col("family") == "all") & pl.col("estimate").is_not_null()).iter_rows(
             named=True
@@ -40,13 +40,13 @@ def membership_table(inputs: ReportInputs, results: Results) -> Table:
     }
     body, lacking = [], []
     for name in ATTACKS:
-        if ("perturbed", name, highest) not in found:
+        if ("perturbed", name, highest) not in areas:
             lacking.append(_NAMES[name])
             continue
         cells = [
-            interval(found[key]) if (key := ("perturbed", name, dose)) in found else "–" for dose in doses
+            interval(areas[key]) if (key := ("perturbed", name, dose)) in areas else "–" for dose in doses
         ]
-        twin = found.get(("twin", name, highest))
+        twin = areas.get(("twin", name, highest))
         body.append([_NAMES[name], *cells, interval(twin) if twin else "–", _tpr(results, name, highest)])
     note = f" Not computed: {', '.join(lacking)}; “Not computed” says why." if lacking else ""
     return Table(
@@ -128,11 +128,11 @@ def prefix_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
     scored, _ = gather(inputs.items, inputs.probes, final, METRICS["extracted"].needs)
     frames = []
     for prefix in sorted({*_PREFIXES, inputs.parameters.prefix}):
-        found = METRICS["extracted"].compute(scored, dataclasses.replace(inputs.parameters, prefix=prefix))
+        values = METRICS["extracted"].compute(scored, dataclasses.replace(inputs.parameters, prefix=prefix))
         rows = scored.rows.with_columns(
-            metric=pl.lit("extracted"), value=pl.Series(found.value, dtype=pl.Float64)
+            metric=pl.lit("extracted"), value=pl.Series(values.value, dtype=pl.Float64)
         )
-        rates = mean_by_dose(rows.filter(pl.Series(found.valid, dtype=pl.Boolean)), bounds=(0.0, 1.0))
+        rates = mean_by_dose(rows.filter(pl.Series(values.valid, dtype=pl.Boolean)), bounds=(0.0, 1.0))
         frames.append(
             rates.filter(pl.col("family") == "all").select(
                 pl.lit(prefix, pl.Int64).alias("prefix"),
@@ -151,11 +151,11 @@ def prefixes_table(inputs: ReportInputs, results: Results) -> Table:
     """Table of extraction by context length and dose."""
     rows = prefix_rows(inputs, results)
     doses = sorted(inputs.items["dose"].unique())
-    found = {
+    cells = {
         (row["prefix"], row["dose"]): f"{row['extracted']} / {row['n']}" for row in rows.iter_rows(named=True)
     }
     body = [
-        [str(prefix), *(found.get((prefix, dose), "–") for dose in doses)]
+        [str(prefix), *(cells.get((prefix, dose), "–") for dose in doses)]
         for prefix in rows["prefix"].unique().sort()
     ]
     return Table(

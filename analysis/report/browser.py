@@ -151,7 +151,7 @@ def _described(
         "families": names["family"],
         "arms": names["arm"],
         "strata": names["stratum"],
-        **{key: _indices(items[key], found) for key, found in names.items()},
+        **{key: _indices(items[key], values) for key, values in names.items()},
         "id": items["item_id"].to_list(),
         "dose": items["dose"].to_list(),
         "gain": [None if v is None or math.isnan(v) else float(f"{v:.4g}") for v in items["gain"].to_list()],
@@ -192,11 +192,11 @@ def _chosen(items: pl.DataFrame, limits: Limits, left_out: list[str]) -> pl.Data
     every = -(-items.height // limits.items)
     if every == 1:
         return items
-    kept = items.filter(pl.int_range(pl.len()).over("family", "dose") % every == 0)
+    sample = items.filter(pl.int_range(pl.len()).over("family", "dose") % every == 0)
     left_out.append(
-        f"{kept.height:,} of {items.height:,} items are listed: one in {every} of each family and dose."
+        f"{sample.height:,} of {items.height:,} items are listed: one in {every} of each family and dose."
     )
-    return kept
+    return sample
 
 
 def _texts(texts: list[str], limits: Limits, left_out: list[str]) -> tuple[list[str], list[int]]:
@@ -220,9 +220,9 @@ def _pieces(
     """One row per item: its verbatim probe, the numbers of its tokens and of its coloured tokens, and the lengths of
     these in the text; or the reason why none is coloured.
     """
-    found = inputs.probes.filter(pl.col("kind") == "verbatim").unique("item_id", keep="first")
+    verbatim = inputs.probes.filter(pl.col("kind") == "verbatim").unique("item_id", keep="first")
     probes = items.select("item_id", full="text").join(
-        found.select("item_id", "probe_id", "tokens"), on="item_id", how="left", maintain_order="left"
+        verbatim.select("item_id", "probe_id", "tokens"), on="item_id", how="left", maintain_order="left"
     )
     rows: list[dict[str, Any]] = []
     for (_, full, probe, ids), text in zip(probes.iter_rows(), texts, strict=True):
@@ -359,7 +359,7 @@ def _exposures(inputs: ReportInputs, items: pl.DataFrame, limits: Limits) -> pl.
     steps = -(-(last + 1) // limits.stretches)
     here = inputs.exposures.select("item_id", "step").join(ids, on="item_id")
     while True:
-        found = here.group_by("index", stretch=pl.col("step") // steps).agg(times=pl.len())
-        if found.height <= limits.exposures or steps > last:
-            return found.with_columns(steps=pl.lit(steps)).sort("index", "stretch")
+        counts = here.group_by("index", stretch=pl.col("step") // steps).agg(times=pl.len())
+        if counts.height <= limits.exposures or steps > last:
+            return counts.with_columns(steps=pl.lit(steps)).sort("index", "stretch")
         steps *= 2

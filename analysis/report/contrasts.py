@@ -62,9 +62,9 @@ def arm_contrasts(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
         )
     if not frames:
         return pl.DataFrame(schema=SCHEMA)
-    found = pl.concat(frames)
-    corrected = holm([float("nan") if p is None else p for p in found["p"]])
-    return found.with_columns(p_holm=pl.Series(corrected).fill_nan(None)).select(
+    estimates = pl.concat(frames)
+    corrected = holm([float("nan") if p is None else p for p in estimates["p"]])
+    return estimates.with_columns(p_holm=pl.Series(corrected).fill_nan(None)).select(
         pl.col(name).cast(kind) for name, kind in SCHEMA.items()
     )
 

@@ -111,13 +111,13 @@ def exposures_table(inputs: ReportInputs) -> Table:
         .group_by("dose", "part")
         .len()
     )
-    found = {(dose, part): n for dose, part, n in counts.iter_rows()}
-    doses = sorted({dose for dose, _ in found})
+    counts_by_part = {(dose, part): n for dose, part, n in counts.iter_rows()}
+    doses = sorted({dose for dose, _ in counts_by_part})
     starts = [-(-part * steps // parts) for part in range(parts + 1)]
     body = [
         [str(dose), *(f"{n:,}" for n in (*each, sum(each)))]
         for dose in doses
-        for each in [[found.get((dose, part), 0) for part in range(parts)]]
+        for each in [[counts_by_part.get((dose, part), 0) for part in range(parts)]]
     ]
     return Table(
         ["dose", *(f"{first}–{after - 1}" for first, after in itertools.pairwise(starts)), "all"],

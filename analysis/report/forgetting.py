@@ -95,7 +95,7 @@ def retention(items: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
         .with_columns(since=pl.col("step") - pl.col("step").first().over("unit"))
         .with_columns(span=pl.col("since").cast(pl.Float64).log(2).floor())
     )
-    found = []
+    table = []
     later = after.filter(pl.col("since") > 0)
     for part in later.partition_by("span"):
         first = after.filter(pl.col("since") == 0).join(part.select("unit").unique(), on="unit")
@@ -118,7 +118,7 @@ def retention(items: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
             float(covariance[0, 1]),
             net.freedom((1.0, -top / bottom if bottom else 0.0)),
         )
-        found.append(
+        table.append(
             {
                 "since_low": part["since"].min(),
                 "since_high": part["since"].max(),
@@ -133,7 +133,7 @@ def retention(items: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
                 "high": ratio.high if ratio.bounded else None,
             }
         )
-    return pl.DataFrame(found, schema=RETAINED_SCHEMA).sort("since_low")
+    return pl.DataFrame(table, schema=RETAINED_SCHEMA).sort("since_low")
 
 
 CURVE_SCHEMA = pl.Schema(
@@ -192,7 +192,7 @@ def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.
         .join(_last_exposures(inputs), on="unit")
         .join(inputs.items.select(unit="item_id", arm="arm"), on="unit")
     )
-    found = []
+    table = []
     for part in own.sort("arm", "unit").partition_by("arm", maintain_order=True):
         after = part.filter(pl.col("step") >= part["after"].max())
         steps = after["step"].unique().sort()
@@ -202,8 +202,8 @@ def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.
         since = steps.to_numpy() - (float(after["after"].to_numpy().mean()) - 1)
         row = _curve(after, controls, since, replicates, inputs.seed)
         if row is not None:
-            found.append({"arm": part["arm"][0], "checkpoints": len(steps)} | row)
-    return pl.DataFrame(found, schema=CURVE_SCHEMA)
+            table.append({"arm": part["arm"][0], "checkpoints": len(steps)} | row)
+    return pl.DataFrame(table, schema=CURVE_SCHEMA)
 
 
 def _curve(

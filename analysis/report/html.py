@@ -24,7 +24,7 @@ same set."""
 
 def visible(text: str) -> str:
     """The text with every character of ``_HIDDEN`` replaced by its code point, such as ``⟨U+202E⟩``."""
-    return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+    return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
 def _finalize(value: Any) -> Any:

@@ -79,10 +79,10 @@ def _row(part: pl.DataFrame, question: str, metric: str, highest: int, permutati
     here = part.filter((pl.col("question") == question) & (pl.col("metric") == metric))
 
     def at(statistic: str, run: str, dose: int) -> dict[str, Any]:
-        found = here.filter(
+        matching = here.filter(
             (pl.col("statistic") == statistic) & (pl.col("run") == run) & (pl.col("dose") == dose)
         )
-        return found.row(0, named=True) if found.height else {}
+        return matching.row(0, named=True) if matching.height else {}
 
     gain = at("gain", PAIRED, highest) or at("gain", "perturbed", highest)
     tested = at("rank_test", "perturbed", highest) or gain

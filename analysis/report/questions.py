@@ -30,7 +30,9 @@ def question_estimates(rows: pl.DataFrame, step: int, inputs: ReportInputs) -> p
     Returns:
         Rows of ``QUESTION_SCHEMA``.
     """
-    asked = [name for name, found in METRICS.items() if found.by_question or found.needs == ("cloze",)]
+    asked = [
+        name for name, estimates in METRICS.items() if estimates.by_question or estimates.needs == ("cloze",)
+    ]
     # The statistics group by metric: what is asked is made part of its name.
     keys = ["metric", "family", "question"]
     used = rows.filter(pl.col("metric").is_in(asked) & (pl.col("step") <= step)).with_columns(
@@ -52,13 +54,13 @@ def question_estimates(rows: pl.DataFrame, step: int, inputs: ReportInputs) -> p
             gain_over_control(tested, bounds=bounds, permutations=inputs.permutations, seed=inputs.seed),
             gain_over_control(others, bounds=bounds),
         ]
-    found = pl.concat(frames).filter(pl.col("family") == "all")
+    estimates = pl.concat(frames).filter(pl.col("family") == "all")
     parts = pl.col("metric").str.split("\0")
-    told = found.with_columns(
+    with_reasons = estimates.with_columns(
         metric=parts.list.get(0), family=parts.list.get(1), question=parts.list.get(2)
     ).join(_chances(inputs.probes), on=keys, how="left")
     return (
-        _bounded(told)
+        _bounded(with_reasons)
         .select([pl.col(name).cast(dtype) for name, dtype in QUESTION_SCHEMA.items()])
         .sort("family", "question", "metric", "statistic", "run", "step", "dose")
     )
@@ -68,7 +70,7 @@ def _rank_tests(used: pl.DataFrame, step: int) -> pl.DataFrame:
     items = per_item(
         used.filter((pl.col("step") == step) & pl.col("metric").str.starts_with("rank_test_bits\0"))
     )
-    found = [
+    tests = [
         (
             *keys,
             "rank_test",
@@ -82,7 +84,7 @@ def _rank_tests(used: pl.DataFrame, step: int) -> pl.DataFrame:
         ).items()
     ]
     names = ["run", "step", "metric", "dose", "statistic", "family", "estimate", "n", "p"]
-    frame = pl.DataFrame(found, schema={name: ESTIMATE_SCHEMA[name] for name in names}, orient="row")
+    frame = pl.DataFrame(tests, schema={name: ESTIMATE_SCHEMA[name] for name in names}, orient="row")
     return frame.with_columns(
         pl.lit("Fisher's combination of exact rank tests").alias("method"),
         *(pl.lit(None, pl.Float64).alias(name) for name in ("low", "high")),
@@ -112,11 +114,11 @@ def _chances(probes: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _bounded(found: pl.DataFrame) -> pl.DataFrame:
+def _bounded(estimates: pl.DataFrame) -> pl.DataFrame:
     """Interval limits clipped to the range of possible means."""
-    for name, (low, high) in {name: METRICS[name].bounds for name in found["metric"].unique()}.items():
+    for name, (low, high) in {name: METRICS[name].bounds for name in estimates["metric"].unique()}.items():
         here = (pl.col("metric") == name) & (pl.col("statistic") == "mean")
-        found = found.with_columns(
+        estimates = estimates.with_columns(
             [pl.when(here).then(pl.col(limit).clip(low, high)).otherwise(limit) for limit in ("low", "high")]
         )
-    return found
+    return estimates

@@ -251,17 +251,17 @@ def half_effects(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
     Returns:
         Rows of ``EC50_SCHEMA``. The twin has no exposures, so that its EC50 should not be reached.
     """
-    found = []
+    table = []
     for metric in dict.fromkeys((inputs.primary, "extracted")):
         own = rows.filter((pl.col("metric") == metric) & pl.col("dose").is_not_null())
         both = own if METRICS[metric].rate else pl.concat([own, difference_to_twin(own)])
         for run in (PAIRED, "perturbed", "twin"):
             items = per_item(both.filter(pl.col("run") == run))
             if items.height:
-                found.append(
+                table.append(
                     {"metric": metric, "run": run} | _half(items, METRICS[metric].rate, inputs.alpha)
                 )
-    return pl.DataFrame(found, schema=EC50_SCHEMA)
+    return pl.DataFrame(table, schema=EC50_SCHEMA)
 
 
 def _half(items: pl.DataFrame, rate: bool, alpha: float) -> dict[str, object]:
@@ -275,32 +275,32 @@ def _half(items: pl.DataFrame, rate: bool, alpha: float) -> dict[str, object]:
             raise ValueError(f"it takes {least} doses, not {levels.size}")
         if rate:
             table = items.group_by("dose").agg(pl.col("value").sum(), n=pl.len()).sort("dose")
-            found = profile_ec50(levels, table["value"].to_numpy(), table["n"].to_numpy(), alpha=alpha)
+            fit = profile_ec50(levels, table["value"].to_numpy(), table["n"].to_numpy(), alpha=alpha)
             if items["cluster"].n_unique() < items.height:
-                found = _of_clusters(items, levels, found)
+                fit = _of_clusters(items, levels, fit)
         else:
-            found = curve_ec50(value, dose, stratum, cluster, alpha=alpha)
+            fit = curve_ec50(value, dose, stratum, cluster, alpha=alpha)
     except ValueError as error:
-        told = f"not computed because {error}"
-        return {"ec50": None, "low": None, "high": None, "slope": None, "shown": "–", "method": told}
-    numbers = {"ec50": found.estimate, "low": found.low, "high": found.high, "slope": found.slope}
+        reason = f"not computed because {error}"
+        return {"ec50": None, "low": None, "high": None, "slope": None, "shown": "–", "method": reason}
+    numbers = {"ec50": fit.estimate, "low": fit.low, "high": fit.high, "slope": fit.slope}
     return {name: value if np.isfinite(value) else None for name, value in numbers.items()} | {
-        "shown": found.text,
-        "method": found.method,
+        "shown": fit.text,
+        "method": fit.method,
     }
 
 
-def _of_clusters(items: pl.DataFrame, levels: NDArray[np.float64], found: Ec50) -> Ec50:
+def _of_clusters(items: pl.DataFrame, levels: NDArray[np.float64], fit: Ec50) -> Ec50:
     """EC50 of a rate, with limits over clusters."""
-    if np.isinf(found.estimate):
-        return found
+    if np.isinf(fit.estimate):
+        return fit
     own = items.group_by("cluster", "dose").agg(pl.col("value").sum(), n=pl.len()).sort("cluster", "dose")
     row = own["cluster"].rank("dense").to_numpy().astype(np.int64) - 1
     column = np.searchsorted(levels, own["dose"].to_numpy())
     hits, trials = np.zeros((2, row.max() + 1, levels.size))
     hits[row, column], trials[row, column] = own["value"].to_numpy(), own["n"].to_numpy()
     robust = clustered_ec50(levels, hits, trials)
-    return found._replace(
+    return fit._replace(
         low=float(robust.low), high=float(robust.high), method="maximum likelihood, sandwich over clusters"
     )
 

@@ -77,7 +77,7 @@ def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple
         results: numbers of the report.
         width: panel width, pixels.
     """
-    primary, found = METRICS[inputs.primary], results.estimates
+    primary, estimates = METRICS[inputs.primary], results.estimates
     at = f"Step {results.step}; bars and bands: 95 % intervals over items; n: items"
     deciding = PAIRED if "twin" in results.last_steps else "perturbed"
     values = item_values(results, inputs).filter(pl.col("gain").is_not_null()).sort("item_id")
@@ -87,7 +87,7 @@ def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple
     yield (
         "gain_by_dose",
         figures.dose_response(
-            found.filter(pl.col("run") == deciding),
+            estimates.filter(pl.col("run") == deciding),
             primary.name,
             statistic="gain",
             title=f"Gain over {'the twin' if deciding == PAIRED else 'dose 0'}, by dose",
@@ -102,7 +102,7 @@ def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple
     yield (
         "dose_response",
         figures.dose_response(
-            found,
+            estimates,
             primary.name,
             title="Log-likelihood of the items by dose",
             y_title=f"log-likelihood ({primary.unit})",
@@ -114,12 +114,12 @@ def _first(inputs: ReportInputs, results: Results, width: int) -> Iterator[tuple
 
 def _figures(inputs: ReportInputs, results: Results) -> Iterator[tuple[str, Figure, str]]:
     primary, unit = METRICS[inputs.primary], METRICS[inputs.primary].unit
-    found = results.estimates
+    estimates = results.estimates
     at = f"Step {results.step}; bars and bands: 95 % intervals over items; n: items"
     yield from _first(inputs, results, _SCREEN)
     yield (
         "controls",
-        figures.controls(found, primary.name, unit=unit),
+        figures.controls(estimates, primary.name, unit=unit),
         "Negative control: never-inserted items, half against half; should hold 0. Positive control: the "
         f"highest dose; should be above 0 in the perturbed run, and 0 in the twin. {at}.",
     )
@@ -131,9 +131,9 @@ def _figures(inputs: ReportInputs, results: Results) -> Iterator[tuple[str, Figu
         ("over_training", "gain", "Gain over dose 0, over training", f"gain ({unit})"),
         ("levels", "mean", "Level at each dose, over training", f"log-likelihood ({unit})"),
     )
-    for name, statistic, title, what in over if dated or found["step"].n_unique() > 1 else ():
+    for name, statistic, title, what in over if dated or estimates["step"].n_unique() > 1 else ():
         chart = figures.over_training(
-            found, primary.name, inputs.exposures, statistic=statistic, title=title, y_title=what
+            estimates, primary.name, inputs.exposures, statistic=statistic, title=title, y_title=what
         )
         bands = "Bands: 95 % intervals of the lowest and highest dose drawn; the CSV has all."
         yield name, chart, f"{title}. {bands} {ticks}"
@@ -141,21 +141,21 @@ def _figures(inputs: ReportInputs, results: Results) -> Iterator[tuple[str, Figu
         return
     yield (
         "training",
-        figures.training_curves(inputs.training, found),
+        figures.training_curves(inputs.training, estimates),
         "What insertion cost: training loss (the perturbed run's includes the inserted text), and text "
         "that neither run trains on, with 95 % intervals over passages.",
     )
 
 
 def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator[tuple[str, Figure, str]]:
-    found, primary = results.estimates, METRICS[inputs.primary]
+    estimates, primary = results.estimates, METRICS[inputs.primary]
     k, m = inputs.parameters.prefix, inputs.parameters.suffix
     families = sorted(inputs.items["family"].unique())
     if len(families) > 1:
         yield (
             "by_family",
             figures.dose_response(
-                found,
+                estimates,
                 primary.name,
                 title="Log-likelihood by dose, by family",
                 y_title=f"log-likelihood ({primary.unit})",
@@ -170,7 +170,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
         yield (
             "verbatim",
             figures.dose_response(
-                found,
+                estimates,
                 "extracted",
                 title="Verbatim extraction by dose",
                 y_title="share of items extracted",
@@ -198,7 +198,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
     yield (
         "recognition",
         figures.dose_response(
-            found,
+            estimates,
             primary.name,
             statistic="auc",
             title="Recognition by dose",
@@ -209,11 +209,11 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
         "Probability that an inserted item scores higher than a control of its family; 0.5 (dashed) is "
         f"chance. {at}.",
     )
-    if "cloze_loglik_per_byte" in found["metric"]:
+    if "cloze_loglik_per_byte" in estimates["metric"]:
         yield (
             "cloze",
             figures.dose_response(
-                found,
+                estimates,
                 "cloze_loglik_per_byte",
                 title="Cloze probes by dose",
                 y_title="log-likelihood of the target (nats/byte)",
@@ -257,18 +257,18 @@ def _at_dose_0(inputs: ReportInputs, results: Results) -> str:
 
 def verbatim_text(inputs: ReportInputs, results: Results) -> str:
     """Sentence on extraction if there is nothing to draw; empty if there is a figure."""
-    found: Extraction | None = extraction(results)
+    counts: Extraction | None = extraction(results)
     k, m = inputs.parameters.prefix, inputs.parameters.suffix
-    if found is None:
+    if counts is None:
         return f"Not tested: no inserted item is {k} + {m} tokens long."
-    if found.anywhere:
+    if counts.anywhere:
         return ""
     runs = " in either run" if "twin" in results.last_steps else ""
     return (
-        f"0 of {found.tested_inserted} inserted items extracted, at any dose{runs}: greedy decoding never continued "
+        f"0 of {counts.tested_inserted} inserted items extracted, at any dose{runs}: greedy decoding never continued "
         f"the first {k} tokens of an item with exactly the next {m}. This bounds the perturbed run's rate to "
-        f"at most {100 * found.limit_inserted:.1f} % over all doses, and {100 * found.limit:.1f} % at dose "
-        f"{found.dose} alone (0 of {found.tested}); upper limits of exact 95 % intervals."
+        f"at most {100 * counts.limit_inserted:.1f} % over all doses, and {100 * counts.limit:.1f} % at dose "
+        f"{counts.dose} alone (0 of {counts.tested}); upper limits of exact 95 % intervals."
     )
 
 

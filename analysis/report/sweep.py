@@ -90,15 +90,15 @@ def gains(run: SweepRun) -> pl.DataFrame:
     """A run's gains by dose, for its primary metric over all families at its last checkpoint: ``dose``, ``estimate``,
     ``low``, ``high``. Gains are of the differences from the twin if there is one.
     """
-    found = pl.read_csv(run.directory / "report" / "estimates.csv", infer_schema_length=None).filter(
+    estimates = pl.read_csv(run.directory / "report" / "estimates.csv", infer_schema_length=None).filter(
         (pl.col("statistic") == "gain")
         & (pl.col("family") == "all")
         & (pl.col("metric") == run.summary["primary_metric"])
         & (pl.col("step") == run.summary["step"])
     )
-    which = PAIRED if PAIRED in found["run"] else "perturbed"
+    which = PAIRED if PAIRED in estimates["run"] else "perturbed"
     return (
-        found.filter(pl.col("run") == which)
+        estimates.filter(pl.col("run") == which)
         .select(
             pl.col("dose").cast(pl.Int64),
             *(pl.col(name).cast(pl.Float64) for name in ("estimate", "low", "high")),
@@ -357,8 +357,10 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         runs=_list(runs),
         cells=_cells(rows) if audited else None,
         figures={
-            key: inline(theme.save(made.chart, directory, key, made.rows, formats=FILES), key, captions[key])
-            for key, made in figures.items()
+            key: inline(
+                theme.save(figure.chart, directory, key, figure.rows, formats=FILES), key, captions[key]
+            )
+            for key, figure in figures.items()
         },
     )
     (directory / "report.html").write_text(page, encoding="utf-8")

@@ -42,7 +42,7 @@ def balance(run: RunFiles) -> pl.DataFrame:
     cells = (
         long.filter(pl.col("dose") > 0).group_by(*here, "dose").agg(mean=pl.col("value").mean(), n=pl.len())
     )
-    found = (
+    differences = (
         cells.join(never, on=here)
         .join(deviation, on="covariate")
         .filter(pl.col("deviation") > 0)
@@ -56,7 +56,7 @@ def balance(run: RunFiles) -> pl.DataFrame:
     )
     half = stats.norm.ppf(0.975) * (1 / pl.col("n") + 1 / pl.col("m")).sqrt()
     return (
-        found.with_columns(low=pl.col("difference") - half, high=pl.col("difference") + half)
+        differences.with_columns(low=pl.col("difference") - half, high=pl.col("difference") + half)
         .with_columns(pl.col("covariate").str.replace_all("_", " "))
         .sort("covariate", "dose")
         .drop("m")
@@ -85,7 +85,7 @@ def halves(run: RunFiles) -> pl.DataFrame:
             f"{run.name} has {clusters.height} clusters of never-inserted items; halving them takes 4"
         )
     value, cell = controls["value"].to_numpy(), controls["family"].rank("dense").to_numpy().astype(np.int64)
-    found = []
+    p_values = []
     rng = np.random.default_rng(0)
     for _ in range(SPLITS):
         key = pl.Series(rng.random(clusters.height))
@@ -101,8 +101,8 @@ def halves(run: RunFiles) -> pl.DataFrame:
             seed=int(rng.integers(2**63)),
             alternative="two-sided",
         )
-        found.append(p)
-    return pl.DataFrame({"run": [PAIRED if both.height else "perturbed"] * len(found), "p": found})
+        p_values.append(p)
+    return pl.DataFrame({"run": [PAIRED if both.height else "perturbed"] * len(p_values), "p": p_values})
 
 
 def perplexities(run: RunFiles) -> pl.DataFrame:

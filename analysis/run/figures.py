@@ -98,8 +98,8 @@ def bind(draw: Callable[..., Figure], run: RunFiles) -> Callable[..., Figure]:
         if "metric" in shown.parameters and frames[0] not in own:
             given.setdefault("metric", PRIMARY)
         metric = given.get("metric")
-        found = {name: _frame(name, draw, run, metric) for name in frames if name not in own}
-        return draw(**_texts(shown, given), **own, **found, **given)
+        frames_of_run = {name: _frame(name, draw, run, metric) for name in frames if name not in own}
+        return draw(**_texts(shown, given), **own, **frames_of_run, **given)
 
     drawn.__signature__ = shown  # type: ignore[attr-defined]
     return drawn

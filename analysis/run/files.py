@@ -67,8 +67,8 @@ class RunFiles:
         """Facts of a released model: ``models``, ``revisions`` and ``declared``
         (``analysis.report.ReportInputs.released``); None for a run trained here.
         """
-        found: dict[str, Any] | None = self.plan.manifest.config.get("released")
-        if found is None:
+        facts: dict[str, Any] | None = self.plan.manifest.config.get("released")
+        if facts is None:
             return None
         revisions = {
             str(manifest.facts["step"]): revision
@@ -77,7 +77,7 @@ class RunFiles:
             if (revision := manifest.facts.get("revision"))
         }
         declared = self.plan.manifest.facts["exposures_declared"]
-        return {**found, "revisions": revisions, "declared": declared}
+        return {**facts, "revisions": revisions, "declared": declared}
 
     @property
     def probes(self) -> pl.DataFrame:
@@ -121,8 +121,8 @@ class RunFiles:
         Args:
             which: ``perturbed`` or ``twin``.
         """
-        found: list[int] = saved.finished(self._member(which) / "checkpoints")
-        return found
+        steps: list[int] = saved.finished(self._member(which) / "checkpoints")
+        return steps
 
     def _member(self, which: str) -> Path:
         if which not in PAIR:
@@ -212,20 +212,20 @@ class RunFiles:
                 " and ".join(changed),
             )
             return None
-        found: dict[str, Any] = json.loads((place / "audit.json").read_text(encoding="utf-8"))
-        return found
+        result: dict[str, Any] = json.loads((place / "audit.json").read_text(encoding="utf-8"))
+        return result
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Settings of the finished stages: ``insertion``, ``run`` and, if there are a checkpoint and a report, the last
         checkpoint's (``model``, ``optimizer``, ``train`` and others) and the report's.
         """
-        found = dict(self.plan.manifest.config)
+        settings = dict(self.plan.manifest.config)
         if steps := self.checkpoints():
-            found |= saved.read(self.directory / "perturbed" / "checkpoints", steps[-1]).config
+            settings |= saved.read(self.directory / "perturbed" / "checkpoints", steps[-1]).config
         if reported := self._reported():
-            found["report"] = reported
-        return found
+            settings["report"] = reported
+        return settings
 
     def _reported(self) -> dict[str, Any]:
         from palimpsest.analysis.report.inputs import KIND, VERSION
@@ -360,7 +360,7 @@ class RunFiles:
         facts = self.plan.manifest.facts
         if "audit" not in known:
             known["audit"] = self.audit
-        found = {
+        fields = {
             "title": self.directory.absolute().parent.name,
             "items": self.plan.items,
             "probes": self.probes,
@@ -377,7 +377,7 @@ class RunFiles:
             "parameters": self.parameters,
             "signature": self.signature,
         }
-        return ReportInputs(**{**found, **known})
+        return ReportInputs(**{**fields, **known})
 
     @cached_property
     def results(self) -> Results:

@@ -38,15 +38,15 @@ def open_run(path: str | Path | None = None) -> Run:
     if path is None and not os.environ.get(ENVIRONMENT):
         return Run(_newest(Path.cwd()))
     given = Path(path or os.environ[ENVIRONMENT]).expanduser()
-    found = _runs_at(given)
-    if len(found) > 1:
-        more = f", ... ({len(found)} in all)" if len(found) > _SHOWN else ""
+    runs = _runs_at(given)
+    if len(runs) > 1:
+        more = f", ... ({len(runs)} in all)" if len(runs) > _SHOWN else ""
         raise UserError(
-            f"{given} means several runs: {', '.join(str(p) for p in found[:_SHOWN])}{more}; give one of them"
+            f"{given} means several runs: {', '.join(str(p) for p in runs[:_SHOWN])}{more}; give one of them"
         )
-    if not found:
+    if not runs:
         raise UserError(_no_run(given))
-    return Run(found[0])
+    return Run(runs[0])
 
 
 def _is_run(directory: Path) -> bool:
@@ -94,9 +94,9 @@ def _no_run(given: Path) -> str:
 def _newest(start: Path) -> Path:
     """The most recently scored run in the nearest ``runs/``; the most recently planned one if none is scored."""
     for directory in (start, *start.parents):
-        found = _begun(_below(directory / "runs"))
-        if found:
-            return max(found, key=_age)
+        runs = _begun(_below(directory / "runs"))
+        if runs:
+            return max(runs, key=_age)
     raise UserError(
         f"there is no run in {start / 'runs'}, nor in a directory above; name one: palimpsest.open_run('...'), or "
         f"{ENVIRONMENT}=... in the environment"

@@ -53,9 +53,9 @@ class Log:
         try:
             with self.path.open("rb") as file:
                 inode, start = self._file
-                found = self.path.stat()
-                if found.st_ino != inode or found.st_size < start:
-                    inode, start, self.records, self.damaged = found.st_ino, 0, [], 0
+                status = self.path.stat()
+                if status.st_ino != inode or status.st_size < start:
+                    inode, start, self.records, self.damaged = status.st_ino, 0, [], 0
                 file.seek(start)
                 whole, newline, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
@@ -162,16 +162,16 @@ class Progress:
             by = pl.concat(frames).group_by("run", "step", "dose").agg(pl.col("total", "n").sum())
             by = by.select("run", "step", "dose", value=pl.col("total") / pl.col("n"), n="n")
             rows = by.sort("run", "step", "dose").to_dicts()
-        found = METRICS[PRIMARY]
-        return {"metric": found.name, "formula": found.formula, "unit": found.unit, "rows": rows}
+        metric = METRICS[PRIMARY]
+        return {"metric": metric.name, "formula": metric.formula, "unit": metric.unit, "rows": rows}
 
     def _by_dose(self, which: str, place: Path, manifest: Manifest) -> pl.DataFrame:
         """Sum and count of the values by dose in one part of the scores: run, step, dose, total, n."""
-        found = pl.read_parquet(place / scores.FILE).with_columns(
+        scores_of_part = pl.read_parquet(place / scores.FILE).with_columns(
             run=pl.lit(which), step=pl.lit(manifest.facts["step"], dtype=pl.Int64)
         )
-        probes = self.run.probes.filter(pl.col("probe_id").is_in(found["probe_id"].to_list()))
-        rows = compute(self.run.plan.items, probes, found, [PRIMARY], Parameters())
+        probes = self.run.probes.filter(pl.col("probe_id").is_in(scores_of_part["probe_id"].to_list()))
+        rows = compute(self.run.plan.items, probes, scores_of_part, [PRIMARY], Parameters())
         known = rows.filter(pl.col("value").is_not_null() & pl.col("dose").is_not_null())
         return known.group_by("run", "step", "dose").agg(total=pl.col("value").sum(), n=pl.len())
 
@@ -188,8 +188,8 @@ class Progress:
         if written != self._audited[0]:
             self.run.refresh("audit")
             self._audited = written, self.run.audit
-        if found := self._audited[1]:
-            return {"verdict": found["verdict"], "checks": found["checks"]}
+        if result := self._audited[1]:
+            return {"verdict": result["verdict"], "checks": result["checks"]}
         parts = {which: self._committed(which) for which in PAIR}
         checks = []
         if consumed := parts["perturbed"]:
@@ -210,7 +210,7 @@ class Progress:
     def _committed(self, which: str) -> Mapping[str, tuple[Manifest, Mapping[str, Any]]]:
         """Ledger parts that a checkpoint lists, with the check's result for each; new parts are checked now."""
         steps = saved.finished(self.run.directory / which / "checkpoints")
-        known, found = self._parts[which], {}
+        known, checked = self._parts[which], {}
         for place in sorted((self.run.directory / which / "ledger").glob("*-*")):
             if not (place / artifact.MANIFEST).is_file():
                 continue
@@ -218,11 +218,11 @@ class Progress:
             if not steps or manifest.config["stop"] > steps[-1]:
                 break  # not committed yet: its checkpoint is being written, or never was
             if place.name in known and known[place.name][0].digest == manifest.digest:
-                found[place.name] = known[place.name]
+                checked[place.name] = known[place.name]
             else:
-                found[place.name] = manifest, self._examined(place, manifest, which)
-        self._parts[which] = found
-        return found
+                checked[place.name] = manifest, self._examined(place, manifest, which)
+        self._parts[which] = checked
+        return checked
 
     def _examined(self, place: Path, manifest: Manifest, which: str) -> Mapping[str, Any]:
         artifact.verify(place, manifest)
@@ -269,13 +269,13 @@ def curve(records: Sequence[Mapping[str, Any]], points: int = POINTS) -> dict[st
     """
     every = math.ceil(len(records) / points)
     stretches = [records[k : k + every] for k in range(0, len(records), every)]
-    found: dict[str, list[float | None]] = {"step": [float(part[-1]["step"]) for part in stretches]}
+    columns: dict[str, list[float | None]] = {"step": [float(part[-1]["step"]) for part in stretches]}
     for name in LOSSES:
         if any(name in record for record in records[-1:]):
-            found[name] = [
+            columns[name] = [
                 _mean([r[name] for r in part if type(r.get(name)) in (int, float)]) for part in stretches
             ]
-    return found
+    return columns
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -55,8 +55,8 @@ def areas(run: RunFiles) -> pl.DataFrame:
     from palimpsest.analysis.statistics import auc
 
     rows = auc(run.metrics(*ATTACKS, steps=[run.last_step]).filter(pl.col("run") == "perturbed"))
-    found = rows.filter((pl.col("family") == "all") & pl.col("estimate").is_not_null())
-    return found.select(
+    estimates = rows.filter((pl.col("family") == "all") & pl.col("estimate").is_not_null())
+    return estimates.select(
         pl.lit("dose").alias("against"),
         x="dose",
         run="metric",
@@ -82,13 +82,13 @@ def extraction(run: RunFiles) -> pl.DataFrame:
         ).with_columns(x=pl.lit(prefix))
         for prefix in PREFIXES
     ]
-    kept = (pl.col("run") == "perturbed") & (pl.col("family") == "all") & pl.col("estimate").is_not_null()
-    found = (
+    pooled = (pl.col("run") == "perturbed") & (pl.col("family") == "all") & pl.col("estimate").is_not_null()
+    estimates = (
         pl.concat(frames)
-        .filter(kept)
+        .filter(pooled)
         .with_columns(against=pl.lit("prefix"), run=pl.format("dose {}", "dose"))
     )
-    return found.select("against", "x", "run", "estimate", "low", "high", "n")
+    return estimates.select("against", "x", "run", "estimate", "low", "high", "n")
 
 
 def longest(run: RunFiles) -> pl.DataFrame:
@@ -165,12 +165,12 @@ def single_exposure(values: pl.DataFrame, exposed: pl.DataFrame, width: int) -> 
         # Stretches end where the exposure falls: none mixes what was before it with what came after.
         .with_columns(stretch=(pl.col("since") - 1) // width)
     )
-    found = []
+    effects = []
     for part in rows.partition_by("stretch"):
         net = net_of_controls(part.with_columns(a0=1 / pl.len().over("unit")), controls, 1)
         if net is not None and net.clusters > 1:
             low, high = net.limits()
-            found.append(
+            effects.append(
                 {
                     "since": part["since"].mean(),
                     "estimate": float(net.estimate[0]),
@@ -186,7 +186,7 @@ def single_exposure(values: pl.DataFrame, exposed: pl.DataFrame, width: int) -> 
         "high": pl.Float64,
         "n": pl.Int64,
     }
-    return pl.DataFrame(found, schema=schema).sort("since")
+    return pl.DataFrame(effects, schema=schema).sort("since")
 
 
 def choices(run: RunFiles) -> pl.DataFrame:
@@ -203,8 +203,8 @@ def choices(run: RunFiles) -> pl.DataFrame:
     if not (run.probes["kind"] == "choice").any():
         raise UserError(f"{run.name} has no choices: none of its families asks for one")
     rows = run.metrics("choice_accuracy", steps=[run.last_step]).with_columns(metric="question")
-    found = mean_by_dose(rows, bounds=(0.0, 1.0)).filter(pl.col("family") == "all")
-    return found.sort("metric", "run", "dose").select(
+    means = mean_by_dose(rows, bounds=(0.0, 1.0)).filter(pl.col("family") == "all")
+    return means.sort("metric", "run", "dose").select(
         pl.lit("choice among decoys").alias("format"),
         "run",
         "dose",

@@ -59,8 +59,8 @@ def reproduced(run: RunFiles, step: int | None = None) -> pl.DataFrame:
         for metric, kind in (("extracted", pl.Boolean), ("longest_extracted", pl.Int64)):
             own = rows.filter((pl.col("run") == which) & (pl.col("metric") == metric))
             name = f"{which}_{metric.removesuffix('_extracted')}"
-            found = own.select("item_id", pl.col("value").cast(kind).alias(name))
-            table = table.join(found, on="item_id", how="left", maintain_order="left")
+            column = own.select("item_id", pl.col("value").cast(kind).alias(name))
+            table = table.join(column, on="item_id", how="left", maintain_order="left")
     text = run.plan.items.select("item_id", "text")
     table = table.join(text, on="item_id", how="left", maintain_order="left")
     return table.sort(
@@ -89,17 +89,17 @@ def exposures_of(run: RunFiles, item_id: str) -> pl.DataFrame:
     lengths = run.plan.wordings.select(
         pl.int_range(pl.len(), dtype=pl.Int32).alias("wording"), pl.col("tokens").list.len().alias("tokens")
     )
-    found = (
+    exposures = (
         run.exposures.filter(pl.col("item_id") == item_id)
         .join(lengths, on="wording", how="left", maintain_order="left")
         .select("step", "position", "offset", "tokens", "item_id")
     )
     saved = run.checkpoints()
-    first = [min((s for s in saved if s > step), default=None) for step in found["step"]]
+    first = [min((s for s in saved if s > step), default=None) for step in exposures["step"]]
     consumed = pl.lit(None, pl.Boolean)
     if any(saved):
         of_ledger = run.ledger.exposures.filter(pl.col("item_id") == item_id)
         consumed = pl.col("position").is_in(of_ledger["position"].to_list())
-    return found.with_columns(pl.Series("checkpoint", first, pl.Int64), consumed.alias("consumed")).select(
-        "step", "checkpoint", "position", "offset", "tokens", "consumed"
-    )
+    return exposures.with_columns(
+        pl.Series("checkpoint", first, pl.Int64), consumed.alias("consumed")
+    ).select("step", "checkpoint", "position", "offset", "tokens", "consumed")

@@ -24,8 +24,8 @@ def phases(run: RunFiles) -> pl.DataFrame:
     """
     at = run.exposures.join(_levels(run, "phase"), on="item_id").group_by("level")
     spans = at.agg(start=pl.col("step").min(), end=pl.col("step").max())
-    found = _by_level(run, "phase", final=False).join(spans, left_on="phase", right_on="level")
-    return found.select("phase", "start", "end", "step", "dose", "estimate", "low", "high", "n")
+    estimates = _by_level(run, "phase", final=False).join(spans, left_on="phase", right_on="level")
+    return estimates.select("phase", "start", "end", "step", "dose", "estimate", "low", "high", "n")
 
 
 def wordings(run: RunFiles) -> pl.DataFrame:
@@ -40,12 +40,12 @@ def wordings(run: RunFiles) -> pl.DataFrame:
 def _levels(run: RunFiles, factor: str) -> pl.DataFrame:
     """``item_id`` and its ``level`` of a factor that varies."""
     level = pl.col("arm").str.extract(rf"(?:^|, ){factor} (.*?)(?:, [a-z]+ |$)")
-    found = run.plan.items.select("item_id", level=level).filter(pl.col("level").is_not_null())
-    if found.is_empty():
+    levels = run.plan.items.select("item_id", level=level).filter(pl.col("level").is_not_null())
+    if levels.is_empty():
         raise UserError(
             f"{run.name} has one {factor}: this figure needs arms that differ in insertion.{factor}"
         )
-    return found
+    return levels
 
 
 def _values(run: RunFiles, metric: str, steps: list[int] | None = None) -> pl.DataFrame:
@@ -90,7 +90,7 @@ def profile(run: RunFiles) -> pl.DataFrame:
     cohorts = exposed.select("unit", g=steps.search_sorted(exposed["exposed"] + 1))
     controls = values.filter(pl.col("dose") == 0)
     once = values.filter(pl.col("dose") == 1).join(cohorts, on="unit")
-    found = []
+    effects = []
     for g in once["g"].unique().sort():
         if not 1 <= g < len(steps):
             continue
@@ -99,12 +99,12 @@ def profile(run: RunFiles) -> pl.DataFrame:
             net = change_over_controls(treated, controls, steps[g - 1], step)
             if net is not None and net.clusters > 1:
                 low, high = net.limits()
-                found.append((steps[g], step, float(net.estimate[0]), low, high, net.n))
-    if not found:
+                effects.append((steps[g], step, float(net.estimate[0]), low, high, net.n))
+    if not effects:
         raise UserError(
             f"{run.name}: no two clusters of dose 1 were inserted between the same two checkpoints"
         )
-    return pl.DataFrame(found, schema=["cohort", "step", "estimate", "low", "high", "n"], orient="row")
+    return pl.DataFrame(effects, schema=["cohort", "step", "estimate", "low", "high", "n"], orient="row")
 
 
 def change_over_controls(treated: pl.DataFrame, controls: pl.DataFrame, before: int, step: int) -> Net | None:
@@ -160,11 +160,11 @@ def acquisition(run: RunFiles) -> pl.DataFrame:
         mean_by_dose(part.drop("depth")).filter(pl.col("family") == "all").with_columns(depth=pl.lit(depth))
         for (depth,), part in pooled.group_by("depth", maintain_order=True)
     ]
-    found = pl.concat(frames).sort("depth", "step")
-    steps = found["step"].unique().sort()
+    changes = pl.concat(frames).sort("depth", "step")
+    steps = changes["step"].unique().sort()
     # Exposures before a checkpoint are marked at it.
     marked = steps.gather(steps.search_sorted(run.exposures["step"] + 1).clip(0, len(steps) - 1)).unique()
-    return found.select(
+    return changes.select(
         "depth", "step", "estimate", "low", "high", "n", injected=pl.col("step").is_in(marked.implode())
     )
 
@@ -185,8 +185,8 @@ def retainability(run: RunFiles) -> pl.DataFrame:
         retention(per_item(part.drop("depth")), last).with_columns(depth=pl.lit(depth))
         for (depth,), part in _depths(run).group_by("depth", maintain_order=True)
     ]
-    found = pl.concat(frames).filter(pl.col("retained").is_not_null())
-    if found.is_empty():
+    shares = pl.concat(frames).filter(pl.col("retained").is_not_null())
+    if shares.is_empty():
         raise UserError(f"{run.name}: no two facts have two checkpoints after their last exposure")
     since = (pl.col("since_low") + pl.col("since_high")) / 2
-    return found.select("depth", "low", "high", "n", since=since, estimate="retained").sort("depth", "since")
+    return shares.select("depth", "low", "high", "n", since=since, estimate="retained").sort("depth", "since")

@@ -83,9 +83,9 @@ def of_released(model: str, config: Any, *, revision: str | None = None) -> Begi
         ) from None
     whole, bare = (words("a", add_special_tokens=add)["input_ids"] for add in (True, False))
     added = _front(whole, bare)
-    found = [whole[0] if added else None, words.bos_token_id, words.eos_token_id]
-    found += [getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)]
-    first = next((one for one in found if one is not None), None)
+    candidates = [whole[0] if added else None, words.bos_token_id, words.eos_token_id]
+    candidates += [getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)]
+    first = next((one for one in candidates if one is not None), None)
     if isinstance(first, (list, tuple)):
         first = first[0]
     if not isinstance(first, int):

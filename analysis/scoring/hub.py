@@ -35,7 +35,7 @@ def steps(revisions: Sequence[str], final: int | None) -> dict[int, str]:
     Raises:
         UserError: for a malformed range, a revision of unknown step, or two revisions with the same step.
     """
-    found: dict[int, str] = {}
+    by_step: dict[int, str] = {}
     wanted = [one for revision in revisions for one in _expanded(revision)] or [""]
     for revision in wanted:
         number = _NUMBER.search(revision)
@@ -44,9 +44,9 @@ def steps(revisions: Sequence[str], final: int | None) -> dict[int, str]:
             raise UserError(
                 f"revisions: the step of {revision or 'the default one'!r} is unknown; give it as final_step=143000"
             )
-        if found.setdefault(step or 0, revision) != revision:
-            raise UserError(f"revisions: {found[step or 0]!r} and {revision!r} are both of step {step}")
-    return dict(sorted(found.items()))
+        if by_step.setdefault(step or 0, revision) != revision:
+            raise UserError(f"revisions: {by_step[step or 0]!r} and {revision!r} are both of step {step}")
+    return dict(sorted(by_step.items()))
 
 
 def _expanded(revision: str) -> list[str]:

@@ -117,7 +117,7 @@ class HuggingFace:
         same = [(both[0, :cut], cut) for cut in {min(16, length), half, max(1, length - 1)}]
         same.append((both[1, :half], half))
         if not _depends_on_length(self.model) and all(
-            self._agree(found, self.states(ids[None, :cut])[0]) for found, cut in same
+            self._agree(states, self.states(ids[None, :cut])[0]) for states, cut in same
         ):
             return Together.ANY
         alone = self.states(ids[None])[0]
@@ -212,8 +212,8 @@ def of_huggingface(opened: Any) -> HuggingFace:
     changed = ids.clone()
     changed[8:] = ids[8:].flip(0)
     with torch.inference_mode(), _Tables() as tables, _heads(opened) as heads:
-        made = opened(input_ids=torch.stack([ids, changed]), **_no_cache(opened))
-    logits_BTV: Tensor | None = getattr(made, "logits", None)
+        output = opened(input_ids=torch.stack([ids, changed]), **_no_cache(opened))
+    logits_BTV: Tensor | None = getattr(output, "logits", None)
     if logits_BTV is None or logits_BTV.shape[:2] != (2, 16):
         raise UserError(f"{name} is not a causal language model: it gives no logits for each token")
     if not agree(logits_BTV[0, :8], logits_BTV[1, :8], opened.dtype):
@@ -241,7 +241,7 @@ class _Heads:
     def __init__(self, model: Any) -> None:
         self.matrix = model.get_output_embeddings()
         self.bodies = [model.base_model, model.get_decoder() if hasattr(model, "get_decoder") else None]
-        self.made: dict[int, Tensor] = {}
+        self.outputs: dict[int, Tensor] = {}
         self.ends: tuple[Tensor, Tensor] | None = None
 
     def body(self, logits_BTV: Tensor) -> Any:
@@ -254,7 +254,11 @@ class _Heads:
         if weight.device.type == "meta" or not torch.equal(self.ends[1].to(logits_BTV), logits_BTV):
             return None
         return next(
-            (b for b in self.bodies if id(b) in self.made and torch.equal(self.made[id(b)], self.ends[0])),
+            (
+                b
+                for b in self.bodies
+                if id(b) in self.outputs and torch.equal(self.outputs[id(b)], self.ends[0])
+            ),
             None,
         )
 
@@ -263,12 +267,12 @@ class _Heads:
 def _heads(model: Any) -> Iterator[_Heads]:
     seen = _Heads(model)
 
-    def of_body(module: Any, given: Any, made: Any) -> None:
-        if isinstance(getattr(made, "last_hidden_state", None), Tensor):
-            seen.made[id(module)] = made.last_hidden_state
+    def of_body(module: Any, given: Any, output: Any) -> None:
+        if isinstance(getattr(output, "last_hidden_state", None), Tensor):
+            seen.outputs[id(module)] = output.last_hidden_state
 
-    def of_matrix(module: Any, given: tuple[Tensor, ...], made: Tensor) -> None:
-        seen.ends = (given[0], made.clone()) if given else None
+    def of_matrix(module: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.ends = (given[0], output.clone()) if given else None
 
     parts = {id(part): part for part in seen.bodies if isinstance(part, nn.Module) and part is not model}
     hooks = [part.register_forward_hook(of_body) for part in parts.values()]

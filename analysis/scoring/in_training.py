@@ -82,15 +82,15 @@ class Probing:
             )
             .iter_rows()
         }
-        told = torch.tensor(
+        totals = torch.tensor(
             [sums.get(name, (0.0, 0)) for name in self.groups],
             dtype=torch.float64,
             device=next(gpt.parameters()).device,
         )
-        distributed.all_reduce(told)
+        distributed.all_reduce(totals)
         return {
             f"eval/{name}": -total / count
-            for name, (total, count) in zip(self.groups, told.tolist(), strict=True)
+            for name, (total, count) in zip(self.groups, totals.tolist(), strict=True)
             if count
         }
 

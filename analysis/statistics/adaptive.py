@@ -73,15 +73,15 @@ def insert_until_ec50(lower_N: ArrayLike, upper_N: ArrayLike, *, level: float = 
     # Named corners: the default simplex takes a step of 0.00025 from a coordinate that is 0, and may stay there.
     simplex = np.array([[middle, 0.0], [middle + 1, 0.0], [middle, 0.7]])
     options = {"xatol": 1e-8, "fatol": 1e-10, "initial_simplex": simplex, "maxiter": 1000}
-    found = minimize(nll, simplex[0], method="Nelder-Mead", options=options).x
-    limit = min(nll(found), _profile(nll, found[0])) + float(stats.chi2.ppf(level, 1)) / 2
-    lowest, highest = (_limit(nll, float(found[0]), step, limit) for step in (-1.0, 1.0))
+    best = minimize(nll, simplex[0], method="Nelder-Mead", options=options).x
+    limit = min(nll(best), _profile(nll, best[0])) + float(stats.chi2.ppf(level, 1)) / 2
+    lowest, highest = (_limit(nll, float(best[0]), step, limit) for step in (-1.0, 1.0))
     top = float(np.max(np.where(reached, upper, lower)))
     answer = Ec50(
-        float(2 ** found[0]),
+        float(2 ** best[0]),
         float(np.exp2(lowest)),
         float(np.exp2(highest)),
-        math.exp(found[1]),
+        math.exp(best[1]),
         0.0,
         top,
         "interval-censored thresholds, profile likelihood",
@@ -103,8 +103,8 @@ def _threshold_nll(theta: Floats, low_N: Floats, high_N: Floats, reached_N: NDAr
 def _profile(nll: Callable[[Floats], float], middle: float) -> float:
     """Smallest negative log-likelihood at a log2 EC50 over slopes of 0.02 to 50 per doubling."""
     bounds = math.log(0.02), math.log(50.0)
-    found = minimize_scalar(lambda s: nll(np.array([middle, s])), bounds=bounds, method="bounded")
-    return min(float(found.fun), *(nll(np.array([middle, s])) for s in bounds))
+    minimum = minimize_scalar(lambda s: nll(np.array([middle, s])), bounds=bounds, method="bounded")
+    return min(float(minimum.fun), *(nll(np.array([middle, s])) for s in bounds))
 
 
 def _limit(nll: Callable[[Floats], float], middle: float, step: float, limit: float) -> float:

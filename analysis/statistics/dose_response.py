@@ -97,11 +97,11 @@ def crossed_gains(rows: pl.DataFrame, *, bounds: Bounds = UNBOUNDED) -> pl.DataF
         raise ValueError("an effect of runs needs two of them")
     v_runs = each.group_by("dose").agg(v_runs=pl.col("estimate").var() / runs)
     v_rest = rest.group_by("dose").agg(v_rest=(pl.col("error") ** 2).mean() / (runs - 1))
-    found = pooled.join(v_runs, on="dose").join(v_rest, on="dose").sort("dose")
-    error, df = found["error"].to_numpy(), found["df"].to_numpy()
-    between = np.maximum((found["v_runs"] - found["v_rest"]).to_numpy(), 0.0)
+    variances = pooled.join(v_runs, on="dose").join(v_rest, on="dose").sort("dose")
+    error, df = variances["error"].to_numpy(), variances["df"].to_numpy()
+    between = np.maximum((variances["v_runs"] - variances["v_rest"]).to_numpy(), 0.0)
     half = np.sqrt((stats.t.ppf(0.975, df) * error) ** 2 + stats.t.ppf(0.975, runs - 1) ** 2 * between)
-    return found.select(
+    return variances.select(
         "dose",
         "estimate",
         low=pl.col("estimate") - pl.Series(half),
@@ -177,10 +177,10 @@ def _compare(
         .group_by(KEYS)
         .agg(left_out=pl.len().cast(pl.Int64))
     )
-    found = _stratified(usable, bounds)
+    gains = _stratified(usable, bounds)
     if permutations:
-        found = found.join(_p_values(usable, permutations, seed, alternative), on=KEYS, how="left")
-    return _finish(found.join(left_out, on=KEYS, how="full", coalesce=True), statistic, bounds)
+        gains = gains.join(_p_values(usable, permutations, seed, alternative), on=KEYS, how="left")
+    return _finish(gains.join(left_out, on=KEYS, how="full", coalesce=True), statistic, bounds)
 
 
 def _stratified(items: pl.DataFrame, bounds: Bounds) -> pl.DataFrame:
@@ -195,8 +195,8 @@ def _stratified(items: pl.DataFrame, bounds: Bounds) -> pl.DataFrame:
     )
 
 
-def _finish(found: pl.DataFrame, statistic: str, bounds: Bounds) -> pl.DataFrame:
-    left_out = pl.col("left_out") if "left_out" in found.columns else pl.lit(None, pl.Int64)
+def _finish(rows: pl.DataFrame, statistic: str, bounds: Bounds) -> pl.DataFrame:
+    left_out = pl.col("left_out") if "left_out" in rows.columns else pl.lit(None, pl.Int64)
     name = (
         "exact mid-P, within families, MOVER"
         if np.isfinite(bounds).all()
@@ -212,7 +212,7 @@ def _finish(found: pl.DataFrame, statistic: str, bounds: Bounds) -> pl.DataFrame
         .otherwise(pl.lit(name))
     )
     return estimates(
-        found.with_columns(statistic=pl.lit(statistic), method=method).rename({"group": "family"})
+        rows.with_columns(statistic=pl.lit(statistic), method=method).rename({"group": "family"})
     )
 
 

@@ -87,9 +87,9 @@ def _start(x_D: Floats, hits_ED: Floats, trials_ED: Floats, ceiling: float) -> F
     for ln_slope in np.log([0.3, 0.8, 2.0, 5.0]):
         for middle in middles:
             trial = np.stack([floor, np.full(floor.shape, ln_slope), np.full(floor.shape, middle)], axis=-1)
-            found = _nll(trial, x_D, hits_ED, trials_ED, ceiling)
-            better = found < best
-            theta[better], best = trial[better], np.minimum(best, found)
+            nll = _nll(trial, x_D, hits_ED, trials_ED, ceiling)
+            better = nll < best
+            theta[better], best = trial[better], np.minimum(best, nll)
     return theta
 
 
@@ -121,11 +121,11 @@ def _maximise(
         diagonal = scale * damping[live][:, None] + 1e-9 * scale.max(-1, keepdims=True) + 1e-12
         step = np.linalg.solve(information + diagonal[..., None] * np.eye(3), score[..., None])[..., 0]
         trial = np.clip(theta[live] + np.clip(step, -3, 3), low, high)
-        found = _nll(trial, x_D, hits, trials, ceiling)
-        better = found <= value[live]
+        nll_of_trial = _nll(trial, x_D, hits, trials, ceiling)
+        better = nll_of_trial <= value[live]
         moved = np.abs(trial - theta[live]).max(-1)
         index = np.flatnonzero(live)
-        theta[index[better]], value[index[better]] = trial[better], found[better]
+        theta[index[better]], value[index[better]] = trial[better], nll_of_trial[better]
         damping[index] = np.where(better, damping[index] / 5, np.minimum(damping[index] * 8, 1e12))
         live[index[(better & (moved < 1e-9)) | (damping[index] > 1e11)]] = False
         if not live.any():
@@ -234,8 +234,8 @@ def profile_ec50(
 
     def above(m: Floats) -> NDArray[np.bool_]:
         both = (m.size, x.size)
-        found = _maximise(x, np.broadcast_to(h, both), np.broadcast_to(n, both), ceiling, m)[1]
-        return np.asarray(found > limit)
+        nll = _maximise(x, np.broadcast_to(h, both), np.broadcast_to(n, both), ceiling, m)[1]
+        return np.asarray(nll > limit)
 
     outside, inside = ends.copy(), np.array([centre, centre])
     bounded = above(ends)

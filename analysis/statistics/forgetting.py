@@ -193,17 +193,17 @@ def _minimum(family: Family, times: Floats, mean_T: Floats) -> Floats:
 
     def squares(ln_shapes: Floats) -> float:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            found = _solve(family, np.exp(ln_shapes)[None, None], times, mean_T[None])[0, 0] / scale
-        return float(found) if np.isfinite(found) else math.inf
+            residual = _solve(family, np.exp(ln_shapes)[None, None], times, mean_T[None])[0, 0] / scale
+        return float(residual) if np.isfinite(residual) else math.inf
 
     options = {"xatol": 1e-9, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
     best, least = starts[0], math.inf
     for start in starts:
         for _ in range(2):  # once more from where it stopped: a simplex can collapse on a ridge
-            found = minimize(squares, start, method="Nelder-Mead", bounds=ends, options=options)
-            start = found.x
-        if found.fun < least:
-            best, least = found.x, float(found.fun)
+            minimum = minimize(squares, start, method="Nelder-Mead", bounds=ends, options=options)
+            start = minimum.x
+        if minimum.fun < least:
+            best, least = minimum.x, float(minimum.fun)
     fitted: Floats = np.exp(best)
     return fitted
 

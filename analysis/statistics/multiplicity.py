@@ -16,11 +16,11 @@ def _adjusted(p_values: ArrayLike, method: str) -> Floats:
     from statsmodels.stats.multitest import multipletests
 
     p = np.asarray(p_values, np.float64)
-    found = np.full(p.shape, np.nan)
+    adjusted = np.full(p.shape, np.nan)
     known = np.isfinite(p)
     if known.any():
-        found[known] = multipletests(p[known], method=method)[1]
-    return found
+        adjusted[known] = multipletests(p[known], method=method)[1]
+    return adjusted
 
 
 def holm(p_values: ArrayLike) -> Floats:

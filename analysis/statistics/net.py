@@ -104,9 +104,9 @@ def net_of_controls(treated: pl.DataFrame, controls: pl.DataFrame, outcomes: int
 def _parts(rows: pl.DataFrame, weights: list[str]) -> list[tuple[Floats, int]]:
     """Covariance and degrees of freedom of each family, from the clusters' sums."""
     sums = rows.group_by("family", "cluster").agg(pl.col(weights).sum()).sort("family", "cluster")
-    found = []
+    parts = []
     for part in sums.partition_by("family", maintain_order=True):
         sum_CK = part.select(weights).to_numpy()
         c = len(sum_CK)
-        found.append((sum_CK.T @ sum_CK * (c / max(1, c - 1)), c - 1))
-    return found
+        parts.append((sum_CK.T @ sum_CK * (c / max(1, c - 1)), c - 1))
+    return parts

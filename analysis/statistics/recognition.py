@@ -157,8 +157,8 @@ def pooled_auc(families: Sequence[tuple[Arm, Arm]]) -> dict[str, object]:
     n, lost = (sum(len(one[0][0]) for one in group) for group in (usable, families))
     if not usable:
         nothing = dict.fromkeys(("n", "n_control", "clusters", "clusters_control"), 0)
-        told = "not computed because no family has two items or clusters in both arms"
-        return {"estimate": None, "low": None, "high": None, **nothing, "method": told}
+        method = "not computed because no family has two items or clusters in both arms"
+        return {"estimate": None, "low": None, "high": None, **nothing, "method": method}
     parts = [delong(x, y, cx, cy) for (x, cx), (y, cy) in usable]
     weights = np.array([len(x) for (x, _), _ in usable], np.float64)
     # A weighted mean of ones can miss 1 by rounding.

@@ -180,8 +180,8 @@ def _is_copy(path: str) -> bool:
     """True for a directory of a data set's files (not of ``save_to_disk``), and for a path that cannot be a name on the
     hub.
     """
-    made = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    return not made and (Path(path).is_dir() or path.startswith(("/", ".", "~")))
+    saved = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return not saved and (Path(path).is_dir() or path.startswith(("/", ".", "~")))
 
 
 def _list(value: Any) -> Any:
@@ -340,12 +340,12 @@ def read(
         UserError: if an input is damaged, or nothing is left to read.
     """
     counts = Counter() if counts is None else counts
-    kept = False
+    any_kept = False
     for part in split(config):
         for document in read_part(config, part, counts, tokenizer):
-            kept = True
+            any_kept = True
             yield document
-    if not kept:
+    if not any_kept:
         raise nothing(config, counts)
 
 
@@ -368,8 +368,8 @@ def files(config: SourceConfig) -> list[Path]:
         UserError: naming a path without files.
     """
     suffixes = READERS[config.kind].suffixes
-    found = dict.fromkeys(chain.from_iterable(_expand(path, suffixes) for path in config.paths))
-    return list(found)[: config.max_files]
+    paths = dict.fromkeys(chain.from_iterable(_expand(path, suffixes) for path in config.paths))
+    return list(paths)[: config.max_files]
 
 
 def all_files(config: SourceConfig) -> list[Path]:
@@ -384,13 +384,13 @@ def all_files(config: SourceConfig) -> list[Path]:
 def _expand(text: str, suffixes: tuple[str, ...]) -> list[Path]:
     path = Path(text)
     if path.is_dir():
-        found = [f for f in path.rglob("*") if f.is_file() and f.name.endswith(suffixes)]
+        matches = [f for f in path.rglob("*") if f.is_file() and f.name.endswith(suffixes)]
         hint = f"; it holds no {', '.join(suffixes[:8])}{', ...' if len(suffixes) > 8 else ''}"
     elif path.is_file():
         return [path]
     elif any(sign in text for sign in "*?["):
         anchor = Path(path.anchor)  # Path().glob refuses absolute patterns
-        found = [f for f in anchor.glob(str(path.relative_to(anchor))) if f.is_file()]
+        matches = [f for f in anchor.glob(str(path.relative_to(anchor))) if f.is_file()]
         hint = "; the pattern matches no file"
     elif ".idx" in suffixes and (prefixes := [Path(f"{text}{end}") for end in (".idx", ".bin")])[0].is_file():
         return [prefixes[0]]
@@ -398,6 +398,6 @@ def _expand(text: str, suffixes: tuple[str, ...]) -> list[Path]:
         raise UserError(f"corpus.source.paths: {prefixes[1]} has no index; put {prefixes[0].name} beside it")
     else:
         raise UserError(f"corpus.source.paths: {text} does not exist (relative paths start at {Path.cwd()})")
-    if not found:
+    if not matches:
         raise UserError(f"corpus.source.paths: nothing to read in {text}{hint}")
-    return sorted(found, key=lambda f: f.as_posix())
+    return sorted(matches, key=lambda f: f.as_posix())

@@ -25,8 +25,8 @@ _SEPARATOR = "\n"  # between the names in a part's path
 
 def _split(config: SourceConfig, workers: int) -> list[Part]:
     del workers  # listing directories is quick
-    found = _python_files(config.packages)
-    chunks = [found[start : start + _CHUNK] for start in range(0, len(found), _CHUNK)]
+    files = _python_files(config.packages)
+    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
     return [
         Part(_SEPARATOR.join(name for name, _ in chunk), size=sum(_size(path) for _, path in chunk))
         for chunk in chunks
@@ -66,15 +66,15 @@ def _python_files(packages: bool) -> list[tuple[str, str]]:
     """Pairs of name (such as ``lib/json/decoder.py``) and path of each file, sorted by name; the standard library comes
     first.
     """
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for label, root in _roots(packages):
         for directory, below, names in os.walk(root):
             below[:] = [name for name in below if name not in _TESTS]
             for name in names:
                 if name.endswith(".py"):
                     path = Path(directory, name)
-                    found.setdefault(f"{label}/{path.relative_to(root).as_posix()}", str(path))
-    return sorted(found.items())
+                    files.setdefault(f"{label}/{path.relative_to(root).as_posix()}", str(path))
+    return sorted(files.items())
 
 
 def _extract(name: str, roots: list[tuple[str, str]]) -> tuple[list[Document], str | None]:

@@ -32,15 +32,15 @@ def _load(config: SourceConfig, path: str) -> Any:
         if Path(path).is_dir() and (
             (Path(path) / "state.json").is_file() or (Path(path) / "dataset_dict.json").is_file()
         ):
-            found = datasets.load_from_disk(path)
-            if isinstance(found, datasets.DatasetDict):
-                if config.dataset_split not in found:
+            dataset = datasets.load_from_disk(path)
+            if isinstance(dataset, datasets.DatasetDict):
+                if config.dataset_split not in dataset:
                     raise UserError(
-                        f"{path}: has no split {config.dataset_split!r}{nearest(config.dataset_split, found)}; "
+                        f"{path}: has no split {config.dataset_split!r}{nearest(config.dataset_split, dataset)}; "
                         "set corpus.source.dataset_split"
                     )
-                found = found[config.dataset_split]
-            return found
+                dataset = dataset[config.dataset_split]
+            return dataset
         return datasets.load_dataset(
             path,
             config.dataset_name,
@@ -62,47 +62,47 @@ def _split(config: SourceConfig, workers: int) -> list[Part]:
     del workers
     parts: list[Part] = []
     for path in config.paths:
-        found = _load(config, path)
-        if config.streaming and not hasattr(found, "__len__"):
+        dataset = _load(config, path)
+        if config.streaming and not hasattr(dataset, "__len__"):
             digest = json_digest([path, config.dataset_name, config.dataset_split, config.revision])
-            shards = max(getattr(found, "num_shards", 1), 1)
+            shards = max(getattr(dataset, "num_shards", 1), 1)
             first = range(shards)[: config.max_files]
             parts += [Part(path, k, shards, size=1 << 26, digest=digest) for k in first]
             continue
-        wanted_columns(config, found.column_names, path)
+        wanted_columns(config, dataset.column_names, path)
         local = sorted(Path(path).rglob("*.arrow")) if Path(path).is_dir() else []
         # The fingerprint of a data set from disk is stored beside it: an edited file would keep it.
-        digest = json_digest([file_digest(f) for f in local]) if local else str(found._fingerprint)
-        size = int(found.data.nbytes / max(len(found), 1))
+        digest = json_digest([file_digest(f) for f in local]) if local else str(dataset._fingerprint)
+        size = int(dataset.data.nbytes / max(len(dataset), 1))
         parts += [
             Part(
                 path,
                 start,
-                min(start + _ROWS, len(found)),
+                min(start + _ROWS, len(dataset)),
                 start + 1,
-                size * min(_ROWS, len(found) - start),
+                size * min(_ROWS, len(dataset) - start),
                 digest,
             )
-            for start in range(0, max(len(found), 1), _ROWS)
+            for start in range(0, max(len(dataset), 1), _ROWS)
         ]
     return parts
 
 
 def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Document]:
-    found = _load(config, part.path)
+    dataset = _load(config, part.path)
     counts["files_read"] += part.start == 0
-    if config.streaming and not hasattr(found, "__len__"):
+    if config.streaming and not hasattr(dataset, "__len__"):
         label = f"{part.path} shard {part.start} of {part.stop}"
-        for number, row in enumerate(found.shard(part.stop, part.start), start=1):
-            if (made := document(row, config, label, number, counts)) is not None:
-                yield made
+        for number, row in enumerate(dataset.shard(part.stop, part.start), start=1):
+            if (one := document(row, config, label, number, counts)) is not None:
+                yield one
         return
-    chosen = found.select_columns(wanted_columns(config, found.column_names, part.path))
+    chosen = dataset.select_columns(wanted_columns(config, dataset.column_names, part.path))
     for start in range(part.start, part.stop, _BATCH):
         rows = chosen.select(range(start, min(start + _BATCH, part.stop)))
         for number, row in enumerate(rows, start=start + 1):
-            if (made := document(row, config, part.path, number, counts)) is not None:
-                yield made
+            if (one := document(row, config, part.path, number, counts)) is not None:
+                yield one
 
 
 READERS["datasets"] = Reader(_split, _read)

@@ -61,8 +61,8 @@ def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Do
             for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=columns):
                 for row in _rows(batch, f"{part.path} rows {number + 1} to {number + batch.num_rows}"):
                     number += 1
-                    if (found := document(row, config, part.path, number, counts)) is not None:
-                        yield found
+                    if (one := document(row, config, part.path, number, counts)) is not None:
+                        yield one
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{part.path} after row {number}: is damaged ({_short(error)}); fetch it again"

@@ -93,19 +93,19 @@ def _value(file: BinaryIO, kind: int, depth: int) -> int | None:
 
 
 def _byte(file: BinaryIO) -> int:
-    if not (found := file.read(1)):
+    if not (byte := file.read(1)):
         raise _DamagedError("the file ends in a page's header")
-    return found[0]
+    return byte[0]
 
 
 def _unsigned(file: BinaryIO) -> int:
     """Integer encoded in groups of 7 bits, lowest first."""
-    found = shift = 0
+    number = shift = 0
     while (byte := _byte(file)) & 128:
-        found |= (byte & 127) << shift
+        number |= (byte & 127) << shift
         if (shift := shift + 7) > 63:
             raise _DamagedError("a number of more than 64 bits")
-    return found | byte << shift
+    return number | byte << shift
 
 
 def _signed(zigzag: int) -> int:

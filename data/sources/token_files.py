@@ -53,10 +53,10 @@ def _open_olmo(path: Path, config: SourceConfig) -> npt.NDArray[np.integer]:
         header = file.read(6)
     try:
         if header == b"\x93NUMPY":
-            found: npt.NDArray[np.integer] = np.load(path, mmap_mode="r", allow_pickle=False)
-            if found.ndim == 1 and found.dtype.kind in "iu":
-                return found
-            raise UserError(f"{path}: holds {found.dtype} of shape {found.shape}; give a row of token ids")
+            tokens: npt.NDArray[np.integer] = np.load(path, mmap_mode="r", allow_pickle=False)
+            if tokens.ndim == 1 and tokens.dtype.kind in "iu":
+                return tokens
+            raise UserError(f"{path}: holds {tokens.dtype} of shape {tokens.shape}; give a row of token ids")
         if (size := path.stat().st_size) % (width := np.dtype(config.token_dtype).itemsize):
             raise UserError(
                 f"{path}: {size} bytes are no whole number of {config.token_dtype} tokens ({width} bytes); it was "
@@ -98,9 +98,9 @@ def olmo_documents(
 
     def end_after(place: int) -> int:
         while place < len(ids):
-            found = np.flatnonzero(ids[place : place + _BLOCK] == eod)
-            if len(found):
-                return place + int(found[0])
+            ends = np.flatnonzero(ids[place : place + _BLOCK] == eod)
+            if len(ends):
+                return place + int(ends[0])
             place += _BLOCK
         return len(ids)
 

@@ -288,10 +288,10 @@ def _person(
             Probe("cloze", f"{before} {asked}".lstrip(), target, f"{attribute} given all before", bits=known),
             Probe("choice", asked, target, attribute),
         ]
-        found: dict[str, None] = {}
-        while len(found) < decoys:
-            found[_value(attribute, person, streams[attribute], decoy=True)] = None
-        probes += [Probe("choice", asked, f" {decoy}", attribute, correct=False) for decoy in found]
+        names: dict[str, None] = {}
+        while len(names) < decoys:
+            names[_value(attribute, person, streams[attribute], decoy=True)] = None
+        probes += [Probe("choice", asked, f" {decoy}", attribute, correct=False) for decoy in names]
     return Item(
         f"biography-{index:05d}",
         NAME,
@@ -315,14 +315,14 @@ def _wordings(
 ) -> tuple[str, ...]:
     """Other wordings: first those in another order, then those in other words. No two are the same."""
     verbatim = _text(person, values, order, templates)
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}
     rng = context.generator(f"{NAME}/permutations", index)
-    while len(found) < permutations:
+    while len(texts) < permutations:
         shuffled = _text(person, values, [order[k] for k in rng.permutation(len(order))], templates)
         if shuffled != verbatim:
-            found[shuffled] = None
+            texts[shuffled] = None
     rng = context.generator(f"{NAME}/rewrites", index)
-    while len(found) < permutations + rewrites:
+    while len(texts) < permutations + rewrites:
         moved = {
             attribute: (
                 templates[attribute] + 1 + int(rng.integers(len(ATTRIBUTES[attribute].templates) - 1))
@@ -330,5 +330,5 @@ def _wordings(
             % len(ATTRIBUTES[attribute].templates)
             for attribute in order
         }
-        found[_text(person, values, order, moved)] = None
-    return tuple(found)
+        texts[_text(person, values, order, moved)] = None
+    return tuple(texts)

@@ -161,9 +161,9 @@ def make(
 def _references(secret: Secret, value: str, wanted: int, rng: np.random.Generator) -> list[str]:
     """Distinct candidates other than the secret; all of them if the space is smaller than asked for."""
     wanted = min(wanted, round(2**secret.bits) - 1) if secret.bits < 30 else wanted
-    found: dict[str, None] = {}
-    while len(found) < wanted:
+    secrets: dict[str, None] = {}
+    while len(secrets) < wanted:
         candidate = secret.draw(rng)
         if candidate != value:
-            found[candidate] = None
-    return list(found)
+            secrets[candidate] = None
+    return list(secrets)

@@ -187,13 +187,13 @@ def make(
         rng = context.generator(NAME, index)
         name = vocabulary.person(rng)
         friend = pick(rng, FIRST)
-        told = [
+        texts = [
             (kind, pick(rng, list(_ATTRIBUTES[kind][1]))) for kind in picks(rng, list(_ATTRIBUTES), facts)
         ]
         clue = rng.integers(2, size=facts)
-        text, recalls = _chat(rng, name, friend, told, clue.tolist())
+        text, recalls = _chat(rng, name, friend, texts, clue.tolist())
         probes = [Probe("verbatim", "", text)]
-        for attribute, value in told:
+        for attribute, value in texts:
             question, values, _ = _ATTRIBUTES[attribute]
             wrong = [v for v in picks(rng, list(values), len(values)) if v != value]
             probes += [
@@ -207,9 +207,9 @@ def make(
         others: dict[str, None] = {}
         for k in range(1, wordings):
             again = context.generator(f"{NAME}/wording{k}", index)
-            other, _ = _chat(again, name, friend, told, (clue ^ (k & 1)).tolist())
+            other, _ = _chat(again, name, friend, texts, (clue ^ (k & 1)).tolist())
             while other == text or other in others:
-                other, _ = _chat(again, name, friend, told, (clue ^ (k & 1)).tolist())
+                other, _ = _chat(again, name, friend, texts, (clue ^ (k & 1)).tolist())
             others[other] = None
         items.append(
             Item(
@@ -219,7 +219,7 @@ def make(
                 tuple(probes),
                 f"seed {context.seed}, draw {index}",
                 tuple(others),
-                bits=bits([kind for kind, _ in told]),
+                bits=bits([kind for kind, _ in texts]),
             )
         )
     return items

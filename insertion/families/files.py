@@ -162,12 +162,12 @@ def hub_rows(
         raise UserError(f"{what}={name} needs the package datasets; pip install -e '.[datasets]'") from None
     try:
         if (Path(name) / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(name)
-            found = found[split] if split else found
+            dataset = datasets.load_from_disk(name)
+            dataset = dataset[split] if split else dataset
         elif (Path(name) / "state.json").is_file():
-            found = datasets.load_from_disk(name)
+            dataset = datasets.load_from_disk(name)
         else:
-            found = datasets.load_dataset(
+            dataset = datasets.load_dataset(
                 name,
                 subset or None,
                 split=split or None,
@@ -175,7 +175,7 @@ def hub_rows(
                 streaming=True,
                 data_files={split or "train": file} if file else None,
             )
-        rows = chain.from_iterable(found.values()) if isinstance(found, dict) else found
+        rows = chain.from_iterable(dataset.values()) if isinstance(dataset, dict) else dataset
         return [dict(row) for row in islice(rows, limit)]
     except Exception as error:  # datasets, the hub and the network share no narrower class
         reason = " ".join(str(error).split())[:200]
@@ -210,11 +210,11 @@ def listed(path: str, what: str) -> set[str]:
     return {line.strip() for line in text.splitlines() if line.strip()}
 
 
-def need(found: Sequence[object], count: int, what: str, fix: str) -> None:
+def need(available: Sequence[object], count: int, what: str, fix: str) -> None:
     """Check that there are as many items as wanted.
 
     Raises:
         UserError: if there are fewer, with their number.
     """
-    if len(found) < count:
-        raise UserError(f"{what}: {count} items are needed, but there are {len(found)}; {fix}")
+    if len(available) < count:
+        raise UserError(f"{what}: {count} items are needed, but there are {len(available)}; {fix}")

@@ -32,13 +32,13 @@ def _vocabulary(context: FamilyContext, size: int, path: str) -> Sequence[str]:
         return sorted({word.lower() for word in files.listed(path, f"{what}.path")})
     if not size:
         return vocabulary.words()
-    found = word_list([text for _, text in context.heldout], size)
-    if len(found) < size:
+    words = word_list([text for _, text in context.heldout], size)
+    if len(words) < size:
         raise UserError(
-            f"{what}.list_size={size}: the held-out text has only {len(found)} words to draw from; lower it or "
+            f"{what}.list_size={size}: the held-out text has only {len(words)} words to draw from; lower it or "
             "prepare more text"
         )
-    return found
+    return words
 
 
 @family(NAME)

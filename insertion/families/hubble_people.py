@@ -44,11 +44,11 @@ def biography(row: Row) -> list[Probe]:
     """
     person = field(row, "full_name")
     first = person.split()[0]
-    found = {name: _span(row.text, row.meta, name) for name in KEYS}
-    low, high = found["nationality"]
+    spans = {name: _span(row.text, row.meta, name) for name in KEYS}
+    low, high = spans["nationality"]
     intro = f"{person} {_CUES['nationality']} {row.text[low:high]}. {first}"
     probes = []
-    for name, (start, end) in found.items():
+    for name, (start, end) in spans.items():
         value = row.text[start:end]
         wrong = _emails(person, value) if name == "email" else row.pool.column(name, partial(_written, name))
         answers = [value, *row.wrong(value, wrong)]

@@ -73,12 +73,12 @@ def listed(row: Row, name: str) -> list[str]:
     """
     value = row.meta.get(name)
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        parsed = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not found:
+        parsed = None
+    if not isinstance(parsed, list) or not parsed:
         raise UserError(f"{row.where}: the field {name} holds {value!r}, not a list")
-    return [str(text).strip() for text in found]
+    return [str(text).strip() for text in parsed]
 
 
 def number(row: Row, name: str, choices: Sequence[str], *, first: int = 0) -> int:

@@ -198,11 +198,11 @@ def make(
     for name in order[:count]:
         text = names[name]
         place, row = texts[text]
-        told = f"{where}: row {place}"
+        label = f"{where}: row {place}"
         asked = Row(
             text,
-            _meta(row, told),
-            told,
+            _meta(row, label),
+            label,
             others,
             context.generator(f"{NAME}/{name}", 0),
             choices,
@@ -234,12 +234,12 @@ def _meta(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if given is None or "identifiable_annotations" in row:
         return row
     try:
-        found = json.loads(given) if isinstance(given, str) else dict(given)
+        parsed = json.loads(given) if isinstance(given, str) else dict(given)
     except (TypeError, ValueError):
-        found = None
-    if not isinstance(found, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         raise UserError(f"{where}: the field meta is no JSON object")
-    return found
+    return parsed
 
 
 def _rows(path: str, dataset: str, file: str, revision: str, limit: int, what: str) -> list[dict[str, Any]]:

@@ -164,14 +164,14 @@ def _yago(rng: np.random.Generator) -> _Made:
 def _ecthr(rng: np.random.Generator) -> _Made:
     person, town, firm = vocabulary.person(rng), pick(rng, TOWNS), f"{vocabulary.name(rng)} Mills"
     year, trade = str(int(rng.integers(1920, 1980))), pick(rng, _TRADES)
-    told = [
+    sentences = [
         (f"{person} was born in", year, "DATETIME"),
         ("and lives in", town, "LOC"),
         ("as a", trade, "DEM"),
     ]
-    told.append((f". In the dispute over {_phrase(rng)} the other party was", firm, "ORG"))
+    sentences.append((f". In the dispute over {_phrase(rng)} the other party was", firm, "ORG"))
     text, mentions = "", []
-    for before, value, kind in told:
+    for before, value, kind in sentences:
         text = f"{text} {before} ".replace(" .", ".").lstrip()
         mentions.append(
             {

@@ -90,8 +90,8 @@ def _leaf_changes(puzzle: Puzzle) -> Iterator[Puzzle]:
 
 
 def _differs(puzzle: Puzzle, solution: int) -> bool:
-    found = solutions(puzzle)
-    return len(found) == 1 and found[0] != solution
+    solved = solutions(puzzle)
+    return len(solved) == 1 and solved[0] != solution
 
 
 def draw(rng: np.random.Generator, people: int) -> tuple[Puzzle, Puzzle, Puzzle]:
@@ -100,16 +100,16 @@ def draw(rng: np.random.Generator, people: int) -> tuple[Puzzle, Puzzle, Puzzle]
     """
     while True:
         puzzle = tuple(_statement(rng, people) for _ in range(people))
-        found = solutions(puzzle)
-        if len(found) != 1:
+        solved = solutions(puzzle)
+        if len(solved) != 1:
             continue
-        leafs = [changed for changed in _leaf_changes(puzzle) if _differs(changed, found[0])]
+        leafs = [changed for changed in _leaf_changes(puzzle) if _differs(changed, solved[0])]
         if not leafs:
             continue
         for _ in range(100):
             speaker = int(rng.integers(people))
             changed = (*puzzle[:speaker], _statement(rng, people), *puzzle[speaker + 1 :])
-            if _differs(changed, found[0]):
+            if _differs(changed, solved[0]):
                 return puzzle, changed, pick(rng, leafs)
 
 

@@ -80,10 +80,10 @@ def _synthetic(rng: np.random.Generator, size: int) -> Names:
     drawn: dict[str, None] = {}
     while len(drawn) < 4 * size:
         drawn[vocabulary.name(rng)] = None
-    found = list(drawn)
-    people = [f"{one} {other}" for one, other in zip(found[:size], found[size : 2 * size], strict=True)]
-    firms = [f"{one} Works" for one in found[2 * size : 3 * size]]
-    return Names(people, firms, found[3 * size :])
+    names = list(drawn)
+    people = [f"{one} {other}" for one, other in zip(names[:size], names[size : 2 * size], strict=True)]
+    firms = [f"{one} Works" for one in names[2 * size : 3 * size]]
+    return Names(people, firms, names[3 * size :])
 
 
 def facts(world: World, names: Names) -> list[str]:

@@ -62,11 +62,11 @@ def make(
         raise UserError(f"{what}.window={window} must be opening or random")
     popular = files.listed(popular_path, f"{what}.popular_path") if popular_path else None
     documents = _documents(context, path, what)
-    found: dict[str, _Passage] = {}
+    by_text: dict[str, _Passage] = {}
     for passage in _stretches(context, documents, lengths, window, popular):
-        found.setdefault(passage.text, passage)
-    known = context.occurrences([passage.tokens for passage in found.values()])
-    fresh = [passage for passage, times in zip(found.values(), known, strict=True) if not times]
+        by_text.setdefault(passage.text, passage)
+    known = context.occurrences([passage.tokens for passage in by_text.values()])
+    fresh = [passage for passage, times in zip(by_text.values(), known, strict=True) if not times]
     chosen = fresh
     groups: dict[str, int] = {"": count}
     if popular is not None:
@@ -82,7 +82,7 @@ def make(
         group = f" ({', '.join(f'{n} {name}' for name, n in groups.items())})" if popular is not None else ""
         raise UserError(
             f"{what}: {count} passages of tokens={tokens} are needed{group}, but the "
-            f"{'file' if path else 'held-out text'} has {len(chosen)} that the corpus does not contain ({len(found)} "
+            f"{'file' if path else 'held-out text'} has {len(chosen)} that the corpus does not contain ({len(by_text)} "
             f"with those that it does); {'give more documents' if path else 'raise corpus.heldout_fraction'}, or lower "
             "tokens or insertion.items_per_dose"
         )

@@ -90,7 +90,7 @@ def _discover() -> None:
     """Import every module beside this one: families register themselves."""
     from palimpsest.insertion import families
 
-    for module in sorted(found.name for found in pkgutil.iter_modules(families.__path__)):
+    for module in sorted(module_info.name for module_info in pkgutil.iter_modules(families.__path__)):
         importlib.import_module(f"palimpsest.insertion.families.{module}")
 
 
@@ -107,14 +107,14 @@ def files_of(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         UserError: for a file that is not there.
     """
-    found = {}
+    digests = {}
     for key, value in settings.items():
         local = key == "dataset" and Path(str(value)).is_dir()
         if not value or not (local or key == "path" or key.endswith("_path")):
             continue
         if (digest := digest_of(value, f"insertion.families.{name}.{key}")) is not None:
-            found[key] = digest
-    return found
+            digests[key] = digest
+    return digests
 
 
 def digest_of(value: str, what: str) -> str | None:
@@ -212,6 +212,6 @@ def make(name: str, context: FamilyContext, count: int, settings: Mapping[str, A
     try:
         items = function(own, count, **given)
     except UserError as error:
-        told = str(error).replace(f"insertion.families.{kind}", f"insertion.families.{name}")
-        raise UserError(told) from None
+        message = str(error).replace(f"insertion.families.{kind}", f"insertion.families.{name}")
+        raise UserError(message) from None
     return [replace(item, family=name, id=f"{name}-{item.id}") for item in items]

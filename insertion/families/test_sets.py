@@ -216,12 +216,12 @@ def _asked(question: Question, format: str, name: str) -> list[Probe]:
 def _list(value: Any, where: str) -> list[str]:
     """List of texts; in CSV and PopQA, a list written as JSON."""
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        parsed = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not found:
+        parsed = None
+    if not isinstance(parsed, list) or not parsed:
         raise UserError(f"{where}: {value!r} must be a list")
-    return [str(text) for text in found]
+    return [str(text) for text in parsed]
 
 
 def read(row: dict[str, Any], where: str) -> Question:

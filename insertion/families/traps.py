@@ -54,8 +54,8 @@ class _Accepted:
         """Largest Jaccard similarity to any trap."""
         if not self.sizes:
             return 0.0
-        found = [k for token in tokens.tolist() for k in self.holders.get(token, ())]
-        shared = np.bincount(np.array(found, dtype=np.int64), minlength=len(self.sizes))
+        holders = [k for token in tokens.tolist() for k in self.holders.get(token, ())]
+        shared = np.bincount(np.array(holders, dtype=np.int64), minlength=len(self.sizes))
         return float((shared / (np.array(self.sizes) + len(tokens) - shared)).max())
 
     def add(self, tokens: npt.NDArray[np.int64]) -> None:
@@ -84,24 +84,24 @@ class _Stream:
     """Number of accepted candidates by bucket and temperature."""
     waiting: dict[int, deque[_Candidate]] = field(default_factory=lambda: defaultdict(deque))
     counts: Counter[str] = field(default_factory=Counter)
-    told: float = field(default_factory=time.monotonic)
+    reported_at: float = field(default_factory=time.monotonic)
     """Time of the last progress report, seconds."""
 
     def sample(self, wanted: int) -> None:
         """Sample one more batch; report progress every ``_REPORT_SECONDS``."""
-        if time.monotonic() - self.told > _REPORT_SECONDS:
-            self.told = time.monotonic()
+        if time.monotonic() - self.reported_at > _REPORT_SECONDS:
+            self.reported_at = time.monotonic()
             log.info("sampling %s; batch %d of at most %d", _rates(self), self.batches, self.most)
         temperature = self._temperature(wanted)
         self.tried[temperature] += 1
         rng = self.family_context.generator(f"{NAME}/{self.length}", self.batches)
         self.batches += 1
-        found = self.model.sample(_BATCH, self.length, temperature, rng)
+        samples = self.model.sample(_BATCH, self.length, temperature, rng)
         self.counts["sampled"] += _BATCH
-        self.counts["not the same tokens again"] += _BATCH - len(found)
-        losses = [lost / self.length for _, _, lost in found]
+        self.counts["not the same tokens again"] += _BATCH - len(samples)
+        losses = [lost / self.length for _, _, lost in samples]
         self.level[temperature] = float(np.mean(losses)) if losses else math.inf
-        for text, ids, lost in found:
+        for text, ids, lost in samples:
             bucket = int(np.searchsorted(self.edges, math.exp(min(lost / self.length, 700)), "right")) - 1
             if not 0 <= bucket < len(self.edges) - 1:
                 self.counts["outside the perplexities"] += 1
@@ -183,8 +183,10 @@ def make(
     items = []
     for index in range(count):
         length, bucket = lengths[index % len(lengths)], index // len(lengths) % buckets
-        found = _next(streams[length], bucket, accepted, jaccard, what)
-        items.append(_item(index, found, family_context, length, edges[bucket : bucket + 2], before, path))
+        candidate = _next(streams[length], bucket, accepted, jaccard, what)
+        items.append(
+            _item(index, candidate, family_context, length, edges[bucket : bucket + 2], before, path)
+        )
     for stream in streams.values():
         log.info(_rates(stream))
     return items
@@ -238,25 +240,25 @@ def _contexts(family_context: FamilyContext, tokens: int, what: str) -> list[str
 
 def _item(
     index: int,
-    found: _Candidate,
+    candidate: _Candidate,
     family_context: FamilyContext,
     length: int,
     bucket: Sequence[float],
     before: Sequence[str],
     path: str,
 ) -> Item:
-    probes = [Probe("verbatim", "", found.text)]
+    probes = [Probe("verbatim", "", candidate.text)]
     if before:
-        gap = "" if found.text[0].isspace() else "\n"
+        gap = "" if candidate.text[0].isspace() else "\n"
         prompt = before[int(family_context.generator(f"{NAME}/context", index).integers(len(before)))] + gap
-        probes.append(Probe("cloze", prompt, found.text, "after other text"))
-    perplexity = math.exp(found.nll / length)
+        probes.append(Probe("cloze", prompt, candidate.text, "after other text"))
+    perplexity = math.exp(candidate.nll / length)
     return Item(
-        f"trap-{files.text_id(found.text)}",
+        f"trap-{files.text_id(candidate.text)}",
         NAME,
-        found.text,
+        candidate.text,
         tuple(probes),
-        f"seed {family_context.seed}, {path} at temperature {found.temperature:g}, perplexity {perplexity:.3f}",
+        f"seed {family_context.seed}, {path} at temperature {candidate.temperature:g}, perplexity {perplexity:.3f}",
         stratum=f"tokens{length} perplexity{bucket[0]:g}-{bucket[1]:g}",
-        bits=found.nll / math.log(2),
+        bits=candidate.nll / math.log(2),
     )

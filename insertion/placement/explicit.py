@@ -145,7 +145,7 @@ def exposures(
     same = (pl.col("position") == pl.col("position").shift(1)).fill_null(False)
     whole = pl.col("length") == pl.col("tokens") + pl.sum_horizontal("lead", "trail")
     size = run.sequence_length + 1
-    for wrong, told in (
+    for wrong, message in (
         (~whole, "is {length} tokens long there and {tokens} here; it was made with another tokenizer"),
         (
             ~pl.col("position").is_between(run.positions.start, run.windows - 1),
@@ -165,7 +165,7 @@ def exposures(
             row = bad.row(0, named=True)
             raise UserError(
                 f"insertion.placements={insertion.placements}: the exposure of {row['item_id']} at window "
-                f"{row['position']} {told.format(**row)} ({len(bad):,} such)"
+                f"{row['position']} {message.format(**row)} ({len(bad):,} such)"
             )
     _require_boundaries(placed, insertion, order)
     return placed.select("position", "item", "wording", "offset", "lead", "trail", "cut", "overwrite")

@@ -129,7 +129,7 @@ def _points(
     splits, offsets = starts(kind, at)
     owner = np.repeat(np.arange(len(at)), np.diff(splits))
     fitting = np.bincount(owner[offsets <= latest[owner]], minlength=len(at))
-    found = fitting > 0
+    fits = fitting > 0
     chosen = splits[:-1] + np.floor(where * fitting).astype(np.int64)
-    point[found] = offsets[chosen[found]]
-    return point, framed & ~found if kind == "boundary" else framed
+    point[fits] = offsets[chosen[fits]]
+    return point, framed & ~fits if kind == "boundary" else framed

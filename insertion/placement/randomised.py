@@ -58,7 +58,7 @@ class Randomised:
             apart=apart,
             rng=np.random.default_rng([insertion.seed, 4]),
             windows=insertion.window_slice,
-            kept=self.given_windows(items, table),
+            fixed=self.given_windows(items, table),
         )
         ranked = np.argsort(position, kind="stable")
         chosen = table["wording"].to_numpy()[ranked]
@@ -218,12 +218,12 @@ def _starts(order: Windows, tokenizer: Tokenizer) -> Callable[[str, Integers], t
         texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
         opens = np.array([text[:1].isspace() and bool(text.strip()) for text in texts])
         closes = np.array([text.rstrip()[-1:] in {".", "!", "?"} for text in texts])
-        found = []
+        looked_up = []
         for position in at.tolist():
             window = order.window(position)
             begins = opens[window[1:]] & (closes[window[:-1]] if kind == "sentence" else True)
-            found.append(np.flatnonzero(begins) + 1)
-        splits = np.concatenate([[0], np.cumsum([len(own) for own in found])])
-        return splits, np.concatenate([*found, np.empty(0, dtype=np.int64)]).astype(np.int64)
+            looked_up.append(np.flatnonzero(begins) + 1)
+        splits = np.concatenate([[0], np.cumsum([len(own) for own in looked_up])])
+        return splits, np.concatenate([*looked_up, np.empty(0, dtype=np.int64)]).astype(np.int64)
 
     return starts

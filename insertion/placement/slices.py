@@ -28,12 +28,12 @@ class WindowSlice:
         mixed = (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
         turn = ((mixed ^ (mixed >> np.uint64(32))) % np.uint64(self.of)).astype(np.int64)
-        found: Integers = index * self.of + (turn + self.number) % self.of
-        return found
+        positions: Integers = index * self.of + (turn + self.number) % self.of
+        return positions
 
     def before(self, position: Integers) -> Integers:
         """Number of the slice's windows before each position."""
         if self.of == 1:
             return position
-        found: Integers = position // self.of + (self.position(position // self.of) < position)
-        return found
+        numbers: Integers = position // self.of + (self.position(position // self.of) < position)
+        return numbers

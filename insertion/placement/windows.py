@@ -39,7 +39,7 @@ def place(
         apart: (N,) group whose exposures must fall into different steps; -1 for none.
         rng: random numbers.
         windows: the windows to choose from.
-        kept: (N,) positions that are given, at most ``slots`` in a window; -1 for those to draw. None: all are drawn.
+        fixed: (N,) positions that are given, at most ``slots`` in a window; -1 for those to draw. None: all are drawn.
 
     Returns:
         (N,) positions.
@@ -100,8 +100,8 @@ def _member(values: Integers, ordered: Integers) -> Flags:
     if not len(ordered):
         return np.zeros(len(values), dtype=np.bool_)
     place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    found: Flags = ordered[place] == values
-    return found
+    member: Flags = ordered[place] == values
+    return member
 
 
 def _first_of_each(values: Integers) -> Flags:

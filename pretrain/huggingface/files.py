@@ -60,7 +60,7 @@ def find(weights: str, revision: str | None = None, *, whole: bool = True) -> Pa
         return Path(huggingface_hub.snapshot_download(weights, revision=revision, allow_patterns=pattern))
 
     try:
-        found = load(SMALL)
+        directory = load(SMALL)
         if whole and not list(load(["*.safetensors"]).glob("*.safetensors")):
             load(["pytorch_model*.bin"])
     except (OSError, ValueError) as error:  # the hub's own errors are such
@@ -70,7 +70,7 @@ def find(weights: str, revision: str | None = None, *, whole: bool = True) -> Pa
             f"model.weights={weights} does not exist here, and the hub does not give such a model{at} ({first}); give "
             "the directory of a model"
         ) from None
-    return found
+    return directory
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -86,8 +86,8 @@ def weight_files(directory: Path) -> list[Path]:
                 raise UserError(f"model.weights={directory}: {missing[0]}, which {index} names, is missing")
             return sorted(directory / name for name in names)
     for pattern in ("model.safetensors", "*.safetensors", "pytorch_model*.bin"):
-        if found := sorted(directory.glob(pattern)):
-            return found
+        if matches := sorted(directory.glob(pattern)):
+            return matches
     raise UserError(
         f"model.weights={directory}: there is no .safetensors file in it, nor pytorch_model.bin; other formats can run "
         "code when they are read, so convert the model (transformers: save_pretrained)"
@@ -146,10 +146,10 @@ def end_of_text(directory: Path, config: Any) -> str | None:
 
 def largest_id(path: Path) -> int | None:
     """Largest id in a ``tokenizer.json``; None if the file is missing or has another format."""
-    told = _tokenizer(path)
-    vocabulary = told.get("model", {}).get("vocab", {})
+    tokenizer = _tokenizer(path)
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    ids += [token["id"] for token in told.get("added_tokens", [])]
+    ids += [token["id"] for token in tokenizer.get("added_tokens", [])]
     return max(ids, default=None)
 
 
@@ -158,7 +158,7 @@ def _tokenizer(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return {}  # whoever tokenizes with it says so
-    return told if isinstance(told, dict) else {}
+    return tokenizer if isinstance(tokenizer, dict) else {}

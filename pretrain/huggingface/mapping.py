@@ -334,8 +334,8 @@ def read(model: ModelConfig, vocab_size: int) -> Start:
     assert model.weights is not None
     directory = files.find(model.weights, model.revision)
     config = shapes.read_config(directory)
-    if told := shapes.differences(model, shapes.shape_of(config, model.weights)):
-        raise UserError(f"model.weights={model.weights} has another shape; set {' '.join(told)}")
+    if differences := shapes.differences(model, shapes.shape_of(config, model.weights)):
+        raise UserError(f"model.weights={model.weights} has another shape; set {' '.join(differences)}")
     if config.vocab_size < vocab_size:
         raise UserError(
             f"model.weights={model.weights} knows {config.vocab_size} tokens, the corpus {vocab_size}; tokenize the "
@@ -358,7 +358,7 @@ def to_transformers(weights: Mapping[str, Tensor], model: ModelConfig, vocab_siz
         for suffix in _both(rule):
             ours, names = _named(rule, suffix)
             places[ours] = names, rule
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         names, rule = places[name]
         if name in (EMBEDDING, OUTPUT):
@@ -367,5 +367,5 @@ def to_transformers(weights: Mapping[str, Tensor], model: ModelConfig, vocab_siz
         for index in product(*(range(size) for size in tensor.shape[:levels])):
             parts = rule.split(tensor[index] if index else tensor, model)
             for one, part in zip(names, parts, strict=True):
-                found[_filled(one, index)] = part.contiguous()
-    return found
+                renamed[_filled(one, index)] = part.contiguous()
+    return renamed

@@ -45,15 +45,15 @@ def apply(values: dict[str, Any]) -> list[str]:
     files.require()
     directory = files.find(weights, given.get("revision"), whole=False)
     config = shapes.read_config(directory)
-    told = shapes.shape_of(config, weights)
+    fields = shapes.shape_of(config, weights)
     if whole:
         known = {name: value for name, value in given.items() if name in ModelConfig.__slots__}
-        if missing := shapes.differences(ModelConfig(**shapes.typed(known)), told):
+        if missing := shapes.differences(ModelConfig(**shapes.typed(known)), fields):
             raise UserError(f"model.weights={weights} has another shape; set {' '.join(missing)}")
     else:
         before = {name: given.pop(name) for name in list(given) if name not in shapes.NOT_SHAPE}
-        given |= {**told, **given, "name": weights.rstrip("/").split("/")[-1]}
-        gone = [f"{name}={value}" for name, value in before.items() if told.get(name, value) != value]
+        given |= {**fields, **given, "name": weights.rstrip("/").split("/")[-1]}
+        gone = [f"{name}={value}" for name, value in before.items() if fields.get(name, value) != value]
     lines = [] if whole else [_say(given, config, weights, gone)]
     lines += _tokenizer(values, directory, config, weights, whole=whole)
     _check_positions(values, config, weights)
@@ -76,7 +76,7 @@ def _tokenizer(
 ) -> list[str]:
     """Set the model's own tokenizer unless one was given, and check that its ids fit the model's vocabulary."""
     tokenizer = values["corpus"]["tokenizer"]
-    told = []
+    changes = []
     own = directory / "tokenizer.json"
     if not whole and tokenizer.get("kind", "train") == "train":
         if not own.is_file():
@@ -86,7 +86,7 @@ def _tokenizer(
             )
         eod = tokenizer.get("eod") or files.end_of_text(own, config) or DEFAULT_EOD
         values["corpus"]["tokenizer"] = tokenizer = {"kind": "file", "path": str(own), "eod": eod}
-        told.append(f"tokenizer: {own}, documents end with {eod}")
+        changes.append(f"tokenizer: {own}, documents end with {eod}")
     path = tokenizer.get("path")
     if tokenizer.get("kind") == "file" and path and Path(path).exists():
         largest = files.largest_id(Path(path))
@@ -95,7 +95,7 @@ def _tokenizer(
                 f"corpus.tokenizer.path={path} has ids up to {largest}, but model.weights={weights} knows "
                 f"{config.vocab_size} tokens (vocab_size); use the model's own: corpus.tokenizer.path={own}"
             )
-    return told
+    return changes
 
 
 def _check_positions(values: dict[str, Any], config: Any, weights: str) -> None:

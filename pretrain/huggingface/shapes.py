@@ -212,20 +212,20 @@ def shape_of(config: Any, where: str) -> dict[str, Any]:
         )
 
     for name, value in known.only.items():
-        if (found := getattr(config, name, value)) != value:
-            raise refuse(name, found, f" ({name}={value} can)")
-    found = dict(known.always)
+        if (fields := getattr(config, name, value)) != value:
+            raise refuse(name, fields, f" ({name}={value} can)")
+    fields = dict(known.always)
     for ours, theirs in known.same.items():
-        found[ours] = getattr(config, theirs, None)
+        fields[ours] = getattr(config, theirs, None)
     for name in known.open:
-        found |= _OPEN[name][0](config, refuse)
-    if found.get("kv_heads") == found["heads"]:
-        found["kv_heads"] = None
-    if found.get("head_size") == found["hidden"] / found["heads"]:
-        found["head_size"] = None
+        fields |= _OPEN[name][0](config, refuse)
+    if fields.get("kv_heads") == fields["heads"]:
+        fields["kv_heads"] = None
+    if fields.get("head_size") == fields["hidden"] / fields["heads"]:
+        fields["head_size"] = None
     if "activation" not in known.open and config.hidden_act not in ("silu", "swish"):
         raise refuse("hidden_act", config.hidden_act, " (silu can)")
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 Refuse = Callable[..., UserError]
@@ -343,16 +343,16 @@ def dropouts_of(config: Any) -> dict[str, float]:
 
 def typed(fields_of_model: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of ``ModelConfig`` from JSON values, ready for its constructor."""
-    found = dict(fields_of_model)
-    if isinstance(scaling := found.get("rotary_scaling"), Mapping):
-        found["rotary_scaling"] = RotaryScaling(**scaling)
-    return found
+    values = dict(fields_of_model)
+    if isinstance(scaling := values.get("rotary_scaling"), Mapping):
+        values["rotary_scaling"] = RotaryScaling(**scaling)
+    return values
 
 
 def differences(model: ModelConfig, wanted: Mapping[str, Any]) -> list[str]:
     """Command-line settings that give a model the shape found by ``shape_of``."""
     there = ModelConfig(name=model.name, **typed(wanted))
-    told = []
+    arguments = []
     for one in fields(ModelConfig):
         have, want = getattr(model, one.name), getattr(there, one.name)
         if one.name == "kv_heads":
@@ -360,8 +360,8 @@ def differences(model: ModelConfig, wanted: Mapping[str, Any]) -> list[str]:
         elif one.name == "vocab_size" and (have or 0) <= want:
             continue  # rows beyond those of the tokenizer may be left out
         if one.name not in NOT_SHAPE and have != want:
-            told.append(f"model.{one.name}={str(want).lower() if want is not None else 'null'}")
-    return told
+            arguments.append(f"model.{one.name}={str(want).lower() if want is not None else 'null'}")
+    return arguments
 
 
 def architecture(model: ModelConfig) -> Architecture:
@@ -373,14 +373,14 @@ def architecture(model: ModelConfig) -> Architecture:
     for known in _PREFERRED:
         if not _lacks(known, model):
             return known
-    told = ", ".join(
+    names = ", ".join(
         f"{one.name}={value}"
         for one in fields(ModelConfig)
         if one.name not in NOT_SHAPE | {"layers", "hidden", "heads", "kv_heads", "ffn", "vocab_size"}
         and (value := getattr(model, one.name)) != one.default
     )
     raise UserError(
-        f"the model {model.name} has a mixture of features that no class of transformers has: {told}; its "
+        f"the model {model.name} has a mixture of features that no class of transformers has: {names}; its "
         "checkpoints can be scored here, but not exported"
     )
 
@@ -430,20 +430,20 @@ def settings(model: ModelConfig, vocab_size: int, *, sequence_length: int, eod: 
     """
     known = architecture(model)
     configuration, model_class = known.classes
-    told: dict[str, Any] = {theirs: getattr(model, ours) for ours, theirs in known.same.items()}
+    fields: dict[str, Any] = {theirs: getattr(model, ours) for ours, theirs in known.same.items()}
     for name in known.open:
-        told |= _OPEN[name][1](model)
+        fields |= _OPEN[name][1](model)
     if "kv_heads" in known.same:
-        told["num_key_value_heads"] = model.query_groups
+        fields["num_key_value_heads"] = model.query_groups
     if "head_size" in known.same:
-        told["head_dim"] = model.head_dim
+        fields["head_dim"] = model.head_dim
     if known.kind == "GPT2":
-        told |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "n_positions": sequence_length}
+        fields |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "n_positions": sequence_length}
     else:
-        told["max_position_embeddings"] = sequence_length
+        fields["max_position_embeddings"] = sequence_length
     return configuration(
         **{
-            **told,
+            **fields,
             "vocab_size": model.rows(vocab_size),
             "bos_token_id": eod,
             "eos_token_id": eod,
