@@ -35,7 +35,7 @@ from palimpsest.insertion.settings import InsertionConfig, RunShape
 class PlanTables:
     """Items, wordings, exposures and probes of one design, as tables that refer to each other by row."""
 
-    item_list: list[Item]
+    entries: list[Item]
     items: pl.DataFrame
     wordings: pl.DataFrame
     exposures: pl.DataFrame
@@ -91,9 +91,9 @@ def assemble(
         pl.Series("dose", [insertion.arms[number][1].dose for number in assigned], dtype=pl.Int32),
     ).select(ITEM_SCHEMA.keys())
     exposures = placement.expose(items, assigned, screened.wordings)
-    asked = [(item.id, item.family, probe) for item in screened.item_list for probe in item.probes]
+    asked = [(item.id, item.family, probe) for item in screened.entries for probe in item.probes]
     probes, left_out = tokenize_probes(asked, setting.tokenizer)
-    require_questions(screened.item_list, probes, left_out)
+    require_questions(screened.entries, probes, left_out)
     members = np.bincount(assigned, minlength=len(insertion.arms)).tolist()
     facts = {
         "probes_left_out": left_out,
@@ -105,7 +105,7 @@ def assemble(
             for (arm, one), count in zip(insertion.arms, members, strict=True)
         },
     }
-    tables = PlanTables(screened.item_list, items, screened.wordings, exposures, probes, facts)
+    tables = PlanTables(screened.entries, items, screened.wordings, exposures, probes, facts)
     if name:
         tables = _prefixed(tables, f"{name}:")
     where = f".experiments.{name}" if name else ""
@@ -191,7 +191,7 @@ def joined(parts: Sequence[PlanTables]) -> PlanTables:
             for name, lines in part.facts[kind].items():
                 facts[kind].setdefault(name, []).extend(lines)
     return PlanTables(
-        [item for part in parts for item in part.item_list],
+        [item for part in parts for item in part.entries],
         table,
         texts,
         pl.concat([own for _, own in tables]).sort("position", "offset"),

@@ -259,9 +259,7 @@ def create(
         context = family_context(one, order, tokenizer, heldout, reference)
         parts.append(assemble(name, Setting(one, run, order, tokenizer), context, model=model))
     whole = joined(parts)
-    others = heldout_probes(
-        whole.item_list, heldout, insertion.heldout_probes, run.sequence_length, tokenizer
-    )
+    others = heldout_probes(whole.entries, heldout, insertion.heldout_probes, run.sequence_length, tokenizer)
     probes = pl.concat([whole.probes, others])
     edits, changes = interventions.edits(
         insertion.interventions,

@@ -63,7 +63,7 @@ class PreflightConfig:
 class Screened:
     """Items that passed, and the findings."""
 
-    item_list: list[Item]
+    entries: list[Item]
     items: pl.DataFrame
     wordings: pl.DataFrame
     reported: dict[str, list[str]] = field(default_factory=dict)
@@ -148,8 +148,8 @@ def screen(
     asked = dict(wanted)
     known: dict[str, int] = {}
     while True:
-        candidates = [item for name, _, make in families for item in make(asked[name])]
-        items, wordings = tokenize(candidates)
+        pool = [item for name, _, make in families for item in make(asked[name])]
+        items, wordings = tokenize(pool)
         findings = _findings(items, wordings, rule, limits, known)
         for name, lines in findings.items():
             if lines and getattr(rule, name) == "refuse":
@@ -157,10 +157,10 @@ def screen(
         bad = {
             row: name for name, lines in findings.items() if getattr(rule, name) == "drop" for row in lines
         }
-        passing = [row for row in range(len(candidates)) if row not in bad]
+        passing = [row for row in range(len(pool)) if row not in bad]
         missing = dict(wanted)
         for row in passing:
-            missing[candidates[row].family] -= 1
+            missing[pool[row].family] -= 1
         if not any(missing.values()):
             break
         for name, count in missing.items():
@@ -168,11 +168,11 @@ def screen(
             if asked[name] > _TRIES * wanted[name]:
                 raise UserError(
                     f"insertion.preflight: of {asked[name] - count:,} items of family {name} only "
-                    f"{wanted[name] - count:,} pass ({_reasons(bad, candidates, name)}); {wanted[name]:,} are needed. Change "
+                    f"{wanted[name] - count:,} pass ({_reasons(bad, pool, name)}); {wanted[name]:,} are needed. Change "
                     f"insertion.families.{name}, or do not drop them"
                 )
-    chosen = [candidates[row] for row in passing]
-    if len(chosen) < len(candidates):
+    chosen = [pool[row] for row in passing]
+    if len(chosen) < len(pool):
         items, wordings = tokenize(chosen)
     result = Screened(chosen, items, wordings)
     inside = set(passing)

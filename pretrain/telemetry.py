@@ -141,7 +141,7 @@ class WeightsAndBiases(Writer):
             project=project,
             entity=entity,
             group=group,
-            id=kept.read_text(encoding="utf-8").strip(),
+            id=id_file.read_text(encoding="utf-8").strip(),
             resume="allow",
             name=name,
             mode=mode,

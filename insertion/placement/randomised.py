@@ -58,7 +58,7 @@ class Randomised:
             apart=apart,
             rng=np.random.default_rng([insertion.seed, 4]),
             windows=insertion.window_slice,
-            fixed=self.given_windows(items, table),
+            preset=self.given_windows(items, table),
         )
         ranked = np.argsort(position, kind="stable")
         chosen = table["wording"].to_numpy()[ranked]

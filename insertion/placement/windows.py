@@ -24,7 +24,7 @@ def place(
     apart: Integers,
     rng: np.random.Generator,
     windows: WindowSlice = ALL,
-    kept: Integers | None = None,
+    preset: Integers | None = None,
 ) -> Integers:
     """Positions inside the intervals: uniform, at most ``slots`` exposures a window.
 
@@ -39,7 +39,7 @@ def place(
         apart: (N,) group whose exposures must fall into different steps; -1 for none.
         rng: random numbers.
         windows: the windows to choose from.
-        fixed: (N,) positions that are given, at most ``slots`` in a window; -1 for those to draw. None: all are drawn.
+        preset: (N,) positions that are given, at most ``slots`` in a window; -1 for those to draw. None: all are drawn.
 
     Returns:
         (N,) positions.
@@ -60,7 +60,7 @@ def place(
             )
     chosen = np.empty(len(low), dtype=np.int64)
     stride = int(high.max(initial=0)) * windows.of // batch + 1
-    given = np.full(len(low), -1) if kept is None else kept
+    given = np.full(len(low), -1) if preset is None else preset
     waiting, fixed = np.flatnonzero(given < 0), np.flatnonzero(given >= 0)
     chosen[fixed] = windows.before(given[fixed])
     ordered = np.sort(chosen[fixed])
