@@ -81,7 +81,7 @@ def results(
             raise UserError(f"no estimate has {column}={value!r}{nearest(value, known)}")
     rows = rows.filter(pl.col("step") == (rows["step"].max() if step is None else step))
     if rows.is_empty():
-        raise UserError(f"no estimate of {metric} is of step {step}")
+        raise UserError(f"there is no estimate of {metric} at step {step}")
     order = [PAIRED, "perturbed", "twin"]
     runs = sorted(
         rows["run"].unique(), key=lambda run: (order.index(run) if run in order else len(order), run)
@@ -246,7 +246,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 def _label(label: str) -> str:
     if re.search(r"[^A-Za-z0-9:._-]", label):
-        raise UserError(f"label={label!r} of a table takes letters, digits and : . _ - only")
+        raise UserError(f"label={label!r} must consist of letters, digits and : . _ -")
     return label
 
 

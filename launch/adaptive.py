@@ -245,9 +245,7 @@ def recorded_by(experiment: Experiment) -> list[dict[str, Any]]:
     """
     place = experiment.directory / "adaptive"
     if not (place / artifact.MANIFEST).is_file():
-        raise UserError(
-            f"{place} is not there: insertion.adaptive is carried out by launch/adaptive.py; run it before the audit"
-        )
+        raise UserError(f"{place} is missing; run launch/adaptive.py before the audit")
     artifact.verify(place, artifact.read(place, kind=KIND, schema_version=VERSION))
     records: list[dict[str, Any]] = json.loads((place / "decisions.json").read_text(encoding="utf-8"))[
         "decisions"

@@ -55,8 +55,7 @@ def dependence(experiment: Experiment) -> dict[str, Any]:
     names = list(experiment.insertion.experiments)
     if len(names) < 2:
         raise UserError(
-            f"insertion.experiments has {len(names)} entries; dependence is between two or more "
-            "(insertion=shared is an example)"
+            f"insertion.experiments has {len(names)} entries; two or more are needed (insertion=shared is an example)"
         )
     prepare(experiment)
     verdicts = []

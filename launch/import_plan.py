@@ -46,7 +46,7 @@ def write(foreign: interchange.Foreign, directory: Path) -> None:
     doses = foreign.doses
     if 0 not in doses or len(doses) < 2:
         raise UserError(
-            "all texts are inserted; a design without controls shows nothing: give texts that are not with --never"
+            "all texts are inserted, so that there are no controls; give files of other texts with --never"
             if 0 not in doses
             else "no text is inserted"
         )

@@ -131,7 +131,13 @@ def ledger_of(directory: Path, steps: int) -> tuple[ledger.Ledger, Manifest]:
             path, manifest, last.config, {k: v for k, v in last.inputs.items() if k != "ledger"}
         )
         if whole.heads.get(step) != manifest.inputs["ledger"]:
-            raise UserError(f"checkpoint {path} does not name the ledger's part that ends at its step")
+            raise UserError(
+                f"checkpoint {path} does not name the ledger's part that ends at its step; copy "
+                f"checkpoint and ledger back from the same run"
+            )
         if (manifest.inputs["plan"], manifest.inputs["order"]) != (whole.plan, whole.order):
-            raise UserError(f"checkpoint {path} belongs to another plan or order than its ledger")
+            raise UserError(
+                f"checkpoint {path} belongs to another plan or order than its ledger; copy checkpoint "
+                f"and ledger back from the same run"
+            )
     return whole, last

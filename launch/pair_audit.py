@@ -85,7 +85,10 @@ def audit(experiment: Experiment) -> dict[str, Any]:
     unchanged.add("the corpus is unchanged since planning", changed, f"digest {digest[:12]}")
     if digest != plan.manifest.inputs["corpus"]:
         places = " and ".join(str(place) for place, _ in texts)
-        raise UserError(f"{places} is not the corpus that {experiment.directory / 'plan'} was made for")
+        raise UserError(
+            f"{places} is not the corpus that {experiment.directory / 'plan'} was made for; put that "
+            f"corpus back, or run launch/plan.py again"
+        )
     if twin is not None:
         unchanged.add(
             "the twin differs in nothing but the plan", paired, "settings, and every weight at the first step"

@@ -34,7 +34,8 @@ def show_family(experiment: Experiment, name: str) -> None:
     design = next((one for one in designs if name in one.families), None)
     if design is None:
         raise UserError(
-            f"family={name} is none of the experiment's: {', '.join(f for one in designs for f in one.families)}"
+            f"family={name} is not a family of the experiment; it has: "
+            f"{', '.join(f for one in designs for f in one.families)}"
         )
     families = design.families
     if families[name].get("path") == registry.TRAINED:

@@ -68,7 +68,7 @@ def split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
             raise
         raise UserError(f"{error}; a setting is typed {places[0]}=VALUE") from None
     if chosen := [text for text in arguments if text.startswith(("+experiment=", "+scale="))]:
-        raise UserError(f"{chosen[0]}: the run {directory} has its experiment; give the one or the other")
+        raise UserError(f"{chosen[0]}: the run {directory} has an experiment of its own; give one of the two")
     return directory, [text for text in arguments if text != places[0]]
 
 
@@ -97,8 +97,8 @@ def load(directory: Path, overrides: Sequence[str]) -> Experiment:
             "trained or named go after +experiment=NAME"
         )
     raise UserError(
-        f"{directory} is {own.experiment}/{own.directory.name} by its {FILE} and the text that is there now: it was "
-        "renamed, or its corpus changed"
+        f"{directory} is {own.experiment}/{own.directory.name} by its {FILE} and the text that is there "
+        f"now: it was renamed, or its corpus changed; give the experiment's settings instead"
     )
 
 

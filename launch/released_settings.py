@@ -118,13 +118,14 @@ class ReleasedConfig:
         others = {name: model for name, model in given.items() if name not in _ROLES}
         if roles and others:
             raise UserError(
-                f"models: {', '.join(roles)} are one pair and {', '.join(others)} are several models; leave out the one"
+                f"models: {', '.join(roles)} name one pair and {', '.join(others)} name further models; "
+                f"leave out the pair or the others"
             )
         if any(isinstance(model, ModelPair) for model in roles.values()) or (
             roles and "perturbed" not in roles
         ):
             raise UserError(
-                "models.perturbed and models.standard are names or directories; the first must be there"
+                "models.perturbed and models.standard must be names or directories; set models.perturbed"
             )
         standard = str(roles["standard"]) if "standard" in roles else None
         by_name = {"": ModelPair(perturbed=str(roles["perturbed"]), standard=standard)} if roles else {}

@@ -217,7 +217,7 @@ def _asked(arguments: Sequence[str]) -> tuple[bool, Mapping[str, str]]:
     if wanted.get("yes", "true") != "true":
         raise UserError(f"yes={wanted['yes']}: write yes=true, or leave it out")
     if "yes" in wanted and "prune" not in arguments and "remove" not in wanted:
-        raise UserError("yes=true has nothing to say yes to: add prune, or remove=EXPERIMENT/RUN")
+        raise UserError("yes=true needs something to delete; add prune, or remove=EXPERIMENT/RUN")
     return "prune" in arguments, wanted
 
 

@@ -42,7 +42,9 @@ def _asked(arguments: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]
         elif equals and "/" not in key:
             raise UserError(f"{argument}: there is no such setting{nearest(key, _KEYS)}")
         elif place is not None:
-            raise UserError(f"{argument}: a run and one of {', '.join(TABLES)}; {place} was given before")
+            raise UserError(
+                f"{argument}: give one run and one of {', '.join(TABLES)}; {place} was given before"
+            )
         else:
             place = argument
     if "item" in wanted:
@@ -86,7 +88,7 @@ def work(arguments: Sequence[str]) -> int:
     run = open_run(place)
     if not table:
         if wanted:
-            raise UserError(f"{next(iter(wanted))}= goes with one of {', '.join(TABLES)}, or item=ID")
+            raise UserError(f"{next(iter(wanted))}= works only with one of {', '.join(TABLES)}, or item=ID")
         lines = about(run)
     else:
         shown, rows = table_of(run, table, wanted), _number(wanted, "rows")

@@ -95,7 +95,7 @@ def expand(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, st
             raise UserError(f"{argument}: give the values of a sweep one by one: {key}=a,b,c")
         values = list(override.sweep_string_iterator())
         if len(set(values)) < len(values):
-            raise UserError(f"{argument} names a value twice")
+            raise UserError(f"{argument} has a value twice; remove one")
         options.append([(f"{key}={value}", key.lstrip("+"), value) for value in values])
     return [
         (tuple(text for text, _, _ in chosen), {key: value for _, key, value in chosen if key is not None})
@@ -138,7 +138,7 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
         for index, (arguments, factors) in enumerate(lines):
             for key in factors:
                 if key.split(".")[0] in ("launcher", "runs", "dry_run"):
-                    raise UserError(f"{key} takes one value: it is the whole sweep's")
+                    raise UserError(f"{key} must have one value, because it applies to the whole sweep")
             experiment = build(compose("config", _overrides(scaled(arguments))))
             run = Run(
                 index=index,
@@ -149,8 +149,8 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
             other = seen.setdefault(experiment.directory, run)
             if other is not run:
                 raise UserError(
-                    f"{run.title} and {other.title} are the same run, {experiment.directory}: they differ in nothing "
-                    "that changes the result"
+                    f"{run.title} and {other.title} are the same run, {experiment.directory}: they "
+                    f"differ in nothing that changes the result; leave out one"
                 )
             runs.append(run)
     return runs

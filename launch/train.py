@@ -49,9 +49,7 @@ def train(
         PlanViolation: if a batch differs from the plan.
     """
     if experiment.insertion.adaptive is not None:
-        raise UserError(
-            "insertion.adaptive is carried out by launch/adaptive.py, segment by segment; run that"
-        )
+        raise UserError("insertion.adaptive is set; train with launch/adaptive.py instead")
     from palimpsest.pretrain import checkpoint, interrupts, parallel
     from palimpsest.pretrain.trainer import Trainer
 

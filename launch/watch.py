@@ -203,7 +203,7 @@ def serve(progress: Progress, host: str, port: int) -> Server:
         return Server((host, port), progress)
     except OSError as error:
         raise UserError(
-            f"host={host} port={port} cannot be listened on: {error.strerror or error}; give another port=, or port=0"
+            f"host={host} port={port} is not available: {error.strerror or error}; give another port=, or port=0"
         ) from None
 
 

@@ -109,7 +109,7 @@ def assignment_flow(rows: pl.DataFrame, *, width: int = 460, height: int | None 
         (pl.col("n").sum() if "n" in rows.columns else pl.len()).cast(pl.Int64).alias("n")
     )
     if (counted["n"] < 0).any():
-        raise UserError("figure assignment_flow: n counts items, and one is negative")
+        raise UserError("figure assignment_flow: the column n has a negative value; give numbers of items")
     counted = counted.filter(pl.col("n") > 0).sort("family", "dose", nulls_last=True)
     if counted.is_empty():
         return theme.nothing("Assignment of items to doses", counted, reason="no row counts an item")
@@ -198,7 +198,7 @@ def aa_pvalues(rows: pl.DataFrame, *, width: int = 320, height: int = 320) -> Fi
     if rows.is_empty():
         return theme.nothing("p-values where nothing was done", rows, reason="no comparison has a p-value")
     if not rows["p"].is_between(0, 1).all():
-        raise UserError("figure aa_pvalues: p-values lie between 0 and 1")
+        raise UserError("figure aa_pvalues: the column p has values outside 0 to 1; give p-values")
     frames = []
     for name in pieces.series(rows, "run"):
         p = np.sort(rows.filter(pl.col("run") == name)["p"].to_numpy())

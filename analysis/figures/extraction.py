@@ -172,7 +172,8 @@ def taxonomy(rows: pl.DataFrame, *, width: int = 300, height: int = 250) -> Figu
     total = rows.group_by("against", "x").agg(pl.col("estimate").sum(), least=pl.col("estimate").min())
     if (total["estimate"] > 1 + 1e-6).any() or (total["least"] < 0).any():
         raise UserError(
-            "figure taxonomy: estimates are shares of one whole; some are negative or exceed 1 together"
+            "figure taxonomy: some shares in the column estimate are negative or add up to more than 1; "
+            "give shares of one whole"
         )
     names = pieces.series(rows, "category")
     order = {name: i for i, name in enumerate(names)}

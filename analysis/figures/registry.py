@@ -156,7 +156,7 @@ def checked(rows: object, name: str, needs: tuple[str, ...]) -> pl.DataFrame:
         UserError: naming the figure, the column and its meaning.
     """
     if not isinstance(rows, pl.DataFrame):
-        raise UserError(f"figure {name} draws a Polars frame, not {type(rows).__name__}")
+        raise UserError(f"figure {name} needs rows as a Polars frame, not {type(rows).__name__}")
     for column in needs:
         kind, meaning = COLUMNS[column]
         if column not in rows.columns:

@@ -116,7 +116,7 @@ def order_p(rows: pl.DataFrame, *, alpha: float = 0.05, width: int = 520, height
     if rows.is_empty():
         return theme.nothing("Order test", rows, reason="no row has a p-value")
     if not rows["p"].is_between(0, 1).all():
-        raise UserError("figure order_p: p-values lie between 0 and 1")
+        raise UserError("figure order_p: the column p has values outside 0 to 1; give p-values")
     limits = [name for name in ("p", "low", "high") if name in rows.columns]
     drawn = (
         rows.with_columns(pl.col(name).clip(_SMALLEST_P) for name in limits)

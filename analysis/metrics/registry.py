@@ -32,9 +32,9 @@ class Parameters:
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
-            raise UserError(f"Min-K wants a fraction in (0, 1], not {self.fraction}")
+            raise UserError(f"fraction={self.fraction} of Min-K must be above 0 and at most 1")
         if self.queries < 1:
-            raise UserError(f"(n,p)-discoverable extraction wants queries >= 1, not {self.queries}")
+            raise UserError(f"queries={self.queries} of (n,p)-discoverable extraction must be at least 1")
         if self.prefix < 0 or self.suffix < 1:
             raise UserError(
                 f"verbatim extraction wants prefix >= 0 and suffix >= 1, not {self.prefix} and {self.suffix}"

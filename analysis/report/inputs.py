@@ -102,7 +102,10 @@ class ReportInputs:
             raise UserError(f"scores of an unknown run {min(strangers)!r}; known: perturbed, twin")
         if (self.items["family"] == "all").any():
             raise UserError(
-                "a family cannot be called 'all': that is what estimates over all families are called"
+                "a family must not be called 'all', which names estimates over all families; rename it "
+                "in insertion.families"
             )
         if not (self.items["dose"] == 0).any() or not (self.items["dose"] > 0).any():
-            raise UserError("a report needs items of dose 0 and of at least one higher dose")
+            raise UserError(
+                "a report needs items of dose 0 and of at least one higher dose; change insertion.doses"
+            )

@@ -272,7 +272,7 @@ def _half(items: pl.DataFrame, rate: bool, alpha: float) -> dict[str, object]:
     least = 3 if rate else 4
     try:
         if levels.size < least:
-            raise ValueError(f"it takes {least} doses, not {levels.size}")
+            raise ValueError(f"{least} or more doses are needed, not {levels.size}")
         if rate:
             table = items.group_by("dose").agg(pl.col("value").sum(), n=pl.len()).sort("dose")
             fit = profile_ec50(levels, table["value"].to_numpy(), table["n"].to_numpy(), alpha=alpha)

@@ -82,7 +82,7 @@ def halves(run: RunFiles) -> pl.DataFrame:
     clusters = controls.select("cluster", "family").unique().sort("family", "cluster")
     if clusters.height < 4:
         raise UserError(
-            f"{run.name} has {clusters.height} clusters of never-inserted items; halving them takes 4"
+            f"{run.name} has {clusters.height} clusters of never-inserted items; 4 or more are needed to halve them"
         )
     value, cell = controls["value"].to_numpy(), controls["family"].rank("dense").to_numpy().astype(np.int64)
     p_values = []
@@ -115,7 +115,9 @@ def perplexities(run: RunFiles) -> pl.DataFrame:
         (pl.col("run") == "twin") & pl.col("value").is_not_null()
     )
     if rows.is_empty():
-        raise UserError(f"{run.name} has no twin with scores, which is the reference model of this figure")
+        raise UserError(
+            f"{run.name} has no scores of a twin, which is the reference model of this figure; train and score the twin"
+        )
     return rows.sort("dose", "item_id").select(
         "item_id", group=pl.format("dose {}", "dose"), perplexity=(-pl.col("value")).exp()
     )

@@ -116,7 +116,8 @@ def _frame(name: str, draw: Callable[..., Figure], run: RunFiles, metric: str | 
     columns = figures.FIGURES[draw.__name__].columns
     wanted = ", ".join(f"{column} ({meaning})" for column, meaning in columns.items())
     raise UserError(
-        f"figure {draw.__name__} draws what one run does not have; give it rows, run.figures.{draw.__name__}(rows), "
+        f"figure {draw.__name__} needs rows that one run does not have; pass them as "
+        f"run.figures.{draw.__name__}(rows), "
         f"with the columns {wanted}"
     )
 

@@ -109,10 +109,7 @@ class RunFiles:
         steps = self.checkpoints(which)
         head = saved.read(place, steps[-1]).inputs["ledger"] if steps else ""
         if not head:
-            raise UserError(
-                f"no checkpoint in {place} names a ledger, so nothing is known to be consumed; run launch/train.py "
-                "first"
-            )
+            raise UserError(f"no checkpoint in {place} has a ledger yet; run launch/train.py first")
         return ledger.read(self.directory / which / "ledger", head=head)
 
     def checkpoints(self, which: str = "perturbed") -> list[int]:

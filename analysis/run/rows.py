@@ -141,7 +141,8 @@ def events(run: RunFiles, stretches: int = 8) -> pl.DataFrame:
     exposed = run.exposures.select(unit="item_id", exposed="step")
     if not (values["dose"] == 1).any():
         raise UserError(
-            f"{run.name} has no items of dose 1 with scores in both runs: there is no event to study"
+            f"{run.name} has no items of dose 1 with scores in both runs, which this figure needs; "
+            f"insert items at dose 1, and score the twin"
         )
     return single_exposure(values, exposed, max(1, -(-run.plan.shape.steps // stretches)))
 
@@ -201,7 +202,10 @@ def choices(run: RunFiles) -> pl.DataFrame:
     from palimpsest.analysis.statistics import mean_by_dose
 
     if not (run.probes["kind"] == "choice").any():
-        raise UserError(f"{run.name} has no choices: none of its families asks for one")
+        raise UserError(
+            f"{run.name} has no multiple-choice probes, which this figure needs; add a family that has "
+            f"them, such as biographies"
+        )
     rows = run.metrics("choice_accuracy", steps=[run.last_step]).with_columns(metric="question")
     means = mean_by_dose(rows, bounds=(0.0, 1.0)).filter(pl.col("family") == "all")
     return means.sort("metric", "run", "dose").select(

@@ -137,7 +137,9 @@ def _depths(run: RunFiles) -> pl.DataFrame:
         named.select("probe_id", depth=depth).filter(pl.col("depth") != ""), on="probe_id"
     )
     if rows.is_empty():
-        raise UserError(f"{run.name} has no clozes: none of its families asks for facts")
+        raise UserError(
+            f"{run.name} has no clozes, which this figure needs; add a family that has them, such as fictional_facts"
+        )
     return rows
 
 

@@ -89,7 +89,9 @@ def of_released(model: str, config: Any, *, revision: str | None = None) -> Begi
     if isinstance(first, (list, tuple)):
         first = first[0]
     if not isinstance(first, int):
-        raise UserError(f"{model} names no token that begins a text (bos_token_id or eos_token_id)")
+        raise UserError(
+            f"{model} has no beginning-of-text token; set bos_token_id or eos_token_id in its config.json"
+        )
     return Beginning(id=first, text=str(words.convert_ids_to_tokens(first)), added=added)
 
 

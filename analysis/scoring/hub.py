@@ -45,7 +45,9 @@ def steps(revisions: Sequence[str], final: int | None) -> dict[int, str]:
                 f"revisions: the step of {revision or 'the default one'!r} is unknown; give it as final_step=143000"
             )
         if by_step.setdefault(step or 0, revision) != revision:
-            raise UserError(f"revisions: {by_step[step or 0]!r} and {revision!r} are both of step {step}")
+            raise UserError(
+                f"revisions: {by_step[step or 0]!r} and {revision!r} both have step {step}; give one of them"
+            )
     return dict(sorted(by_step.items()))
 
 

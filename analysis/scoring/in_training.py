@@ -36,9 +36,7 @@ class Probing:
         self, plan: Plan, *, rank: int, ranks: int, eod: int, vocab_size: int, build: Callable[[], Any]
     ) -> None:
         if plan.probes.is_empty():
-            raise UserError(
-                "the plan has no probes to ask; leave out eval.probes_every and eval.heldout_every"
-            )
+            raise UserError("the plan has no probes; leave out eval.probes_every and eval.heldout_every")
         doses = plan.items.select("item_id", "dose")
         group = pl.concat_str(pl.col("family"), pl.lit("/dose "), pl.col("dose").cast(pl.String))
         asked = plan.probes.join(doses, on="item_id", how="left", maintain_order="left").with_columns(
@@ -65,7 +63,7 @@ class Probing:
         """
         if heldout_only and HELDOUT not in self.groups:
             raise UserError(
-                "eval.heldout_every has no held-out documents to ask about; set insertion.heldout_probes and "
+                "eval.heldout_every is set, but the plan has no held-out documents; set insertion.heldout_probes and "
                 "corpus.heldout_fraction above 0"
             )
         share = self.share.filter(pl.col("group") == HELDOUT) if heldout_only else self.share

@@ -108,7 +108,7 @@ def test_what_cannot_be_drawn_is_said(name: str) -> None:
     settings = {key: value for key, value in settings.items() if key != "ours"}
     with pytest.raises(UserError, match=f"figure {name} needs the column '{found.needs[0]}'"):
         found.draw(rows.drop(found.needs[0]), **settings)
-    with pytest.raises(UserError, match="draws a Polars frame, not dict"):
+    with pytest.raises(UserError, match="needs rows as a Polars frame, not dict"):
         found.draw({}, **settings)
     empty = json.dumps(found.draw(rows.head(0), **settings).chart.to_dict())
     assert "nothing to draw" in empty

@@ -343,7 +343,7 @@ def test_bad_inputs_are_refused_in_one_line() -> None:
         dataclasses.replace(base, scores=base.scores.filter(pl.col("run") == "twin"))
     with pytest.raises(UserError, match="did you mean 'extracted'"):
         dataclasses.replace(base, primary="extractd")
-    with pytest.raises(UserError, match="cannot be called 'all'"):
+    with pytest.raises(UserError, match="must not be called 'all'"):
         dataclasses.replace(base, items=base.items.with_columns(family=pl.lit("all")))
     with pytest.raises(UserError, match="dose 0"):
         dataclasses.replace(base, items=base.items.filter(pl.col("dose") > 0))

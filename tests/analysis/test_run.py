@@ -240,10 +240,10 @@ def test_rows_made_for_a_figure(run):
     assert before.height * after.height > 0
     assert effect.min() > 0.01
     assert drawn("token_strip").group_by("run").agg(pl.col("token").str.join(""))["token"].n_unique() == 1
-    with pytest.raises(UserError, match="has no choices"):
+    with pytest.raises(UserError, match="has no multiple-choice probes"):
         drawn("personal")
     with pytest.raises(
-        UserError, match=r"figure interference draws what one run does not have; give it rows"
+        UserError, match=r"figure interference needs rows that one run does not have; pass them as"
     ):
         drawn("interference")
 
@@ -374,7 +374,7 @@ def test_show(place, run, capsys, tmp_path):
     for arguments, told in (
         (["gain"], "there is no gain"),
         (["gains", "row=3"], "did you mean 'rows'"),
-        (["rows=3"], "rows= goes with one of gains, items"),
+        (["rows=3"], "rows= works only with one of gains, items"),
         (["gains", "step=x"], "step=x must be a whole number"),
     ):
         with pytest.raises(UserError, match=told):

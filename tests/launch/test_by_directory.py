@@ -61,7 +61,7 @@ def test_a_report_with_one_more_metric(place, run, tmp_path):
         (["train.steps=50"], "train.steps=50 would make another run of runs/small/finished-"),
         (["name=other"], "name=other would make another run of runs/small/finished-"),
         (["seed=2"], "would make another run"),
-        (["+experiment=small"], "has its experiment; give the one or the other"),
+        (["+experiment=small"], "has an experiment of its own; give one of the two"),
         (["report.metric=[x]"], "report.metric: there is no such setting; did you mean 'report.metrics'?"),
         (["runs"], "one run at a time"),
     ],

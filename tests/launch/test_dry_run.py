@@ -164,7 +164,7 @@ def test_dry_run_is_the_whole_sweep_s(place):
     done = place.run("sweep", QUICK, "dry_run=true,false")
     assert (done.status, done.lines[-1]) == (
         2,
-        "palimpsest: dry_run takes one value: it is the whole sweep's",
+        "palimpsest: dry_run must have one value, because it applies to the whole sweep",
     )
 
 

@@ -142,7 +142,7 @@ def test_what_does_not_go_together(prepared, duplicated, tmp_path):
     (tmp_path / "broken.json").write_text('{"a": 1}')
     (tmp_path / "beyond.json").write_text(json.dumps(line | {"perturbation_idx": 5}))
     for arguments, told in (
-        ((one, other), "all texts are inserted; a design without controls"),
+        ((one, other), "all texts are inserted, so that there are no controls"),
         ((one, one, "--never", never), "two files of documents have the same name"),
         (
             (one, "--never", never, "--ledger", "part.json"),

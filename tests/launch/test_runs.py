@@ -141,7 +141,7 @@ def test_listing_and_mistakes(place):
         (["remove=small/finishd-1"], "did you mean 'small/finished-1'"),
         (["experiment=smal"], "did you mean 'small'"),
         (["runs=nowhere"], "there is no nowhere"),
-        (["yes=true"], "nothing to say yes to"),
+        (["yes=true"], "yes=true needs something to delete"),
     ):
         done = program(place, *arguments)
         assert done.returncode == 2

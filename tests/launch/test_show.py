@@ -85,7 +85,7 @@ def test_family(prepared, tmp_path):
     assert sum(line.startswith("passage-") for line in lines) == 3
     for arguments, told in (
         (["family=pasages", "show=3"], "did you mean 'passages'"),
-        (["family=canaries", "show=3"], "is none of the experiment's"),
+        (["family=canaries", "show=3"], "is not a family of the experiment"),
         (["family=passages", "show=0"], "show=0 must be at least 1"),
     ):
         done = prepared.run("plan", *arguments)

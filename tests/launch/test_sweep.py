@@ -82,10 +82,10 @@ def test_an_unknown_sweep_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["seed=1,1"], "names a value twice"),
+        (["seed=1,1"], "has a value twice"),
         (["train.checkpoint_every=10,20"], "the same run"),
-        (["launcher.jobs=1,2"], "launcher.jobs takes one value"),
-        (["runs=a,b"], "runs takes one value"),
+        (["launcher.jobs=1,2"], "launcher.jobs must have one value"),
+        (["runs=a,b"], "runs must have one value"),
         (["model=glob(*)"], "one by one"),
         (["seed=1,-1"], "seed=-1 must lie between"),
         (["--multirun"], "a sweep takes no --multirun"),

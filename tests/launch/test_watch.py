@@ -159,7 +159,7 @@ def test_the_program_from_start_to_ctrl_c(prepared, tmp_path):
     assert url, line
     assert read(url[1])["run"] == "small/run-0123abcd"
     port = int(url[1].rsplit(":", 1)[1])
-    with pytest.raises(UserError, match=f"port={port} cannot be listened on: Address already in use"):
+    with pytest.raises(UserError, match=f"port={port} is not available: Address already in use"):
         watch.serve(progress.Progress(open_run(tmp_path / "runs")), "127.0.0.1", port)
     watching.send_signal(signal.SIGINT)
     assert watching.wait(20) == 0

@@ -26,7 +26,7 @@ def test_steps(revisions, final, wanted):
     ("revisions", "message"),
     [
         (["main", "step10"], "step of 'main' is unknown"),
-        (["step10", "step010"], "are both of step 10"),
+        (["step10", "step010"], "both have step 10; give one of them"),
         (["step10:step5:1"], "is no range"),
         (["step1:20:3"], "is no range"),
         (["step1:step9:0"], "is no range"),
