@@ -104,8 +104,8 @@ class DecontaminateConfig:
         object.__setattr__(self, "paths", tuple(map(str, self.paths)))
         if self.skip_below < 2 or self.exact_up_to < 2 * self.skip_below:
             raise UserError(
-                f"corpus.decontaminate.skip_below={self.skip_below} and exact_up_to={self.exact_up_to} do not go "
-                "together; skip_below is at least 2 and exact_up_to at least twice that"
+                f"corpus.decontaminate.skip_below={self.skip_below} and exact_up_to={self.exact_up_to} "
+                f"are inconsistent; skip_below must be at least 2, and exact_up_to at least twice skip_below"
             )
 
 

@@ -227,8 +227,8 @@ def _reusable(
     if differences:
         # Never replaced: finished runs rest on it, and without it could not be audited.
         raise UserError(
-            f"corpus {directory} was made of something else ({differences[0]}); runs may rest on it, so it is not "
-            "replaced: remove it, or leave the text as it was and give the new one another path"
+            f"corpus {directory} was made from other inputs ({differences[0]}); it is not replaced, "
+            f"because runs may depend on it: remove it, or restore the text and put the new text at another path"
         )
     _check_sizes(directory, manifest)
     progress(

@@ -90,9 +90,7 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         self._check_order()
         if not 0 <= self.heldout_fraction < 1:
-            raise UserError(
-                f"corpus.heldout_fraction={self.heldout_fraction} is no share; choose from 0 up to below 1"
-            )
+            raise UserError(f"corpus.heldout_fraction={self.heldout_fraction} must be at least 0 and below 1")
         if self.near_duplicates and not self.deduplicate:
             raise UserError(
                 "corpus.near_duplicates=true needs corpus.deduplicate=true; equal documents are near duplicates, too"

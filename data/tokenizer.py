@@ -179,7 +179,7 @@ class Tokenizer:
                 whole = tokenizers.Tokenizer.from_str(self._text)
             except Exception as error:  # tokenizers raises bare Exception
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(f"the tokenizer contradicts itself ({reason}); save it again") from error
+                raise UserError(f"the tokenizer is inconsistent ({reason}); save it again") from error
             # Offsets are trimmed by the post-processor alone, which does nothing else without special tokens.
             whole.encode_special_tokens = True
             whole.post_processor = processors.ByteLevel(trim_offsets=False)

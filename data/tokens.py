@@ -297,7 +297,9 @@ def document_offsets(prefix: Path) -> npt.NDArray[np.int64]:
         and np.array_equal(index.offsets, ends[:-1] * index.dtype.itemsize)
     )
     if not consistent:
-        raise UserError(f"{idx_path(prefix)} contradicts itself: it was edited or is of another format")
+        raise UserError(
+            f"{idx_path(prefix)} is inconsistent: it was edited or has another format; write the token files again"
+        )
     path = bin_path(prefix)
     if not path.is_file():
         raise UserError(f"{path} does not exist; it belongs to {idx_path(prefix)}")
@@ -355,7 +357,7 @@ def check(prefix: Path, vocab_size: int) -> None:
         and np.array_equal(index.starts, np.arange(len(lengths) + 1))
     )
     if not consistent:
-        raise UserError(f"{idx_path(prefix)} contradicts itself: it was edited; prepare the corpus again")
+        raise UserError(f"{idx_path(prefix)} is inconsistent: it was edited; prepare the corpus again")
     path = bin_path(prefix)
     if not path.is_file():
         raise UserError(f"{path} does not exist; prepare the corpus again")

@@ -71,7 +71,7 @@ def _masked(overlay: Overlay, position: int, sample: Any) -> Any:
         return sample
     if not isinstance(sample, Mapping) or mask not in sample:
         raise ValueError(
-            f"the plan takes tokens of window {position} out of the loss, but its sample has no {mask}"
+            f"the plan excludes tokens of window {position} from the loss, but its sample has no {mask}; add one"
         )
     flags = np.append(np.float32(1), counted) if whole else counted
     given = np.asarray(sample[mask])

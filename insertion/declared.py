@@ -166,7 +166,7 @@ def _together(earlier: Declared, one: Declared, same_text: SameText) -> Declared
 def _require_all_or_none(items: Sequence[Declared]) -> None:
     without = [one.where for one in items if one.dose is None]
     if without and len(without) < len(items):
-        raise UserError(f"{without[0]} declares no dose, as other rows do; give all rows one, or none")
+        raise UserError(f"{without[0]} declares no dose, but other rows do; give all rows a dose, or none")
 
 
 def _value(row: Mapping[str, Any], column: str, fields: Mapping[str, str]) -> Any:
@@ -202,7 +202,7 @@ def _declared(row: Mapping[str, Any], fields: Mapping[str, str], name: str, wher
         _single(value[column], column, where)
     family = str(value["family"] or name)
     if family in ("all", "heldout"):
-        raise UserError(f"{where}: family={family} is a word of the report's own; choose another")
+        raise UserError(f"{where}: family={family} is reserved by the report; choose another name")
     asked, answered = _questions(value, where)
     text = value["text"] if value["text"] is not None else answered
     if text is None or not text.strip():

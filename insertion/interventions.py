@@ -170,7 +170,10 @@ def _matches(
     places = ngram_places(order.prefix, patterns)
     for text, at in zip(one.find, places, strict=True):
         if not len(at):
-            raise UserError(f"insertion.interventions.{name}: {text!r} is nowhere in the corpus")
+            raise UserError(
+                f"insertion.interventions.{name}: {text!r} does not occur in the corpus; correct the "
+                f"text, including spaces"
+            )
     return patterns, others, places
 
 

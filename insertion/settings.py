@@ -93,8 +93,8 @@ class InsertionConfig:
         _ = self.window_slice  # checks it
         if self.adaptive is not None and (len(self.families) > 1 or self.doses != (0, 1) or self.paired_with):
             raise UserError(
-                "insertion.adaptive works on one family with insertion.doses=[0,1] (never inserted, and the policy's) "
-                f"and no paired_with; here are families {', '.join(self.families)} and doses {list(self.doses)}"
+                "insertion.adaptive needs a single family, insertion.doses=[0,1] and no "
+                f"insertion.paired_with, not the families {', '.join(self.families)} and doses {list(self.doses)}"
             )
         if self.placements is not None:
             self._check_placements()
@@ -117,7 +117,10 @@ class InsertionConfig:
         named = {arm.dose for arm in self.named_arms.values()}
         doses = sorted(named) if self.named_arms else list(self.doses)
         if 0 not in doses:
-            raise UserError(f"insertion.doses={doses} lacks 0; a design without controls shows nothing")
+            raise UserError(
+                f"insertion.doses={doses} lacks 0; dose 0, the never-inserted controls, is needed for "
+                f"every comparison; add it"
+            )
         if len(doses) < 2 - bool(self.named_arms) or len(set(doses)) < len(doses) or min(doses) < 0:
             raise UserError(f"insertion.doses={doses} must be different numbers, 0 and at least one more")
 
@@ -156,7 +159,8 @@ class InsertionConfig:
         never, *inserted = self.counts(family).values()
         if never < 2 or any(count < 2 and count != 0 for count in inserted) or not any(inserted):
             raise UserError(
-                f"insertion.items_per_dose={self.items_per_dose}: below 2 nothing has an error bar; {family} needs 2 "
+                f"insertion.items_per_dose={self.items_per_dose}: an error bar needs at least 2 items; "
+                f"{family} needs 2 "
                 "or more items of dose 0 and of some other dose, and none or more than one of each of the rest"
             )
 
@@ -194,7 +198,8 @@ class InsertionConfig:
         setting = f"insertion.placements={self.placements}"
         if self.paired_with or self.adaptive or self.named_arms or self.slice:
             raise UserError(
-                f"{setting} decides alone: leave out insertion.paired_with, adaptive, named_arms and slice"
+                f"{setting} cannot be combined with other placements: leave out insertion.paired_with, "
+                f"adaptive, named_arms and slice"
             )
         for name in FACTORS:
             if len(getattr(self, name)) != 1:

@@ -1,4 +1,4 @@
-"""Hooks that end a run: a scheduler's signals, after saving, and the watchdog, when it hangs."""
+"""Hooks that end a run: one saves and stops on a scheduler's signal, one (the watchdog) ends a run that hangs."""
 
 from __future__ import annotations
 

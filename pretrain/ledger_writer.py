@@ -75,7 +75,9 @@ class LedgerWriter(Hook):
             first = by_replica.setdefault(data_rank, (one_windows, one_exposures))
             # Ranks that share a model replica read for themselves; they must have read the same.
             if not (first[0].equals(one_windows) and first[1].equals(one_exposures)):
-                raise PlanViolation(f"ranks of data-parallel replica {data_rank} consumed different windows")
+                raise PlanViolation(
+                    f"ranks of data-parallel replica {data_rank} consumed different windows; this is a bug"
+                )
         head = self._head
         if self.world.main:
             head = ledger.write_part(

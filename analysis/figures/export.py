@@ -84,11 +84,13 @@ def save(
         UserError: if style, width or a format is unknown, or the figure would be illegible in the column.
     """
     if style not in STYLES:
-        raise UserError(f"style={style!r} is no style of a figure{nearest(str(style), STYLES)}")
+        raise UserError(f"style={style!r} is not a style of figures{nearest(str(style), STYLES)}")
     if width not in INCHES:
-        raise UserError(f"width={width!r} is no column width{nearest(str(width), INCHES)}")
+        raise UserError(f"width={width!r} is not a column width{nearest(str(width), INCHES)}")
     if strangers := sorted(set(formats) - set(FORMATS)):
-        raise UserError(f"formats={strangers[0]!r} is no form of a figure{nearest(strangers[0], FORMATS)}")
+        raise UserError(
+            f"formats={strangers[0]!r} is not a file format of figures{nearest(strangers[0], FORMATS)}"
+        )
     chart, drawn = (figure.chart, figure.rows) if isinstance(figure, Figure) else (figure, rows)
     target = Path(path) / name if name is not None else Path(path)
     if name is None and target.suffix[1:] in FORMATS:

@@ -76,7 +76,7 @@ def hubble_tables(path: Path | str) -> pl.DataFrame:
 
 
 def _size(sizes: Mapping[str, Mapping[str, int]], task: str, dose: str) -> int | None:
-    """Number of items of a task at a dose, from the data set with whose name the task's name starts."""
+    """Number of items of a task at a dose; the task's name starts with the name of its data set."""
     data_set = max((name for name in sizes if task.startswith(name)), key=len, default=None)
     value = sizes[data_set].get(dose) if data_set is not None else None
     return None if value is None else int(value)

@@ -64,14 +64,14 @@ def choose(
 def _choices(loglik_C: ArrayLike) -> NDArray[np.float64]:
     loglik = numbers(loglik_C, "log-likelihoods of choices", 2)
     if loglik.ndim != 1 or not np.isfinite(loglik.max()):
-        raise ValueError("a choice needs one score a choice, and a finite best one")
+        raise ValueError("choose() needs one log-likelihood per choice, and a finite largest one")
     return loglik
 
 
 def _lengths(lengths_C: ArrayLike) -> NDArray[np.float64]:
     lengths = numbers(lengths_C, "lengths of choices")
     if (lengths < 1).any():
-        raise ValueError("a choice of no length has no score per length")
+        raise ValueError("every choice must have at least one character and one byte")
     return lengths
 
 

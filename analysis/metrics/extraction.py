@@ -74,7 +74,7 @@ def extraction_strength(hit_T: ArrayLike) -> float:
     """
     hit = np.asarray(hit_T, bool)
     if not hit.size:
-        raise ValueError("extraction strength needs tokens")
+        raise ValueError("extraction strength needs at least one token")
     wrong = np.flatnonzero(~hit)
     return 1 - (int(wrong[-1]) + 1 if wrong.size else 0) / len(hit)
 
@@ -102,7 +102,7 @@ def log10_queries(ln_pz: ArrayLike, probability: ArrayLike) -> NDArray[np.float6
     ln = np.asarray(ln_pz, np.float64)
     p = np.asarray(probability, np.float64)
     if np.any((p <= 0) | (p >= 1)):
-        raise ValueError("a probability of extraction lies strictly between 0 and 1")
+        raise ValueError("the probability of extraction must be above 0 and below 1")
     with np.errstate(divide="ignore"):
         # ln of -ln(1 - p_z), in three ranges.
         close = np.log(-np.log(-np.expm1(np.clip(ln, -0.7, 0.0))))

@@ -54,7 +54,7 @@ def order_test(position_N: ArrayLike, statistic_N: ArrayLike, level: float = 0.9
     """
     x, y = numbers(position_N, "positions", 4), numbers(statistic_N, "statistics", 4)
     if x.shape != y.shape or np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise ValueError("the order test needs a position for each document, and values that differ")
+        raise ValueError("the order test needs one position per document, and values that are not all equal")
     rho = float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
     return _order_test(rho, x.size, level)
 
@@ -100,7 +100,9 @@ def order_test_within_epochs(
             ranks[here] = (own - own.mean()) / max(1, own.size)
     n = x.size - int(epochs.max())
     if n < 4 or not rx.any() or not ry.any():
-        raise ValueError("the order test needs four documents beyond one an epoch, and values that differ")
+        raise ValueError(
+            "the order test needs at least four documents more than epochs, and values that are not all equal"
+        )
     return _order_test(float(rx @ ry / math.sqrt((rx @ rx) * (ry @ ry))), n, level)
 
 

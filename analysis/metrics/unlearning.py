@@ -54,7 +54,7 @@ def probability_mean(p_correct: ArrayLike, p_wrong: ArrayLike) -> float:
     """Probability of the correct answer relative to the wrong ones, ``mean p(correct) / (p(correct) + p(wrong))``."""
     right, wrong = numbers(p_correct, "probabilities"), numbers(p_wrong, "probabilities")
     if ((right + wrong) <= 0).any():
-        raise ValueError("probabilities of right and wrong that are both 0 have no ratio")
+        raise ValueError("the probabilities of right and wrong answers must not both be 0")
     return float((right / (right + wrong)).mean())
 
 
@@ -121,7 +121,7 @@ def model_utility(parts: ArrayLike) -> float:
     """Model utility: harmonic mean of the parts (nine in TOFU); 0 if any part is 0."""
     values = numbers(parts, "parts of the model utility")
     if (values < 0).any():
-        raise ValueError("model utility is of non-negative parts")
+        raise ValueError("the parts of the model utility must not be negative")
     return 0.0 if (values == 0).any() else float(values.size / np.sum(1 / values))
 
 

@@ -43,6 +43,6 @@ def combined_p(p_values: ArrayLike) -> float:
     """Fisher's combination of independent p-values: ``P[chi2_{2n} >= -2 sum ln p]``."""
     p = numbers(p_values, "p-values")
     if ((p < 0) | (p > 1)).any():
-        raise ValueError("p-values lie between 0 and 1")
+        raise ValueError("p-values must lie between 0 and 1")
     with np.errstate(divide="ignore"):  # one p of 0 makes the whole 0
         return float(stats.chi2.sf(-2 * np.log(p).sum(), 2 * p.size))

@@ -13,7 +13,7 @@ from palimpsest.analysis.statistics.intervals import clopper_pearson
 
 
 class LowFpr(NamedTuple):
-    """True positive rate (TPR) at a false positive rate (FPR) of at most a."""
+    """True positive rate (TPR) at a false positive rate (FPR) that does not exceed the limit a."""
 
     tpr: float
     low: float

@@ -147,12 +147,12 @@ class SourceConfig:
         if (self.kind == "olmo") != (self.eod_id is not None):
             raise UserError(
                 f"corpus.source.eod_id={self.eod_id} does not go with corpus.source.kind={self.kind}; olmo needs the "
-                "id that ends a document, and nothing else has one"
+                "id that ends a document, and other kinds must not have one"
             )
         if (self.documents == "pattern") != (self.pattern is not None):
             raise UserError(
                 f"corpus.source.pattern={self.pattern!r} does not go with corpus.source.documents={self.documents}; "
-                "documents=pattern needs a pattern, and nothing else has one"
+                "documents=pattern needs a pattern, and other kinds must not have one"
             )
 
     def _take_copies(self) -> None:
@@ -202,7 +202,7 @@ class Reader:
 
 
 READERS: dict[str, Reader] = {}
-"""Names of the kinds of sources."""
+"""Kind of source -> its reader."""
 
 
 def split(config: SourceConfig, workers: int = 1) -> list[Part]:
@@ -324,7 +324,7 @@ def _field(document: Document, name: str) -> Any:
         if not isinstance(value, Mapping) or key not in value:
             known = nearest(key, value) if isinstance(value, Mapping) else ""
             raise UserError(
-                f"{document.source} row {document.row}: has no field {name!r}{known}; mend corpus.source.keep or "
+                f"{document.source} row {document.row}: has no field {name!r}{known}; correct corpus.source.keep or "
                 "corpus.source.language_field"
             )
         value = value[key]
@@ -357,7 +357,7 @@ def nothing(config: SourceConfig, counts: Mapping[str, int]) -> UserError:
     return UserError(
         f"the corpus is empty: corpus.source.kind={config.kind} corpus.source.paths={list(config.paths)} holds "
         f"{counts.get('documents_read', 0)} documents, none of at least corpus.source.min_words={config.min_words} "
-        f"words that passes the other filters ({dropped or 'none dropped'}); give other paths or relax them"
+        f"words that passes the other filters ({dropped or 'none dropped'}); give other paths or change these filters"
     )
 
 

@@ -204,7 +204,9 @@ def checked(row: dict[str, Any], field: str, where: str) -> str:
             raise UserError(f"{where}: has no field {field!r}{known}; set corpus.source.text_field")
         text = text[key]
     if not isinstance(text, str):
-        raise UserError(f"{where}: field {field!r} holds a {type(text).__name__}, not a string; mend it")
+        raise UserError(
+            f"{where}: field {field!r} holds a {type(text).__name__}, not a string; correct the row"
+        )
     if len(text) > _LONGEST:
         raise _too_long(f"{where}: a document")
     try:

@@ -189,7 +189,10 @@ def make(
     if path:
         return _from_file(context, count, path, licence or "unstated", paraphrases, as_listed)
     if paraphrases >= 3 ** (2 * len(FACTS)):
-        raise UserError(f"insertion.families.{NAME}.paraphrases={paraphrases} are more than there are")
+        raise UserError(
+            f"insertion.families.{NAME}.paraphrases={paraphrases} is more than the number of "
+            f"paraphrases available; lower it"
+        )
     return [_made(context, index, paraphrases) for index in range(count)]
 
 

@@ -91,7 +91,7 @@ def number(row: Row, name: str, choices: Sequence[str], *, first: int = 0) -> in
     text = str(value).strip()
     if not text.isdecimal() or not 0 <= int(text) - first < len(choices):
         raise UserError(
-            f"{row.where}: the field {name}={value!r} is the number of none of {len(choices)} choices"
+            f"{row.where}: the field {name}={value!r} is not the number of one of the {len(choices)} choices"
         )
     return int(text) - first
 

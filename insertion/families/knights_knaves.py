@@ -1,11 +1,11 @@
 """Knights and knaves: logic puzzles with one solution, and the same puzzles changed in one place.
 
 After Xie et al. (2024), "On Memorization of Large Language Models in Logical Reasoning"; sentences and generator are
-our own. Puzzles are solved by enumerating all 2^n assignments: the assignments under which a sentence is true are the
-set bits of an integer. Puzzles are redrawn until they have exactly one solution and both perturbations exist:
+our own. Puzzles are solved by enumerating all 2^n assignments: an integer stores, in one bit per assignment, whether a
+sentence is true. Puzzles are redrawn until they have exactly one solution and both perturbations exist:
 
-- ``statement``: what one of the people says is replaced as a whole;
-- ``leaf``: one half of what one of them says gets another person or another role.
+- ``statement``: the whole statement of one person is replaced;
+- ``leaf``: in one half of one statement, the person or the role is replaced.
 
 Each perturbed puzzle has exactly one solution, different from the original. Inserted are puzzle and solution. The
 questions are the puzzle, the two perturbed ones, and the puzzle with its statements in another order (same solution),

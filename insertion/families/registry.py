@@ -38,7 +38,7 @@ TRAINED = "trained"
 
 
 def _no_reference(path: str) -> Reference:
-    raise UserError(f"there is nothing here that opens the reference model {path}")
+    raise UserError(f"the reference model {path} cannot be opened by this program")
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,7 +245,7 @@ def read(row: dict[str, Any], where: str) -> Question:
                 str(row[text]), tuple(choices), _number(row.get("label"), 0, choices, where), pair
             )
     if "question" not in row:
-        raise UserError(f"{where} has columns of no known layout: {', '.join(row)}")
+        raise UserError(f"{where} has no known layout; its columns are: {', '.join(row)}")
     text = str(row["question"])
     if row.get("possible_answers"):
         return Question(text, (_list(row["possible_answers"], where)[0],), 0, pair)

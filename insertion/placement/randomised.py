@@ -149,7 +149,9 @@ def _arms_of(
             )
         arms[rest] = design.assign(blocks[rest[first]].tolist(), wanted, rng)[own]
     if any(len(set(arms[unit == one].tolist())) > 1 for one in np.unique(unit)):
-        raise UserError(f"insertion.named_arms: a cluster of {family} is listed in several arms")
+        raise UserError(
+            f"insertion.named_arms: a cluster of {family} is listed in several arms; list it in one"
+        )
     return arms
 
 

@@ -162,7 +162,10 @@ class ModelConfig:
         if self.attention_biases == "all" and (self.activation != "swiglu" or self.experts is not None):
             raise UserError("model.attention_biases=all needs model.activation=swiglu and no model.experts")
         if self.post_norm and (self.parallel_residual or self.biases):
-            raise UserError("model.post_norm excludes model.parallel_residual and model.biases")
+            raise UserError(
+                "model.post_norm cannot be combined with model.parallel_residual or "
+                "model.biases; switch one off"
+            )
         if self.qk_norm and self.qk_norm_over == "all_heads" and self.norm != "rms":
             raise UserError(f"model.qk_norm_over=all_heads needs model.norm=rms, not {self.norm}")
         if self.experts is not None:
@@ -178,7 +181,10 @@ class ModelConfig:
                     "made to sum to 1, is always 1, and the router learns nothing from the text"
                 )
             if self.biases or self.parallel_residual:
-                raise UserError("model.experts excludes model.biases and model.parallel_residual")
+                raise UserError(
+                    "model.experts cannot be combined with model.biases or "
+                    "model.parallel_residual; switch one off"
+                )
         if self.heads % self.query_groups:
             raise UserError(f"model.heads={self.heads} must be a multiple of model.kv_heads={self.kv_heads}")
 

@@ -57,8 +57,8 @@ class OptimizerConfig:
             )
         if (self.schedule == "wsd") != (self.decay_steps is not None):
             raise UserError(
-                f"optimizer.decay_steps={self.decay_steps} does not go with optimizer.schedule={self.schedule}; wsd "
-                "needs it, the others have no use for it"
+                f"optimizer.decay_steps={self.decay_steps} does not go with "
+                f"optimizer.schedule={self.schedule}; set it with wsd only"
             )
         if self.decay_steps is not None:
             positive("optimizer", decay_steps=self.decay_steps)

@@ -289,12 +289,16 @@ class Start(Mapping[str, Any]):
                 left -= wanted
         if left:
             raise UserError(
-                f"model.weights={where}: the tensor {min(left)} has no place in a {kind} of {model.layers} layers"
+                f"model.weights={where}: the tensor {min(left)} does not belong to a {kind} of "
+                f"{model.layers} layers; give the weights of this model"
             )
 
     def __getitem__(self, name: str) -> _Joined:
         if name not in self._found:
-            raise UserError(f"model.weights={self.where}: there is nothing for the weight {name}")
+            raise UserError(
+                f"model.weights={self.where}: there is no tensor for the weight {name}; "
+                f"give the weights of this model"
+            )
         return self._found[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -208,7 +208,7 @@ def shape_of(config: Any, where: str) -> dict[str, Any]:
 
     def refuse(name: str, value: Any, instead: str = "") -> UserError:
         return UserError(
-            f"model.weights={where}: {name}={value} cannot be represented here{instead}; start from another model"
+            f"model.weights={where}: {name}={value} is not supported here{instead}; start from another model"
         )
 
     for name, value in known.only.items():
@@ -380,7 +380,7 @@ def architecture(model: ModelConfig) -> Architecture:
         and (value := getattr(model, one.name)) != one.default
     )
     raise UserError(
-        f"the model {model.name} has a mixture of features that no class of transformers has: {names}; its "
+        f"the model {model.name} combines features that no class of transformers has: {names}; its "
         "checkpoints can be scored here, but not exported"
     )
 

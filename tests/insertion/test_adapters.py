@@ -68,9 +68,7 @@ def test_masked_arms(tmp_path):
     found = MapStyle(whole, overlay)[position]
     assert found["label_mask"].tolist() == [True, *expected.tolist()]
     assert whole[position]["label_mask"].all()  # the data set's own is left alone
-    with pytest.raises(
-        ValueError, match=f"window {position} out of the loss, but its sample has no loss_mask"
-    ):
+    with pytest.raises(ValueError, match=f"window {position} from the loss, but its sample has no loss_mask"):
         MapStyle([order.window(p) for p in POSITIONS], overlay)[position]
 
 

@@ -212,7 +212,7 @@ def test_reweighted_text_counts_so_many_times(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"kind": "mask", "find": ("zebra",)}, "interventions.it: 'zebra' is nowhere in the corpus"),
+        ({"kind": "mask", "find": ("zebra",)}, "interventions.it: 'zebra' does not occur in the corpus"),
         (
             {"kind": "replace", "find": (" parser",), "by": (" parser parser",)},
             r"' parser' has \d+ tokens and its replacement",

@@ -284,7 +284,7 @@ def test_mistakes(prepared):
         (["train.start_from=runs/step"], "train.start_from=runs/step is no checkpoint"),
         (["train.start_from=x/step_00000020"], "is at step 20, and the run ends at step 20"),
         (["train.stop_at=21"], "train.stop_at=21 must lie between 1 and train.steps=20"),
-        (["insertion.adaptive={policy: maintain, at: [5], threshold: 1}"], "works on one family"),
+        (["insertion.adaptive={policy: maintain, at: [5], threshold: 1}"], "needs a single family"),
     ):
         with pytest.raises(UserError, match=told):
             experiment(prepared, *overrides)

@@ -84,18 +84,18 @@ def test_what_is_said(neox, caplog):
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
-        ("olmoe", {"attention_bias": True}, "attention_bias=True cannot be represented"),
-        ("llama2", {"mlp_bias": True}, "mlp_bias=True cannot be represented here without attention_bias"),
-        ("llama2", {"hidden_act": "gelu"}, "hidden_act=gelu cannot be represented"),
-        ("neox", {"hidden_act": "relu"}, "hidden_act=relu cannot be represented"),
-        ("neox", {"attention_bias": False}, "attention_bias=False cannot be represented"),
+        ("olmoe", {"attention_bias": True}, "attention_bias=True is not supported here"),
+        ("llama2", {"mlp_bias": True}, "mlp_bias=True is not supported here without attention_bias"),
+        ("llama2", {"hidden_act": "gelu"}, "hidden_act=gelu is not supported here"),
+        ("neox", {"hidden_act": "relu"}, "hidden_act=relu is not supported here"),
+        ("neox", {"attention_bias": False}, "attention_bias=False is not supported here"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
-        ("qwen3_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers=\[1\] cannot be represented"),
-        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise=0.1 cannot be represented"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, r"mlp_only_layers=\[1\] is not supported here"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "router_jitter_noise=0.1 is not supported here"),
         (
             "llama2",
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-            "rope_type=dynamic cannot be represented",
+            "rope_type=dynamic is not supported here",
         ),
         ("llama2", {"model_type": "gemma2"}, "model_type=gemma2; training can start from gpt2|llama"),
         ("llama2", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
@@ -190,7 +190,7 @@ def test_tensors_without_a_place_or_missing_are_named(neox, tmp_path):
         mapping.read(shape, 300)
     save_file({**whole, "gpt_neox.layers.2.attention.dense.bias": torch.zeros(32)}, path)
     with pytest.raises(
-        UserError, match=r"layers.2.attention.dense.bias has no place in a GPTNeoX of 2 layers"
+        UserError, match=r"layers.2.attention.dense.bias does not belong to a GPTNeoX of 2 layers"
     ):
         mapping.read(shape, 300)
     # Masks that older files keep are no weights.

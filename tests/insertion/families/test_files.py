@@ -257,7 +257,7 @@ def test_other_layouts():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"q": "Q"}, "columns of no known layout: q"),
+        ({"q": "Q"}, "has no known layout; its columns are: q"),
         ({"question": "Q"}, "has no answer"),
         ({"question": "Q", "choices": ["a", "b"], "answer": 2}, "the answer 2 is none of its 2 choices"),
         ({"ctx": "Q", "endings": ["a", "b"], "label": ""}, "the answer '' is none of its 2 choices"),

@@ -275,7 +275,11 @@ def test_a_directory_and_the_hub(tmp_path, monkeypatch):
 
 def test_mistakes_name_row_and_field(tmp_path):
     for name, changed, told in (
-        ("mrpc", {"random_bit": 2}, "row 1: the field random_bit=2 is the number of none of 2 choices"),
+        (
+            "mrpc",
+            {"random_bit": 2},
+            "row 1: the field random_bit=2 is not the number of one of the 2 choices",
+        ),
         ("mmlu", {"choices": "none"}, "row 1: the field choices holds 'none', not a list"),
         ("piqa", {"goal": " "}, "row 1: the field goal holds ' ', not a text"),
         ("winogrande", {"paired_example": "{"}, "paired_example='{' is no JSON object"),
