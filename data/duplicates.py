@@ -1,8 +1,8 @@
 """Detection of documents that equal or nearly equal an earlier one, in memory independent of the corpus's size.
 
-A document has *keys*: 128 bits of its words (exact), and, if asked for, 128 bits for each band of its MinHash
-signature (near). It is dropped if any of its keys is a key of an earlier document, kept or not. Keys lie on disk,
-sorted, one file a shard; they are brought together one range of their values at a time.
+A document has *keys*: 128 bits of its words (exact), and, if asked for, 128 bits for each band of its MinHash signature
+(near). It is dropped if any of its keys is a key of an earlier document, kept or not. Keys lie on disk, sorted, one
+file per shard; they are brought together one range of their values at a time.
 
 Near duplicates of held-out documents are dropped from training by default (``like_heldout``), whichever comes first.
 

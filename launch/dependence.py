@@ -46,8 +46,8 @@ def dependence(experiment: Experiment) -> dict[str, Any]:
     """Train, audit and score missing runs, compare them, and write ``dependence/dependence.json``.
 
     Returns:
-        ``verdict`` of all audits, and ``interactions``: experiment, family, dose, estimate, low, high (nats a byte; 95
-        % interval), items and controls.
+        ``verdict`` of all audits, and ``interactions``: experiment, family, dose, estimate, low, high (nats/byte; 95 %
+        interval), items and controls.
 
     Raises:
         UserError: if there are not at least two experiments.

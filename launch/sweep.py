@@ -1,8 +1,9 @@
 """Many runs from one line: ``python launch/sweep.py +experiment=quickstart seed=1,2,3 model=nano,tiny``.
 
 Every setting with several values is a factor; all combinations are run, each as ``launch/run.py`` would. The sweep lies
-in ``runs/sweeps/<experiment>-<digest>/``: ``runs.jsonl`` (a line a run), logs, and the report of the sweep. The same
-command again goes on: runs that are finished are skipped, those that failed or were stopped are started again, alone.
+in ``runs/sweeps/<experiment>-<digest>/``: ``runs.jsonl`` (one line per run), logs, and the report of the sweep. The
+same command again goes on: runs that are finished are skipped, those that failed or were stopped are started again,
+alone.
 
 ``+sweep=hubble_timing`` takes the runs from ``conf/sweep/hubble_timing.yaml``; their names there are a factor.
 

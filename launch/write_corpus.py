@@ -1,6 +1,6 @@
 """The perturbed corpus for other trainers: ``python launch/write_corpus.py +experiment=quickstart``.
 
-``format=megatron`` (the default) writes token files, ``format=jsonl`` a line a window in training order.
+``format=megatron`` (the default) writes token files, ``format=jsonl`` one line per window in training order.
 """
 
 from __future__ import annotations

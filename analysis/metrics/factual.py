@@ -43,7 +43,7 @@ def retainability(loglik_T: ArrayLike, before: float, t_lam: int) -> NDArray[np.
     nothing lost, 0 = all lost.
 
     Args:
-        loglik_T: log-probabilities, one entry a step.
+        loglik_T: log-probabilities, one entry per step.
         before: l_pre, the log-probability before the first insertion.
         t_lam: index of the local acquisition maximum after the last insertion.
     """

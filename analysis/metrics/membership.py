@@ -1,4 +1,4 @@
-"""Membership attacks: one score a text, higher = member.
+"""Membership attacks: one score per text, higher = member.
 
 All are functions of one teacher-forced pass (ln p, entropy, variance per token), of a second pass behind a
 prefix (ReCaLL), of a reference model, or of altered copies of the text. Shape suffix: T tokens of one text.

@@ -81,7 +81,7 @@ class RunFiles:
 
     @property
     def probes(self) -> pl.DataFrame:
-        """One row a probe: probe_id, item_id, kind, text, tokens, ... (``insertion.items.PROBE_SCHEMA``)."""
+        """One row per probe: probe_id, item_id, kind, text, tokens, ... (``insertion.items.PROBE_SCHEMA``)."""
         return self.plan.probes
 
     @cached_property
@@ -312,7 +312,7 @@ class RunFiles:
             step: checkpoint; :attr:`last_step` if not given.
 
         Returns:
-            One row a run and token: run, position, token, logprob.
+            One row per run and token: run, position, token, logprob.
 
         Raises:
             UserError: if there is no such item, or the step was not scored.

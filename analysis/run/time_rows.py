@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def phases(run: RunFiles) -> pl.DataFrame:
     """Gain over dose 0 by phase, dose and checkpoint: ``phase``, ``start``, ``end``, ``step``, ``dose``, estimate.
 
-    Of the differences from the twin where there is one, else of the perturbed run; ``start`` and ``end`` are the first
-    and the last step with an exposure of that phase.
+    Gains are of the differences from the twin or, without a twin, of the perturbed run; ``start`` and ``end`` are the
+    first and the last step with an exposure of that phase.
 
     Raises:
         UserError: if the arms differ in no phase.
@@ -38,7 +38,7 @@ def wordings(run: RunFiles) -> pl.DataFrame:
 
 
 def _levels(run: RunFiles, factor: str) -> pl.DataFrame:
-    """``item_id`` and its ``level`` of a factor that varies."""
+    """``item_id`` and ``level``, the item's level of a factor that varies."""
     level = pl.col("arm").str.extract(rf"(?:^|, ){factor} (.*?)(?:, [a-z]+ |$)")
     levels = run.plan.items.select("item_id", level=level).filter(pl.col("level").is_not_null())
     if levels.is_empty():
@@ -49,7 +49,7 @@ def _levels(run: RunFiles, factor: str) -> pl.DataFrame:
 
 
 def _values(run: RunFiles, metric: str, steps: list[int] | None = None) -> pl.DataFrame:
-    """Metric rows: differences from the twin where there is one, else the perturbed run's."""
+    """Metric rows: differences from the twin or, without a twin, those of the perturbed run."""
     from palimpsest.analysis.statistics import difference_to_twin
 
     rows = run.metrics(metric, steps=steps).filter(pl.col("dose").is_not_null())
@@ -58,7 +58,7 @@ def _values(run: RunFiles, metric: str, steps: list[int] | None = None) -> pl.Da
 
 
 def _by_level(run: RunFiles, factor: str, *, final: bool) -> pl.DataFrame:
-    """Gains of each level of a factor over dose 0, by dose and step."""
+    """Gains over dose 0 at each level of a factor, by dose and step."""
     from palimpsest.analysis.statistics import gain_over_control
 
     levels = _levels(run, factor)
@@ -72,11 +72,11 @@ def _by_level(run: RunFiles, factor: str, *, final: bool) -> pl.DataFrame:
 
 
 def profile(run: RunFiles) -> pl.DataFrame:
-    """Effect of one exposure by when it fell (``cohort``) at every checkpoint (``step``): items of dose 1.
+    """Effect of one exposure by cohort (``cohort``) and checkpoint (``step``), of items of dose 1.
 
     A cohort is the first checkpoint after the exposure. The estimate is a difference in differences (Lesci et al.
-    2024): the change of a cohort's log-likelihood since the last checkpoint before its exposure, less that of the
-    never-inserted items of the same families; nats per byte, 95 % limits over clusters of both.
+    2024): the change of a cohort's log-likelihood since the last checkpoint before its exposure, minus that of the
+    never-inserted items of the same families, in nats/byte, with 95 % limits over clusters of both.
 
     Raises:
         UserError: if no two clusters of dose 1 share a cohort.
@@ -108,16 +108,17 @@ def profile(run: RunFiles) -> pl.DataFrame:
 
 
 def change_over_controls(treated: pl.DataFrame, controls: pl.DataFrame, before: int, step: int) -> Net | None:
-    """Difference in differences: change of the treated from one checkpoint to another, less that of their controls.
+    """Difference in differences: change of the treated items from one checkpoint to another, minus that of their
+    controls.
 
     Args:
-        treated: as :func:`analysis.statistics.per_item` gives them, of one metric and run.
-        controls: likewise, of the same families.
+        treated: rows of :func:`analysis.statistics.per_item`, of one metric and run.
+        controls: rows of the same kind, of never-inserted items of the same families.
         before: step of the first checkpoint.
-        step: of the second one.
+        step: step of the second checkpoint.
 
     Returns:
-        As :func:`analysis.statistics.net_of_controls`; None where the error is unknown.
+        The result of :func:`analysis.statistics.net_of_controls`; None if the error is unknown.
     """
     from palimpsest.analysis.statistics import net_of_controls
 
@@ -130,7 +131,7 @@ def change_over_controls(treated: pl.DataFrame, controls: pl.DataFrame, before: 
 
 
 def _depths(run: RunFiles) -> pl.DataFrame:
-    """Cloze rows with the ``depth`` of their probe: its name up to the number, such as ``semantic``."""
+    """Cloze rows with ``depth``, the probe's name without its number, such as ``semantic``."""
     named = run.probes.filter((pl.col("kind") == "cloze") & pl.col("item_id").is_not_null())
     depth = pl.col("name").str.replace(r" #.*$", "")
     rows = _values(run, "cloze_loglik_per_byte").join(
@@ -172,9 +173,9 @@ def acquisition(run: RunFiles) -> pl.DataFrame:
 
 
 def retainability(run: RunFiles) -> pl.DataFrame:
-    """Share of each depth's first gain that is left ``since`` steps later: the same facts, Fieller's limits.
+    """Retained share of each depth's first gain ``since`` steps later, of the same facts, with Fieller's limits.
 
-    The report's retention (:func:`analysis.report.forgetting.retention`) of the clozes of each depth.
+    Computed by the report's :func:`analysis.report.forgetting.retention` from the clozes of each depth.
 
     Raises:
         UserError: if no fact has two checkpoints after its last exposure.
