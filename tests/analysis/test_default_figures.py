@@ -631,7 +631,7 @@ def test_the_taxonomy_stacks_shares_of_one_whole() -> None:
     found = figures.taxonomy(rows).rows
     assert found["bottom"].to_list() == pytest.approx([0, 0.5, 0.7])
     assert found["top"].to_list() == pytest.approx([0.5, 0.7, 1.0])
-    with pytest.raises(UserError, match="exceed 1"):
+    with pytest.raises(UserError, match="more than 1"):
         figures.taxonomy(rows.with_columns(pl.col("estimate") * 2))
 
 
@@ -654,7 +654,7 @@ def test_p_values_of_zero_stay_on_a_logarithmic_axis() -> None:
     assert sorted(r["estimate"] for r in records(figure.chart, "samples")) == [1e-300, 0.5]
     assert figure.rows["p"].to_list() == [0.5, 0.0]
     assert len(symbols(svg(figure))) == 2
-    with pytest.raises(UserError, match="between 0 and 1"):
+    with pytest.raises(UserError, match="outside 0 to 1"):
         figures.order_p(pl.DataFrame({"samples": [10], "p": [1.5]}))
 
 

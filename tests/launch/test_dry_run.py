@@ -96,7 +96,7 @@ def test_what_is_there_would_be_reused(prepared):
 def test_other_programs_refuse_it(place, program):
     done = place.run(program[0], *program[1:], QUICK, "dry_run=true")
     assert done.status == 2
-    assert done.lines[-1].startswith("palimpsest: dry_run=true: this program cannot say")
+    assert done.lines[-1].startswith("palimpsest: dry_run=true does not work with this program")
     assert files(place) == []
 
 

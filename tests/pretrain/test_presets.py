@@ -79,7 +79,7 @@ def test_count_in_transformers(name):
     [
         ({"rotary_fraction": 0.3}, "model.rotary_fraction=0.3"),
         ({"experts": 2, "experts_per_token": 3}, "model.experts_per_token=3 must be at most model.experts=2"),
-        ({"experts": 2, "biases": True}, "model.experts excludes"),
+        ({"experts": 2, "biases": True}, "model.experts cannot be combined"),
         (
             {"experts": 2, "experts_per_token": 1},
             "model.experts_per_token=1 needs model.normalise_experts=false",
