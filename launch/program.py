@@ -78,7 +78,7 @@ def program(
                 return main(experiment) or 0
             if dry_run is None:
                 raise UserError(
-                    "dry_run=true: this program cannot say what it would do; leave it out (run, sweep, prepare, plan, "
+                    "dry_run=true does not work with this program; leave it out (run, sweep, prepare, plan, "
                     "train, audit, score, generate and report can)"
                 )
             for line in dry_run(experiment):
