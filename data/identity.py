@@ -92,7 +92,7 @@ def _reads_files(config: CorpusConfig) -> bool:
 
 
 def _digests(place: Path, paths: Sequence[Path]) -> list[str]:
-    """Digests of files, remembered by path, size and time of change."""
+    """Digest of each file; a cache in ``place`` has those of files whose size and time have not changed."""
     known, new = _recalled(place / _CONTENTS), {}
     for path in paths:
         stat = path.stat()

@@ -170,7 +170,7 @@ class Recorder:
                 )
 
     def drain(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Tables of the records since the last call, which are then cleared."""
+        """Return windows and exposures recorded since the last call, as two tables, and drop them here."""
         windows = pl.DataFrame(
             {"position": self._positions, "digest": self._digests}, schema=WINDOW_SCHEMA
         )  # fmt: skip

@@ -6,10 +6,13 @@ file, with the settings typed on top, as long as they change nothing of what was
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -17,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from palimpsest.analysis.run import open_run
 from palimpsest.data.errors import UserError
-from palimpsest.launch.compose import build
+from palimpsest.launch.compose import CONF, build
 from palimpsest.launch.experiment import Experiment, resolved
 
 FILE = "config.yaml"
@@ -103,12 +106,38 @@ def load(directory: Path, overrides: Sequence[str]) -> Experiment:
 
 
 def _composed(directory: Path, overrides: Sequence[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(directory.absolute()), version_base="1.3"):
-        config = compose("config", [text for text in overrides if not text.startswith("-")])
+    typed = [one for text in overrides if not text.startswith("-") for one in _plain(text)]
+    config = _composed_in(directory.absolute(), [])
+    if lacking := {field.name for field in fields(Experiment)} - {str(key) for key in config}:
+        # Settings that are younger than the run: none of them can have changed it.
+        defaults = _composed_in(CONF, ["+experiment=quickstart"])
+        OmegaConf.set_struct(config, False)
+        config.update({name: defaults[name] for name in lacking})
+    with TemporaryDirectory() as complete:
+        OmegaConf.save(config, Path(complete) / FILE)
+        config = _composed_in(Path(complete), typed)
     if not any(text.startswith("runs=") for text in overrides):
         config.runs = str(directory.parent.parent)
     return config
+
+
+def _composed_in(directory: Path, overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(directory), version_base="1.3"):
+        return compose("config", overrides)
+
+
+def _plain(override: str) -> list[str]:
+    """An override without groups, which a run's configuration does not have: ``posttrain=npo`` as the settings of
+    ``conf/posttrain/npo.yaml``.
+    """
+    group, _, option = override.partition("=")
+    path = CONF / group / f"{option}.yaml"
+    if not path.is_file():
+        return [override]
+    settings = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(settings, dict)
+    return [f"{group}.{key!s}={json.dumps(value)}" for key, value in settings.items() if key != "defaults"]
 
 
 def _same(one: Path, other: Path) -> bool:

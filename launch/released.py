@@ -195,7 +195,7 @@ def report(config: ReleasedConfig, name: str) -> str:
 
 
 def work(config: ReleasedConfig) -> int:
-    """Score and report every model."""
+    """Score every released model on the items, and write the reports."""
     for name in config.chosen:
         say(f"{config.experiment}{f' {name}' if name else ''}, in {config.directory(name)}")
         items_plan = score(config, name)

@@ -222,7 +222,7 @@ def _asked(arguments: Sequence[str]) -> tuple[bool, Mapping[str, str]]:
 
 
 def work(arguments: Sequence[str]) -> int:
-    """List, prune or remove."""
+    """List the runs, or prune or remove some of them, as the command line says."""
     prune, wanted = _asked(arguments)
     runs = Path(wanted.get("runs", "runs"))
     listed = entries(runs, wanted.get("experiment"))

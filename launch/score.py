@@ -133,7 +133,7 @@ def checkpoints_of(
 
 
 def work(experiment: Experiment) -> None:
-    """Score."""
+    """Score every checkpoint of the pair on all probes, into ``scores/`` of the run."""
     score(experiment)
 
 

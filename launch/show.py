@@ -83,7 +83,7 @@ def about(run: Run) -> list[str]:
 
 
 def work(arguments: Sequence[str]) -> int:
-    """Print a table."""
+    """Print the table of the run that the command line names."""
     place, table, wanted = _asked(arguments)
     run = open_run(place)
     if not table:

@@ -208,7 +208,7 @@ def serve(progress: Progress, host: str, port: int) -> Server:
 
 
 def work(arguments: Sequence[str]) -> int:
-    """Serve until Ctrl-C."""
+    """Serve the page of a run until Ctrl-C."""
     place, host, port = _asked(arguments)
     progress = Progress(open_run(place))
     with serve(progress, host, port) as server:

@@ -38,7 +38,7 @@ class Refused(UserError):
 
 
 def needed(stage: Rehearsed) -> float:
-    """GPU memory that a stage needs, tensors plus overheads, GiB."""
+    """Predicted memory in GiB of each GPU of a pipeline stage: rehearsed tensors, fragmentation, runtime."""
     return stage.total / GIB * FRAGMENTATION + RUNTIME_GIB
 
 

@@ -162,7 +162,7 @@ def flat(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _inline_rows(specification: dict[str, Any]) -> pl.DataFrame:
-    """All inline data of a chart specification, as concatenated tables."""
+    """One table with the rows of every inline data set of a chart specification."""
     tables = [
         pl.DataFrame(values, infer_schema_length=None)
         for node in _nodes(specification)

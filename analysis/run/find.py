@@ -98,7 +98,8 @@ def _newest(start: Path) -> Path:
         if runs:
             return max(runs, key=_age)
     raise UserError(
-        f"there is no run in {start / 'runs'}, nor in a directory above; name one: palimpsest.open_run('...'), or "
+        f"there is no run in {start / 'runs'}, or in the runs/ of a directory above it; give the path of a run: "
+        "palimpsest.open_run('...'), or "
         f"{ENVIRONMENT}=... in the environment"
     )
 

@@ -66,7 +66,7 @@ def field(row: Row, name: str) -> str:
 
 
 def listed(row: Row, name: str) -> list[str]:
-    """Value of a field that is a list or the JSON text of a list.
+    """The list in a field of a row; a field may hold the list itself or its JSON text, which is parsed.
 
     Raises:
         UserError: if it is no list, or empty.

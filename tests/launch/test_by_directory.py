@@ -1,6 +1,7 @@
 """Programs that are given a run's directory instead of the settings that made it."""
 
 import json
+import re
 import shutil
 
 import polars as pl
@@ -47,6 +48,22 @@ def test_command_and_configuration_lie_in_the_run(finished):
 )
 def test_programs_take_it(place, run, program, told):
     assert told in place.ok(*program, run).out
+
+
+def test_a_run_that_is_older_than_a_setting_takes_its_default(finished, tmp_path):
+    path = tmp_path / finished.parent.name / finished.name
+    shutil.copytree(finished, path)
+    (path / "config.yaml").write_text(
+        "".join(
+            part
+            for part in re.split(r"(?m)^(?=\S)", (finished / "config.yaml").read_text())
+            if not part.startswith(("posttrain:", "generate:"))
+        )
+    )
+    shutil.copytree(finished.parents[1] / "corpora", tmp_path / "corpora")
+    loaded = recorded.load(path, ["posttrain=simnpo"])
+    assert loaded.posttrain.method == "simnpo"
+    assert loaded.directory.name == finished.name
 
 
 def test_a_report_with_one_more_metric(place, run, tmp_path):
