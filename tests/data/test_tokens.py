@@ -89,7 +89,7 @@ def test_truncated_index_is_found(tmp_path, cut):
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [(0, b"NOTMEGA", "MMIDIDX"), (9, struct.pack("<Q", 2), "version 2"), (17, b"\x07", "dtype code 7")]
-    + [(place, b"\x09", "contradicts") for place in (34, 42, 50, 66)],
+    + [(place, b"\x09", "inconsistent") for place in (34, 42, 50, 66)],
 )
 def test_edited_index_is_found(tmp_path, offset, value, message):
     prefix = write(tmp_path / "x", [np.array([1, 2]), np.array([3])])

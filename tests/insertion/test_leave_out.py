@@ -11,7 +11,7 @@ from palimpsest.insertion import leave_out, plan
 @pytest.fixture(scope="module")
 def crowded(prepared):
     """A plan with several exposures a window."""
-    given = ["name=crowded", "insertion.per_window=4", "insertion.doses=[0,4,16]", "insertion.max_share=0.9"]
+    given = ["name=crowded", "insertion.per_window=3", "insertion.doses=[0,4,16]", "insertion.max_share=0.9"]
     prepared.ok("plan", *given)
     return plan.read(prepared.directory("crowded") / "plan")
 

@@ -56,7 +56,8 @@ def repeated(kind, values, name=""):
         if field.name not in values:
             continue
         value, here = values[field.name], f"{name}{field.name}"
-        if isinstance(value, str) and value.startswith(("${", "???")):
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and text.startswith(("${", "???")) for text in texts):
             continue
         nested = [option for option in options(types[field.name]) if is_dataclass(option)]
         if nested and isinstance(value, dict):
