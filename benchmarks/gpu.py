@@ -44,7 +44,7 @@ GIB = 2**30
 
 
 def run(command: list[str], seconds: float, **options: Any) -> str:
-    """What a command prints; it and what it started is stopped after so many seconds.
+    """Output of a command; it and its children are stopped after so many seconds.
 
     Raises:
         RuntimeError: with the last lines of it, if it fails or takes longer.

@@ -1,4 +1,4 @@
-"""What checkpoints write: ``python launch/generate.py +experiment=quickstart generate.samples=8``.
+"""Continuations by checkpoints: ``python launch/generate.py +experiment=quickstart generate.samples=8``.
 
 Each item's first tokens, and the prompts of questions, are continued greedily and by sampling; the report is then
 written again. ``shard=k/n`` does one share of the work, for an array of jobs, and no report.
@@ -108,7 +108,7 @@ def _load(experiment: Experiment, directory: Path, step: int, eod: int) -> Any:
 
 
 def lines(experiment: Experiment) -> Iterator[str]:
-    """What would be made (``dry_run=true``)."""
+    """Lines of ``dry_run=true``: the continuations that would be made."""
     settings = experiment.generate
     for which in ("perturbed", "twin"):
         at = experiment.directory / KIND / which

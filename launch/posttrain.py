@@ -106,7 +106,7 @@ def _audit(experiment: Experiment, planned: plans.Plan, directory: Path, place: 
 
 def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> None:
     """Apply the method, from its last checkpoint on."""
-    from palimpsest.pretrain import checkpoint, parallel
+    from palimpsest.pretrain import parallel
     from palimpsest.pretrain.posttraining import texts
     from palimpsest.pretrain.posttraining.trainer import Posttrainer
 
@@ -150,7 +150,8 @@ def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], pl
             settings,
             config,
             world,
-            parent=checkpoint.path_of(before / "checkpoints", steps[-1]),
+            parent=before / "checkpoints",
+            step=steps[-1],
             forget=forget,
             retain=retain,
             vocab_size=facts["vocab_size"],
@@ -191,7 +192,7 @@ def compare(
 
 
 def dry_run(experiment: Experiment) -> Iterator[str]:
-    """What would be done, in lines."""
+    """Lines of ``dry_run=true``: the run, the forget set and the method."""
     config = experiment.posttrain
     yield f"the run {experiment.directory}, where it is missing"
     yield (

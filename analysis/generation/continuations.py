@@ -85,7 +85,7 @@ class GenerateConfig:
 
 
 def prompts(probes: pl.DataFrame, config: GenerateConfig) -> pl.DataFrame:
-    """What is continued: ``probe_id``, ``prefix``, ``context`` and ``reference`` (token ids).
+    """Contexts to continue: ``probe_id``, ``prefix``, ``context`` and ``reference`` (token ids).
 
     Of items' whole texts the first ``prefix_tokens``, where the text goes on after them; of cloze probes the prompt.
 

@@ -78,7 +78,7 @@ def generated_estimates(inputs: ReportInputs) -> Generated | None:
 
 
 def continuations(inputs: ReportInputs, found: Generated | None, items: pl.DataFrame) -> dict[str, Any]:
-    """What the runs wrote after each listed item's first tokens, for the browser of items.
+    """Continuations of each listed item's first tokens by the runs, for the browser of items.
 
     Args:
         inputs: of the report.

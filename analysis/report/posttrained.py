@@ -100,7 +100,7 @@ def estimates(rows: pl.DataFrame) -> pl.DataFrame:
     for (group,), own in compared.partition_by("group", as_dict=True, maintain_order=True).items():
         for statistic, value in statistics.items():
             wanted = own.with_columns(value=value, metric=pl.lit(statistic))
-            whole = wanted.with_columns(dose=pl.lit(-1, pl.Int64), stratum="family")
+            whole = wanted.with_columns(dose=pl.lit(-1, pl.Int64))
             for part in (whole, wanted) if group in (FORGET, OTHERS) else (whole,):
                 tables.append(_means(part, str(group), statistic))
     tables.append(_areas(rows))

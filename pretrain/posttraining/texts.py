@@ -40,11 +40,11 @@ def of_items(plan: Plan, chosen: Sequence[str], length: int, eod: int) -> Texts:
         eod: id of the end-of-document token.
     """
     inside = plan.items["item_id"].is_in(list(chosen)).gather(plan.wordings["item"])
-    inserted = plan.exposures["wording"].unique()
+    inserted = set(plan.exposures["wording"].unique())
     rows = [
         np.array(plan.wordings["tokens"][int(row)], dtype=np.int64)
         for row in np.flatnonzero(inside.to_numpy())
-        if row in set(inserted)
+        if row in inserted
     ]
     windows = np.full((len(rows), length + 1), eod, dtype=np.int64)
     for window, tokens in zip(windows, rows, strict=True):

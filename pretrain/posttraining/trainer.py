@@ -38,7 +38,8 @@ class Posttrainer:
         settings: of the training that made the checkpoint; its topology may be another one.
         posttrain: the method and its settings.
         world: this process's place.
-        parent: directory of the checkpoint to start from.
+        parent: directory of the checkpoints of the run to start from.
+        step: of them the one to start from.
         forget: texts of the forget set.
         retain: texts of the retain set.
         vocab_size: of the tokenizer.
@@ -56,6 +57,7 @@ class Posttrainer:
         world: World,
         *,
         parent: Path,
+        step: int,
         forget: Texts,
         retain: Texts,
         vocab_size: int,
@@ -64,7 +66,7 @@ class Posttrainer:
     ) -> None:
         self.method = methods.find(posttrain.method)
         self.weights = method_settings(self.method, posttrain)
-        self.posttrain, self.world, self.parent = posttrain, world, parent
+        self.posttrain, self.world = posttrain, world
         self.forget, self.retain, self.vocab_size = forget, retain, vocab_size
         self.settings = _settings(settings, posttrain)
         _check_topology(self.settings, self.method, self.posttrain, world)
@@ -78,8 +80,7 @@ class Posttrainer:
             distributed=self.settings.shards_optimizer(world.data_size),
         )
         self.forward_backward = chunks.schedule(self.chunks, self.optimizer, self.settings, world)
-        step = int(checkpoint.read(parent.parent, int(parent.name.split("_")[1])).facts["step"])
-        manifest = checkpoint.read(parent.parent, step)
+        manifest = checkpoint.read(parent, step)
         self.checkpointer = Checkpointer(
             directory / "checkpoints",
             self.settings,
@@ -91,16 +92,21 @@ class Posttrainer:
             inputs={**inputs, "parent": manifest.digest, "ledger": ""},
             last_exposures=(),
         )
-        checkpoint.require_whole(parent, manifest, world)
-        self.before = self._former_model(parent.parent, step) if self._compares else None
+        checkpoint.require_whole(checkpoint.path_of(parent, step), manifest, world)
+        self.before = self._former_model(parent, step) if self._compares else None
         self._layer = self.settings.model.layers // 2 if posttrain.layer is None else posttrain.layer
-        self.step = self._begin(parent.parent, step)
+        self.step = self._begin(parent, step)
         """Finished steps."""
 
     @property
     def _compares(self) -> bool:
         """True if the model before post-training is asked, too."""
-        return self.method.before or (self.posttrain.retain_loss == "kl" and self.weights["alpha"] > 0)
+        return self.method.before or self._divergence
+
+    @property
+    def _divergence(self) -> bool:
+        """True if the loss on the retain set is the divergence from the model before."""
+        return self.posttrain.retain_loss == "kl" and self.weights["alpha"] > 0
 
     def _former_model(self, directory: Path, step: int) -> list[Any]:
         former = chunks.build(self.settings, self.world, self.vocab_size, drawn=False)
@@ -220,9 +226,7 @@ class Posttrainer:
 
     @property
     def _logits(self) -> bool:
-        return "logits" in self.method.outputs or (
-            self.posttrain.retain_loss == "kl" and self.weights["alpha"] > 0
-        )
+        return "logits" in self.method.outputs or self._divergence
 
     def _loss(
         self,

@@ -249,7 +249,7 @@ def areas(rng: np.random.Generator, many: int = MANY) -> Iterator[Row]:
 
 
 def over_time(rng: np.random.Generator, many: int = 1000) -> Iterator[Row]:
-    """What is left of a gain, and the effect of one exposure: checkpoints share a drift, items an own level."""
+    """Retained share of a gain, and the effect of one exposure: checkpoints share a drift, items an own level."""
     steps, last = np.array([0, 10, 11, 12, 14, 18, 26]), 10
     for what, made in (
         ("40 v 10", design(40, 10, dose=1)),

@@ -23,7 +23,7 @@ HOSTILE = '<script>alert(1)</script> ]]> \u202e reversed & "quoted" <img src=x o
 
 
 class _Page(HTMLParser):
-    """What a browser would make of the page: its elements, links, and the text it shows."""
+    """The page as a browser reads it: its elements, links, and the text it shows."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ def rows(count=12, size=9):
 
 
 def as_documents(made):
-    """What the source gives of each row: a last end-of-document token is the writer's."""
+    """Rows as the source gives them: a last end-of-document token is the writer's."""
     return [row[:-1] if row[-1] == EOD else row for row in made]
 
 

@@ -32,7 +32,7 @@ def duplicated(tmp_path_factory):
 
 
 def injected(order, tokenizer, documents, kind):
-    """What Hubble's injector does with each document, by the words of its description: the ledger, and the windows."""
+    """Ledger and windows of Hubble's injector, which is imitated from its description."""
     rng, lines, windows = np.random.default_rng(3), [], {}
     rows = [
         (path.stem, k, json.loads(line)["text"]) for path in documents for k, line in enumerate(path.open())

@@ -26,7 +26,7 @@ RATES = {"tokens": 512, "tokens_per_second": 256.0}
 
 
 def train(directory, steps):
-    """What a training leaves: a log, and checkpoints that are whole by their manifests."""
+    """Leave the files of a training: a log, and checkpoints that are whole by their manifests."""
     directory.mkdir(parents=True)
     lines = [json.dumps({"step": step, "loss": 9 - step / 10, **RATES}) for step in range(1, max(steps) + 1)]
     (directory / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 99, "lo')  # killed in mid-line
