@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXPERIMENT ?= quickstart
 
-.PHONY: setup demo test test-slow test-long test-engine testbed gpu lint type clean
+.PHONY: setup demo test test-slow test-long test-engine testbed replicate gpu lint type clean
 
 setup: $(VENV)/.done
 
@@ -38,6 +38,11 @@ test-engine: setup
 # Every post-training method on three nano pairs, into results/unlearning.md; goes on where it was stopped.
 testbed: setup
 	PYTHONPATH=. $(BIN)/python -m benchmarks.testbed
+
+# Findings of the literature, looked for again: make replicate NAME=dose, or all; goes on where it was stopped.
+NAME ?= list
+replicate: setup
+	@$(BIN)/python launch/replicate.py $(NAME) jobs=2
 
 # On a machine with a GPU, at most 8 minutes: writes results/gpu_DATE.md. Elsewhere it says so, with status 2.
 gpu: setup

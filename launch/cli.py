@@ -19,6 +19,7 @@ PROGRAMS = {
     "report": "estimates, tables, figures and the page",
     "show": "tables of a run: gains, items, exposures of an item",
     "sweep": "many runs, here or as SLURM arrays",
+    "replicate": "findings of the literature, looked for again with declared tests",
     "runs": "list runs; runs prune frees disk",
     "watch": "a run's progress in a browser",
     "posttrain": "unlearn chosen items, and compare with the leave-out twin",

@@ -17,7 +17,7 @@ from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
-from palimpsest.launch import missing_stages
+from palimpsest.launch import missing_stages, shared_twin
 from palimpsest.launch.dry_run import cost, vocabulary
 from palimpsest.launch.experiment import Experiment, resolved
 from palimpsest.launch.inputs import open_order
@@ -67,6 +67,8 @@ def train(
         if world.main:
             stack.enter_context(locked(directory))
             order = open_order(experiment)
+            if which == "twin":
+                shared_twin.adopt(experiment, order.identity)
         world.barrier()
         if not world.main:
             order = open_order(experiment)

@@ -84,8 +84,9 @@ class SourceConfig:
     """The field with the language tag; read if ``languages`` are given."""
     bad_rows: str = "refuse"
     """``refuse`` stops at a row that cannot be read; ``drop`` drops and counts it. Damaged files are always refused."""
-    packages: bool = True
-    """``installed_docs``: read the packages installed beside the standard library, too."""
+    packages: bool | tuple[str, ...] = True
+    """``installed_docs``: true reads the packages installed beside the standard library, too; names, such as ``scipy``:
+    only these, without the standard library."""
     documents: str = "file"
     """``text``: unit of a document: a ``file``, a ``line``, a ``paragraph`` (ended by blank lines), or the lines from
     one that matches ``pattern`` to the next."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from palimpsest.data.errors import UserError
 from palimpsest.data.sources.base import READERS, Document, Part, Reader, SourceConfig
 
 _log = logging.getLogger(__name__)
@@ -53,22 +54,36 @@ def _read(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterator[Do
             _log.info("skipped: %s", skipped)
 
 
-def _roots(packages: bool) -> list[tuple[str, str]]:
-    """Pairs of label and directory; the standard library comes first."""
-    roots = [("lib", sysconfig.get_path("stdlib"))]
+def _roots(packages: bool | tuple[str, ...]) -> list[tuple[str, str]]:
+    """Pairs of label and directory; the standard library comes first, and is left out if packages are named."""
+    roots = [] if isinstance(packages, tuple) else [("lib", sysconfig.get_path("stdlib"))]
     if packages:
         places = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
         roots += [("site-packages", place) for place in places]
     return roots
 
 
-def _python_files(packages: bool) -> list[tuple[str, str]]:
+def _python_files(packages: bool | tuple[str, ...]) -> list[tuple[str, str]]:
     """Pairs of name (such as ``lib/json/decoder.py``) and path of each file, sorted by name; the standard library comes
     first.
+
+    Raises:
+        UserError: for a named package that is not installed.
     """
+    named = packages if isinstance(packages, tuple) else ()
+    roots = _roots(packages)
+    places = [(label, root, root) for label, root in roots if not named]
+    for name in named:
+        owners = [(label, root) for label, root in roots if Path(root, name).is_dir()]
+        if not owners:
+            raise UserError(
+                f"corpus.source.packages: the package {name} is not installed beside palimpsest; install it, or leave "
+                "it out"
+            )
+        places += [(label, root, str(Path(root, name))) for label, root in owners]
     files: dict[str, str] = {}
-    for label, root in _roots(packages):
-        for directory, below, names in os.walk(root):
+    for label, root, top in places:
+        for directory, below, names in os.walk(top):
             below[:] = [name for name in below if name not in _TESTS]
             for name in names:
                 if name.endswith(".py"):

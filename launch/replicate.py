@@ -1,0 +1,267 @@
+"""A finding of the literature, looked for again: ``python launch/replicate.py dose``.
+
+``conf/replicate/NAME.yaml`` declares the runs, the seeds and the claims with their tests. Every run of every seed is
+made as ``launch/run.py`` makes it (finished ones are reused, so the same command goes on where it was stopped), the
+claims are tested, and ``results/replications/NAME.md`` is written, with tables, a figure and an overview of all pages.
+
+    python launch/replicate.py all                     every replication
+    python launch/replicate.py dose jobs=2             two runs at a time
+    python launch/replicate.py dose seeds=[101,102]    pilot runs: prints mean and deviation, writes no page
+    python launch/replicate.py list                    names, titles, planned power
+
+Its own settings: ``seeds``, ``jobs``, ``out`` (directory of the pages). Others, such as ``runs=DIR`` and
+``runtime.device=cuda``, go to the runs; settings that change a result make other runs, and so pilots, too.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from palimpsest.analysis import Run
+from palimpsest.analysis.replication import claims, page
+from palimpsest.analysis.replication.claims import Replication
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
+from palimpsest.data.errors import UserError, nearest
+from palimpsest.launch import sweep
+from palimpsest.launch.compose import CONF, checked
+from palimpsest.launch.process import INTEGRITY, locked, say
+from palimpsest.launch.program import plain
+
+FOLDER = CONF / "replicate"
+_SAME_RESULT = re.compile(r"[+~]*(runs=|runtime\.|wandb|launcher\b)")
+"""Settings that change no result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The command line."""
+
+    names: list[str]
+    seeds: tuple[int, ...] | None
+    jobs: int
+    out: Path
+    overrides: list[str]
+
+
+def names() -> list[str]:
+    """Names of all replications."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Replication:
+    """The declaration of a replication.
+
+    Raises:
+        UserError: if there is none of that name, or it cannot be read.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"{name}: there is no such replication{nearest(name, ['all', 'list', *names()])}")
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        return checked(Replication, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def asked(arguments: Sequence[str]) -> Asked:
+    """Parse the command line.
+
+    Raises:
+        UserError: for an unknown name, no name, or a value that is no number.
+    """
+    chosen = [text for text in arguments if "=" not in text]
+    own = {key: value for key, _, value in (text.partition("=") for text in arguments if "=" in text)}
+    if len(chosen) != 1:
+        raise UserError(f"give one replication: all, list, or one of {', '.join(names())}")
+    wanted = names() if chosen[0] == "all" else chosen
+    try:
+        seeds = tuple(int(text) for text in own["seeds"].strip("[]").split(",")) if "seeds" in own else None
+        jobs = int(own.get("jobs", "1"))
+    except ValueError as error:
+        raise UserError(f"seeds=[1,2,3] and jobs=2 are numbers ({error})") from None
+    if jobs < 1:
+        raise UserError(f"jobs={jobs} must be above 0")
+    overrides = [
+        text for text in arguments if "=" in text and text.split("=")[0] not in ("seeds", "jobs", "out")
+    ]
+    return Asked(wanted, seeds, jobs, Path(own.get("out", "results/replications")), overrides)
+
+
+def composed(replication: Replication, seeds: Sequence[int], overrides: Sequence[str]) -> list[sweep.Run]:
+    """Runs of a replication: those of the first seed first, in the order of the declaration."""
+    return sweep.composed(
+        [
+            ((*replication.arguments, *own, *overrides, f"seed={seed}"), {"run": name, "seed": str(seed)})
+            for seed in seeds
+            for name, own in replication.runs.items()
+        ]
+    )
+
+
+def make(name: str, runs: Sequence[sweep.Run], jobs: int) -> None:
+    """Make the runs that are not finished.
+
+    Raises:
+        UserError: if one of them failed.
+    """
+    waiting = [run for run in runs if sweep.verdict(run.experiment) is None]
+    directory = runs[0].experiment.runs / "replications" / name
+    say(
+        f"{name}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished; logs are in {directory / 'logs'}"
+    )
+    if not waiting:
+        return
+    with locked(directory):
+        sweep.write(directory, runs)
+        # One after the other at first: it makes the corpus and the twin that the others share.
+        failed = sweep.run_locally(waiting[:1], 1, directory / "logs")
+        failed |= sweep.run_locally(waiting[1:], jobs, directory / "logs") if not failed else {}
+    if failed:
+        raise UserError(
+            f"{name}: {len(failed)} of {len(waiting)} runs failed; logs are in {directory / 'logs'}; the same command "
+            "starts them again"
+        )
+
+
+def replicate(name: str, given: Asked) -> int:
+    """Make a replication's runs, test its claims and write its page.
+
+    Returns:
+        Exit status: 0, or 3 if an audit failed.
+    """
+    replication = load(name)
+    seeds = given.seeds or replication.seeds
+    runs = composed(replication, seeds, given.overrides)
+    began = time.monotonic()
+    fresh = any(sweep.verdict(run.experiment) is None for run in runs)
+    make(name, runs, given.jobs)
+    minutes = (time.monotonic() - began) / 60 if fresh else float("nan")
+    failed = [run.title for run in runs if (sweep.verdict(run.experiment) or {}).get("audit") != "PASS"]
+    if failed:
+        say(f"{name}: the audit failed: {', '.join(failed)}; nothing is tested")
+        return INTEGRITY
+    opened = {
+        seed: {
+            run.factors["run"]: Run(run.experiment.directory)
+            for run in runs
+            if run.factors["seed"] == str(seed)
+        }
+        for seed in seeds
+    }
+    measured = {
+        key: [claim.measure(opened[seed]) for seed in seeds] for key, claim in replication.claims.items()
+    }
+    for key, estimates in measured.items():
+        values = np.array([estimate.value for estimate in estimates])
+        spread = f", deviation {values.std(ddof=1):.3g}" if len(values) > 1 else ""
+        errors = ", ".join(
+            f"{estimate.value:.3g} ± {estimate.error:.2g}{estimate.reason}" for estimate in estimates
+        )
+        say(f"  {key}: {values.mean():.3g}{spread} ({errors})")
+    pilot = [text for text in given.overrides if not _SAME_RESULT.match(text)]
+    if set(seeds) != set(replication.seeds) or pilot:
+        say(f"{name}: pilot runs ({', '.join([f'seeds {list(seeds)}', *pilot])}); no page is written")
+        return 0
+    outcomes = claims.judge(replication.claims, measured)
+    arms = pl.concat(
+        [
+            page.arms_of(run, replication.figure).with_columns(run=pl.lit(key), seed=pl.lit(seed))
+            for seed, group in opened.items()
+            for key, run in group.items()
+        ]
+    )
+    written = page.write(
+        name, replication, outcomes, arms, _provenance(name, runs, given, minutes), given.out
+    )
+    page.overview(given.out)
+    for key, outcome in outcomes.items():
+        say(
+            f"  {replication.claims[key].text}: {outcome.verdict}{f' ({outcome.why})' if outcome.why else ''}"
+        )
+    say(f"{name}: {claims.overall(outcomes)}; {written}")
+    return 0
+
+
+def _provenance(name: str, runs: Sequence[sweep.Run], given: Asked, minutes: float) -> page.Provenance:
+    prepared = artifact.read(
+        runs[0].experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+    )
+    made = [Run(run.experiment.directory).plan.manifest.made_by for run in runs]
+    commits = sorted({str(one["git_commit"])[:9] + ("+" if one["git_dirty"] else "") for one in made})
+    packages = made[-1]["packages"]
+    return page.Provenance(
+        date=datetime.now(UTC).date().isoformat(),
+        command=f"palimpsest replicate {name}",
+        hardware=hardware(),
+        design=_design(FOLDER / f"{name}.yaml"),
+        made_by=f"{' and '.join(commits)} (torch {packages['torch']}, megatron-core {packages['megatron-core']})",
+        corpus=prepared.digest[:12],
+        minutes=minutes,
+    )
+
+
+def hardware() -> str:
+    """Processor or GPU of this machine, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else []
+    return f"{os.cpu_count()} cores of {models[0] if models else platform.processor() or platform.machine()}"
+
+
+def _design(path: Path) -> str:
+    """Commit that last changed a file; says so if the file was changed since."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(path.parent), *words], check=False, capture_output=True, text=True
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("log", "-1", "--format=%h of %cs", "--", path.name)
+    if not commit:
+        return "no commit"
+    return commit + (" and changed since" if git("status", "--porcelain", "--", path.name) else "")
+
+
+def work(arguments: Sequence[str]) -> int:
+    """Run the replications of the command line."""
+    given = asked(arguments)
+    if given.names == ["list"]:
+        for name in names():
+            one = load(name)
+            power = min(claim.power(len(one.seeds), len(one.claims)) for claim in one.claims.values())
+            say(
+                f"{name:12} {one.title} ({len(one.claims)} claims, {len(one.seeds)} seeds, least power {power:.2f})"
+            )
+        return 0
+    return max(replicate(name, given) for name in given.names)
+
+
+def main() -> None:
+    """Run replications."""
+    plain(__doc__, work)
+
+
+if __name__ == "__main__":
+    main()
