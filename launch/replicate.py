@@ -8,6 +8,7 @@ claims are tested, and ``results/replications/NAME.md`` is written, with tables,
     python launch/replicate.py dose jobs=2             two runs at a time
     python launch/replicate.py dose seeds=[101,102]    pilot runs: prints mean and deviation, writes no page
     python launch/replicate.py list                    names, titles, planned power
+    python launch/replicate.py mine.yaml               a replication of one's own
 
 Its own settings: ``seeds``, ``jobs``, ``out`` (directory of the pages). Others, such as ``runs=DIR`` and
 ``runtime.device=cuda``, go to the runs; settings that change a result make other runs, and so pilots, too.
@@ -63,13 +64,21 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def path_of(name: str) -> Path:
+    """File of a replication: of ``conf/replicate/``, or the path itself if it ends in ``.yaml``."""
+    return Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+
+
 def load(name: str) -> Replication:
     """The declaration of a replication.
+
+    Args:
+        name: a name of :func:`names`, or the path of a file of one's own.
 
     Raises:
         UserError: if there is none of that name, or it cannot be read.
     """
-    path = FOLDER / f"{name}.yaml"
+    path = path_of(name)
     if not path.is_file():
         raise UserError(f"{name}: there is no such replication{nearest(name, ['all', 'list', *names()])}")
     try:
@@ -147,7 +156,8 @@ def replicate(name: str, given: Asked) -> int:
     Returns:
         Exit status: 0, or 3 if an audit failed.
     """
-    replication = load(name)
+    replication, path = load(name), path_of(name)
+    name = path.stem
     seeds = given.seeds or replication.seeds
     runs = composed(replication, seeds, given.overrides)
     began = time.monotonic()
@@ -188,9 +198,7 @@ def replicate(name: str, given: Asked) -> int:
             for key, run in group.items()
         ]
     )
-    written = page.write(
-        name, replication, outcomes, arms, _provenance(name, runs, given, minutes), given.out
-    )
+    written = page.write(name, replication, outcomes, arms, _provenance(path, runs, minutes), given.out)
     page.overview(given.out)
     for key, outcome in outcomes.items():
         say(
@@ -200,7 +208,7 @@ def replicate(name: str, given: Asked) -> int:
     return 0
 
 
-def _provenance(name: str, runs: Sequence[sweep.Run], given: Asked, minutes: float) -> page.Provenance:
+def _provenance(path: Path, runs: Sequence[sweep.Run], minutes: float) -> page.Provenance:
     prepared = artifact.read(
         runs[0].experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
     )
@@ -209,9 +217,9 @@ def _provenance(name: str, runs: Sequence[sweep.Run], given: Asked, minutes: flo
     packages = made[-1]["packages"]
     return page.Provenance(
         date=datetime.now(UTC).date().isoformat(),
-        command=f"palimpsest replicate {name}",
+        command=f"palimpsest replicate {path.stem if path.parent == FOLDER else path}",
         hardware=hardware(),
-        design=_design(FOLDER / f"{name}.yaml"),
+        design=_design(path),
         made_by=f"{' and '.join(commits)} (torch {packages['torch']}, megatron-core {packages['megatron-core']})",
         corpus=prepared.digest[:12],
         minutes=minutes,

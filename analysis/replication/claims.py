@@ -183,7 +183,7 @@ def judge(claims: Mapping[str, Claim], measured: Mapping[str, Sequence[Estimate]
         claims: name -> claim.
         measured: name -> the claim's number in each seed, at least two.
     """
-    tests = {name: _test(claim, measured[name]) for name, claim in claims.items()}
+    tests = {name: t_test(claim, measured[name]) for name, claim in claims.items()}
     corrected = dict(zip(tests, holm([test[3] for test in tests.values()]), strict=True))
     failed = [name for name, claim in claims.items() if claim.control and not corrected[name] <= claim.alpha]
     return {
@@ -197,8 +197,8 @@ def judge(claims: Mapping[str, Claim], measured: Mapping[str, Sequence[Estimate]
     }
 
 
-def _test(claim: Claim, measured: Sequence[Estimate]) -> tuple[float, float, float, float]:
-    """Estimate, 95 % interval and p of a claim."""
+def t_test(claim: Claim, measured: Sequence[Estimate]) -> tuple[float, float, float, float]:
+    """Estimate, 95 % interval over seeds (two-sided) and p of a claim's test; NaN if a seed has no value."""
     values = np.array([estimate.value for estimate in measured])
     mean = float(values.mean())
     if np.isnan(mean):

@@ -234,6 +234,13 @@ def test_packages_are_added_and_files_that_do_not_parse_are_counted(library, cap
     assert "site-packages/p/broken.py: SyntaxError" in caplog.text
 
 
+def test_named_packages_are_read_alone(library):
+    one = rows(SourceConfig(kind="installed_docs", min_words=1, packages=("p",)))
+    assert [(d.source, d.text) for d in one] == [("site-packages/p/core.py", "Package p.")]
+    with pytest.raises(UserError, match="the package q is not installed beside palimpsest"):
+        rows(SourceConfig(kind="installed_docs", min_words=1, packages=("p", "q")))
+
+
 def test_the_standard_library_has_the_words_promised():
     one = rows(SourceConfig(kind="installed_docs", packages=False))
     assert sum(len(d.text.split()) for d in one) > 200_000

@@ -1,0 +1,145 @@
+"""Replications: declared claims, tested over the runs of several seeds, and a page."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import palimpsest
+from palimpsest.data.errors import UserError
+from palimpsest.launch.replicate import asked, composed, load, names
+from tests.conftest import SMALL, Workplace, write_text
+
+MINE = """
+title: Inserted text becomes more likely
+finding: it does
+source: everybody
+pilots: none
+arguments: [{arguments}]
+runs: {{few: ["insertion.doses=[0,4]"], many: ["insertion.doses=[0,8]"]}}
+seeds: [1, 2, 3]
+claims:
+  rises:
+    text: Text is more likely after 8 insertions
+    published: "yes"
+    quantity: gain
+    cell: {{metric: loglik_per_byte, run: many, dose: 8}}
+    expected: 0.1
+    deviation: 0.05
+    unit: nats/byte
+  more:
+    text: Eight insertions do more than four
+    published: "yes"
+    quantity: gain
+    cell: {{metric: loglik_per_byte, run: many, dose: 8}}
+    minus: {{run: few, dose: 4}}
+    expected: 0.05
+    deviation: 0.02
+    unit: nats/byte
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Workplace:
+    place = Workplace(tmp_path_factory.mktemp("replication"))
+    write_text(place.path / "text.jsonl")
+    arguments = ", ".join(json.dumps(text) for text in [*SMALL, "train.steps=24"])
+    (place.path / "mine.yaml").write_text(MINE.format(arguments=arguments))
+    place.ok("replicate", "mine.yaml", "jobs=2", "out=pages", timeout=900)
+    return place
+
+
+def table(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_page_says_what_the_runs_say(place):
+    claims = {row["claim"]: row for row in table(place.path / "pages" / "mine.csv")}
+    gains: dict[str, list[float]] = {"few": [], "many": []}
+    lines = (place.path / "runs" / "replications" / "mine" / "runs.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        rows = palimpsest.open_run(place.path / line["directory"]).gains("loglik_per_byte")
+        inserted = rows.filter(rows["dose"] > 0)
+        gains[line["factors"]["run"]].append(float(inserted["gain"].mean()))
+    assert [float(claims["rises"][f"seed {seed}"]) for seed in (1, 2, 3)] == pytest.approx(gains["many"])
+    difference = np.subtract(gains["many"], gains["few"])
+    assert [float(claims["more"][f"seed {seed}"]) for seed in (1, 2, 3)] == pytest.approx(list(difference))
+    page = (place.path / "pages" / "mine.md").read_text()
+    assert "Text is more likely after 8 insertions" in page
+    assert "seeds (1, 2, 3)" in page
+    assert (place.path / "pages" / "mine.svg").stat().st_size > 1000
+    overview = (place.path / "pages" / "README.md").read_text()
+    assert "[Inserted text becomes more likely](mine.md)" in overview
+    assert sum(file.stat().st_size for file in (place.path / "pages").iterdir()) < 1_000_000
+
+
+@pytest.mark.slow
+def test_runs_that_differ_in_insertions_alone_share_their_twin(place):
+    lines = (place.path / "runs" / "replications" / "mine" / "runs.jsonl").read_text().splitlines()
+    last = "twin/checkpoints/step_00000024/manifest.json"
+    weights = [(place.path / one["directory"] / last).stat().st_ino for one in map(json.loads, lines)]
+    assert len(weights) == 6
+    assert len(set(weights)) == 3  # one a seed
+
+
+@pytest.mark.slow
+def test_the_same_command_makes_no_run_again(place):
+    before = (place.path / "pages" / "mine.csv").read_bytes()
+    again = place.ok("replicate", "mine.yaml", "out=pages")
+    assert "6 runs, 6 of them finished" in again.out
+    assert (place.path / "pages" / "mine.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_other_seeds_are_pilots_and_write_no_page(place):
+    done = place.ok("replicate", "mine.yaml", "seeds=[1,2]", "out=elsewhere")
+    assert "pilot runs" in done.out
+    assert "deviation" in done.out
+    assert not (place.path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_shipped_replication_composes_and_its_cells_are_in_its_design(name):
+    one = load(name)
+    runs = composed(one, one.seeds[:1], [])
+    assert [run.factors["run"] for run in runs] == list(one.runs)
+    for claim in one.claims.values():
+        for cell in (claim.cell, {**claim.cell, **(claim.minus or {})}):
+            run = next(run for run in runs if run.factors["run"] == cell.get("run", next(iter(one.runs))))
+            design = run.experiment.insertion
+            doses = {arm.dose for _, arm in design.arms}
+            assert cell.get("dose", 0) in doses, (name, cell)
+            assert cell.get("step", 0) in {0, *run.experiment.train.checkpoint_steps()}, (name, cell)
+            assert cell.get("since", 0) in {0, *run.experiment.train.checkpoint_steps()}, (name, cell)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "give one replication"),
+        (["dose", "timing"], "give one replication"),
+        (["dose", "seeds=[a]"], "are numbers"),
+        (["dose", "jobs=0"], "jobs=0 must be above 0"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_named(arguments, part):
+    with pytest.raises(UserError) as error:
+        asked(arguments)
+    assert part in str(error.value)
+
+
+def test_an_unknown_replication_is_named_and_the_nearest_given():
+    with pytest.raises(UserError) as error:
+        load("dosis")
+    assert "did you mean 'dose'?" in str(error.value)
+
+
+def test_a_mistake_in_a_file_names_file_and_field(tmp_path):
+    (tmp_path / "mine.yaml").write_text(MINE.format(arguments="").replace("quantity: gain", "quantity: gian"))
+    with pytest.raises(UserError) as error:
+        load(str(tmp_path / "mine.yaml"))
+    assert "mine.yaml" in str(error.value)
+    assert "quantity=gian is unknown" in str(error.value)
