@@ -59,11 +59,11 @@ def order_by_contents(config: CorpusConfig, place: Path) -> dict[str, Any]:
         return spelled
     key = json_digest(spelled)
     try:
-        found = spelled | {"order": _digests(place, [config.index_file])[0]}
+        settings = spelled | {"order": _digests(place, [config.index_file])[0]}
     except OSError:
         return _recalled(place / _SPELLINGS).get(key, spelled)  # type: ignore[no-any-return]
-    _remember(place / _SPELLINGS, {key: found})
-    return found
+    _remember(place / _SPELLINGS, {key: settings})
+    return settings
 
 
 def without_paths(config: CorpusConfig) -> dict[str, Any]:
@@ -96,9 +96,9 @@ def _digests(place: Path, paths: Sequence[Path]) -> list[str]:
     known, new = _recalled(place / _CONTENTS), {}
     for path in paths:
         stat = path.stat()
-        name, seen = os.path.realpath(path), [stat.st_size, stat.st_mtime_ns]
-        if known.get(name, [])[:2] != seen:
-            known[name] = new[name] = [*seen, file_digest(path)]
+        name, stamp = os.path.realpath(path), [stat.st_size, stat.st_mtime_ns]
+        if known.get(name, [])[:2] != stamp:
+            known[name] = new[name] = [*stamp, file_digest(path)]
     _remember(place / _CONTENTS, new)
     return [str(known[os.path.realpath(path)][2]) for path in paths]
 

@@ -38,10 +38,10 @@ def read_index(path: Path) -> npt.NDArray[np.integer]:
         with path.open("rb") as file:
             header = file.read(6)
         if header == b"\x93NUMPY":
-            found: npt.NDArray[np.integer] = np.load(path, mmap_mode="r", allow_pickle=False)
-            if found.ndim != 1 or found.dtype.kind not in "iu":
+            numbers: npt.NDArray[np.integer] = np.load(path, mmap_mode="r", allow_pickle=False)
+            if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
                 raise UserError(
-                    f"corpus.order={path}: holds {found.dtype} of shape {found.shape}; give a row of window numbers"
+                    f"corpus.order={path}: holds {numbers.dtype} of shape {numbers.shape}; give a row of window numbers"
                 )
         else:
             size = path.stat().st_size
@@ -49,9 +49,9 @@ def read_index(path: Path) -> npt.NDArray[np.integer]:
                 raise UserError(
                     f"corpus.order={path}: {size} bytes are no whole number of uint32 window numbers; it was truncated"
                 )
-            found = np.memmap(path, dtype="<u4", mode="r") if size else np.empty(0, dtype="<u4")
-            if len(found) > 2 and len(found) % 2 == 0 and not any(map(np.any, _blocks(found[1::2]))):
-                found = np.memmap(path, dtype="<u8", mode="r")
+            numbers = np.memmap(path, dtype="<u4", mode="r") if size else np.empty(0, dtype="<u4")
+            if len(numbers) > 2 and len(numbers) % 2 == 0 and not any(map(np.any, _blocks(numbers[1::2]))):
+                numbers = np.memmap(path, dtype="<u8", mode="r")
     except OSError as error:
         raise UserError(
             f"corpus.order={path} cannot be read ({error.strerror or error}); it is shuffled, stored, or the path of a "
@@ -61,9 +61,9 @@ def read_index(path: Path) -> npt.NDArray[np.integer]:
         raise UserError(
             f"corpus.order={path}: is no file of window numbers ({' '.join(str(error).split())[:200]})"
         ) from None
-    if not len(found):
+    if not len(numbers):
         raise UserError(f"corpus.order={path}: holds no window numbers")
-    return found
+    return numbers
 
 
 def _blocks(array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
@@ -243,20 +243,20 @@ class StoredOrder:
         start, width = self.start(position), self._tokens.dtype.itemsize
         stop = start + self.sequence_length + 1
         number = bisect.bisect_right(self._offsets, start * width) - 1
-        found = []
+        documents = []
         while number < len(self._offsets) and (first := self._first_token(number)) < stop:
             after = self._first_token(number + 1) if number + 1 < len(self._offsets) else len(self._tokens)
-            found.append((number, max(first, start) - start, min(after, stop) - start))
+            documents.append((number, max(first, start) - start, min(after, stop) - start))
             number += 1
-        return found
+        return documents
 
     def boundaries(
         self, positions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Document starts inside windows, from their end-of-document tokens; see ``Order.boundaries``."""
-        found = [np.flatnonzero(self.window(at)[:-1] == self.eod) + 1 for at in positions.tolist()]
-        splits = np.concatenate([[0], np.cumsum([len(own) for own in found], dtype=np.int64)])
-        return splits, np.concatenate([*found, np.empty(0, dtype=np.int64)]).astype(np.int64)
+        starts = [np.flatnonzero(self.window(at)[:-1] == self.eod) + 1 for at in positions.tolist()]
+        splits = np.concatenate([[0], np.cumsum([len(own) for own in starts], dtype=np.int64)])
+        return splits, np.concatenate([*starts, np.empty(0, dtype=np.int64)]).astype(np.int64)
 
 
 def _files(path: Path) -> list[int]:

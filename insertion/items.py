@@ -141,7 +141,7 @@ def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> tuple[pl.Data
     Raises:
         UserError: for an empty or a repeated text or id, naming the item.
     """
-    seen: dict[str, str] = {}
+    owners: dict[str, str] = {}
     ids: set[str] = set()
     texts: list[str] = []
     for item in items:
@@ -151,9 +151,9 @@ def tokenize_items(items: Sequence[Item], tokenizer: Tokenizer) -> tuple[pl.Data
         for text in (item.text, *item.paraphrases):
             if not text.strip():
                 raise UserError(f"item {item.id} of family {item.family} has no text; remove it")
-            if text in seen:
-                raise UserError(f"items {seen[text]} and {item.id} have the same text; remove one")
-            seen[text] = item.id
+            if text in owners:
+                raise UserError(f"items {owners[text]} and {item.id} have the same text; remove one")
+            owners[text] = item.id
             texts.append(text)
     tokens = tokenizer.encode_batch(texts)
     counts = np.array([1 + len(item.paraphrases) for item in items])

@@ -132,7 +132,7 @@ def repository_card(
     """
     train, arms = experiment.train, plan.manifest.facts["arms"]
     first, step = next(iter(steps.items()))
-    seen = {at: seen_by_arm(experiment, number, plan) for at, number in steps.items()}
+    exposures = {at: seen_by_arm(experiment, number, plan) for at, number in steps.items()}
     lines = [
         f"# {experiment.experiment}, {experiment.name}: checkpoints of the {experiment.run} run",
         "",
@@ -150,9 +150,9 @@ def repository_card(
     ]
     for at, number in steps.items():
         tokens = number * train.global_batch_size * train.sequence_length
-        counts = [f"{seen[at][arm]:,}" for arm in arms]
+        counts = [f"{exposures[at][arm]:,}" for arm in arms]
         lines.append(
-            f"| step{number} | {at} | {tokens:,} | {sum(seen[at].values()):,} | {' | '.join(counts)} |"
+            f"| step{number} | {at} | {tokens:,} | {sum(exposures[at].values()):,} | {' | '.join(counts)} |"
         )
     lines += [
         "",
@@ -174,12 +174,12 @@ def repository_card(
     return _HEAD + "\n".join(lines) + "\n"
 
 
-def _arm_table(plan: Plan, seen: Mapping[str, int] | None = None) -> list[str]:
+def _arm_table(plan: Plan, exposures: Mapping[str, int] | None = None) -> list[str]:
     """Items and exposures of each arm in the whole run, and those seen by a checkpoint."""
-    more = ("", "") if seen is None else (" seen by this checkpoint |", "---:|")
+    more = ("", "") if exposures is None else (" seen by this checkpoint |", "---:|")
     lines = [f"| arm | items | exposures |{more[0]}", f"|---|---:|---:|{more[1]}"]
     for arm, n in plan.manifest.facts["arms"].items():
-        last = "" if seen is None else f" {seen[arm]:,} |"
+        last = "" if exposures is None else f" {exposures[arm]:,} |"
         lines.append(f"| {arm} | {n['items']:,} | {n['exposures']:,} |{last}")
     return lines
 
@@ -195,7 +195,7 @@ def model_card(experiment: Experiment, step: int, plan: Plan, checkpoint: Manife
         verdict: of the audit.
     """
     facts, train = plan.manifest.facts, experiment.train
-    seen = seen_by_arm(experiment, step, plan)
+    exposures = seen_by_arm(experiment, step, plan)
     lines = [
         f"# {experiment.experiment}, {experiment.name}: {experiment.run} run at step {step}",
         "",
@@ -215,13 +215,13 @@ def model_card(experiment: Experiment, step: int, plan: Plan, checkpoint: Manife
     if experiment.run == "perturbed":
         lines.append(
             f"{facts['items']:,} items, {facts['exposures']:,} planned exposures, of which this checkpoint had seen "
-            f"{sum(seen.values()):,}. An item's dose is the number of its exposures in the whole run."
+            f"{sum(exposures.values()):,}. An item's dose is the number of its exposures in the whole run."
         )
     else:
         lines.append(
             "None: this is the twin. It read the same windows as the perturbed run, without these exposures."
         )
-    lines += ["", *_arm_table(plan, seen)]
+    lines += ["", *_arm_table(plan, exposures)]
     return _HEAD + "\n".join(lines) + "\n"
 
 

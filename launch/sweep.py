@@ -134,7 +134,7 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
     """
     GlobalHydra.instance().clear()
     runs: list[Run] = []
-    seen: dict[Path, Run] = {}
+    by_directory: dict[Path, Run] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for index, (arguments, factors) in enumerate(lines):
             for key in factors:
@@ -147,7 +147,7 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
                 factors=factors,
                 experiment=experiment,
             )
-            other = seen.setdefault(experiment.directory, run)
+            other = by_directory.setdefault(experiment.directory, run)
             if other is not run:
                 raise UserError(
                     f"{run.title} and {other.title} are the same run, {experiment.directory}: they "

@@ -130,10 +130,10 @@ class CausalAttention(torch.nn.Module):
         key, value = whole(key), whole(value)
         outputs = []
         for half, block in zip(query.split(size), blocks_of(group.rank(), self.ranks), strict=True):
-            seen = (block + 1) * size
+            visible = (block + 1) * size
             # Flash kernels know this mask by name: they read no (queries, keys) tensor, and skip what it hides.
-            mask = causal_lower_right(size, seen)
-            outputs.append(self._attend(half, key[:seen], value[:seen], attn_mask=mask))
+            mask = causal_lower_right(size, visible)
+            outputs.append(self._attend(half, key[:visible], value[:visible], attn_mask=mask))
         return torch.cat(outputs)
 
 

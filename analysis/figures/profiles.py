@@ -51,12 +51,12 @@ def memorisation_profile(rows: pl.DataFrame, *, value: str = "ATT, nats", width:
     y = alt.Y(
         "row:N", title="treatment step", sort=names, scale=alt.Scale(domain=names), axis=alt.Axis(ticks=False)
     )
-    seen = drawn.filter(pl.col("shown").fill_null(False))
+    coloured = drawn.filter(pl.col("shown").fill_null(False))
     blank = alt.Chart(theme.values(drawn)).mark_rect(fill="#f1f3f5", stroke="white").encode(x, y)
     heat = alt.layer(
         blank,
         pieces.matrix(
-            seen,
+            coloured,
             x,
             y,
             domain=np.linspace(-most, most, len(pieces.DIVERGING)).tolist(),

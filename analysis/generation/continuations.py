@@ -124,10 +124,10 @@ def read(directory: Path, runs: tuple[str, ...], *, plan: str) -> tuple[pl.DataF
         :data:`SCHEMA` with ``run`` and ``step``, without rows if there is none; and ``settings`` (as in the manifests)
         and ``digests`` (of each part by its place).
     """
-    found = {which: _whole(directory / which, plan) for which in runs}
-    config = next((steps[max(steps)][0][1].config for steps in found.values() if steps), {})
+    parts_by_run = {which: _whole(directory / which, plan) for which in runs}
+    config = next((steps[max(steps)][0][1].config for steps in parts_by_run.values() if steps), {})
     tables, digests = [], {}
-    for which, steps in found.items():
+    for which, steps in parts_by_run.items():
         for step, parts in steps.items():
             if any(manifest.config != config for _, manifest in parts):
                 log.warning(

@@ -130,13 +130,13 @@ def _write(
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=length, eos_token_id=list(ends), pad_token_id=ends[0], use_cache=True, **how
         )
-        made: Tensor = model.generate(
+        ids: Tensor = model.generate(
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             generation_config=settings,
             logits_processor=LogitsProcessorList([known]),
         )
-        return made[:, ids_BT.shape[1] :]
+        return ids[:, ids_BT.shape[1] :]
 
     ways: list[list[list[int]]] = written(do_sample=False)[:, None].tolist()
     if config.samples:

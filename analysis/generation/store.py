@@ -31,17 +31,17 @@ def parts(probes: pl.DataFrame, config: GenerateConfig, *, begun: bool) -> list[
         UserError: if nothing can be continued.
     """
     whole = set(probes.filter(pl.col("kind") == "verbatim")["probe_id"])
-    found = continuations.prompts(probes, config).with_columns(
+    prompts = continuations.prompts(probes, config).with_columns(
         begun=pl.lit(begun) | pl.col("probe_id").is_in(whole)
     )
-    if found.is_empty():
+    if prompts.is_empty():
         raise UserError(
             f"no item is longer than generate.prefix_tokens={list(config.prefix_tokens)} tokens, and none is asked "
             "anything; set generate.prefix_tokens lower"
         )
-    written = found["reference"].list.len().cast(pl.Int64) * (1 + config.samples)
+    written = prompts["reference"].list.len().cast(pl.Int64) * (1 + config.samples)
     number = (written.cum_sum() - 1) // TOKENS_A_PART
-    return found.with_columns(part=number).partition_by("part", maintain_order=True, include_key=False)
+    return prompts.with_columns(part=number).partition_by("part", maintain_order=True, include_key=False)
 
 
 def generate_all(
@@ -78,7 +78,7 @@ def generate_all(
     """
 
     def make(model: Any, chosen: pl.DataFrame, directory: Path) -> int:
-        found = decode.continued(
+        continued = decode.continued(
             model,
             chosen,
             config,
@@ -87,7 +87,7 @@ def generate_all(
             vocab_size=vocab_size,
             decode=decode_text,
         )
-        found.write_parquet(directory / FILE, compression="zstd")
+        continued.write_parquet(directory / FILE, compression="zstd")
         return len(chosen)
 
     return make_parts(

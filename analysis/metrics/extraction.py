@@ -163,8 +163,8 @@ def suffix_loglik(scored: Scored, parameters: Parameters) -> Values:
 def np_discoverable(scored: Scored, parameters: Parameters) -> Values:
     """``1 - (1 - p_z)^n``, n = ``parameters.queries``; its mean is the expected share extracted."""
     k, m = parameters.prefix, parameters.suffix
-    found = extraction_probability(_suffix_loglik(scored, parameters), parameters.queries)
-    return Values(found, scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens")
+    probability = extraction_probability(_suffix_loglik(scored, parameters), parameters.queries)
+    return Values(probability, scored.lengths >= k + m, f"it is shorter than {k} + {m} tokens")
 
 
 @metric(

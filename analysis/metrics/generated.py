@@ -90,13 +90,13 @@ def generated_rows(
         raise UserError(
             "there are continuations of probes that the plan does not have; run launch/generate.py again"
         )
-    found = []
+    values = []
     keys = ["run", "step", "probe_id", "item_id", "family", "question"]
     for prompt, part in joined.partition_by([*keys, "whole"], as_dict=True, maintain_order=True).items():
         for metric, value in _of_prompt(part, bool(prompt[-1]), parameters.queries).items():
-            found.append((*prompt[:-1], metric, value))
+            values.append((*prompt[:-1], metric, value))
     schema = {name: ROW_SCHEMA[name] for name in (*keys, "metric", "value")}
-    rows = pl.DataFrame(found, schema=schema, orient="row").join(
+    rows = pl.DataFrame(values, schema=schema, orient="row").join(
         items.select("item_id", "stratum", "cluster", "dose"), on="item_id", how="left"
     )
     return rows.with_columns(reason=pl.lit(None, pl.String)).select(

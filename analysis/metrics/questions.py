@@ -33,11 +33,11 @@ def over(group_R: NDArray[np.int64], values_R: NDArray[np.floating[Any]], reduce
     order = np.argsort(group_R, kind="stable")
     changes = np.flatnonzero(np.diff(group_R[order])) + 1
     starts = np.concatenate([[0], changes])
-    found = np.empty(len(group_R))
-    found[order] = np.repeat(
+    reduced = np.empty(len(group_R))
+    reduced[order] = np.repeat(
         reduce.reduceat(values_R[order], starts), np.diff(np.append(starts, len(group_R)))
     )
-    return found
+    return reduced
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -83,22 +83,22 @@ def asked(scored: Scored, kind: str) -> Asked:
 
 def _choices(scored: Scored, score: Callable[[Asked], Floats]) -> tuple[Asked, Floats, Bools]:
     """The rows of choices, a score of each, and true for rows of a complete question."""
-    found = asked(scored, "choice")
-    fit = found.fit & (over(found.group, found.right * 1.0, np.add) == 1) & (found.size > 1)
-    return found, score(found), fit
+    choices = asked(scored, "choice")
+    fit = choices.fit & (over(choices.group, choices.right * 1.0, np.add) == 1) & (choices.size > 1)
+    return choices, score(choices), fit
 
 
 def _loglik(scored: Scored) -> Callable[[Asked], Floats]:
     total = scored.sum_over_target(scored.logprob)
-    return lambda found: total[found.where]
+    return lambda choices: total[choices.where]
 
 
 def _accuracy(scored: Scored, score: Callable[[Asked], Floats]) -> Values:
     """1 if the right answer scores highest, else 0; 1/k if it shares the highest score with k - 1 other choices."""
-    found, value, fit = _choices(scored, score)
-    best = value == over(found.group, value, np.maximum)
-    shared = over(found.group, best * 1.0, np.add)
-    return found.values(scored, best / np.maximum(shared, 1), fit, _UNFIT)
+    choices, value, fit = _choices(scored, score)
+    best = value == over(choices.group, value, np.maximum)
+    shared = over(choices.group, best * 1.0, np.add)
+    return choices.values(scored, best / np.maximum(shared, 1), fit, _UNFIT)
 
 
 @metric(
@@ -127,7 +127,7 @@ def choice_accuracy(scored: Scored, parameters: Parameters) -> Values:
 def choice_accuracy_per_char(scored: Scored, parameters: Parameters) -> Values:
     """Accuracy normalised by length in characters (lm-eval's ``acc_norm``)."""
     total, chars = _loglik(scored), scored.rows["target"].str.len_chars().to_numpy()
-    return _accuracy(scored, lambda found: total(found) / np.maximum(chars[found.where], 1))
+    return _accuracy(scored, lambda choices: total(choices) / np.maximum(chars[choices.where], 1))
 
 
 @metric(
@@ -141,7 +141,9 @@ def choice_accuracy_per_char(scored: Scored, parameters: Parameters) -> Values:
 def choice_accuracy_per_byte(scored: Scored, parameters: Parameters) -> Values:
     """Accuracy normalised by length in bytes."""
     total = _loglik(scored)
-    return _accuracy(scored, lambda found: total(found) / np.maximum(scored.target_bytes[found.where], 1))
+    return _accuracy(
+        scored, lambda choices: total(choices) / np.maximum(scored.target_bytes[choices.where], 1)
+    )
 
 
 @metric(
@@ -170,17 +172,17 @@ def choice_accuracy_pmi(scored: Scored, parameters: Parameters) -> Values:
         .get_column("alone")
         .to_numpy()
     )
-    found, value, fit = _choices(scored, lambda found: total[found.where] - alone[found.where])
-    known = over(found.group, np.isfinite(value) * 1.0, np.add)
-    best = value == over(found.group, np.where(np.isfinite(value), value, -np.inf), np.maximum)
-    shared = over(found.group, best * 1.0, np.add)
-    given = found.values(
+    choices, value, fit = _choices(scored, lambda choices: total[choices.where] - alone[choices.where])
+    known = over(choices.group, np.isfinite(value) * 1.0, np.add)
+    best = value == over(choices.group, np.where(np.isfinite(value), value, -np.inf), np.maximum)
+    shared = over(choices.group, best * 1.0, np.add)
+    values = choices.values(
         scored,
         best / np.maximum(shared, 1),
-        fit & (known == found.size),
+        fit & (known == choices.size),
         _UNFIT + ", also without the question",
     )
-    return _only(given, found, np.isin(found.group, bare["group"].cast(pl.Int64).to_numpy()))
+    return _only(values, choices, np.isin(choices.group, bare["group"].cast(pl.Int64).to_numpy()))
 
 
 @metric(
@@ -195,9 +197,9 @@ def choice_probability(scored: Scored, parameters: Parameters) -> Values:
     """Probability of the right answer (:func:`~analysis.metrics.contamination.p_correct`); being continuous, it gives
     tests more power than accuracy.
     """
-    found, value, fit = _choices(scored, _loglik(scored))
-    weight = np.exp(value - over(found.group, value, np.maximum))
-    return found.values(scored, weight / over(found.group, weight, np.add), fit, _UNFIT)
+    choices, value, fit = _choices(scored, _loglik(scored))
+    weight = np.exp(value - over(choices.group, value, np.maximum))
+    return choices.values(scored, weight / over(choices.group, weight, np.add), fit, _UNFIT)
 
 
 @metric(
@@ -212,13 +214,13 @@ def choice_exposure(scored: Scored, parameters: Parameters) -> Values:
     """Exposure of the right answer among the candidates of its question, in bits (Carlini et al. 2019):
     ``log2 candidates - log2 rank``, tied candidates counting half; at most log2 of the number of candidates.
     """
-    found, value, fit = _choices(scored, _loglik(scored))
-    truth = over(found.group, np.where(found.right, value, -np.inf), np.maximum)
-    above = over(found.group, (value > truth) + 0.5 * (value == truth), np.add)
+    choices, value, fit = _choices(scored, _loglik(scored))
+    truth = over(choices.group, np.where(choices.right, value, -np.inf), np.maximum)
+    above = over(choices.group, (value > truth) + 0.5 * (value == truth), np.add)
     # The right answer is among those as likely as itself: half of it is taken off, and it counts whole.
     with np.errstate(invalid="ignore", divide="ignore"):
-        bits = np.log2(found.size) - np.log2(above + 0.5)
-    return found.values(scored, np.where(fit, bits, 0.0), fit, _UNFIT)
+        bits = np.log2(choices.size) - np.log2(above + 0.5)
+    return choices.values(scored, np.where(fit, bits, 0.0), fit, _UNFIT)
 
 
 def _foils(scored: Scored) -> tuple[Asked, Floats, Floats, Bools]:
@@ -226,20 +228,22 @@ def _foils(scored: Scored) -> tuple[Asked, Floats, Floats, Bools]:
     which both are known.
     """
     mean = scored.sum_over_target(scored.logprob) / scored.target_lengths
-    found = asked(scored, "foil")
+    foils = asked(scored, "foil")
     on = ["run", "step", "family", "item_id"]
     texts = (
-        scored.rows.select(*on, "kind", seen=pl.Series(mean)).filter(pl.col("kind") == "verbatim").unique(on)
+        scored.rows.select(*on, "kind", text_mean=pl.Series(mean))
+        .filter(pl.col("kind") == "verbatim")
+        .unique(on)
     )
-    seen = (
-        scored.rows[found.where]
+    text_mean = (
+        scored.rows[foils.where]
         .select(on)
         .join(texts.drop("kind"), on=on, how="left", maintain_order="left")
-        .get_column("seen")
+        .get_column("text_mean")
         .fill_null(np.nan)
         .to_numpy()
     )
-    return found, mean[found.where], seen, found.fit & np.isfinite(seen)
+    return foils, mean[foils.where], text_mean, foils.fit & np.isfinite(text_mean)
 
 
 _UNSEEN = "the text or one of its foils was not scored"
@@ -255,9 +259,9 @@ _UNSEEN = "the text or one of its foils was not scored"
 )
 def recognition_2afc(scored: Scored, parameters: Parameters) -> Values:
     """Share of its own foils that a text is likelier than (Orhan 2023); ties count half."""
-    found, foil, seen, fit = _foils(scored)
-    won = (seen > foil) + 0.5 * (seen == foil)
-    return found.values(scored, over(found.group, won, np.add) / np.maximum(found.size, 1), fit, _UNSEEN)
+    foils, foil, text_mean, fit = _foils(scored)
+    won = (text_mean > foil) + 0.5 * (text_mean == foil)
+    return foils.values(scored, over(foils.group, won, np.add) / np.maximum(foils.size, 1), fit, _UNSEEN)
 
 
 @metric(
@@ -272,9 +276,9 @@ def neighbourhood_difference(scored: Scored, parameters: Parameters) -> Values:
     """:func:`~analysis.metrics.membership.neighbourhood_score` (Mattern et al. 2023): with the foils as neighbours, it
     is meaningful for foils that are altered copies of the text, such as with synonyms.
     """
-    found, foil, seen, fit = _foils(scored)
-    mean = over(found.group, foil, np.add) / np.maximum(found.size, 1)
-    return found.values(scored, seen - mean, fit, _UNSEEN)
+    foils, foil, text_mean, fit = _foils(scored)
+    mean = over(foils.group, foil, np.add) / np.maximum(foils.size, 1)
+    return foils.values(scored, text_mean - mean, fit, _UNSEEN)
 
 
 @metric(
@@ -289,9 +293,9 @@ def rank_test_bits(scored: Scored, parameters: Parameters) -> Values:
     """Minus log2 of the p of :func:`~analysis.metrics.watermark.rank_test` (Wei, Wang & Jia 2024), at most log2(foils +
     1): exact if the foils were drawn from the text's own generator.
     """
-    found, foil, seen, fit = _foils(scored)
-    above = over(found.group, (foil >= seen) * 1.0, np.add)
-    return found.values(scored, np.log2((found.size + 1) / (above + 1)), fit, _UNSEEN)
+    foils, foil, text_mean, fit = _foils(scored)
+    above = over(foils.group, (foil >= text_mean) * 1.0, np.add)
+    return foils.values(scored, np.log2((foils.size + 1) / (above + 1)), fit, _UNSEEN)
 
 
 @metric(
@@ -304,35 +308,35 @@ def rank_test_bits(scored: Scored, parameters: Parameters) -> Values:
 )
 def rank_test_z(scored: Scored, parameters: Parameters) -> Values:
     """Standardised difference ``z`` of :func:`~analysis.metrics.watermark.rank_test`."""
-    found, foil, seen, fit = _foils(scored)
-    mean = over(found.group, foil, np.add) / np.maximum(found.size, 1)
-    squares = over(found.group, (foil - mean) ** 2, np.add)
-    spread = np.sqrt(squares / np.maximum(found.size - 1, 1))
-    fit = fit & (found.size > 1) & (spread > 0)
-    z = (seen - mean) / np.where(spread > 0, spread, 1.0)
-    return found.values(scored, z, fit, f"{_UNSEEN}, or fewer than two differ")
+    foils, foil, text_mean, fit = _foils(scored)
+    mean = over(foils.group, foil, np.add) / np.maximum(foils.size, 1)
+    squares = over(foils.group, (foil - mean) ** 2, np.add)
+    spread = np.sqrt(squares / np.maximum(foils.size - 1, 1))
+    fit = fit & (foils.size > 1) & (spread > 0)
+    z = (text_mean - mean) / np.where(spread > 0, spread, 1.0)
+    return foils.values(scored, z, fit, f"{_UNSEEN}, or fewer than two differ")
 
 
 def _changed(scored: Scored) -> tuple[Asked, Floats, Floats, Bools, Bools]:
     """The rows of choices, their points, the points of the unchanged question, true for rows of changed questions, and
     true for rows of which both are known.
     """
-    found, value, fit = _choices(scored, _loglik(scored))
-    best = value == over(found.group, value, np.maximum)
-    solved = best / np.maximum(over(found.group, best * 1.0, np.add), 1)
+    choices, value, fit = _choices(scored, _loglik(scored))
+    best = value == over(choices.group, value, np.maximum)
+    solved = best / np.maximum(over(choices.group, best * 1.0, np.add), 1)
     on = ["run", "step", "family", "item_id", "original"]
     name = pl.col("name")
-    rows = scored.rows[found.where].select(
+    rows = scored.rows[choices.where].select(
         *on[:-1],
         original=name.str.replace(r" ~ [^#]*?( #|$)", "$1"),
         changed=name.str.contains(" ~ ", literal=True),
         solved=pl.Series(solved, dtype=pl.Float64),
-        counts=pl.Series(found.anchor & fit),
+        counts=pl.Series(choices.anchor & fit),
     )
     before = rows.filter(~pl.col("changed") & pl.col("counts")).select(*on, before="solved")
     joined = rows.join(before, on=on, how="left", maintain_order="left")
     known = fit & joined["before"].is_not_null().to_numpy()
-    return found, solved, joined["before"].fill_null(0.0).to_numpy(), joined["changed"].to_numpy(), known
+    return choices, solved, joined["before"].fill_null(0.0).to_numpy(), joined["changed"].to_numpy(), known
 
 
 _ALONE = "the question that it was made from has no answer"
@@ -350,9 +354,9 @@ def limem(scored: Scored, parameters: Parameters) -> Values:
     """Value whose mean is ``Acc (1 - CR)``, the LiMem score (:func:`~analysis.metrics.reasoning.limem`, Xie et al.
     2024); a question ``X ~ CHANGE`` is compared with the question X of the same item.
     """
-    found, solved, before, changed, known = _changed(scored)
-    given = found.values(scored, before * (1 - solved), known, _ALONE)
-    return _only(given, found, changed)
+    choices, solved, before, changed, known = _changed(scored)
+    values = choices.values(scored, before * (1 - solved), known, _ALONE)
+    return _only(values, choices, changed)
 
 
 @metric(
@@ -367,16 +371,16 @@ def consistency(scored: Scored, parameters: Parameters) -> Values:
     """Value whose mean is ``CR``, the consistency of :func:`~analysis.metrics.reasoning.limem`; 1 for a model that
     reasons.
     """
-    found, solved, before, changed, known = _changed(scored)
-    given = found.values(scored, solved, known & (before == 1), f"{_ALONE}, or not the right one")
-    return _only(given, found, changed)
+    choices, solved, before, changed, known = _changed(scored)
+    values = choices.values(scored, solved, known & (before == 1), f"{_ALONE}, or not the right one")
+    return _only(values, choices, changed)
 
 
-def _only(given: Values, found: Asked, which: Bools) -> Values:
-    assert given.asked is not None
-    keep = np.zeros(len(given.asked), bool)
-    keep[found.where] = which
-    return given._replace(asked=given.asked & keep)
+def _only(values: Values, questions: Asked, which: Bools) -> Values:
+    assert values.asked is not None
+    keep = np.zeros(len(values.asked), bool)
+    keep[questions.where] = which
+    return values._replace(asked=values.asked & keep)
 
 
 @metric(
@@ -482,5 +486,5 @@ def negative_surprisal_ratio(scored: Scored, parameters: Parameters) -> Values:
 )
 def cloze_negative_surprisal_ratio(scored: Scored, parameters: Parameters) -> Values:
     """:func:`negative_surprisal_ratio` of the clozes that ask for a whole item after other text."""
-    given = _ratio(scored, "its family claims no bits")
-    return given._replace(asked=np.isfinite(scored.extra["bits"]))
+    values = _ratio(scored, "its family claims no bits")
+    return values._replace(asked=np.isfinite(scored.extra["bits"]))

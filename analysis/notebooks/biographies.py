@@ -70,11 +70,11 @@ pairs = pairs.with_columns(bits=pl.Series(bits_leaked(pairs["loglik"].to_numpy()
 
 def over_people(rows: pl.DataFrame) -> dict[str, float]:
     """Mean bits with a 95 % interval over people."""
-    found = cluster_mean(rows["bits"].to_numpy(), rows["item_id"].rank("dense").to_numpy())
+    mean = cluster_mean(rows["bits"].to_numpy(), rows["item_id"].rank("dense").to_numpy())
     return {
-        "bits": found.estimate,
-        "low": found.low,
-        "high": found.high,
+        "bits": mean.estimate,
+        "low": mean.low,
+        "high": mean.high,
         "people": rows["item_id"].n_unique(),
     }
 

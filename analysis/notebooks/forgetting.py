@@ -73,11 +73,11 @@ rows.sort("item_id", "step").head(10)
 def summary(rows: pl.DataFrame) -> dict[str, float]:
     """Mean gain with a 95 % interval over items, not over their checkpoints, which are not independent."""
     items = rows["item_id"].rank("dense").to_numpy()
-    found = cluster_mean(rows["gain"].to_numpy(), items)
+    mean = cluster_mean(rows["gain"].to_numpy(), items)
     return {
-        "estimate": found.estimate,
-        "low": found.low,
-        "high": found.high,
+        "estimate": mean.estimate,
+        "low": mean.low,
+        "high": mean.high,
         "items": rows["item_id"].n_unique(),
     }
 

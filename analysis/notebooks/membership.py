@@ -79,13 +79,13 @@ highest = standard["dose"].max()
 
 def low_fpr(part: pl.DataFrame) -> dict[str, object]:
     """TPR at FPR <= 5 % with its exact interval, and what chance gives."""
-    found = tpr_at_fpr(
+    rate = tpr_at_fpr(
         part.filter(pl.col("dose") == highest)["score"].to_numpy(),
         part.filter(pl.col("dose") == 0)["score"].to_numpy(),
         0.05,
     )
-    kept = ("tpr", "low", "high", "fpr", "chance_high", "members", "controls")
-    return {name: getattr(found, name) for name in kept}
+    columns = ("tpr", "low", "high", "fpr", "chance_high", "members", "controls")
+    return {name: getattr(rate, name) for name in columns}
 
 
 pl.DataFrame(

@@ -52,7 +52,7 @@ def generated_estimates(inputs: ReportInputs) -> Generated | None:
     both = pl.concat([rows, difference_to_twin(rows)])
     paired = (both.filter(pl.col("step") == step)["run"] == PAIRED).any()
     decides = (pl.col("run") == (PAIRED if paired else "perturbed")) & (pl.col("step") == step)
-    found = pl.concat(
+    statistics = pl.concat(
         [
             mean_by_dose(both, bounds=_SHARES),
             gain_over_control(
@@ -62,27 +62,27 @@ def generated_estimates(inputs: ReportInputs) -> Generated | None:
         ]
     ).with_columns(pl.col("metric").str.split("\0").alias("parts"))
     of = pl.col("parts").list.get(2)
-    told = found.filter((of == "") | (pl.col("family") == "all")).with_columns(
+    by_question = statistics.filter((of == "") | (pl.col("family") == "all")).with_columns(
         metric=pl.col("parts").list.get(0),
         question=pl.col("parts").list.get(1),
         family=pl.when(of == "").then("family").otherwise(of),
         chance=pl.lit(None, pl.Float64),
     )
     whole, others = (
-        told.filter(kept)
+        by_question.filter(group)
         .select(pl.col(name).cast(kind) for name, kind in QUESTION_SCHEMA.items())
         .sort("family", "question", "metric", "statistic", "run", "step", "dose")
-        for kept in (of == "", of != "")
+        for group in (of == "", of != "")
     )
     return Generated(whole, others, step)
 
 
-def continuations(inputs: ReportInputs, found: Generated | None, items: pl.DataFrame) -> dict[str, Any]:
+def continuations(inputs: ReportInputs, estimates: Generated | None, items: pl.DataFrame) -> dict[str, Any]:
     """Continuations of each listed item's first tokens by the runs, for the browser of items.
 
     Args:
         inputs: of the report.
-        found: as :func:`generated_estimates` gives it.
+        estimates: as :func:`generated_estimates` gives it.
         items: those that are listed, with ``item_id``.
 
     Returns:
@@ -91,11 +91,11 @@ def continuations(inputs: ReportInputs, found: Generated | None, items: pl.DataF
         verbatim samples of the perturbed run and of all, and how many samples hold the reference with probability 1/2;
         empty without continuations.
     """
-    if found is None or inputs.generated is None:
+    if estimates is None or inputs.generated is None:
         return {}
     whole = inputs.probes.filter(pl.col("kind") == "verbatim").select("probe_id", "item_id")
     here = (
-        inputs.generated.filter(pl.col("step") == found.step)
+        inputs.generated.filter(pl.col("step") == estimates.step)
         .join(whole, on="probe_id")
         .join(items.select("item_id"), on="item_id", how="semi")
     )
@@ -110,16 +110,16 @@ def continuations(inputs: ReportInputs, found: Generated | None, items: pl.DataF
         greedy = {row["run"]: row for row in part.filter(pl.col("sample") == 0).iter_rows(named=True)}
         samples = part.filter((pl.col("run") == "perturbed") & (pl.col("sample") > 0))
         hits = sum(row["tokens"] == row["reference"] for row in samples.iter_rows(named=True))
-        told = [
+        by_run = [
             [_shown(row["text"], most), round(edit_similarity(row["tokens"], row["reference"]), 3)]
             if (row := greedy.get(run))
             else None
             for run in runs
         ]
         reference = _shown(part["reference_text"][0], most)
-        entries[str(item)] = [reference, told, hits, samples.height, _needed(greedy.get("perturbed"))]
+        entries[str(item)] = [reference, by_run, hits, samples.height, _needed(greedy.get("perturbed"))]
     listed = [entries.get(item) for item in items["item_id"].to_list()]
-    return {"step": found.step, "prefix": prefix, "runs": runs, "items": listed}
+    return {"step": estimates.step, "prefix": prefix, "runs": runs, "items": listed}
 
 
 def _needed(row: Mapping[str, Any] | None) -> str:

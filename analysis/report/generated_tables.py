@@ -22,9 +22,9 @@ ASKED = (
 """Measures in the tables of questions; ``generated.csv`` has all."""
 
 
-def whole_table(inputs: ReportInputs, found: Generated) -> Table:
+def whole_table(inputs: ReportInputs, generated: Generated) -> Table:
     """Continuations of the items' own texts, by context and dose."""
-    here = found.whole.filter((pl.col("step") == found.step) & (pl.col("family") == "all"))
+    here = generated.whole.filter((pl.col("step") == generated.step) & (pl.col("family") == "all"))
     columns = {
         "verbatim": "generated_verbatim",
         "near-verbatim": "generated_near_verbatim",
@@ -66,8 +66,8 @@ def whole_table(inputs: ReportInputs, found: Generated) -> Table:
     return Table(
         ["after tokens", "dose", "n", *columns, f"gain in edit similarity over dose 0 ({of})"],
         body,
-        f"Continuations of items by the perturbed run at step {found.step:,}, greedy where nothing else is said; 95 % "
-        "intervals over items. Unrelated texts are alike to some degree, too: dose 0 shows how much.",
+        f"Continuations of items by the perturbed run at step {generated.step:,}, greedy where nothing else is said; "
+        "95 % intervals over items. Unrelated texts are alike to some degree, too: dose 0 shows how much.",
         frozenset({0}),
         frozenset({3 + len(columns)}),
         f"Near-verbatim: edit similarity of {NEAR} or more. (n,p): expected share of items that so many samples hold "
@@ -80,20 +80,22 @@ _number = pl.col("question").str.extract(r"(\d+)").cast(pl.Int64)
 
 def _drawn(inputs: ReportInputs) -> str:
     """The sampling scheme, in words."""
-    told = inputs.generation
-    if not told:
+    settings = inputs.generation
+    if not settings:
         return ""
-    parts = [f"temperature {told['temperature']:g}"]
+    parts = [f"temperature {settings['temperature']:g}"]
     parts += [
-        f"{name.replace('_', '-')} {told[name]:g}" for name in ("top_k", "top_p") if told[name] is not None
+        f"{name.replace('_', '-')} {settings[name]:g}"
+        for name in ("top_k", "top_p")
+        if settings[name] is not None
     ]
-    samples = f"; {told['samples']} drawn of each prompt" if told["samples"] else ""
+    samples = f"; {settings['samples']} drawn of each prompt" if settings["samples"] else ""
     return f" when drawn at {', '.join(parts)}{samples}"
 
 
-def asked_tables(inputs: ReportInputs, found: Generated) -> list[Table]:
+def asked_tables(inputs: ReportInputs, generated: Generated) -> list[Table]:
     """Continuations of prompts, one table a family."""
-    return question_tables(inputs, found.asked, found.step, ASKED)
+    return question_tables(inputs, generated.asked, generated.step, ASKED)
 
 
 def measures_table() -> Table:

@@ -49,12 +49,12 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     results = analyse(inputs)
-    found = answer(inputs, results)
-    numbers = summary(inputs, results, found)
+    conclusion = answer(inputs, results)
+    numbers = summary(inputs, results, conclusion)
     against = contrasts.arm_contrasts(results.rows.filter(pl.col("step") == results.step), inputs)
-    kept = forgetting.retained(results, inputs)
+    retained = forgetting.retained(results, inputs)
     courses = forgetting.curves(results, inputs)
-    always = {"estimates": results.estimates, "ec50": results.ec50, "forgetting": kept}
+    always = {"estimates": results.estimates, "ec50": results.ec50, "forgetting": retained}
     where_any = {
         "arms": results.arms,
         "contrasts": against,
@@ -71,15 +71,15 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     page = render(
         "template.html",
         browser=embed(inputs, results),
-        answer=found,
+        answer=conclusion,
         figures=sections.draw(inputs, results, directory),
-        tables=_tables(inputs, results, kept)
+        tables=_tables(inputs, results, retained)
         | {
             "contrasts": contrasts.contrasts_table(inputs, against),
             "curves": forgetting.curves_table(inputs, courses),
         },
         **_generated(inputs, results),
-        forgetting_text=forgetting.forgetting_text(inputs, kept),
+        forgetting_text=forgetting.forgetting_text(inputs, retained),
         questions=question_tables(inputs, results.questions, results.step),
         named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],
         **_context(inputs, results),
@@ -88,7 +88,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     return numbers
 
 
-def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[str, Table]:
+def _tables(inputs: ReportInputs, results: Results, retained: pl.DataFrame) -> dict[str, Table]:
     return {
         "gains": sections.gains_table(inputs, results, inputs.primary),
         "arms": sections.arms_table(inputs, results),
@@ -99,7 +99,7 @@ def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[
         "recognition": sections.recognition_table(results, inputs.primary),
         "membership": attacks.membership_table(inputs, results),
         "prefixes": attacks.prefixes_table(inputs, results),
-        "forgetting": forgetting.forgetting_table(inputs, kept),
+        "forgetting": forgetting.forgetting_table(inputs, retained),
         "design": design.design_table(inputs),
         "balance": design.balance_table(inputs),
         "power": design.power_table(inputs, results),
@@ -111,18 +111,18 @@ def _tables(inputs: ReportInputs, results: Results, kept: pl.DataFrame) -> dict[
 
 
 def _generated_rows(results: Results) -> pl.DataFrame:
-    made = results.generated
-    return pl.DataFrame() if made is None else pl.concat([made.whole, made.asked])
+    generated = results.generated
+    return pl.DataFrame() if generated is None else pl.concat([generated.whole, generated.asked])
 
 
 def _generated(inputs: ReportInputs, results: Results) -> dict[str, Any]:
     """The section on generated text; empty where there is none."""
-    made = results.generated
-    if made is None:
+    generated = results.generated
+    if generated is None:
         return {"generated": None}
     return {
-        "generated": generated_tables.whole_table(inputs, made),
-        "generated_asked": generated_tables.asked_tables(inputs, made),
+        "generated": generated_tables.whole_table(inputs, generated),
+        "generated_asked": generated_tables.asked_tables(inputs, generated),
         "generated_measures": generated_tables.measures_table(),
     }
 

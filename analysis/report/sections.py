@@ -223,10 +223,10 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
         )
 
 
-def _of_generated(found: Generated) -> tuple[str, Figure, str]:
+def _of_generated(generated: Generated) -> tuple[str, Figure, str]:
     """Edit similarity of continuations by dose, after the fewest tokens."""
-    here = found.whole.filter(
-        (pl.col("step") == found.step) & (pl.col("metric") == "generated_edit_similarity")
+    here = generated.whole.filter(
+        (pl.col("step") == generated.step) & (pl.col("metric") == "generated_edit_similarity")
     )
     first = min(here["question"].unique(), key=lambda name: int(name.split()[1]), default="")
     return (
@@ -238,8 +238,8 @@ def _of_generated(found: Generated) -> tuple[str, Figure, str]:
             y_title="edit similarity to the item's own text",
             height=240,
         ),
-        f"Greedy continuations of items {first}, at step {found.step}: edit similarity over token ids to what the item "
-        "goes on with. Bars and bands: 95 % intervals over items.",
+        f"Greedy continuations of items {first}, at step {generated.step}: edit similarity over token ids to what the "
+        "item goes on with. Bars and bands: 95 % intervals over items.",
     )
 
 

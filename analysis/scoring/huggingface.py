@@ -265,21 +265,21 @@ class _Heads:
 
 @contextmanager
 def _heads(model: Any) -> Iterator[_Heads]:
-    seen = _Heads(model)
+    heads = _Heads(model)
 
     def of_body(module: Any, given: Any, output: Any) -> None:
         if isinstance(getattr(output, "last_hidden_state", None), Tensor):
-            seen.outputs[id(module)] = output.last_hidden_state
+            heads.outputs[id(module)] = output.last_hidden_state
 
     def of_matrix(module: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.ends = (given[0], output.clone()) if given else None
+        heads.ends = (given[0], output.clone()) if given else None
 
-    parts = {id(part): part for part in seen.bodies if isinstance(part, nn.Module) and part is not model}
+    parts = {id(part): part for part in heads.bodies if isinstance(part, nn.Module) and part is not model}
     hooks = [part.register_forward_hook(of_body) for part in parts.values()]
-    if seen.matrix is not None:
-        hooks.append(seen.matrix.register_forward_hook(of_matrix))
+    if heads.matrix is not None:
+        hooks.append(heads.matrix.register_forward_hook(of_matrix))
     try:
-        yield seen
+        yield heads
     finally:
         for hook in hooks:
             hook.remove()

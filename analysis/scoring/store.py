@@ -74,8 +74,8 @@ def write(scores: pl.DataFrame, path: Path) -> None:
     for name in ROUNDED:
         column = table.column(name).combine_chunks()
         index = table.schema.get_field_index(name)
-        kept = rounded(column.values.to_numpy(zero_copy_only=False))
-        table = table.set_column(index, name, type(column).from_arrays(column.offsets, kept))
+        values = rounded(column.values.to_numpy(zero_copy_only=False))
+        table = table.set_column(index, name, type(column).from_arrays(column.offsets, values))
     floats = [f"{name}.list.element" for name in ("logprob", *ROUNDED)]
     pq.write_table(
         table,
@@ -148,9 +148,9 @@ def score_all(
         return model
 
     def scored(model: Model, chosen: pl.DataFrame, path: Path) -> int:
-        found = token_statistics.score(model, chosen, eod=eod, vocab_size=vocab_size, reading=reading)
-        write(found, path / FILE)
-        return len(found)
+        table = token_statistics.score(model, chosen, eod=eod, vocab_size=vocab_size, reading=reading)
+        write(table, path / FILE)
+        return len(table)
 
     return make_parts(
         scores,

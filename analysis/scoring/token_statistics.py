@@ -135,8 +135,8 @@ def score(
     Raises:
         UserError: for a probe without tokens, with a token beyond the vocabulary, or longer than the model can read.
     """
-    offsets, made = _score(model, probes, statistics, eod=eod, vocab_size=vocab_size, reading=reading)
-    return table(probes["probe_id"], offsets, made)
+    offsets, numbers = _score(model, probes, statistics, eod=eod, vocab_size=vocab_size, reading=reading)
+    return table(probes["probe_id"], offsets, numbers)
 
 
 def require_readable(
@@ -238,7 +238,7 @@ def each_token(
     counts = np.array([len(one) - 1 for one in ids], np.int64)
     with torch.inference_mode():
         names = of(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
-        made = {
+        numbers = {
             name: np.full(lengths.sum(), UNREAD.get(name, np.nan), _DTYPES.get(name, np.float32))
             for name in names
         }
@@ -248,15 +248,15 @@ def each_token(
         logits = model.output(vocab_size)
         cut = batches.batches(counts[read], _tokens_a_batch(model), together=together)
         for batch in cut:
-            found = _read(model, logits, vocab_size, of, [ids[k] for k in read[batch]])
+            of_batch = _read(model, logits, vocab_size, of, [ids[k] for k in read[batch]])
             where = np.concatenate([into[k] + np.arange(counts[k]) for k in read[batch]])
-            for name, values in found.items():
-                made[name][where] = values
+            for name, values in of_batch.items():
+                numbers[name][where] = values
     for other in np.flatnonzero(source != np.arange(len(ids))):
         first, begun_by, count = into[other], into[source[other]], counts[other]
-        for values in made.values():
+        for values in numbers.values():
             values[first : first + count] = values[begun_by : begun_by + count]
-    return made
+    return numbers
 
 
 def _tokens_a_batch(model: Model) -> int:
