@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _SHOWN = 12
 
@@ -13,6 +13,22 @@ class UserError(ValueError):
 
     Programs in ``launch/`` print the line and end with status 2. Any other exception is a bug.
     """
+
+
+def together(*checks: Callable[[], object]) -> None:
+    """Run independent checks to the end.
+
+    Raises:
+        UserError: with the messages of all checks that fail, in one line.
+    """
+    messages: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            messages.append(str(error))
+    if messages:
+        raise UserError("; ".join(messages))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

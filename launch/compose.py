@@ -14,6 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.launch.experiment import Experiment
@@ -90,13 +91,19 @@ def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, UserError):
-            raise cause from None
-        key = _setting(first["loc"], values)
-        given = "" if isinstance(first["input"], dict) else f"={_typed(first['input'])}"
-        raise UserError(f"{key}{given}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        # A setting that repeats another's value (generate.prefix_tokens, report.prefix_tokens) has the same error.
+        first = {(one["msg"], str(one["input"])): one for one in reversed(error.errors())}
+        raise UserError("; ".join(_message(one, values) for one in reversed(first.values()))) from None
+
+
+def _message(error: ErrorDetails, values: dict[str, Any]) -> str:
+    """One of pydantic's errors as a message that names the setting and its value."""
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return str(cause)
+    key = _setting(error["loc"], values)
+    given = "" if isinstance(error["input"], dict) else f"={_typed(error['input'])}"
+    return f"{key}{given}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _sort_families(insertion: Any) -> None:

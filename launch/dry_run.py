@@ -70,7 +70,7 @@ def _training(experiment: Experiment, which: str) -> str:
         return f"reuse {place}, finished at step {train.end}"
     if done > train.begin:
         return f"go on in {place} from step {done} to {train.end}"
-    ranks = experiment.parallel.min_world_size
+    ranks = _world_size(experiment)
     return f"make {place}: {steps} steps on {ranks} process{'es' if ranks > 1 else ''}"
 
 

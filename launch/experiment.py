@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from palimpsest.analysis.generation.continuations import GenerateConfig
 from palimpsest.data import identity
 from palimpsest.data.artifact import json_digest
-from palimpsest.data.errors import UserError
+from palimpsest.data.errors import UserError, together
 from palimpsest.data.mixture import MAIN, MixtureConfig
 from palimpsest.data.prepare import CorpusConfig
 from palimpsest.data.shards import SHUFFLED
@@ -169,15 +169,17 @@ class Experiment:
                 f"corpus.order={self.corpus.order} reads one corpus, once; set mixture.epochs=1 and no "
                 "mixture.phases"
             )
-        self.model.check(self.train.sequence_length)
-        self.optimizer.check(self.train, self.model, self.parallel)
+        together(
+            lambda: self.model.check(self.train.sequence_length),
+            lambda: self.optimizer.check(self.train, self.model, self.parallel),
+            # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
+            lambda: self.parallel.check(self.parallel.min_world_size, self.model, self.train),
+        )
         if self.eval.enabled and self.parallel.tensor * self.parallel.pipeline > 1:
             raise UserError(
                 "eval.heldout_every and eval.probes_every need a model that one rank has whole (parallel.tensor=1 "
                 "parallel.pipeline=1); launch/score.py asks the checkpoints of any topology afterwards"
             )
-        # Only the number of data-parallel ranks is not known yet; the trainer checks again with it.
-        self.parallel.check(self.parallel.min_world_size, self.model, self.train)
 
     def _check_contrasts(self) -> None:
         """Check ``report.contrasts`` before training, if the settings determine the arms."""

@@ -141,6 +141,7 @@ PROGRAMS = {
             ("KEY=A,B,C", "a factor: every value with every value of the others"),
             ("launcher.jobs=K", "K runs at a time"),
             ("launcher=slurm", "as SLURM arrays (conf/launcher/); launcher=report: only the report of what is there"),
+            ("launcher.nodes=N", "nodes of a training; launcher.processes, gpus: of a node; launcher.time: at most"),
             ("dry_run=true", "say what would be made; with launcher=slurm write the scripts and print the submission"),
         ],
         [
@@ -162,7 +163,9 @@ def asked(arguments: Sequence[str]) -> str | None:
     if not {"--help", "-h"} & {*arguments} or name() not in PROGRAMS:
         return None
     program = PROGRAMS[name()]
-    usage = "+experiment=NAME" if name() == "sweep" else "+experiment=NAME | RUN"
+    by_directory = name() != "sweep"
+    usage = "+experiment=NAME | RUN" if by_directory else "+experiment=NAME"
+    run = "RUN is a run's directory, whose settings it has: runs/quickstart/run-1a2b3c4d, or what is unique of that."
     width = max(len(key) for key, _ in program.settings)
     return "\n".join(
         [
@@ -176,8 +179,8 @@ def asked(arguments: Sequence[str]) -> str | None:
             "Examples:",
             *(f"  palimpsest {name()} {example}" for example in program.examples),
             "",
-            "RUN is a run's directory (runs/quickstart/run-1a2b3c4d; what is unique may be left out): its settings are",
-            "taken. KEY=VALUE changes any setting; experiments are the files of conf/experiment/.",
+            *([run] if by_directory else []),
+            "KEY=VALUE changes any setting; experiments are the files of conf/experiment/.",
             f"{EVERY} lists all settings, --cfg job prints the result.",
             "Status: 0 done, 1 a bug, 2 something you can mend, 3 the audit failed or a batch was not as planned,",
             "75 told to stop by a signal and saved: run it again.",

@@ -17,7 +17,7 @@ from palimpsest.data.mixture import Windows
 from palimpsest.insertion import explain
 from palimpsest.insertion import plan as plans
 from palimpsest.insertion.families.registry import OVERLAP
-from palimpsest.launch import dry_run, power, preview, recorded, show_plan
+from palimpsest.launch import dry_run, power, preconditions, preview, recorded, show_plan
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.inputs import heldout, open_order
 from palimpsest.launch.process import say
@@ -110,6 +110,7 @@ def main() -> None:
 
 
 def _plan(experiment: Experiment) -> None:
+    preconditions.require_fit(experiment)
     facts = plan(experiment).facts
     say(f"plan {experiment.directory / 'plan'}")
     for line in explain.summary(plans.read(experiment.directory / "plan")):

@@ -9,19 +9,25 @@ from pathlib import Path
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import MAIN
-from palimpsest.data.prepare import CorpusConfig, load_tokenizer
+from palimpsest.data.prepare import KIND, SCHEMA_VERSION, CorpusConfig, load_tokenizer
 from palimpsest.data.sources.base import FILE_KINDS, files
 from palimpsest.data.tokenizer import Tokenizer, TokenizerConfig, build
 from palimpsest.insertion.families import registry
+from palimpsest.insertion.families.files import TooFewItems
 from palimpsest.launch.experiment import Experiment
 from palimpsest.pretrain import saved
 from palimpsest.pretrain.huggingface import files as files_of_model
+from palimpsest.pretrain.huggingface import settings as released
 
 
 def unfit(experiment: Experiment) -> list[str]:
-    """Error lines for settings and files that would stop the experiment later: topology, and the user's own items."""
-    items = _of_items(experiment) if _untrained(experiment) else ()
-    return [*_of_topology(experiment), *items]
+    """Error lines for settings and files that would stop the experiment later: the model against its weights and
+    tokenizer, the topology, and the user's own items.
+    """
+    lines = [*_of_topology(experiment)]
+    if _untrained(experiment):
+        lines += [*_of_shape(experiment), *_of_items(experiment)]
+    return lines
 
 
 def missing(experiment: Experiment) -> list[str]:
@@ -46,9 +52,21 @@ def require(experiments: Iterable[Experiment]) -> None:
     Raises:
         UserError: naming everything that is missing or inconsistent.
     """
-    lines = dict.fromkeys(line for one in experiments for line in (*missing(one), *unfit(one)))
-    if lines:
-        raise UserError("; ".join(lines))
+    _refuse(line for one in experiments for line in (*missing(one), *unfit(one)))
+
+
+def require_fit(experiment: Experiment) -> None:
+    """Check the settings and files of a stage run alone, which need not have all inputs of the later ones.
+
+    Raises:
+        UserError: naming everything that is inconsistent.
+    """
+    _refuse(unfit(experiment))
+
+
+def _refuse(lines: Iterable[str]) -> None:
+    if findings := dict.fromkeys(lines):
+        raise UserError("; ".join(findings))
 
 
 def _of_corpus(name: str, config: CorpusConfig) -> Iterator[str]:
@@ -70,6 +88,19 @@ def _of_weights(experiment: Experiment) -> Iterator[str]:
             files_of_model.find(experiment.model.weights, experiment.model.revision, whole=False)
         except UserError as error:
             yield str(error)
+
+
+def _of_shape(experiment: Experiment) -> Iterator[str]:
+    """Error lines about a model to start from that is there, but does not fit the settings."""
+    model = experiment.model
+    if model.weights and not [*_of_weights(experiment)]:
+        corpus = experiment.corpus_directory
+        vocab_size = None
+        if (corpus / artifact.MANIFEST).is_file():
+            vocab_size = artifact.read(corpus, kind=KIND, schema_version=SCHEMA_VERSION).facts["vocab_size"]
+        yield from released.unfit(
+            model, experiment.corpus.tokenizer, experiment.train.sequence_length, vocab_size
+        )
 
 
 def _of_topology(experiment: Experiment) -> Iterator[str]:
@@ -96,6 +127,8 @@ def _of_items(experiment: Experiment) -> Iterator[str]:
                 items = registry.make(family, context, sum(design.arm_sizes(family)), settings)
             except UserError as error:
                 message = str(error)
+                if isinstance(error, TooFewItems) and not design.named_arms:
+                    message += _that_fits(error.available, len(design.arm_sizes(family)), prefix)
                 yield (
                     message if message.startswith("insertion.") else f"{prefix}.families.{family}: {message}"
                 )
@@ -110,6 +143,14 @@ def _of_items(experiment: Experiment) -> Iterator[str]:
                     f"{prefix}.families.{family}.path={path}: {len(long)} items are longer than a window of "
                     f"train.sequence_length={room} tokens, the first {long[0]} of {lengths[long[0]]}"
                 )
+
+
+def _that_fits(items: int, arms: int, prefix: str) -> str:
+    """The number per arm that an equal share of the items allows, or the number of items that the arms take."""
+    each = items // arms
+    if each < 2:
+        return f" ({arms} arms take at least {2 * arms} rows)"
+    return f" ({prefix}.items_per_dose={each} fits: {arms} arms take {each * arms} rows)"
 
 
 _BYTES = TokenizerConfig(vocab_size=257)

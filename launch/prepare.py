@@ -11,7 +11,7 @@ from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import MAIN
-from palimpsest.launch import dry_run
+from palimpsest.launch import dry_run, preconditions
 from palimpsest.launch.experiment import Experiment
 from palimpsest.launch.inputs import open_order
 from palimpsest.launch.process import say
@@ -59,7 +59,12 @@ def _show(experiment: Experiment, step: int) -> None:
 
 
 def work(experiment: Experiment) -> None:
-    """Prepare the corpora, and print their directories."""
+    """Prepare the corpora, and print their directories.
+
+    Raises:
+        UserError: before anything is read, naming all settings that no later stage would accept.
+    """
+    preconditions.require_fit(experiment)
     if experiment.shard is not None:
         _share(experiment, experiment.shard)
         return

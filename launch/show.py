@@ -28,6 +28,14 @@ from palimpsest.launch.program import plain
 
 TABLES = ("gains", "items")
 _KEYS = ("item", "metric", "step", "rows", "csv")
+_COLUMNS = {
+    "difference": "perturbed - twin",
+    "gain": "the difference less its mean over the family's items of dose 0; it says what insertion did",
+    "perturbed_extracted": "true if greedy decoding reproduces all tokens that the report asks for after its prompt",
+    "perturbed_longest": "number of tokens that it reproduces in a row",
+    "checkpoint": "the first that has seen the exposure, by its finished steps; steps are counted from 0",
+}
+"""Meaning of columns that their names leave open."""
 
 
 def _asked(arguments: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]]:
@@ -105,6 +113,7 @@ def work(arguments: Sequence[str]) -> int:
                 f"{run.name}: {table if table != 'item' else wanted['item']}",
                 str(_plain(shown.head(rows))),
             ]
+        lines += [f"{column}: {meaning}" for column, meaning in _COLUMNS.items() if column in shown.columns]
         if shown.height > rows:
             lines.append(f"{shown.height - rows:,} more; rows=0 shows all, csv=FILE writes them")
     try:

@@ -20,6 +20,10 @@ PEAK_FLOPS = {
     "B200": 2250e12,
 }
 """Dense matrix FLOP/s in bf16 (V100: fp16), without sparsity, as NVIDIA's data sheets have them."""
+UTILISATION = 0.4
+"""Share of the peak FLOP/s that a training is assumed to reach."""
+SCORING = 0.1
+"""Share of a training's utilisation that scoring, whose batches are small, is assumed to reach."""
 
 
 def peak_flops(device: str) -> float | None:
@@ -85,7 +89,7 @@ def pair(
     gpus: int,
     probe_tokens: float,
     device: str = "H100",
-    utilisation: float = 0.4,
+    utilisation: float = UTILISATION,
 ) -> Cost:
     """Estimate the cost of the perturbed run, its twin and their scores.
 
@@ -97,7 +101,7 @@ def pair(
         probe_tokens: tokens of all probes, scored at every checkpoint by a forward pass, a third of a training step's
             cost.
         device: a key of ``PEAK_FLOPS``.
-        utilisation: assumed share of the peak FLOP/s; a tenth of it in scoring, whose batches are small.
+        utilisation: assumed share of the peak FLOP/s; in scoring ``SCORING`` of it.
     """
     a_token = flops_per_token(model, vocab_size, train.sequence_length)
     tokens = (train.end - train.begin) * train.global_batch_size * train.sequence_length
@@ -106,13 +110,13 @@ def pair(
     return Cost(
         gpus=gpus,
         training_hours=2 * a_token * tokens / an_hour,
-        scoring_hours=2 * a_token / 3 * asked / (an_hour / 10),
+        scoring_hours=2 * a_token / 3 * asked / (an_hour * SCORING),
         stored=2 * checkpoints_bytes(model.parameters(vocab_size, train.sequence_length), train),
     )
 
 
-def total(costs: Sequence[Cost], device: str = "H100") -> str:
-    """Total cost of all runs, in one line."""
+def total(costs: Sequence[Cost], device: str = "H100", utilisation: float = UTILISATION) -> str:
+    """Total cost of all runs with its assumptions, in one line."""
     runs = len(costs)
     longest = f"{max(one.days for one in costs):,.2f} days {'the longest' if runs > 1 else 'each'}"
     hours, scoring = sum(one.training_hours for one in costs), sum(one.scoring_hours for one in costs)
@@ -124,7 +128,9 @@ def total(costs: Sequence[Cost], device: str = "H100") -> str:
     )
     return (
         f"in all: {of} on {gpus} {device} each: {_hours(hours)} {device} hours, about {longest}; "
-        f"scoring {_hours(scoring)} {device} hours; checkpoints {size(sum(one.stored for one in costs))}"
+        f"scoring {_hours(scoring)} {device} hours; checkpoints {size(sum(one.stored for one in costs))} "
+        f"(assumed: {utilisation:.0%} of the peak FLOP/s in training and {utilisation * SCORING:.0%} in scoring; "
+        "probes as long as a window until there is a plan)"
     )
 
 
@@ -141,7 +147,7 @@ def summary(
     world_size: int | None = None,
     optimizer_sharded: bool = True,
     device: str = "H100",
-    utilisation: float = 0.4,
+    utilisation: float = UTILISATION,
 ) -> Iterator[str]:
     """Description of the run's cost, in lines.
 

@@ -43,8 +43,8 @@ class Answer:
     audit: str
     """Audit's verdict: ``PASS``, ``FAIL`` or ``NONE``."""
     audit_line: str
-    trust: tuple[tuple[bool, str], ...]
-    """Checks of the results: (passed, text)."""
+    trust: tuple[tuple[bool | None, str], ...]
+    """Checks of the results: (passed, text); None for a check that these items are too few for."""
     warnings: tuple[str, ...]
     """Warnings about the numbers."""
     minimum_effective_dose: int | None
@@ -267,12 +267,16 @@ def _audit_line(inputs: ReportInputs, state: str) -> str:
 
 def _trust(
     gain: Mapping[str, Mapping[str, Any]], split: Mapping[str, Mapping[str, Any]], highest: int
-) -> Iterator[tuple[bool, str]]:
+) -> Iterator[tuple[bool | None, str]]:
     # The paired comparison first: it decides, and its intervals are the narrowest.
     for run in sorted(split, key=lambda run: run != PAIRED):
+        halves = (
+            f"Negative control, {shown(run)}: dose 0 halves differ by {interval(split[run], signed=True)}"
+        )
+        tested = split[run]["low"] is not None
         yield (
-            not _excludes_zero(split[run]),
-            f"Negative control, {shown(run)}: dose 0 halves differ by {interval(split[run], signed=True)}",
+            not _excludes_zero(split[run]) if tested else None,
+            halves if tested else f"{halves}; not tested, too few controls",
         )
     for run in (PAIRED, "perturbed"):
         if row := gain.get(run):

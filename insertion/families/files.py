@@ -210,11 +210,21 @@ def listed(path: str, what: str) -> set[str]:
     return {line.strip() for line in text.splitlines() if line.strip()}
 
 
+class TooFewItems(UserError):
+    """Error for a source with fewer items than the design wants."""
+
+    def __init__(self, message: str, available: int) -> None:
+        super().__init__(message)
+        self.available = available
+        """Number of items that there are."""
+
+
 def need(available: Sequence[object], count: int, what: str, fix: str) -> None:
     """Check that there are as many items as wanted.
 
     Raises:
-        UserError: if there are fewer, with their number.
+        TooFewItems: if there are fewer, with their number.
     """
     if len(available) < count:
-        raise UserError(f"{what}: {count} items are needed, but there are {len(available)}; {fix}")
+        message = f"{what}: {count} items are needed, but there are {len(available)}; {fix}"
+        raise TooFewItems(message, len(available))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from palimpsest.data.errors import UserError
+from palimpsest.data.errors import UserError, together
 from palimpsest.pretrain.config.checks import divisors, positive
 from palimpsest.pretrain.config.model import VOCABULARY_MULTIPLE, ModelConfig
 from palimpsest.pretrain.config.train import TrainConfig
@@ -91,10 +91,12 @@ class ParallelConfig:
             UserError: naming the field, the value and possible values.
         """
         data = self.data(world_size)
-        self._check_layers(model)
-        self._check_experts(world_size, data, model)
-        self._check_sequence(train)
-        self._check_batch(data, train)
+        together(
+            lambda: self._check_layers(model),
+            lambda: self._check_experts(world_size, data, model),
+            lambda: self._check_sequence(train),
+            lambda: self._check_batch(data, train),
+        )
 
     def _check_layers(self, model: ModelConfig) -> None:
         """Check tensor and pipeline parallelism against the shape of the model."""

@@ -153,6 +153,14 @@ def largest_id(path: Path) -> int | None:
     return max(ids, default=None)
 
 
+def own_tokenizer(directory: Path) -> str:
+    """Advice to tokenize the corpus as the model of a directory does."""
+    return (
+        "tokenize the corpus with the model's own tokenizer: corpus.tokenizer.kind=file "
+        f"+corpus.tokenizer.path={directory}"
+    )
+
+
 def _tokenizer(path: Path) -> dict[str, Any]:
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():

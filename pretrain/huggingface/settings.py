@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from palimpsest.data.errors import UserError
-from palimpsest.data.tokenizer import DEFAULT_EOD
+from palimpsest.data.tokenizer import DEFAULT_EOD, TokenizerConfig
 from palimpsest.pretrain.config import ModelConfig
 from palimpsest.pretrain.huggingface import files, shapes
 
@@ -15,11 +16,10 @@ OPTION = "from_huggingface"
 
 
 def apply(values: dict[str, Any]) -> list[str]:
-    """Fill in the settings that ``model.weights`` determines, and check those given explicitly.
+    """Fill in the settings that ``model.weights`` determines; ``unfit`` checks those given explicitly.
 
     With ``model=from_huggingface`` the shape becomes that of ``config.json``, whatever shape the experiment has, and
-    the tokenizer the model's own unless ``corpus.tokenizer.kind`` is ``file`` or ``hub``. With another ``model`` its
-    shape must match ``config.json``, where that file is on this machine.
+    the tokenizer the model's own unless ``corpus.tokenizer.kind`` is ``file`` or ``hub``.
 
     Args:
         values: settings by group, changed in place.
@@ -28,7 +28,7 @@ def apply(values: dict[str, Any]) -> list[str]:
         Descriptions of the changes, one line each.
 
     Raises:
-        UserError: if there is no such model, or it cannot be trained with the settings.
+        UserError: if there is no such model, or it cannot be trained.
     """
     given = values["model"]
     weights = given.get("weights")
@@ -39,27 +39,85 @@ def apply(values: dict[str, Any]) -> list[str]:
             )
         return []
     weights = str(weights)
-    whole = given.get("name") != OPTION
-    if whole and not Path(weights).expanduser().is_dir():
+    read = given.get("name") == OPTION
+    if not read and not Path(weights).expanduser().is_dir():
         return []  # whoever needs the weights says so; a run that is done does without them
     files.require()
     directory = files.find(weights, given.get("revision"), whole=False)
     config = shapes.read_config(directory)
-    fields = shapes.shape_of(config, weights)
-    if whole:
-        known = {name: value for name, value in given.items() if name in ModelConfig.__slots__}
-        if missing := shapes.differences(ModelConfig(**shapes.typed(known)), fields):
-            raise UserError(f"model.weights={weights} has another shape; set {' '.join(missing)}")
-    else:
+    lines = []
+    if read:
+        fields = shapes.shape_of(config, weights)
         before = {name: given.pop(name) for name in list(given) if name not in shapes.NOT_SHAPE}
         given |= {**fields, **given, "name": weights.rstrip("/").split("/")[-1]}
         gone = [f"{name}={value}" for name, value in before.items() if fields.get(name, value) != value]
-    lines = [] if whole else [_say(given, config, weights, gone)]
-    lines += _tokenizer(values, directory, config, weights, whole=whole)
-    _check_positions(values, config, weights)
+        lines = [_say(given, config, weights, gone), *_tokenizer(values, directory, config, weights)]
     if values["train"].get("start_from") is None:
         lines.append(_say_optimizer(values, config))
     return lines
+
+
+def unfit(
+    model: ModelConfig, tokenizer: TokenizerConfig, sequence_length: int, vocab_size: int | None
+) -> Iterator[str]:
+    """Error lines for ``model.weights`` that do not fit the settings: shape, vocabulary, positions, tensors.
+
+    Of a model on the hub only the small files are read, and of a directory the headers of the weights, too.
+
+    Args:
+        model: the model, with ``weights``.
+        tokenizer: settings of the tokenizer.
+        sequence_length: tokens that the model reads at once.
+        vocab_size: size of the prepared corpus's vocabulary; None before the corpus is prepared.
+    """
+    weights = str(model.weights)
+    try:
+        directory = files.find(weights, model.revision, whole=False)
+        config = shapes.read_config(directory)
+        fields = shapes.shape_of(config, weights)
+    except UserError as error:
+        yield str(error)
+        return
+    if differences := shapes.differences(model, fields):
+        yield f"model.weights={weights} has another shape; set {' '.join(differences)}"
+    yield from _beyond_vocabulary(tokenizer, directory, config, weights, vocab_size)
+    most = shapes.positions_of(config)
+    if most is not None and sequence_length > most:
+        yield (
+            f"train.sequence_length={sequence_length} is beyond the {most} positions (n_positions) that "
+            f"model.weights={weights} has embeddings for; set train.sequence_length={most} or less"
+        )
+    if not differences and Path(weights).expanduser().is_dir():
+        from palimpsest.pretrain.huggingface import mapping  # with torch, which takes seconds
+
+        try:
+            mapping.Start(
+                files.Tensors(directory), shapes.ARCHITECTURES[config.model_type].kind, model, weights
+            )
+        except UserError as error:
+            yield str(error)
+
+
+def _beyond_vocabulary(
+    tokenizer: TokenizerConfig, directory: Path, config: Any, weights: str, vocab_size: int | None
+) -> Iterator[str]:
+    """Error line if the tokenizer has ids that the model does not know."""
+    known = f"model.weights={weights} knows {config.vocab_size} tokens (vocab_size)"
+    if vocab_size is not None:
+        if vocab_size > config.vocab_size:
+            yield f"{known}, the prepared corpus {vocab_size}; {files.own_tokenizer(directory)}"
+    elif tokenizer.kind == "train":
+        if tokenizer.vocab_size > config.vocab_size:
+            yield (
+                f"corpus.tokenizer.vocab_size={tokenizer.vocab_size}, but {known}; {files.own_tokenizer(directory)}"
+            )
+    elif tokenizer.path and Path(tokenizer.path).exists():
+        largest = files.largest_id(Path(tokenizer.path))
+        if largest is not None and largest >= config.vocab_size:
+            yield (
+                f"corpus.tokenizer.path={tokenizer.path} has ids up to {largest}, but {known}; use the model's own: "
+                f"corpus.tokenizer.path={directory / 'tokenizer.json'}"
+            )
 
 
 def _say(given: dict[str, Any], config: Any, weights: str, gone: list[str]) -> str:
@@ -71,40 +129,20 @@ def _say(given: dict[str, Any], config: Any, weights: str, gone: list[str]) -> s
     )
 
 
-def _tokenizer(
-    values: dict[str, Any], directory: Path, config: Any, weights: str, *, whole: bool
-) -> list[str]:
-    """Set the model's own tokenizer unless one was given, and check that its ids fit the model's vocabulary."""
+def _tokenizer(values: dict[str, Any], directory: Path, config: Any, weights: str) -> list[str]:
+    """Set the model's own tokenizer unless one was given."""
     tokenizer = values["corpus"]["tokenizer"]
-    changes = []
     own = directory / "tokenizer.json"
-    if not whole and tokenizer.get("kind", "train") == "train":
-        if not own.is_file():
-            raise UserError(
-                f"model.weights={weights}: there is no tokenizer.json in it; give the model's tokenizer: "
-                "corpus.tokenizer.kind=file +corpus.tokenizer.path=tokenizer.json"
-            )
-        eod = tokenizer.get("eod") or files.end_of_text(own, config) or DEFAULT_EOD
-        values["corpus"]["tokenizer"] = tokenizer = {"kind": "file", "path": str(own), "eod": eod}
-        changes.append(f"tokenizer: {own}, documents end with {eod}")
-    path = tokenizer.get("path")
-    if tokenizer.get("kind") == "file" and path and Path(path).exists():
-        largest = files.largest_id(Path(path))
-        if largest is not None and largest >= config.vocab_size:
-            raise UserError(
-                f"corpus.tokenizer.path={path} has ids up to {largest}, but model.weights={weights} knows "
-                f"{config.vocab_size} tokens (vocab_size); use the model's own: corpus.tokenizer.path={own}"
-            )
-    return changes
-
-
-def _check_positions(values: dict[str, Any], config: Any, weights: str) -> None:
-    length, most = values["train"].get("sequence_length"), shapes.positions_of(config)
-    if most is not None and isinstance(length, int) and length > most:
+    if tokenizer.get("kind", "train") != "train":
+        return []
+    if not own.is_file():
         raise UserError(
-            f"train.sequence_length={length} is beyond the {most} positions (n_positions) that model.weights={weights} "
-            f"has embeddings for; set train.sequence_length={most} or less"
+            f"model.weights={weights}: there is no tokenizer.json in it; give the model's tokenizer: "
+            "corpus.tokenizer.kind=file +corpus.tokenizer.path=tokenizer.json"
         )
+    eod = tokenizer.get("eod") or files.end_of_text(own, config) or DEFAULT_EOD
+    values["corpus"]["tokenizer"] = {"kind": "file", "path": str(own), "eod": eod}
+    return [f"tokenizer: {own}, documents end with {eod}"]
 
 
 def _say_optimizer(values: dict[str, Any], config: Any) -> str:

@@ -65,6 +65,7 @@ from palimpsest.analysis.metrics.unlearning import (
 from palimpsest.analysis.metrics.watermark import combined_p, rank_test
 from palimpsest.analysis.statistics import delong
 from palimpsest.data.errors import UserError
+from palimpsest.insertion.items import KINDS
 from tests.analysis.synthetic import drawn_from
 from tests.analysis.test_metrics import frames
 
@@ -351,6 +352,12 @@ def test_what_a_store_lacks_is_a_row_with_its_reason() -> None:
         "the probes have no texts",
         "there are no scores of the reference run 'twin'",
     ]
+
+
+def test_a_word_is_a_measure_or_a_kind_of_probe() -> None:
+    """``verbatim`` is a text asked whole; what is reproduced of it is ``extracted``."""
+    assert set(METRICS).isdisjoint(KINDS)
+    assert "verbatim" in KINDS
 
 
 def test_one_plan_serves_many_metrics_and_the_default_set_is_the_reports() -> None:

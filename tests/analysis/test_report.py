@@ -179,6 +179,19 @@ def test_the_first_screen_says_what_the_verdict_rests_on(built: tuple[Path, dict
     assert _answer(few).caveats == ("only 6 controls", "one run")
 
 
+def test_controls_too_few_to_be_split_are_not_ticked() -> None:
+    base = experiment(steps=SMALL, per_cell=1)
+    items = base.items.filter(pl.col("family") == base.items["family"][0])
+    probes = base.probes.join(items, on="item_id", how="semi")
+    scores = base.scores.join(probes, on="probe_id", how="semi")
+    two = _answer(dataclasses.replace(base, items=items, probes=probes, scores=scores))
+    assert "only 2 controls" in two.caveats
+    negative = [(passed, line) for passed, line in two.trust if line.startswith("Negative control")]
+    assert len(negative) == 3
+    assert all(passed is None and line.endswith("not tested, too few controls") for passed, line in negative)
+    assert all(passed is not None for passed, line in _answer(base).trust)
+
+
 def test_clusters_stand_beside_items(tmp_path: Path) -> None:
     base = experiment(steps=SMALL)
     cluster = pl.format("c{}-{}", "dose", pl.int_range(pl.len()).over("stratum", "dose") // 2)

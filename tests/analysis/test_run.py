@@ -364,8 +364,11 @@ def test_show(place, run, capsys, tmp_path):
     out = capsys.readouterr().out
     assert run.gains()["item_id"][0] in out
     assert f"{run.plan.items.height - 3} more; rows=0 shows all" in out
+    assert "gain: the difference less its mean over the family's items of dose 0" in out
     show.work([directory, f"item={item}"])
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 4
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 2 + 4 + 1
+    assert "checkpoint: the first that has seen the exposure" in out
     show.work([directory, "items", f"csv={tmp_path / 'items.csv'}"])
     written = pl.read_csv(tmp_path / "items.csv")
     assert written.height == run.plan.items.height

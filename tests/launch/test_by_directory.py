@@ -89,6 +89,15 @@ def test_what_it_refuses(place, run, arguments, told):
     assert told in done.lines[-1]
 
 
+def test_export_takes_it(place, run):
+    """Its checkpoints, named where another is asked for; nothing is written."""
+    done = place.run("export", run, "step=7")
+    assert done.status == 2
+    assert "7" in done.lines[-1]
+    assert "40" in done.lines[-1]
+    assert not (place.path / run / "perturbed" / "export").exists()
+
+
 def test_every_csv_of_a_report_says_which_run_it_is_of(finished):
     plan = json.loads((finished / "plan" / "manifest.json").read_text())["digest"]
     found = sorted((finished / "report").glob("*.csv"))

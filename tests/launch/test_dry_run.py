@@ -190,6 +190,8 @@ def test_cost_is_that_of_the_submission():
     assert told.startswith("in all: 3 runs, 6 trainings (each perturbed and twin) on 16 H100 each: ")
     assert f"{hours:,.0f} H100 hours, about {hours / 6 / 16 / 24:,.2f} days the longest" in told
     assert f"checkpoints {tib:,.2f} TiB" in told
+    assert "assumed: 40% of the peak FLOP/s in training and 4% in scoring" in told
+    assert all("on 16 processes" in line for stage, line in dry_run.stages(one) if stage.startswith("train"))
     alone = dry_run.whole(runs[:1])
     assert alone.startswith("in all: both trainings of the pair on 16 H100 each: ")
     assert f"{hours / 3:,.0f} H100 hours" in alone
@@ -212,10 +214,14 @@ def test_what_does_not_fit_is_told_at_once(place):
         "train.global_batch_size=8",
         "insertion.families.table: ",
         "there are 7",
+        "(5 arms take at least 10 rows)",
     ):
         assert told in refused.lines[-1]
     assert files(place) == ["items.jsonl"]
     dry = place.ok("run", *wanted[:3], "dry_run=true")
     assert "to mend: insertion.families.table: " in dry.out
-    assert place.run("run", *wanted[:3]).status == 2
+    (place.path / "items.jsonl").write_text("".join(f'{{"text": "item {k}"}}\n' for k in range(20)))
+    refused = place.run("run", *wanted[:3])
+    assert refused.status == 2
+    assert "(insertion.items_per_dose=4 fits: 5 arms take 20 rows)" in refused.lines[-1]
     assert files(place) == ["items.jsonl"]

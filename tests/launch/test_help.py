@@ -20,6 +20,7 @@ OWN = {
     "score": "shard=K/N",
     "train": "preflight=RANKS",
     "run": "dry_run=true",
+    "sweep": "launcher.nodes=N",
 }
 
 
@@ -32,6 +33,7 @@ def test_help_is_of_the_program(program, monkeypatch):
     assert len(told.splitlines()) < 30
     assert told.count(f"  palimpsest {program} ") >= 3
     assert OWN.get(program, "") in told
+    assert ("RUN" in told) == (program != "sweep")
     assert sum("family=NAME" in line for line in told.splitlines()) == (program == "plan")
     assert help.asked([help.EVERY]) is None
 

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from palimpsest.data.errors import UserError
 from palimpsest.data.tokenizer import TokenizerConfig
 from palimpsest.data.tokenizer import build as build_tokenizer
+from palimpsest.launch import preconditions
 from palimpsest.launch.compose import CONF, build
 from palimpsest.pretrain.config import ModelConfig
 
@@ -23,6 +24,13 @@ from tests.pretrain.released_models import MODELS, make  # noqa: E402
 def experiment(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return build(compose("config", ["+experiment=quickstart", "train.sequence_length=32", *overrides]))
+
+
+def unfit(one):
+    """Findings before anything is prepared, in one line."""
+    with pytest.raises(UserError) as refused:
+        preconditions.require_fit(one)
+    return str(refused.value)
 
 
 def started(weights, *overrides):
@@ -100,7 +108,6 @@ def test_what_is_said(neox, caplog):
         ("llama2", {"model_type": "gemma2"}, "model_type=gemma2; training can start from gpt2|llama"),
         ("llama2", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ("mistral", {"sliding_window": 16}, "train.sequence_length=32 is beyond model.attention_window=16"),
-        ("gpt2", {"n_positions": 16}, "train.sequence_length=32 is beyond the 16 positions"),
     ],
 )
 def test_what_cannot_be_represented_is_refused_by_its_name(tmp_path, name, change, told):
@@ -123,18 +130,44 @@ def test_an_ill_fitting_tokenizer_or_model_is_refused_before_anything_is_done(ne
     ids = files.largest_id(large)
     assert ids >= 396
     given = ("~corpus.tokenizer.vocab_size", "corpus.tokenizer.kind=file", f"+corpus.tokenizer.path={large}")
-    with pytest.raises(UserError, match=f"has ids up to {ids}, but model.weights=.* knows 396 tokens"):
-        started(neox, *given)
-    with pytest.raises(UserError, match=r"set model.layers=2 model.hidden=32 .*model.norm=layer"):
-        experiment(f"model.weights={neox}")
-    with pytest.raises(UserError, match=r"set .*model.vocab_size=396"):
-        experiment(f"model.weights={neox}", "+model.vocab_size=500")
+    assert f"has ids up to {ids}, but model.weights={neox} knows 396 tokens" in unfit(started(neox, *given))
+    assert "model.vocab_size=396" in unfit(experiment(f"model.weights={neox}", "+model.vocab_size=500"))
     with pytest.raises(UserError, match=r"needs model.weights=DIRECTORY_OR_NAME"):
         experiment("model=from_huggingface")
     with pytest.raises(UserError, match=r"there is no config.json in it"):
         started(tmp_path)
     with pytest.raises(UserError, match=r"model.revision=main is for names on the hub"):
         started(neox, "model.revision=main")
+
+
+def test_everything_that_does_not_fit_is_named_at_once(neox, tmp_path, monkeypatch):
+    """Shape, vocabulary, topology and items, in one line, before anything is prepared."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "items.jsonl").write_text("".join(f'{{"text": "item {k}"}}\n' for k in range(7)))
+    slurm = ("launcher=slurm", "launcher.account=me", "launcher.processes=3")
+    table = ("insertion=table", "insertion.families.table.path=items.jsonl")
+    line = unfit(experiment(f"model.weights={neox}", *slurm, *table))
+    for finding in (
+        f"model.weights={neox} has another shape; set model.layers=2 model.hidden=32",
+        f"corpus.tokenizer.vocab_size=4096, but model.weights={neox} knows 396 tokens",
+        "train.global_batch_size=8",
+        "insertion.families.table: 50 items are needed, but there are 7",
+    ):
+        assert line.count(finding) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["items.jsonl"]
+
+
+def test_weights_are_looked_into_beforehand(tmp_path):
+    """A tensor that is missing, and positions that are too few, without reading the tensors."""
+    from safetensors.torch import load_file, save_file
+
+    with_tokenizer(make("gpt2", tmp_path, n_positions=16))
+    path = tmp_path / "model.safetensors"
+    gone = "transformer.h.1.ln_1.bias"
+    save_file({name: tensor for name, tensor in load_file(path).items() if name != gone}, path)
+    line = unfit(started(tmp_path))
+    assert "train.sequence_length=32 is beyond the 16 positions" in line
+    assert f"the tensor {gone} is missing" in line
 
 
 def test_a_name_of_the_hub_is_found_in_its_cache(neox, tmp_path):
