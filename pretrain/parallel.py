@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -236,7 +236,6 @@ def start(
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     from megatron.core import parallel_state
-    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     parallel.data(world_size)
@@ -252,30 +251,48 @@ def start(
         )
     try:
         _started = True
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor,
-            pipeline_model_parallel_size=parallel.pipeline,
-            virtual_pipeline_model_parallel_size=(
-                parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
-            ),
-            context_parallel_size=parallel.context,
-            expert_model_parallel_size=parallel.expert,
-        )
-        model_parallel_cuda_manual_seed(0, use_cudagraphable_rng=runtime.cuda_graphs)
-        yield World(
-            rank=distributed.get_rank(),
-            size=world_size,
-            device=device,
-            data_rank=parallel_state.get_data_parallel_rank(),
-            data_size=parallel_state.get_data_parallel_world_size(),
-            tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
-            pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
-            context_rank=parallel_state.get_context_parallel_rank(),
-            first_stage=parallel_state.is_pipeline_first_stage(),
-            last_stage=parallel_state.is_pipeline_last_stage(),
-            control=distributed.new_group(backend="gloo", timeout=PATIENCE),
-        )
+        world = grouped(parallel, device, graphs=runtime.cuda_graphs)
+        yield replace(world, control=distributed.new_group(backend="gloo", timeout=PATIENCE))
     finally:
         _started = False
         parallel_state.destroy_model_parallel()
         distributed.destroy_process_group()
+
+
+def grouped(parallel: ParallelConfig, device: torch.device, *, graphs: bool = False) -> World:
+    """Divide the ranks of the initialised process group into megatron-core's groups.
+
+    Args:
+        parallel: the topology.
+        device: device of this rank.
+        graphs: true if layers are captured as CUDA graphs.
+
+    Returns:
+        This rank's place among the others, without a control group.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+        ),
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+    )
+    model_parallel_cuda_manual_seed(0, use_cudagraphable_rng=graphs)
+    return World(
+        rank=distributed.get_rank(),
+        size=distributed.get_world_size(),
+        device=device,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        context_rank=parallel_state.get_context_parallel_rank(),
+        first_stage=parallel_state.is_pipeline_first_stage(),
+        last_stage=parallel_state.is_pipeline_last_stage(),
+        control=None,
+    )

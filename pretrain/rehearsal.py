@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from palimpsest.pretrain.meter import Meter
-from palimpsest.pretrain.parallel import World
+from palimpsest.pretrain.parallel import World, grouped
 from palimpsest.pretrain.settings import Settings
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "loss")
@@ -203,35 +203,10 @@ def _with_loss_counted(postprocess: Any, meter: Meter) -> Any:
 
 def _join(settings: Settings, ranks: int, rank: int) -> World:
     """Initialise a process group without other ranks, and megatron-core's groups."""
-    from megatron.core import parallel_state
-    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    parallel = settings.parallel
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        virtual_pipeline_model_parallel_size=(
-            parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
-        ),
-        context_parallel_size=parallel.context,
-        expert_model_parallel_size=parallel.expert,
-    )
-    model_parallel_cuda_manual_seed(0)
-    return World(
-        rank=rank,
-        size=ranks,
-        device=torch.device("cpu"),
-        data_rank=parallel_state.get_data_parallel_rank(),
-        data_size=parallel_state.get_data_parallel_world_size(),
-        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
-        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
-        context_rank=parallel_state.get_context_parallel_rank(),
-        first_stage=parallel_state.is_pipeline_first_stage(),
-        last_stage=parallel_state.is_pipeline_last_stage(),
-        control=None,
-    )
+    return grouped(settings.parallel, torch.device("cpu"))
 
 
 def _axes() -> dict[str, str]:
