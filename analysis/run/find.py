@@ -42,11 +42,16 @@ def open_run(path: str | Path | None = None) -> Run:
     if len(runs) > 1:
         more = f", ... ({len(runs)} in all)" if len(runs) > _SHOWN else ""
         raise UserError(
-            f"{given} means several runs: {', '.join(str(p) for p in runs[:_SHOWN])}{more}; give one of them"
+            f"{given} means several runs: {', '.join(map(_named, runs[:_SHOWN]))}{more}; give one of them"
         )
     if not runs:
         raise UserError(_no_run(given))
     return Run(runs[0])
+
+
+def _named(run: Path) -> str:
+    """Directory of a run, marked if it has a report."""
+    return f"{run} (has a report)" if (run / "report" / artifact.MANIFEST).is_file() else str(run)
 
 
 def _is_run(directory: Path) -> bool:

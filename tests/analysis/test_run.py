@@ -65,6 +65,11 @@ def test_several_runs_are_not_guessed_at(prepared, tmp_path, monkeypatch):
     for given in ("runs/small/run", "runs/small", "runs"):
         with pytest.raises(UserError, match=r"several runs: .*run-0123abcd, .*run-89abcdef; give one"):
             palimpsest.open_run(tmp_path / given)
+    report = tmp_path / "runs/small/run-89abcdef/report/manifest.json"
+    report.parent.mkdir()
+    report.write_text("{}")
+    with pytest.raises(UserError, match=r"run-0123abcd, .*run-89abcdef \(has a report\); give one"):
+        palimpsest.open_run(tmp_path / "runs/small")
     assert palimpsest.open_run(tmp_path / "runs/small/run-89abcdef").name == "small/run-89abcdef"
     # Without a name: the one that was planned last, and before it any that is scored.
     monkeypatch.chdir(tmp_path)

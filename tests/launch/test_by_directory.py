@@ -91,10 +91,10 @@ def test_what_it_refuses(place, run, arguments, told):
 
 def test_export_takes_it(place, run):
     """Its checkpoints, named where another is asked for; nothing is written."""
-    done = place.run("export", run, "step=7")
+    done = place.run("export", run, "step=41")
     assert done.status == 2
-    assert "7" in done.lines[-1]
-    assert "40" in done.lines[-1]
+    assert "step=41: there is no such checkpoint" in done.lines[-1]
+    assert f"{run}/perturbed/checkpoints" in done.lines[-1]
     assert not (place.path / run / "perturbed" / "export").exists()
 
 
