@@ -143,14 +143,14 @@ rows = []
 for (which, dose), part in clozes.filter(pl.col("given") == "given name").group_by("run", "dose"):
     count = part["item_id"].n_unique()
     missed = -part["loglik"].sum() / count  # nats a person, over all attributes
-    found = bio_s_capacity(count, size, 0.0, missed, log2_names=0.0, log2_attributes=known_bits)
+    capacity = bio_s_capacity(count, size, 0.0, missed, log2_names=0.0, log2_attributes=known_bits)
     rows.append(
         {
             "run": which,
             "dose": dose,
             "people": count,
-            "bits a person": found.bits / count,
-            "bits a parameter": found.per_parameter,
+            "bits a person": capacity.bits / count,
+            "bits a parameter": capacity.per_parameter,
         }
     )
 print(f"{known_bits:.1f} bits a person, {size:,} parameters")

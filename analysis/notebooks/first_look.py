@@ -73,9 +73,9 @@ run.figures.training_curves()
 # ## What it remembers
 
 # %%
-found = answer(run.inputs(), run.results)
-print(found.headline)
-print(found.detail)
+conclusion = answer(run.inputs(), run.results)
+print(conclusion.headline)
+print(conclusion.detail)
 
 # %%
 run.figures.dose_response()

@@ -48,7 +48,7 @@ run.figures.over_training(METRIC, statistic="gain", title="Gain over dose 0", y_
 # %%
 values = per_item(difference_to_twin(run.metrics(METRIC))).rename({"unit": "item_id"})
 never = values.filter(pl.col("dose") == 0).group_by("step", "family").agg(control=pl.col("value").mean())
-seen = (
+exposed = (
     values.filter(pl.col("dose") > 0)
     .join(never, on=["step", "family"])
     .with_columns(gain=pl.col("value") - pl.col("control"))
@@ -56,12 +56,12 @@ seen = (
     .with_columns(since=pl.col("step") - pl.col("exposed"))
 )
 past = (
-    seen.filter(pl.col("since") > 0)
+    exposed.filter(pl.col("since") > 0)
     .group_by("item_id", "family", "dose", "step", "gain")
     .agg(pl.col("since").min(), exposures=pl.len())
 )
 to_come = (
-    seen.filter((pl.col("dose") == 1) & (pl.col("since") <= 0))
+    exposed.filter((pl.col("dose") == 1) & (pl.col("since") <= 0))
     .select("item_id", "family", "dose", "step", "gain", "since")
     .with_columns(exposures=pl.lit(0, pl.UInt32))
 )
