@@ -22,7 +22,7 @@ from scipy import stats
 
 from palimpsest.analysis.figures import theme
 from palimpsest.analysis.figures.export import save
-from palimpsest.analysis.report.posttrained import FORGET, HELD_OUT, NEVER, OTHERS
+from palimpsest.analysis.report.unlearned import FORGET, HELD_OUT, NEVER, OTHERS
 
 REPO = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (REPO / "conf" / "posttrain").glob("*.yaml") if path.stem != "base")

@@ -93,7 +93,9 @@ PROGRAMS = {
     "posttrain": Help(
         "Unlearn some of the inserted items, and compare with the twin that never saw them.",
         [
-            ("posttrain=NAME", "the method: npo, simnpo, grad_diff, gradient_ascent, ga_kl, rmu, undial, wga, ..."),
+            ("posttrain=NAME", "the method: npo, simnpo, dpo, rmu, undial, ..., int4, prune, kfac, distill, retrain"),
+            ("posttrain.after=RUN", "go on from a post-trained run or leave_out: posttrain=relearn, for example"),
+            ("posttrain.retain=X", "corpus, items or questions: what is to be kept, or learnt"),
             ("posttrain.forget.share=X", "of the inserted items of each arm and family; 1: all of them"),
             ("posttrain.steps=N", "steps of the method; posttrain.learning_rate=X: of AdamW, constant"),
             ("+posttrain.settings.KEY=X", "of the method: beta, ...; gamma and alpha weigh forget and retain set"),

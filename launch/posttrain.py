@@ -11,16 +11,18 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
 
 from palimpsest.analysis.report import posttrained
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import json_digest
-from palimpsest.data.errors import UserError
+from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion import audit as audits
 from palimpsest.insertion import leave_out
 from palimpsest.insertion import plan as plans
@@ -33,7 +35,13 @@ from palimpsest.launch.program import program
 from palimpsest.launch.score import checkpoints_of, score_runs
 from palimpsest.pretrain import saved
 
-LEAVE_OUT = "leave_out"
+if TYPE_CHECKING:
+    from palimpsest.data.mixture import Windows
+    from palimpsest.pretrain.posttraining.texts import Texts
+
+LEAVE_OUT, RETRAIN = "leave_out", "retrain"
+CURVATURE_WINDOWS = 256
+"""Windows of the corpus over which an edit measures curvature."""
 
 
 def forget_set(experiment: Experiment, plan: plans.Plan) -> list[str]:
@@ -104,10 +112,35 @@ def _audit(experiment: Experiment, planned: plans.Plan, directory: Path, place: 
         raise UserError(f"the leave-out twin is not what was planned: {result['failures'][0]}")
 
 
+def texts_of(
+    experiment: Experiment, plan: plans.Plan, forgotten: list[str], order: Windows, eod: int
+) -> tuple[Texts, Texts]:
+    """Texts of the forget set and of the retain set.
+
+    Raises:
+        UserError: if there is nothing to retain.
+    """
+    from palimpsest.pretrain.posttraining import texts
+
+    config, length = experiment.posttrain, experiment.train.sequence_length
+    forget = texts.of_items(plan, forgotten, length, eod)
+    if config.retain == "corpus":
+        return forget, texts.of_corpus(order, plan, max(1, config.steps) * config.rows, config.seed)
+    others = plan.items.filter((plan.items["dose"] > 0) & ~plan.items["item_id"].is_in(forgotten))
+    if others.is_empty():
+        raise UserError(
+            f"posttrain.retain={config.retain}: everything inserted is in the forget set; set posttrain.retain=corpus"
+        )
+    if config.retain == "questions":
+        return forget, texts.of_questions(plan, forgotten, length, eod)
+    return forget, texts.of_items(plan, others["item_id"].to_list(), length, eod)
+
+
 def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> None:
     """Apply the method, from its last checkpoint on."""
     from palimpsest.pretrain import parallel
-    from palimpsest.pretrain.posttraining import texts
+    from palimpsest.pretrain.posttraining import editor, texts
+    from palimpsest.pretrain.posttraining.edits import EDITS
     from palimpsest.pretrain.posttraining.trainer import Posttrainer
 
     directory = place / name_of(experiment)
@@ -135,28 +168,32 @@ def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], pl
         if world.main:
             stack.enter_context(locked(directory))
         order = open_order(experiment)
-        length = experiment.train.sequence_length
-        forget = texts.of_items(plan, forgotten, length, facts["eod"])
-        if config.retain == "items":
-            others = plan.items.filter((plan.items["dose"] > 0) & ~plan.items["item_id"].is_in(forgotten))
-            if others.is_empty():
-                raise UserError(
-                    "posttrain.retain=items: everything inserted is in the forget set; set posttrain.retain=corpus"
-                )
-            retain = texts.of_items(plan, others["item_id"].to_list(), length, facts["eod"])
-        else:
-            retain = texts.of_corpus(order, plan, max(1, config.steps) * config.rows, config.seed)
+        forget, retain = texts_of(experiment, plan, forgotten, order, facts["eod"])
+        refusals = None
+        if config.method == "dpo":
+            forget = texts.answers(forget, 0.5)
+            tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
+            refusals = texts.refused(forget, tokenizer.encode(config.refusal).tolist(), facts["eod"])
+        common: dict[str, Any] = {
+            "parent": before / "checkpoints",
+            "step": steps[-1],
+            "vocab_size": facts["vocab_size"],
+            "inputs": {"plan": plan.digest, "order": order.identity},
+            "directory": directory,
+        }
+        if config.method in EDITS:
+            corpus_windows = texts.of_corpus(order, plan, CURVATURE_WINDOWS, config.seed)
+            editor.apply(settings, config, world, corpus=corpus_windows, **common)
+            return
         trainer = Posttrainer(
             settings,
             config,
             world,
-            parent=before / "checkpoints",
-            step=steps[-1],
             forget=forget,
             retain=retain,
-            vocab_size=facts["vocab_size"],
-            inputs={"plan": plan.digest, "order": order.identity},
-            directory=directory,
+            refusals=refusals,
+            student=steps[0] if config.student == "first" else None,
+            **common,
         )
         with contextlib.ExitStack() as files:
             log = None
@@ -169,6 +206,21 @@ def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], pl
                     log.flush()
 
             trainer.run(write)
+
+
+def retrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> None:
+    """Train on without the forget set from the last checkpoint before its first exposure: the exact method."""
+    rows = pl.Series(plan.items["item_id"].is_in(forgotten).arg_true()).implode()
+    first = plan.exposures.filter(pl.col("item").is_in(rows))["position"].min()
+    assert isinstance(first, int)
+    before = experiment.directory / "perturbed" / "checkpoints"
+    step = max(one for one in saved.finished(before) if one <= first // experiment.train.global_batch_size)
+    with artifact.held(place / "plan"):
+        planned = leave_out.write(plan, forgotten, place / "plan")
+    start = str(saved.path_of(before, step))
+    branch = replace(experiment, train=replace(experiment.train, start_from=start))
+    say(f"retrain: from step {step} of {experiment.train.end}")
+    training.train(branch, RETRAIN, plan=planned, directory=place / RETRAIN)
 
 
 def compare(
@@ -188,7 +240,27 @@ def compare(
         },
         place / "scores",
     )
-    return posttrained.write_report(place, plan, forgotten, list(runs), asdict(experiment.posttrain))
+    origins = {path.name: _origin(path, runs) for path in methods}
+    return posttrained.write_report(place, plan, forgotten, origins, asdict(experiment.posttrain))
+
+
+def _origin(run: Path, runs: dict[str, Path]) -> posttrained.Origin:
+    """Lineage of a post-trained run, by the digest of the checkpoint that it started from."""
+    checkpoints = run / "checkpoints"
+    steps = saved.finished(checkpoints)
+    manifest = saved.read(checkpoints, steps[0])
+    parents = [
+        name
+        for name, path in runs.items()
+        for step in saved.finished(path / "checkpoints")[-1:]
+        if saved.read(path / "checkpoints", step).digest == manifest.inputs.get("parent")
+    ]
+    parent = parents[0] if parents else "a run that is gone"
+    if run.name == RETRAIN:
+        return posttrained.Origin(RETRAIN, "perturbed", steps[-1] - steps[0])
+    method = manifest.config["posttrain"]["method"]
+    # An edit takes no gradient steps.
+    return posttrained.Origin(method, parent, 0 if manifest.config["posttrain"].get("edit") else steps[-1])
 
 
 def dry_run(experiment: Experiment) -> Iterator[str]:
@@ -204,6 +276,7 @@ def dry_run(experiment: Experiment) -> Iterator[str]:
 
 def work(experiment: Experiment) -> int:
     """Make what is missing, post-train, score and compare; status of the comparison."""
+    _check_method(experiment.posttrain.method)
     missing_stages.make(experiment)
     if not _trained(experiment, experiment.directory / "perturbed"):
         training.train(experiment, "perturbed")
@@ -212,10 +285,15 @@ def work(experiment: Experiment) -> int:
     place = place_of(experiment, forgotten)
     say(f"forget set: {len(forgotten)} items, in {place}")
     twin = train_twin(experiment, plan, forgotten, place)
-    directory = place / name_of(experiment)
-    if experiment.posttrain.steps not in saved.finished(directory / "checkpoints"):
-        posttrain(experiment, plan, forgotten, place)
-    say(f"{directory.name}: {experiment.posttrain.steps} steps")
+    if experiment.posttrain.method == RETRAIN:
+        directory = place / RETRAIN
+        if not _trained(experiment, directory):
+            retrain(experiment, plan, forgotten, place)
+    else:
+        directory = place / name_of(experiment)
+        if experiment.posttrain.steps not in saved.finished(directory / "checkpoints"):
+            posttrain(experiment, plan, forgotten, place)
+    say(f"{directory.name}: {saved.finished(directory / 'checkpoints')[-1]} steps")
     if "WORLD_SIZE" in os.environ:
         # One process scores, in an environment without torchrun's; it finds everything trained.
         return 0 if int(os.environ.get("RANK", "0")) else missing_stages.run_alone("posttrain")
@@ -223,6 +301,16 @@ def work(experiment: Experiment) -> int:
     say(summary[directory.name])
     say(f"report: {place / 'report' / 'report.html'}")
     return 0
+
+
+def _check_method(name: str) -> None:
+    """Raise a ``UserError`` unless there is a method of this name: before anything is trained."""
+    from palimpsest.pretrain.posttraining.edits import EDITS
+    from palimpsest.pretrain.posttraining.methods import METHODS
+
+    known = [*METHODS, *EDITS, RETRAIN]
+    if name not in known:
+        raise UserError(f"posttrain.method={name}: there is no such method{nearest(name, known)}")
 
 
 def _trained(experiment: Experiment, run: Path) -> bool:

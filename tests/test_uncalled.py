@@ -32,7 +32,6 @@ UNLEARNING = {
     "closer_to_one": "judging unlearned models",
     "distance_of_forget_quality": "judging unlearned models",
     "distance_to_retained": "judging unlearned models",
-    "forget_quality": "judging unlearned models",
     "model_utility": "judging unlearned models",
     "privacy_leak": "judging unlearned models",
     "probability_mean": "judging unlearned models",

@@ -223,6 +223,28 @@ def choice_exposure(scored: Scored, parameters: Parameters) -> Values:
     return choices.values(scored, np.where(fit, bits, 0.0), fit, _UNFIT)
 
 
+@metric(
+    name="minus_log_truth_ratio",
+    needs=("choice",),
+    formula="ln p(right)^(1/tokens) - ln of the mean over wrong choices of p(wrong)^(1/tokens)",
+    unit="nats/token",
+    default=False,
+    by_question=True,
+)
+def minus_log_truth_ratio(scored: Scored, parameters: Parameters) -> Values:
+    """``-ln TR`` of TOFU's truth ratio (:func:`~analysis.metrics.unlearning.truth_ratio`), with the right choice as it
+    is in place of its paraphrase; 0 if right and wrong answers are equally likely.
+    """
+    mean = scored.sum_over_target(scored.logprob) / np.maximum(scored.target_lengths, 1)
+    found, value, fit = _choices(scored, lambda one: mean[one.where])
+    wrong = np.where(found.right, -np.inf, value)
+    top = over(found.group, wrong, np.maximum)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total = np.log(over(found.group, np.exp(wrong - top), np.add))
+        ratio = value - (top + total - np.log(found.size - 1))
+    return found.values(scored, np.where(fit, ratio, 0.0), fit, _UNFIT)
+
+
 def _foils(scored: Scored) -> tuple[Asked, Floats, Floats, Bools]:
     """The rows of foils, the mean ln p per token of each foil and of the text it is compared with, and true for rows of
     which both are known.

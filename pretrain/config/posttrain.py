@@ -49,12 +49,17 @@ class PosttrainConfig:
     """Texts of the forget set a forward pass on one rank; as many of the retain set."""
     learning_rate: float | None = None
     """Of AdamW, constant; None: the last one of training (``optimizer.min_learning_rate``)."""
-    retain: Literal["corpus", "items"] = "corpus"
-    """Retain set: windows of the corpus without exposures, or the other inserted items."""
+    retain: Literal["corpus", "items", "questions"] = "corpus"
+    """Retain set: windows of the corpus without exposures, the other inserted items, or questions about them with the
+    loss on the answers."""
     retain_loss: Literal["nll", "kl"] = "nll"
     """Loss on the retain set: likelihood, or divergence from the model before."""
     layer: int | None = None
     """Layer (from 0) whose output RMU steers; None: the middle one."""
+    student: Literal["last", "first"] = "last"
+    """Weights that are trained: those of the last checkpoint, or of the run's first, which the last one teaches."""
+    refusal: str = " I do not know."
+    """Answer that DPO prefers to the second half of an item."""
     checkpoint_every: int = 5
     """Steps between checkpoints; the first, which is the model before, and the last are saved besides."""
     seed: int = 0

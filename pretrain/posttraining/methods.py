@@ -73,6 +73,9 @@ class Batch:
     retain: Rows
     forget_before: Rows | None = None
     retain_before: Rows | None = None
+    refusal: Rows | None = None
+    """The prompts of the forget rows with a refusal, if the method asks for it."""
+    refusal_before: Rows | None = None
 
 
 Settings = Mapping[str, float]
@@ -95,6 +98,8 @@ class Method:
     """Takes a loss on the retain set, by default."""
     labels: Literal["own", "random"]
     """Targets of forget rows: the items' own tokens, or tokens drawn anew in each step."""
+    refuses: bool
+    """Takes the first half of an item as a prompt, the loss on the second half, and rows with a refusal instead."""
 
 
 METHODS: dict[str, Method] = {}
@@ -105,13 +110,14 @@ def method(
     before: bool = False,
     retain: bool = True,
     labels: Literal["own", "random"] = "own",
+    refuses: bool = False,
     **settings: float,
 ) -> Callable[[Loss], Loss]:
     """Register a loss under its function's name; ``settings`` are its settings with defaults."""
 
     def register(loss: Loss) -> Loss:
         METHODS[loss.__name__] = Method(
-            loss.__name__, loss, settings, frozenset(outputs), before, retain, labels
+            loss.__name__, loss, settings, frozenset(outputs), before, retain, labels, refuses
         )
         return loss
 
@@ -146,6 +152,21 @@ def npo(batch: Batch, settings: Settings) -> Tensor:
     """NPO (Zhang et al. 2024): ``-2/beta E log sigmoid(beta (L - L_before))``, L the loss of a whole row."""
     assert batch.forget_before is not None
     gained_B = batch.forget.sums - batch.forget_before.sums
+    return batch.forget.of_rows(-2 / settings["beta"] * functional.logsigmoid(settings["beta"] * gained_B))
+
+
+@method(before=True, refuses=True, beta=0.1)
+def dpo(batch: Batch, settings: Settings) -> Tensor:
+    """DPO (Rafailov et al. 2023) with a refusal as the preferred answer, the item's own text as the other one.
+
+    ``-2/beta E log sigmoid(beta ((L - L_before) - (R - R_before)))``, L the loss of the answer, R that of the refusal
+    (Zhang et al. 2024, 2).
+    """
+    assert batch.forget_before is not None
+    assert batch.refusal is not None
+    assert batch.refusal_before is not None
+    gained_B = batch.forget.sums - batch.forget_before.sums
+    gained_B = gained_B - (batch.refusal.sums - batch.refusal_before.sums)
     return batch.forget.of_rows(-2 / settings["beta"] * functional.logsigmoid(settings["beta"] * gained_B))
 
 
@@ -202,6 +223,18 @@ def rmu(batch: Batch, settings: Settings) -> Tensor:
     hidden = _hidden(batch.forget)
     u_H = torch.rand(hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(hidden)
     return _distance(batch.forget, settings["steering"] * u_H / u_H.norm())
+
+
+@method("hidden", before=True)
+def deviation(batch: Batch, settings: Settings) -> Tensor:
+    """Representation deviation: ``E cos(h, h_before)`` over tokens, so that states turn away from the former ones.
+
+    It shares with KUDA that states deviate from the former ones rather than towards a fixed vector; the projection of
+    KUDA's gradients is not part of it.
+    """
+    assert batch.forget_before is not None
+    turned_BT = functional.cosine_similarity(_hidden(batch.forget), _hidden(batch.forget_before), dim=-1)
+    return batch.forget.mean(turned_BT)
 
 
 @method(labels="random")

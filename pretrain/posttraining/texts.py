@@ -8,9 +8,11 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 from torch import Tensor
 
+from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Windows
 from palimpsest.insertion.plan import Plan
 
@@ -24,10 +26,41 @@ class Texts:
     windows: Integers
     """(N, L + 1)."""
     lengths: Integers
-    """(N,) targets that count, the first ones."""
+    """(N,) targets of a text, the first ones."""
+    starts: Integers
+    """(N,) of them those before the first that counts: a prompt."""
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def take(self, numbers: Integers) -> Texts:
+        """The texts of these numbers."""
+        return Texts(self.windows[numbers], self.lengths[numbers], self.starts[numbers])
+
+    @property
+    def counted(self) -> int:
+        """Targets that count in all texts."""
+        return int((self.lengths - self.starts).sum())
+
+    @property
+    def mask(self) -> npt.NDArray[np.float32]:
+        """(N, L) 1 where a target counts."""
+        places = np.arange(self.windows.shape[1] - 1)
+        inside = (places >= self.starts[:, None]) & (places < self.lengths[:, None])
+        return inside.astype(np.float32)
+
+
+def of_rows(rows: Sequence[tuple[Integers, int]], length: int, eod: int) -> Texts:
+    """Texts of token ids, each with the number of its first tokens that are a prompt; cut to ``length`` tokens.
+
+    A prompt that leaves no target is cut by one token.
+    """
+    windows = np.full((len(rows), length + 1), eod, dtype=np.int64)
+    for window, (tokens, _) in zip(windows, rows, strict=True):
+        window[1 : len(tokens) + 1] = tokens[:length]
+    lengths = np.array([min(len(tokens), length) for tokens, _ in rows], dtype=np.int64)
+    prompts = np.array([prompt for _, prompt in rows], dtype=np.int64)
+    return Texts(windows, lengths, np.minimum(prompts, lengths - 1))
 
 
 def of_items(plan: Plan, chosen: Sequence[str], length: int, eod: int) -> Texts:
@@ -46,10 +79,53 @@ def of_items(plan: Plan, chosen: Sequence[str], length: int, eod: int) -> Texts:
         for row in np.flatnonzero(inside.to_numpy())
         if row in inserted
     ]
-    windows = np.full((len(rows), length + 1), eod, dtype=np.int64)
-    for window, tokens in zip(windows, rows, strict=True):
-        window[1 : len(tokens) + 1] = tokens[:length]
-    return Texts(windows, np.array([min(len(tokens), length) for tokens in rows], dtype=np.int64))
+    return of_rows([(tokens, 0) for tokens in rows], length, eod)
+
+
+def answers(texts: Texts, share: float) -> Texts:
+    """The texts with their first ``share`` as a prompt, which has no loss."""
+    starts = np.clip((share * texts.lengths).astype(np.int64), 0, texts.lengths - 1)
+    return Texts(texts.windows, texts.lengths, starts)
+
+
+def refused(texts: Texts, refusal: Sequence[int], eod: int) -> Texts:
+    """The prompts of texts, each followed by the refusal and the end-of-document token in place of its answer."""
+    rows = [
+        (np.concatenate([window[1 : start + 1], np.array([*refusal, eod])]), int(start))
+        for window, start in zip(texts.windows, texts.starts, strict=True)
+    ]
+    return of_rows(rows, texts.windows.shape[1] - 1, eod)
+
+
+def of_questions(plan: Plan, left_out: Sequence[str], length: int, eod: int) -> Texts:
+    """Questions about inserted items and their right answers, with the loss on the answers.
+
+    Args:
+        plan: probes with a prompt: clozes and choices.
+        left_out: ids of items that are not asked about.
+        length: targets of a row, L.
+        eod: id of the end-of-document token, which ends an answer.
+
+    Raises:
+        UserError: if the plan has none.
+    """
+    items = plan.items.filter((pl.col("dose") > 0) & ~pl.col("item_id").is_in(list(left_out)))["item_id"]
+    asked = plan.probes.filter(
+        pl.col("item_id").is_in(items.implode())
+        & pl.col("kind").is_in(["cloze", "choice"])
+        & pl.col("correct")
+        & (pl.col("target_start") > 0)
+    )
+    if asked.is_empty():
+        raise UserError(
+            "posttrain.retain=questions: the plan has no question about an inserted item outside the forget set; "
+            "insert a family with clozes or choices, such as biographies"
+        )
+    rows = [
+        (np.array([*tokens, eod], dtype=np.int64), int(start))
+        for tokens, start in asked.select("tokens", "target_start").iter_rows()
+    ]
+    return of_rows(rows, length, eod)
 
 
 def of_corpus(order: Windows, plan: Plan, count: int, seed: int) -> Texts:
@@ -65,7 +141,8 @@ def of_corpus(order: Windows, plan: Plan, count: int, seed: int) -> Texts:
     free = np.setdiff1d(np.array(plan.shape.positions), taken)
     drawn = np.random.default_rng(seed).choice(free, min(count, len(free)), replace=False)
     windows = np.stack([order.window(int(position)) for position in drawn]).astype(np.int64)
-    return Texts(windows, np.full(len(windows), windows.shape[1] - 1))
+    lengths = np.full(len(windows), windows.shape[1] - 1)
+    return Texts(windows, lengths, np.zeros_like(lengths))
 
 
 def drawn(texts: int, step: int, rows: int, seed: int) -> Integers:
@@ -80,7 +157,9 @@ def drawn(texts: int, step: int, rows: int, seed: int) -> Integers:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of a micro-batch: first those of the forget set, then as many of the retain set. B rows, L targets."""
+    """Rows of a micro-batch: those of the forget set, as many of the retain set, and of a third kind if there is one.
+    B rows, L targets.
+    """
 
     tokens: Tensor
     """(B, L) int64."""
@@ -96,34 +175,28 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """All rows of a step, on every rank: F of the forget set and F of the retain set."""
+    """All rows of a step, on every rank: F of the forget set, F of the retain set, and F refusals if asked for."""
 
-    forget: Texts
-    retain: Texts
+    kinds: tuple[Texts, ...]
+    """Forget set, retain set, refusals."""
     labels: Integers
     """(F, L) targets of the forget rows."""
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Targets that count in the rows of either set."""
-        return int(self.forget.lengths.sum()), int(self.retain.lengths.sum())
 
     def micro_batches(
         self, micro_rows: int, data_rank: int, data_size: int, device: torch.device
     ) -> Iterator[MicroBatch]:
-        """This data-parallel rank's share, ``micro_rows`` of either set at a time."""
+        """This data-parallel rank's share, ``micro_rows`` of each kind at a time."""
         block = micro_rows * data_size
-        for number, start in enumerate(range(data_rank * micro_rows, len(self.forget), block)):
+        for number, start in enumerate(range(data_rank * micro_rows, len(self.labels), block)):
             part = slice(start, start + micro_rows)
-            windows = np.concatenate([self.forget.windows[part], self.retain.windows[part]])
+            windows = np.concatenate([texts.windows[part] for texts in self.kinds])
             labels = windows[:, 1:].copy()
             labels[:micro_rows] = self.labels[part]
-            lengths = np.concatenate([self.forget.lengths[part], self.retain.lengths[part]])
-            counted = np.arange(labels.shape[1]) < lengths[:, None]
+            counted = np.concatenate([texts.mask[part] for texts in self.kinds])
             yield MicroBatch(
                 torch.from_numpy(windows[:, :-1].copy()).to(device),
                 torch.from_numpy(labels).to(device),
-                torch.from_numpy(counted.astype(np.float32)).to(device),
+                torch.from_numpy(counted).to(device),
                 torch.arange(labels.shape[1], device=device).expand(len(labels), -1),
                 number,
             )
@@ -134,6 +207,7 @@ def of_step(
     retain: Texts,
     step: int,
     *,
+    refusals: Texts | None = None,
     rows: int,
     seed: int,
     labels: Literal["own", "random"],
@@ -145,17 +219,16 @@ def of_step(
         forget: texts of the forget set.
         retain: texts of the retain set.
         step: from 0.
+        refusals: one for each text of the forget set; None: no such rows.
         rows: of either set.
         seed: of the order and of random labels.
         labels: targets of the forget rows: their own, or random ids below ``vocabulary``.
         vocabulary: of the tokenizer.
     """
-    chosen = [drawn(len(texts), step, rows, seed + k) for k, texts in enumerate((forget, retain))]
-    ours, others = (
-        Texts(texts.windows[numbers], texts.lengths[numbers])
-        for texts, numbers in zip((forget, retain), chosen, strict=True)
-    )
+    numbers, others = (drawn(len(texts), step, rows, seed + k) for k, texts in enumerate((forget, retain)))
+    ours = forget.take(numbers)
+    kinds = (ours, retain.take(others), *(() if refusals is None else (refusals.take(numbers),)))
     targets = ours.windows[:, 1:]
     if labels == "random":
         targets = np.random.default_rng([seed, step, 1]).integers(0, vocabulary, targets.shape)
-    return Step(ours, others, targets)
+    return Step(kinds, targets)

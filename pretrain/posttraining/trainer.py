@@ -42,6 +42,8 @@ class Posttrainer:
         step: of them the one to start from.
         forget: texts of the forget set.
         retain: texts of the retain set.
+        refusals: a refusal for each text of the forget set, for methods that ask for it.
+        student: step of the same run whose weights are trained, with ``step`` as the model before; None: ``step``.
         vocab_size: of the tokenizer.
         inputs: digests of what determines the texts.
         directory: of the post-trained run; gets ``checkpoints/``.
@@ -63,12 +65,16 @@ class Posttrainer:
         vocab_size: int,
         inputs: dict[str, str],
         directory: Path,
+        refusals: Texts | None = None,
+        student: int | None = None,
     ) -> None:
         self.method = methods.find(posttrain.method)
         self.weights = method_settings(self.method, posttrain)
         self.posttrain, self.world = posttrain, world
         self.forget, self.retain, self.vocab_size = forget, retain, vocab_size
-        self.settings = _settings(settings, posttrain)
+        self.refusals = refusals if self.method.refuses else None
+        self._kinds = 2 if self.refusals is None else 3
+        self.settings = _settings(settings, posttrain, self._kinds)
         _check_topology(self.settings, self.method, self.posttrain, world)
         self.chunks = chunks.distributed(
             chunks.build(self.settings, world, vocab_size, drawn=False), self.settings, world
@@ -95,7 +101,7 @@ class Posttrainer:
         checkpoint.require_whole(checkpoint.path_of(parent, step), manifest, world)
         self.before = self._former_model(parent, step) if self._compares else None
         self._layer = self.settings.model.layers // 2 if posttrain.layer is None else posttrain.layer
-        self.step = self._begin(parent, step)
+        self.step = self._begin(parent, step if student is None else student)
         """Finished steps."""
 
     @property
@@ -146,6 +152,7 @@ class Posttrainer:
     def _take_step(self) -> dict[str, float]:
         rows = texts.of_step(
             *(self.forget, self.retain, self.step),
+            refusals=self.refusals,
             rows=self.posttrain.rows,
             seed=self.posttrain.seed,
             labels=self.method.labels,
@@ -211,7 +218,7 @@ class Posttrainer:
                 model=model,
                 num_microbatches=count,
                 seq_length=self.settings.train.sequence_length,
-                micro_batch_size=2 * posttrain.micro_rows,
+                micro_batch_size=self._kinds * posttrain.micro_rows,
                 forward_only=forward_only,
             )
         return parts
@@ -248,29 +255,30 @@ class Posttrainer:
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none")
         else:
             losses = output.float()
-        half = len(batch.tokens) // 2
+        count = len(batch.tokens) // self._kinds
         states = hidden[0].transpose(0, 1) if hidden else None
-        halves = []
-        for part, tokens in zip((slice(half), slice(half, None)), rows.tokens, strict=True):
-            halves.append(
+        outputs = []
+        for number, kind in enumerate(rows.kinds):
+            part = slice(number * count, (number + 1) * count)
+            outputs.append(
                 Rows(
                     nll=losses[part],
                     mask=batch.loss_mask[part],
-                    tokens=tokens,
+                    tokens=kind.counted,
                     rows=self.posttrain.rows,
                     labels=batch.labels[part],
                     logits=None if logits is None else logits[part],
                     hidden=None if states is None else states[part],
                 )
             )
-        forget, retain = halves
+        forget, retain = outputs[:2]
         one = torch.ones((), dtype=torch.int, device=losses.device)
         if only_rows:
-            return losses.sum(), one, {"rows": (forget, retain)}
+            return losses.sum(), one, {"rows": outputs}
         loss = methods.step_loss(
             self.method,
             self.posttrain.retain_loss,
-            Batch(forget, retain, *((None, None) if before is None else before[batch.number]["rows"])),
+            _batch(outputs, None if before is None else before[batch.number]["rows"]),
             self.weights,
         )
         figures = torch.stack([loss.detach(), forget.loss.detach(), retain.loss.detach()])
@@ -287,11 +295,19 @@ def method_settings(used: Method, posttrain: PosttrainConfig) -> dict[str, float
     Raises:
         UserError: for a setting that it does not have.
     """
-    known = {"gamma": 1.0, "alpha": float(used.retain), **used.settings}
-    for name, value in posttrain.settings.items():
-        if name not in known:
+    return chosen_settings(used.name, {"gamma": 1.0, "alpha": float(used.retain), **used.settings}, posttrain)
+
+
+def chosen_settings(name: str, known: dict[str, float], posttrain: PosttrainConfig) -> dict[str, float]:
+    """The settings ``known`` of a method with those that were given.
+
+    Raises:
+        UserError: for a setting that it does not have.
+    """
+    for key, value in posttrain.settings.items():
+        if key not in known:
             raise UserError(
-                f"posttrain.settings.{name}={value}: {used.name} has no such setting; it has {', '.join(known)}"
+                f"posttrain.settings.{key}={value}: {name} has no such setting; it has {', '.join(known)}"
             )
     return {**known, **posttrain.settings}
 
@@ -304,8 +320,21 @@ def identity(posttrain: PosttrainConfig) -> dict[str, Any]:
     return values
 
 
-def _settings(settings: Settings, posttrain: PosttrainConfig) -> Settings:
-    """Settings of the post-training: a constant learning rate, ``2 rows`` windows a step."""
+def _batch(now: list[Rows], before: list[Rows] | None) -> Batch:
+    """Outputs of the rows of all kinds, of the model and of the one before post-training."""
+    forget, retain, *refusal = now
+    former = before or [None, None, *(None for _ in refusal)]
+    return Batch(
+        forget,
+        retain,
+        former[0],
+        former[1],
+        *(one for pair in zip(refusal, former[2:], strict=True) for one in pair),
+    )
+
+
+def _settings(settings: Settings, posttrain: PosttrainConfig, kinds: int) -> Settings:
+    """Settings of the post-training: a constant learning rate, ``rows`` windows of each kind a step."""
     rate = posttrain.learning_rate or settings.optimizer.min_learning_rate or settings.optimizer.learning_rate
     return replace(
         settings,
@@ -323,8 +352,8 @@ def _settings(settings: Settings, posttrain: PosttrainConfig) -> Settings:
         train=replace(
             settings.train,
             steps=max(1, posttrain.steps),
-            global_batch_size=2 * posttrain.rows,
-            micro_batch_size=2 * posttrain.micro_rows,
+            global_batch_size=kinds * posttrain.rows,
+            micro_batch_size=kinds * posttrain.micro_rows,
             checkpoint_every=posttrain.checkpoint_every,
             checkpoint_at=(),
             checkpoint_after_last=(),

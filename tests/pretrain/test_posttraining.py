@@ -62,6 +62,24 @@ def test_npo_of_an_unchanged_model_pulls_like_half_of_gradient_ascent():
     torch.testing.assert_close(nll.grad, -MASK / 2)
 
 
+def test_dpo_prefers_the_refusal():
+    """Answers lost 3 and -1 nats, refusals 1 and 0: rows pull by 2 and -1."""
+    refusal = torch.tensor([[1.0, 1.0, 1.0], [2.0, 9.0, 9.0]])
+    before = torch.tensor([[1.0, 1.0, 0.0], [2.0, 9.0, 9.0]])
+    batch = Batch(rows(), rows(RETAIN), rows(BEFORE), None, rows(refusal), rows(before))
+    expected = (2 / 0.1) * (softplus(-0.1 * 2) + softplus(0.1 * 1)) / 2 + KEPT
+    assert loss("dpo", batch) == pytest.approx(expected, rel=1e-6)
+
+
+def test_deviation_is_the_cosine_to_the_former_states():
+    """Of four counted states three are as before and one is turned round."""
+    before = torch.ones(2, 3, 8)
+    now = before.clone()
+    now[1] = -1.0
+    batch = Batch(*(rows(hidden=state) for state in (now, before, before, before)))
+    assert loss("deviation", batch) == pytest.approx((3 - 1) / 4)
+
+
 def logits(seed):
     return torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(seed))
 
@@ -135,7 +153,7 @@ def test_texts_come_round_each_once_and_ranks_share_a_step():
         2 * list(range(6))
     )
     windows = np.arange(8 * 5).reshape(8, 5)
-    set_ = texts.Texts(windows, np.full(8, 3))
+    set_ = texts.Texts(windows, np.full(8, 3), np.zeros(8, int))
     step = texts.of_step(set_, set_, 0, rows=8, seed=0, labels="own", vocabulary=100)
     read = [
         batch.tokens[:2, 0].tolist()
@@ -145,4 +163,16 @@ def test_texts_come_round_each_once_and_ranks_share_a_step():
     assert sorted(row for part in read for row in part) == windows[:, 0].tolist()
     (first, *_) = step.micro_batches(2, 0, 1, torch.device("cpu"))
     assert first.loss_mask.sum(1).tolist() == [3] * 4
-    assert step.tokens == (24, 24)
+    assert [kind.counted for kind in step.kinds] == [24, 24]
+
+
+def test_a_refusal_takes_the_place_of_the_second_half_of_an_item():
+    item = texts.of_rows([(np.arange(1, 7), 0)], 8, eod=0)
+    halved = texts.answers(item, 0.5)
+    refusal = texts.refused(halved, [50, 51], 0)
+    assert refusal.windows.tolist() == [[0, 1, 2, 3, 50, 51, 0, 0, 0]]
+    assert halved.mask.tolist() == [[0, 0, 0, 1, 1, 1, 0, 0]]
+    assert refusal.mask.tolist() == [[0, 0, 0, 1, 1, 1, 0, 0]]
+    step = texts.of_step(halved, halved, 0, refusals=refusal, rows=1, seed=0, labels="own", vocabulary=100)
+    (batch,) = step.micro_batches(1, 0, 1, torch.device("cpu"))
+    assert batch.tokens[:, 4].tolist() == [4, 4, 50]
