@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ IGNORED = -100
 LAYER = 1
 SETTINGS: dict[str, dict[str, float]] = {
     "npo": {"beta": 0.1},
+    "dpo": {"beta": 0.1},
     "simnpo": {"beta": 0.5, "delta": 0.1},
     "undial": {"beta": 10.0},
     "wga": {"beta": 0.5},
@@ -106,6 +107,22 @@ def main(arguments: Sequence[str]) -> int:
         ]
         return torch.stack(each).mean()
 
+    refusal = ids.flip(0)
+    refusal_labels = refusal.masked_fill(~mask, IGNORED)
+    refusal_labels[:, 0] = IGNORED
+    wanted = {"input_ids": refusal, "attention_mask": torch.ones_like(ids), "labels": refusal_labels}
+    pdu = theirs(repository, "unlearn/pdu.py").PDU
+
+    def their_pdu() -> Tensor:
+        # Theirs counts the logits at a label's own place, not those that predict it: it gets labels moved by one.
+        moved = torch.full_like(labels, IGNORED)
+        moved[:, :-1] = labels[:, 1:]
+        only_forget = SimpleNamespace(
+            compute_retain_loss=lambda **_: torch.zeros(()), final_loss_value=lambda losses: losses[0]
+        )
+        both = {"forget": {**inputs, "labels": moved}, "retain": inputs}
+        return pdu.compute_loss(only_forget, model, both)
+
     beta = {name: list(values.values()) for name, values in SETTINGS.items()}
     their_losses: dict[str, Callable[[], Tensor]] = {
         "grad_diff": lambda: -model(**inputs).loss,
@@ -116,10 +133,15 @@ def main(arguments: Sequence[str]) -> int:
         "satimp": lambda: utils.compute_satimp_loss(model, inputs, *beta["satimp"])[0],
         "ceu": lambda: ceu.compute_batch_ceu(model, inputs, 0)[0],
         "rmu": their_rmu,
+        "dpo": lambda: utils.compute_dpo_loss(model, before, wanted, inputs, *beta["dpo"])[0],
+        "pdu": their_pdu,
     }
     worst = 0.0
     with torch.no_grad():
-        batch = Batch(*(rows(one, ids, mask) for one in (model, model, before, before)))
+        batch = Batch(
+            *(rows(one, ids, mask) for one in (model, model, before, before)),
+            *(rows(one, refusal, mask) for one in (model, before)),
+        )
         every = Batch(*(rows(one, ids, torch.ones_like(mask)) for one in (model, model, before, before)))
         for name, their in their_losses.items():
             given = SETTINGS.get(name, {})

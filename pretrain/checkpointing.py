@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from palimpsest.data.artifact import Manifest, differences
@@ -83,13 +84,21 @@ class Checkpointer:
         self.scheduler.step(increment=step * self.settings.train.global_batch_size)
         return step
 
-    def save(self, step: int, digests: Mapping[str, str], *, background: bool = False) -> None:
+    def save(
+        self,
+        step: int,
+        digests: Mapping[str, str],
+        *,
+        background: bool = False,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Write a checkpoint after ``step`` finished steps; every rank calls this.
 
         Args:
             step: finished steps.
             digests: digests of the hooks' files of this step, for the manifest.
             background: return while other processes write.
+            facts: further facts for the manifest.
         """
         self.finish(wait=True)
         self._saving = checkpoint.Saving(
@@ -99,7 +108,7 @@ class Checkpointer:
             self.world,
             config=self.identity,
             inputs={**self.inputs, **digests},
-            facts={"step": step, "parallel": asdict(self.settings.parallel)},
+            facts={"step": step, "parallel": asdict(self.settings.parallel), **facts},
             background=background,
         )
         self.finish(wait=not background)

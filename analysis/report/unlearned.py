@@ -198,7 +198,7 @@ def _leaks(rows: pl.DataFrame) -> pl.DataFrame:
 def _wins(members: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 where a member is likelier than a non-member, 0.5 where they tie; (members, others)."""
     apart = members[:, None] - others[None, :]
-    return (apart > 0) + 0.5 * (apart == 0)
+    return np.asarray((apart > 0) + 0.5 * (apart == 0), np.float64)
 
 
 def _truth(rows: pl.DataFrame) -> pl.DataFrame:

@@ -217,6 +217,31 @@ def ceu(batch: Batch, settings: Settings) -> Tensor:
     return (entropy_BT * counted_BT).sum() / tokens
 
 
+@method("logits", before=True, dual_step=1.0, slack=0.1)
+def pdu(batch: Batch, settings: Settings) -> Tensor:
+    """Primal-dual unlearning (Entesari et al. 2025): ``E (max logit - mean logit)^2``, which flattens predictions.
+
+    The loss on the retain set is a constraint: at most ``slack`` above that of the model before. Its weight ``alpha``
+    is the multiplier, to which each step adds ``dual_step`` times the violation, down to 0 (:func:`multiplier`).
+    """
+    logits_BTV = _logits(batch.forget)
+    return batch.forget.mean((logits_BTV.amax(-1) - logits_BTV.mean(-1)) ** 2)
+
+
+def multiplier(used: Method, settings: Settings, retain: float, retain_before: float) -> float:
+    """Weight of the loss on the retain set in the next step: ``alpha``, unless the method has a constraint.
+
+    Args:
+        used: the method.
+        settings: of this step.
+        retain: mean loss a token of the retain rows.
+        retain_before: that of the model before.
+    """
+    if "dual_step" not in used.settings:
+        return settings["alpha"]
+    return max(0.0, settings["alpha"] + settings["dual_step"] * (retain - retain_before - settings["slack"]))
+
+
 @method("hidden", before=True, steering=2.0)
 def rmu(batch: Batch, settings: Settings) -> Tensor:
     """Representation misdirection (Li et al. 2024): ``E ||h - steering u||^2 / H``, u a random unit vector."""

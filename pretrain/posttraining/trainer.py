@@ -123,11 +123,11 @@ class Posttrainer:
         """Load the newest checkpoint of this post-training, or the parent, which is saved as step 0."""
         done = checkpoint.newest(self.checkpointer.directory, self.world)
         if done is not None:
-            self.checkpointer.load(done)
+            self.weights["alpha"] = self.checkpointer.load(done).facts["alpha"]
             return done
         _load_weights([chunk.module for chunk in self.chunks], directory, step)
         self.optimizer.reload_model_params()
-        self.checkpointer.save(0, {})
+        self._save(0)
         return 0
 
     def run(self, write: Callable[[dict[str, Any]], None]) -> None:
@@ -146,8 +146,11 @@ class Posttrainer:
             self.step += 1
             write({"step": self.step, **record, "seconds": time.monotonic() - began})
             if self.step in self.checkpointer.due:
-                self.checkpointer.save(self.step, {})
+                self._save(self.step)
         self.world.barrier()
+
+    def _save(self, step: int) -> None:
+        self.checkpointer.save(step, {}, facts={"alpha": self.weights["alpha"]})
 
     def _take_step(self) -> dict[str, float]:
         rows = texts.of_step(
@@ -163,13 +166,13 @@ class Posttrainer:
         self.optimizer.zero_grad()
         before = None if self.before is None else self._pass(rows, self.before, None, forward_only=True)
         parts = self._pass(rows, self.chunks, before, forward_only=False)
-        sums = torch.zeros(3, device=self.world.device, dtype=torch.float64)
+        sums = torch.zeros(4, device=self.world.device, dtype=torch.float64)
         if self.world.last_stage and self.world.tensor_rank == 0:
             sums += torch.stack([part["figures"] for part in parts]).double().sum(0)
         distributed.all_reduce(sums)
         overflow = self.optimizer.prepare_grads()
         norm = math.inf if overflow else float(self.optimizer.get_grad_norm())
-        loss, forget, retain = sums.tolist()
+        loss, forget, retain, retain_before = sums.tolist()
         if not math.isfinite(loss + norm):
             raise UserError(
                 f"posttrain.method={self.method.name}: loss {loss} and gradient norm {norm} at step {self.step + 1}; "
@@ -180,6 +183,7 @@ class Posttrainer:
         if limit:
             clip_grad_by_total_norm_fp32(optim.updated(self.optimizer), max_norm=limit, total_norm=norm)
         self.optimizer.step_with_ready_grads()
+        self.weights["alpha"] = methods.multiplier(self.method, self.weights, retain, retain_before)
         return {
             "loss": loss,
             "loss_forget": forget,
@@ -281,7 +285,8 @@ class Posttrainer:
             _batch(outputs, None if before is None else before[batch.number]["rows"]),
             self.weights,
         )
-        figures = torch.stack([loss.detach(), forget.loss.detach(), retain.loss.detach()])
+        former = retain if before is None else before[batch.number]["rows"][1]
+        figures = torch.stack([one.detach() for one in (loss, forget.loss, retain.loss, former.loss)])
         return loss * micro_batches, one, {"figures": figures}
 
     @property
@@ -322,15 +327,11 @@ def identity(posttrain: PosttrainConfig) -> dict[str, Any]:
 
 def _batch(now: list[Rows], before: list[Rows] | None) -> Batch:
     """Outputs of the rows of all kinds, of the model and of the one before post-training."""
-    forget, retain, *refusal = now
-    former = before or [None, None, *(None for _ in refusal)]
-    return Batch(
-        forget,
-        retain,
-        former[0],
-        former[1],
-        *(one for pair in zip(refusal, former[2:], strict=True) for one in pair),
-    )
+    former: list[Rows | None] = [None] * len(now) if before is None else [*before]
+    forget, retain, refusal = [*now, None][:3]
+    assert forget is not None
+    assert retain is not None
+    return Batch(forget, retain, former[0], former[1], refusal, former[2] if refusal is not None else None)
 
 
 def _settings(settings: Settings, posttrain: PosttrainConfig, kinds: int) -> Settings:

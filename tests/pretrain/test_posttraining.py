@@ -128,6 +128,20 @@ def test_undial_takes_beta_off_the_true_token():
     assert loss("undial", reached, beta=2.0) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-5)
 
 
+def test_pdu_flattens_logits_under_a_constraint():
+    """A true token 3 above four others at 0: 3 - 3/5 in every row."""
+    values = torch.zeros(2, 3, 5)
+    values[..., 4] = 3.0
+    batch = Batch(*(of_logits(values) for _ in range(4)))
+    kept = batch.retain.loss.item()
+    assert loss("pdu", batch, alpha=2.0) == pytest.approx(2.4**2 + 2 * kept, rel=1e-6)
+    settings = trainer.method_settings(METHODS["pdu"], PosttrainConfig(method="pdu"))
+    assert methods.multiplier(METHODS["pdu"], settings, 2.5, 2.0) == pytest.approx(1 + 0.4)
+    assert methods.multiplier(METHODS["pdu"], settings, 1.0, 4.0) == 0.0
+    npo = trainer.method_settings(METHODS["npo"], PosttrainConfig(method="npo"))
+    assert methods.multiplier(METHODS["npo"], npo, 9.0, 1.0) == 1.0
+
+
 def test_rmu_steers_to_one_vector_and_holds_the_rest():
     u = torch.rand(8, generator=torch.Generator().manual_seed(0))
     there = (2 * u / u.norm()).expand(2, 3, 8)
