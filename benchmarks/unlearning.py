@@ -67,6 +67,21 @@ def rows(model: Any, ids: Tensor, mask: Tensor) -> Rows:
     )
 
 
+def their_pdu(repository: Path, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Their loss of PDU on the forget set alone.
+
+    Theirs counts the logits at a label's own place, not those that predict it: it gets labels moved by one.
+    """
+    moved = torch.full_like(inputs["labels"], IGNORED)
+    moved[:, :-1] = inputs["labels"][:, 1:]
+    only_forget = SimpleNamespace(
+        compute_retain_loss=lambda **_: torch.zeros(()), final_loss_value=lambda losses: losses[0]
+    )
+    both = {"forget": {**inputs, "labels": moved}, "retain": inputs}
+    loss: Tensor = theirs(repository, "unlearn/pdu.py").PDU.compute_loss(only_forget, model, both)
+    return loss
+
+
 def main(arguments: Sequence[str]) -> int:
     """Compare; 1 if a loss differs."""
     repository = Path(arguments[0])
@@ -111,18 +126,6 @@ def main(arguments: Sequence[str]) -> int:
     refusal_labels = refusal.masked_fill(~mask, IGNORED)
     refusal_labels[:, 0] = IGNORED
     wanted = {"input_ids": refusal, "attention_mask": torch.ones_like(ids), "labels": refusal_labels}
-    pdu = theirs(repository, "unlearn/pdu.py").PDU
-
-    def their_pdu() -> Tensor:
-        # Theirs counts the logits at a label's own place, not those that predict it: it gets labels moved by one.
-        moved = torch.full_like(labels, IGNORED)
-        moved[:, :-1] = labels[:, 1:]
-        only_forget = SimpleNamespace(
-            compute_retain_loss=lambda **_: torch.zeros(()), final_loss_value=lambda losses: losses[0]
-        )
-        both = {"forget": {**inputs, "labels": moved}, "retain": inputs}
-        return pdu.compute_loss(only_forget, model, both)
-
     beta = {name: list(values.values()) for name, values in SETTINGS.items()}
     their_losses: dict[str, Callable[[], Tensor]] = {
         "grad_diff": lambda: -model(**inputs).loss,
@@ -134,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         "ceu": lambda: ceu.compute_batch_ceu(model, inputs, 0)[0],
         "rmu": their_rmu,
         "dpo": lambda: utils.compute_dpo_loss(model, before, wanted, inputs, *beta["dpo"])[0],
-        "pdu": their_pdu,
+        "pdu": lambda: their_pdu(repository, model, inputs),
     }
     worst = 0.0
     with torch.no_grad():
