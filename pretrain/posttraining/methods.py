@@ -255,7 +255,8 @@ def deviation(batch: Batch, settings: Settings) -> Tensor:
     """Representation deviation: ``E cos(h, h_before)`` over tokens, so that states turn away from the former ones.
 
     It shares with KUDA that states deviate from the former ones rather than towards a fixed vector; the projection of
-    KUDA's gradients is not part of it.
+    KUDA's gradients is not part of it. At the start both its losses are flat, and rounding chooses the direction of
+    the first step: unlike the other methods' results, its weights depend on the topology.
     """
     assert batch.forget_before is not None
     turned_BT = functional.cosine_similarity(_hidden(batch.forget), _hidden(batch.forget_before), dim=-1)
