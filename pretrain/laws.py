@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from palimpsest.pretrain.config import ModelConfig
 
@@ -44,8 +45,12 @@ def apply(values: dict[str, Any]) -> list[str]:
         Descriptions of the changes and their formulas, one line each.
     """
     train, optimizer = values["train"], values["optimizer"]
+    batch = train.get("global_batch_size")
+    numbers = [train.get(key) for key in ("steps", "micro_batch_size", "sequence_length")]
+    if any(not isinstance(number, int) or number < 1 for number in numbers):
+        return []  # the checks of the settings name it
     lines = []
-    if train["global_batch_size"] == STEP_LAW:
+    if batch == STEP_LAW:
         micro = train["micro_batch_size"]
         best = step_law_batch_of(train["steps"])
         windows = max(1, round(best / train["sequence_length"] / micro)) * micro
@@ -54,9 +59,9 @@ def apply(values: dict[str, Any]) -> list[str]:
             f"train.global_batch_size={windows}: {best:,.0f} tokens a step are 0.58 D^0.571 for the D tokens of "
             f"{train['steps']:,} such steps ({SOURCE})"
         )
-    if optimizer["law"] == STEP_LAW and isinstance(train["global_batch_size"], int):
+    weights = _body(values["model"]) if optimizer.get("law") == STEP_LAW else None
+    if weights is not None and isinstance(train.get("global_batch_size"), int):
         tokens = train["steps"] * train["global_batch_size"] * train["sequence_length"]
-        weights = _body(values["model"])
         rate = float(f"{step_law_learning_rate(weights, tokens):.3g}")
         optimizer |= {"learning_rate": rate, "min_learning_rate": LOWEST}
         lines.append(
@@ -66,7 +71,9 @@ def apply(values: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _body(model: Mapping[str, Any]) -> int:
-    """Number of weights of a model without embeddings and output layer."""
-    known = {field.name for field in fields(ModelConfig)}
-    return ModelConfig(**{name: value for name, value in model.items() if name in known}).parameters(0, 0)
+def _body(model: Mapping[str, Any]) -> int | None:
+    """Number of weights of a model without embeddings and output layer; None if its settings are not valid."""
+    try:
+        return TypeAdapter(ModelConfig).validate_python(model).parameters(0, 0)
+    except ValidationError:
+        return None

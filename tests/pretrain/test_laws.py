@@ -1,10 +1,12 @@
 """Step Law's formulas, by logarithms and by what defines them."""
 
+import copy
 import math
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from palimpsest.data.errors import UserError
 from palimpsest.launch.compose import CONF, build
@@ -66,3 +68,21 @@ def test_no_other_word_is_a_number():
         composed("train.global_batch_size=steplaw")
     with pytest.raises(UserError, match=r"optimizer\.law=chinchilla"):
         composed("optimizer.law=chinchilla")
+
+
+def test_a_setting_that_was_removed_is_named_and_not_stumbled_over():
+    """``~optimizer.law`` and the like: with the law chosen, and without."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("config", ["+experiment=quickstart", "optimizer=step_law"])
+    for group in ("model", "optimizer", "train"):
+        for key in list(whole[group]):
+            config = copy.deepcopy(whole)
+            OmegaConf.set_struct(config, False)
+            del config[group][key]
+            line = ""  # none for a setting with a default
+            try:
+                build(config)
+            except UserError as error:
+                line = str(error)
+            assert not line or str(key) in line, (group, key, line)
