@@ -5,6 +5,7 @@ Shapes: S sequence, B batch, N query heads on this rank, K key/value heads on th
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -16,25 +17,61 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 
 from palimpsest.pretrain import cpu
+
+_VARLEN = {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+"""True if PyTorch is new enough (2.12) for ``varlen_attn`` as it is called here."""
+
+
+def takes_documents(query: Tensor) -> bool:
+    """True if PyTorch's flash kernel for sequences of different lengths supports these queries, (..., H).
+
+    It is called directly, so that its conditions are not checked by ``scaled_dot_product_attention``.
+    """
+    return (
+        _VARLEN
+        and query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def document_mask(starts: Tensor, batch: int, length: int) -> Tensor:
+    """Attention mask of windows of documents: (B, 1, S, S) bool, True where a query (third axis) sees a key.
+
+    Args:
+        starts: ``Batch.documents``.
+        batch: number of windows.
+        length: of a window, tokens.
+    """
+    begins = starts.new_zeros(batch * length)
+    begins[starts[:-1].long()] = 1
+    document_BS = begins.cumsum(0).view(batch, length)
+    same_BSS = document_BS[:, :, None] == document_BS[:, None, :]
+    return same_BSS.tril()[:, None]
 
 
 def kernel_name(
     heads: int, groups: int, size: int, *, length: int, masked: bool, dtype: torch.dtype, device: torch.device
 ) -> str:
-    """Name of the kernel that ``scaled_dot_product_attention`` chooses, such as ``flash_attention``.
+    """Name of the kernel that ``CausalAttention`` uses, such as ``flash_attention``.
 
     Args:
         heads: of the queries.
         groups: heads of keys and values.
         size: of a head.
         length: of a window, tokens.
-        masked: attention has a mask by documents.
+        masked: attention stays within documents.
         dtype: of queries, keys and values.
         device: they are on.
     """
     query = torch.empty(1, heads, length, size, dtype=dtype, device=device)
+    if masked and takes_documents(query):
+        return "varlen_attn (flash_attention document by document)"
     key = query.new_empty(1, groups, length, size)
     mask = torch.empty(1, 1, length, length, dtype=torch.bool, device=device) if masked else None
     choice = torch._fused_sdp_choice(
@@ -82,7 +119,7 @@ class CausalAttention(torch.nn.Module):
             query: (S, B, N, H).
             key: (S, B, K, H).
             value: (S, B, K, H).
-            attention_mask: (B, 1, S, S) bool, True where a key is masked (later keys included); None: causal.
+            attention_mask: ``Batch.documents``, for attention within documents; None: over whole windows.
 
         Returns:
             (S, B, N * H).
@@ -94,7 +131,7 @@ class CausalAttention(torch.nn.Module):
                 raise NotImplementedError("context parallelism has no masks by documents")
             return self._shared(query, key, value)
         if attention_mask is not None:
-            return self._attend(query, key, value, attn_mask=~attention_mask)
+            return self._within_documents(query, key, value, attention_mask)
         if self.scale is None and cpu.attention_is_short(query, key):
             return cpu.short_attention(query, key, value)
         return self._attend(query, key, value, is_causal=True)
@@ -110,6 +147,23 @@ class CausalAttention(torch.nn.Module):
             **mask,
         )
         return out_BNSH.permute(2, 0, 1, 3).flatten(2)
+
+    def _within_documents(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
+        """Attention output by a flash kernel that reads no mask and skips other documents; where there is none, by a
+        (B, 1, S, S) mask.
+        """
+        length, batch = query.shape[:2]
+        if not takes_documents(query):
+            return self._attend(query, key, value, attn_mask=document_mask(starts, batch, length))
+        packed = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))
+        # The window's length is a bound of the documents', of which the CPU need not know the longest.
+        out: Tensor = varlen_attn(
+            *(*packed, starts, starts, length, length),
+            scale=self.scale,
+            window_size=(-1, 0),
+            enable_gqa=self.grouped,
+        )
+        return out.unflatten(0, (batch, length)).transpose(0, 1).flatten(2)
 
     def _shared(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention output with the keys of all context-parallel ranks (Llama Team, 2024, section 3.3.2).

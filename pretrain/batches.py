@@ -33,18 +33,20 @@ class Batch:
     """(B, L) int64, 0..L-1."""
     groups: Tensor
     """(B, L) int64, group of each target; see ``Groups``."""
-    attention_mask: Tensor | None
-    """(B, 1, L, L) bool, True where a token (third axis) may not attend to another (fourth); None: causal."""
+    documents: Tensor | None
+    """(n + 1,) int32, first tokens of the n documents among the B * L tokens, and B * L, for attention within
+    documents; None: tokens attend to all earlier ones of their window."""
 
 
-def intra_document_mask(tokens_BL: Tensor, eod: int) -> Tensor:
-    """Attention mask that blocks attention across documents: ``Batch.attention_mask``.
+def document_starts(tokens_BL: Tensor, eod: int) -> Tensor:
+    """First tokens of the documents in these windows: ``Batch.documents``.
 
-    A document begins with the end-of-document token before it, like a probe in scoring.
+    A document begins with the end-of-document token before it, like a probe in scoring; no document crosses windows.
     """
-    document_BL = (tokens_BL == eod).cumsum(1)
-    other_BLL = document_BL[:, :, None] != document_BL[:, None, :]
-    return (other_BLL | torch.ones_like(other_BLL[0]).triu(1))[:, None]
+    begins_BL = tokens_BL == eod
+    begins_BL[:, 0] = True
+    starts = begins_BL.flatten().nonzero()[:, 0]
+    return torch.cat([starts, starts.new_tensor([tokens_BL.numel()])]).int()
 
 
 class Groups:
@@ -161,7 +163,7 @@ class Batches:
             torch.from_numpy(loss_mask),
             torch.arange(tokens.shape[1]).expand(len(tokens), -1),
             torch.from_numpy(np.stack(groups)),
-            intra_document_mask(torch.from_numpy(tokens), self.order.eod)
+            document_starts(torch.from_numpy(tokens), self.order.eod)
             if self.train.document_attention
             else None,
         )

@@ -72,6 +72,19 @@ class _SwiGLU(torch.autograd.Function):
         return for_x
 
 
+def fused(function: Callable[..., Tensor], x: Tensor, *rest: Any, **named: Any) -> Tensor:
+    """``function(x, ...)``, compiled into one kernel where that is possible.
+
+    Args:
+        function: elementwise operations, and moves of elements.
+        x: whose device decides.
+        rest: further arguments.
+        named: further arguments.
+    """
+    output: Tensor = (_compiled(function) if _compiles(x) else function)(x, *rest, **named)
+    return output
+
+
 def swiglu(x: Tensor) -> Tensor:
     """SwiGLU, SiLU(first half) * second half (Shazeer, 2020), recomputed in the backward pass: (..., 2F) -> (...,
     F).

@@ -25,7 +25,7 @@ def forward(groups: int, batches: Iterator[Batch], gpt: Any) -> tuple[Tensor, Ca
     """
     batch = next(batches)
     losses = gpt(
-        batch.tokens, batch.position_ids, batch.attention_mask, labels=batch.labels, loss_mask=batch.loss_mask
+        batch.tokens, batch.position_ids, batch.documents, labels=batch.labels, loss_mask=batch.loss_mask
     )
     return losses, partial(loss, batch.loss_mask, batch.groups, groups)
 

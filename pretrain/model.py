@@ -14,6 +14,7 @@ import xxhash
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -52,6 +53,9 @@ from palimpsest.pretrain.layers import (
     TokenNorm,
 )
 from palimpsest.pretrain.parallel import Attention
+
+rope_utils._apply_rotary_pos_emb_bshd = partial(kernels.fused, rope_utils._apply_rotary_pos_emb_bshd)
+"""megatron-core's rotary positions are some 16 operations a layer and tensor, of which GPUs compute each by itself."""
 
 
 class GPT(GPTModel):
@@ -98,7 +102,7 @@ def transformer_config(
     graphs: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of one run."""
-    half = train.half_precision
+    half, engine_layers = train.half_precision, attention == "te"
     virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
     activations = {
         "swiglu": torch.nn.functional.silu,
@@ -156,7 +160,10 @@ def transformer_config(
         use_cpu_initialization=True,
         # The mean is taken over the tokens of the whole global batch, not over micro-batches.
         calculate_per_token_loss=True,
-        bias_activation_fusion=False,
+        # Of Transformer Engine's layers; ours have fused operations of their own. megatron-core's fused GELU is another
+        # function than the unfused.
+        bias_activation_fusion=engine_layers and model.activation == "swiglu",
+        apply_rope_fusion=engine_layers and model.positions == "rotary",
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
@@ -212,6 +219,8 @@ def build(
     _mark_sharded(gpt)
     if parallel.tensor == 1:
         _use_plain_products(gpt)
+    if attention == "te" and not graphs:
+        _accumulate_in_products(gpt)
     if drawn:
         initialize(gpt, model, train.seed, start or {})
     # As megatron-core's Float16Module does: all weights, the norms' too, have the precision that the optimizer expects.
@@ -279,6 +288,17 @@ def _use_plain_products(gpt: GPTModel) -> None:
     for module in gpt.modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):
             module._forward_impl = product
+
+
+def _accumulate_in_products(gpt: GPTModel) -> None:
+    """Let Transformer Engine's products add to the float32 gradients themselves.
+
+    megatron-core's setting for it, ``gradient_accumulation_fusion``, would ask for Apex in the output layer, too. A
+    CUDA graph has to be recorded with that setting.
+    """
+    for module in gpt.modules():
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
 
 
 def _mark_sharded(gpt: GPTModel) -> None:

@@ -14,6 +14,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
 
 from palimpsest.pretrain.config import OptimizerConfig, TrainConfig
 
@@ -48,7 +49,22 @@ def build(
         built: MegatronOptimizer = _with_muon(chunks, optimizer, config)
     else:
         built = get_megatron_optimizer(config, chunks)
+    for one in _parts(built):
+        _fuse(one.optimizer)
     return built, schedule(built, optimizer, train)
+
+
+def _fuse(inner: Any) -> None:
+    """Let PyTorch's AdamW update all weights of a GPU by one kernel; CPUs keep the results of its loop."""
+    for group in inner.param_groups if isinstance(inner, torch.optim.AdamW) else ():
+        if group["params"] and all(parameter.is_cuda for parameter in group["params"]):
+            group["fused"] = True
+
+
+def _count(steps: float, parameter: Tensor, inner: torch.optim.AdamW) -> Tensor:
+    """Adam's number of steps for a weight, where PyTorch keeps it: on the GPU if the update is fused."""
+    fused = any(group["fused"] for group in inner.param_groups)
+    return torch.tensor(steps, device=parameter.device if fused else "cpu")
 
 
 def _with_muon(
@@ -136,7 +152,7 @@ def state_to_load(adam: MegatronOptimizer, weights: dict[int, Any]) -> dict[str,
             # megatron-core asks for Adam's step before there is one.
             for parameter in (p for group in one.optimizer.param_groups for p in group["params"]):
                 one.optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0),
+                    "step": _count(0.0, parameter, one.optimizer),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
@@ -159,13 +175,13 @@ def load_state(adam: MegatronOptimizer, loaded: dict[str, Any]) -> None:
         elif tensors is None:
             own.get("optimizer", own)["state"]["common_step"] = torch.tensor(0.0)
         one.load_state_dict(own)
-        held = one.optimizer.state.values() if isinstance(one.optimizer, torch.optim.AdamW) else ()
-        for state in held:
+        held = one.optimizer.state.items() if isinstance(one.optimizer, torch.optim.AdamW) else ()
+        for _, state in held:
             del state["step"]  # megatron-core would look for it among the tensors
         if tensors is not None:
             one.load_parameter_state_from_fully_reshardable(tensors)
-        for state in held:
-            state["step"] = torch.tensor(float(loaded["step"]))
+        for parameter, state in held:
+            state["step"] = _count(float(loaded["step"]), parameter, one.optimizer)
 
 
 def updated(adam: MegatronOptimizer) -> list[torch.nn.Parameter]:

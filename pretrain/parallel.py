@@ -186,6 +186,10 @@ def check_graphs(
             f"model.experts={model.experts}: how many tokens an expert gets is not fixed",
         ),
         (train.recompute, "train.recompute=true computes layers outside of their graphs"),
+        (
+            train.document_attention,
+            "train.document_attention=true: how many documents a window has is not fixed",
+        ),
     ):
         if unsupported:
             raise UserError(f"runtime.cuda_graphs=true, but {reason}; set runtime.cuda_graphs=false")

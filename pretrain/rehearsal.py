@@ -87,6 +87,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **
     return output
 
 
+def _attend_by_document(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Stand-in for ``varlen_attn``: (T, heads, H) -> (T, heads, H)."""
+    output: Tensor = _Attention.apply(*(x.transpose(0, 1)[None] for x in (query, key, value)), None)
+    return output[0].transpose(0, 1)
+
+
 def _bias(query: Tensor, mask: Tensor) -> Tensor:
     """Additive bias that ``scaled_dot_product_attention`` creates from a boolean mask, and keeps for each layer."""
     return query.new_empty(mask.shape)
@@ -157,6 +163,7 @@ def _stand_in(meter: Meter) -> None:
     cpu.attention_is_short = lambda *_: False
     masks: Any = attention
     masks.causal_lower_right = lambda *_: None  # fused kernels know that mask without having it
+    masks.takes_documents, masks.varlen_attn = lambda query: query.dtype != torch.float32, _attend_by_document
     patched: Any = functional
     patched.scaled_dot_product_attention, patched.rms_norm = _attend, _rms_norm
     kernels.LOGITS["cpu"], kernels.PRODUCTS["cpu"] = kernels.LOGITS["cuda"], kernels.PRODUCTS["cuda"]
@@ -260,7 +267,7 @@ def _trainer(settings: Settings, world: World, vocab_size: int, meter: Meter) ->
         for part in optim._parts(trainer.optimizer):
             inner = part.optimizer
             for group in inner.param_groups if isinstance(inner, torch.optim.AdamW) else ():
-                group["foreach"] = not group.get("fused")  # as PyTorch chooses on GPUs
+                group["fused"] = True  # as on GPUs
         _update(trainer)  # makes Adam's state
     return trainer
 
@@ -273,11 +280,9 @@ def _batches(settings: Settings) -> Iterator[Any]:
     shape = train.micro_batch_size, train.sequence_length // ranks
     while True:
         ids_BL = torch.zeros(shape, dtype=torch.int64)
-        unseen = None
-        if train.document_attention:
-            unseen = torch.zeros(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
+        documents = torch.zeros(2, dtype=torch.int32) if train.document_attention else None
         numbers_BL = torch.zeros(shape, dtype=torch.int64)
-        yield Batch(ids_BL, ids_BL.clone(), torch.ones(shape), numbers_BL, numbers_BL.clone(), unseen)
+        yield Batch(ids_BL, ids_BL.clone(), torch.ones(shape), numbers_BL, numbers_BL.clone(), documents)
 
 
 def _update(trainer: Any) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from palimpsest.data import megatron_core
 from tests import warm
 from tests.browser import FLAGS
 
+megatron_core.make_importable()  # some tests import it before anything of this package
 REPO = Path(__file__).resolve().parent.parent
 
 # The same examples every time: what fails here fails everywhere. HYPOTHESIS_PROFILE=default draws others.

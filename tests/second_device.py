@@ -1,7 +1,8 @@
 """A device ``cuda:0`` that any machine has: tensors on it have their data on the CPU, and meet no CPU's tensor.
 
-For forward passes of whole programs, whose results are then compared with the CPU's: code takes its ways for GPUs, and
-an operation with tensors of two devices fails as it would there. PyTorch's autograd does not work on it.
+For whole programs, training among them, whose results are then compared with the CPU's: code takes its ways for GPUs,
+and an operation with tensors of two devices fails as it would there. Python sees a tensor of the GPU; PyTorch's C++
+sees one of the CPU, because autograd would ask for CUDA's driver.
 
 :func:`install` changes torch for the whole process, so call it in a process of the test's own.
 """
@@ -9,8 +10,11 @@ an operation with tensors of two devices fails as it would there. PyTorch's auto
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 
 import torch
+from torch.nn import functional
+from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -18,6 +22,8 @@ DEVICE = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 COPIES = {"_to_copy", "copy_", "to"}
 """Operators that may have tensors of two devices."""
+FUSED = {"_fused_adam_", "_fused_adamw_"}
+"""Operators whose numbers, too, have to be on the device."""
 
 
 class Placed(torch.Tensor):
@@ -27,9 +33,10 @@ class Placed(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held):
-        return torch.Tensor._make_wrapper_subclass(
-            cls, held.shape, strides=held.stride(), dtype=held.dtype, device=DEVICE
-        )
+        with torch.inference_mode(False):  # views of weights are made in it, and may not be its tensors
+            return torch.Tensor._make_wrapper_subclass(
+                cls, held.shape, strides=held.stride(), dtype=held.dtype
+            )
 
     def __init__(self, held):
         self.held = held
@@ -38,44 +45,53 @@ class Placed(torch.Tensor):
     def __torch_dispatch__(cls, function, types, arguments=(), options=None):
         return _run(function, arguments, options or {})
 
-    # PyTorch would ask for CUDA's driver in these, before anything is dispatched.
-    def __getitem__(self, index):
-        return Placed(self.held[tree_map(_data, index)])
+    device = property(lambda self: DEVICE)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+    data = property(lambda self: self.detach(), lambda self, value: setattr(self, "held", value.held))
 
-    def __setitem__(self, index, value):
-        if isinstance(value, torch.Tensor) and value.dim() and not isinstance(value, Placed):
-            raise RuntimeError(f"a tensor on {value.device} is put into one on {DEVICE}")
-        self.held[tree_map(_data, index)] = _data(value)
+    def type(self, dtype=None, **options):
+        if dtype is None:
+            return self.held.type().replace("torch.", "torch.cuda.", 1)
+        return super().type(dtype, **options)
 
-    def contiguous(self, **options):
-        return Placed(self.held.contiguous(**options))
-
-    def copy_(self, other, non_blocking=False):
-        self.held.copy_(_data(other))
-        return self
-
-    def nonzero(self, **options):
-        return tree_map(
-            lambda x: Placed(x) if isinstance(x, torch.Tensor) else x, self.held.nonzero(**options)
-        )
-
-    def __int__(self):
-        return int(self.held)
-
-    def __index__(self):
-        return self.held.__index__()
-
-    def __float__(self):
-        return float(self.held)
-
-    def __bool__(self):
-        return bool(self.held)
-
-    def item(self):
-        return self.held.item()
+    def cpu(self, **_):
+        return self.to(CPU)
 
     def tolist(self):
         return self.held.tolist()
+
+    def numpy(self, **_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    __array__ = numpy
+
+
+@functools.wraps(varlen.varlen_attn)
+def attend_by_document(query, key, value, starts, _, *__, scale, window_size, enable_gqa):
+    """``varlen_attn``, of which CPUs have no kernel: causal attention of each document for itself."""
+    assert starts.dtype == torch.int32
+    assert window_size == (-1, 0)
+    packed = [x.transpose(0, 1)[None] for x in (query, key, value)]
+    outputs = [
+        functional.scaled_dot_product_attention(
+            *(x[:, :, start:end] for x in packed), is_causal=True, scale=scale, enable_gqa=enable_gqa
+        )
+        for start, end in pairwise(starts.tolist())
+    ]
+    return torch.cat(outputs, 2)[0].transpose(0, 1)
+
+
+class _Move(torch.autograd.Function):
+    """The same data on the other device."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.held.clone() if isinstance(x, Placed) else Placed(x.clone())
+
+    @staticmethod
+    def backward(context, gradient):
+        return _Move.apply(gradient)
 
 
 def _data(value):
@@ -93,19 +109,17 @@ def _run(function, arguments, options):
     name = function._schema.name.split("::")[1]
     tensors = [x for x in tree_iter((arguments, options)) if isinstance(x, torch.Tensor)]
     placed = [isinstance(x, Placed) for x in tensors]
-    if (
-        any(placed)
-        and name not in COPIES
-        and any(x.dim() for x, on in zip(tensors, placed, strict=True) if not on)
-    ):
+    mixed = any(x.dim() or name in FUSED for x, on in zip(tensors, placed, strict=True) if not on)
+    if any(placed) and name not in COPIES and mixed:
         raise RuntimeError(f"{function} of tensors on {DEVICE} and on the CPU")
     here = placed[0] if name == "copy_" else any(placed)
     given = {one.name: place for place, one in enumerate(function._schema.arguments[: len(arguments)])}
     arguments, options = list(arguments), dict(options)
     for where, key in ((arguments, given.get("device")), (options, "device")):
         if key is not None and (where is arguments or options.get(key) is not None):
-            here = _is_cuda(where[key])
-            where[key] = CPU if here else where[key]
+            # C++ names the device, which it takes for the CPU, when it converts to another dtype.
+            here = here if name == "_to_copy" else _is_cuda(where[key])
+            where[key] = CPU
     options.pop("pin_memory", None)
     data, named = tree_map(_data, (arguments, options))
     if function is torch.ops.aten.mm.dtype:  # CPUs have no product that is summed in another dtype
@@ -143,18 +157,28 @@ def install():
     cuda.get_device_capability = lambda *_: (8, 0)
     cuda.get_device_name = lambda *_: "pretended"
     cuda.max_memory_allocated = lambda *_: 0
+    varlen.varlen_attn = attend_by_document
     # Otherwise a module's parameters would keep their identity and lose their data when they are moved.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     to, tensor = torch.Tensor.to, torch.tensor
-    torch.tensor = lambda data, device=CPU, **options: tensor(data, **options).to(device)
+
+    def made(data, device=CPU, **options):
+        return tensor(tree_map(_data, data), **options).to(device)
+
+    torch.tensor = made
 
     @functools.wraps(to)
-    def indexed(self, *arguments, **options):
-        """``to`` with the index of the device, which PyTorch would ask the driver for."""
+    def moved(self, *arguments, **options):
+        """``to`` another device, and then to another dtype."""
+        given = [options.get("device"), options.get("dtype"), *arguments]
+        if isinstance(given[2:] and given[2], torch.Tensor):
+            given += [given[2].device, given[2].dtype]
+        for device in (x for x in given if isinstance(x, str | torch.device)):
+            if _is_cuda(device) != isinstance(self, Placed):
+                self = _Move.apply(self)
+        dtype = next((x for x in given if isinstance(x, torch.dtype)), self.dtype)
+        copies = {key: options[key] for key in ("copy", "memory_format") if key in options}
+        return to(self, dtype, **copies)
 
-        def full(value):
-            return DEVICE if isinstance(value, str | torch.device) and _is_cuda(value) else value
-
-        return to(self, *map(full, arguments), **{key: full(value) for key, value in options.items()})
-
-    torch.Tensor.to = indexed
+    torch.Tensor.to = moved
+    torch.Tensor.cuda = lambda self, *_, **__: self.to(DEVICE)

@@ -5,43 +5,82 @@ from types import SimpleNamespace
 import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.bias import CausalBias
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain import attention as attention_module
-from palimpsest.pretrain.attention import CausalAttention, share
-from palimpsest.pretrain.batches import intra_document_mask
+from palimpsest.pretrain.attention import CausalAttention, document_mask, share
+from palimpsest.pretrain.batches import document_starts
 from tests.pretrain.test_gpu import TRAIN, pick
+from tests.second_device import attend_by_document
 
 EOD = 0
 
 
+class Operators(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names.append(str(function))
+        return function(*arguments, **(options or {}))
+
+
 def test_what_is_hidden():
     """Worked: 5 6 | 0 7 | 0; a document begins with the end-of-document token before it."""
-    hidden = intra_document_mask(torch.tensor([[5, 6, 0, 7, 0]]), EOD)
-    assert hidden.shape == (1, 1, 5, 5)
-    seen = [[key for key in range(5) if not hidden[0, 0, query, key]] for query in range(5)]
+    starts = document_starts(torch.tensor([[5, 6, 0, 7, 0]]), EOD)
+    assert starts.tolist() == [0, 2, 4, 5]
+    mask = document_mask(starts, 1, 5)
+    assert mask.shape == (1, 1, 5, 5)
+    seen = [[key for key in range(5) if mask[0, 0, query, key]] for query in range(5)]
     assert seen == [[0], [0, 1], [2], [2, 3], [4]]
 
 
+def attention_of(groups):
+    shape = SimpleNamespace(num_query_groups=groups, num_attention_heads=4, context_parallel_size=1)
+    return CausalAttention(shape, 1, AttnMaskType.causal, "self")
+
+
+@pytest.mark.parametrize("kernel", ["mask", "flash"])
 @pytest.mark.parametrize("groups", [2, 4])
-def test_each_document_as_if_alone(groups):
+def test_each_document_as_if_alone(groups, kernel, monkeypatch):
+    """By a mask, and by the kernel for sequences of different lengths, for which a CPU has another function."""
+    if kernel == "flash":
+        monkeypatch.setattr(attention_module, "takes_documents", lambda _: True)
+        monkeypatch.setattr(attention_module, "varlen_attn", attend_by_document)
     torch.manual_seed(1)
-    attention = CausalAttention(
-        SimpleNamespace(num_query_groups=groups, num_attention_heads=4, context_parallel_size=1),
-        1,
-        AttnMaskType.causal,
-        "self",
-    )
+    attention = attention_of(groups)
     tokens = torch.tensor([[3, 4, 5, EOD, 6, 7, EOD, 8], [1, EOD, 2, 3, 4, 5, 6, 7]])
     query = torch.randn(8, 2, 4, 6)
     key, value = torch.randn(2, 8, 2, groups, 6)
-    together = attention(query, key, value, intra_document_mask(tokens, EOD))
+    together = attention(query, key, value, document_starts(tokens, EOD))
     for row, pieces in enumerate(([(0, 3), (3, 6), (6, 8)], [(0, 1), (1, 8)])):
         for start, end in pieces:
             part = (slice(start, end), slice(row, row + 1))
             torch.testing.assert_close(together[part], attention(query[part], key[part], value[part], None))
     assert not torch.allclose(together, attention(query, key, value, None))
+
+
+def test_a_gpu_reads_documents_without_a_mask(monkeypatch):
+    """PyTorch's own kernel gets the tensors that it asks for, on a pretended GPU."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    tokens = torch.tensor([[3, 4, 5, EOD, 6, 7, EOD, 8], [1, EOD, 2, 3, 4, 5, 6, 7]])
+    starts = document_starts(tokens, EOD)
+    seen = Operators()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), seen:
+        query = torch.empty(8, 2, 4, 16, dtype=torch.bfloat16, device="cuda")
+        key = torch.empty(8, 2, 2, 16, dtype=torch.bfloat16, device="cuda")
+        out = attention_of(2)(query, key, key, torch.empty(len(starts), dtype=torch.int32, device="cuda"))
+    assert (out.shape, out.device.type) == ((8, 2, 64), "cuda")
+    assert [name for name in seen.names if "attn" in name or "attention" in name] == [
+        "torch_attn._varlen_attn.default"
+    ]
+    assert not any("tril" in name for name in seen.names)
 
 
 def test_transformer_engine_does_not_take_it(monkeypatch):

@@ -27,7 +27,7 @@ new_group = distributed.new_group
 distributed.new_group = lambda ranks=None, *_, **__: new_group(ranks, backend="fake")
 
 from palimpsest.pretrain import kernels, losses, model
-from palimpsest.pretrain.batches import Batch, intra_document_mask
+from palimpsest.pretrain.batches import Batch, document_starts
 from palimpsest.pretrain.config import ModelConfig, ParallelConfig, TrainConfig
 
 COPIES = {"_to_copy", "copy_", "_pin_memory"}
@@ -48,7 +48,7 @@ def batch_on(device, masked):
     ids = torch.zeros(2, 64, dtype=torch.int64)
     parts = (
         *(ids, ids, torch.ones(2, 64), torch.arange(64).expand(2, -1), ids),
-        intra_document_mask(ids, 0) if masked else None,
+        document_starts(ids, 0) if masked else None,
     )
     return Batch(*(None if part is None else part.to(device) for part in parts))
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +72,7 @@ def test_what_cannot_be_had_is_refused(engine):
         ("cpu", {}, {}, "there is no GPU"),
         ("cuda", {"experts": 4}, {}, r"model\.experts=4"),
         ("cuda", {}, {"recompute": True}, r"train\.recompute=true"),
+        ("cuda", {}, {"document_attention": True}, r"train\.document_attention=true"),
     ],
 )
 def test_graphs_that_cannot_be_recorded_are_refused(device, shape, train, told):
@@ -81,6 +83,39 @@ def test_graphs_that_cannot_be_recorded_are_refused(device, shape, train, told):
         UserError, match=rf"runtime\.cuda_graphs=true, but {told}.*runtime\.cuda_graphs=false"
     ):
         parallel.check_graphs(RuntimeConfig(cuda_graphs=True), *settings)
+
+
+def test_transformer_engine_fuses_what_it_computes_alike(monkeypatch):
+    """megatron-core's fused GELU is the approximation by tanh: another function than the preset's."""
+    from megatron.core.models.common.embeddings import rope_utils
+
+    from palimpsest.pretrain import model
+
+    monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", lambda *_: None)
+    train = TrainConfig(**TRAIN, checkpoint_every=7, precision="bf16")
+    fusions = {
+        name: model.transformer_config(replace(MODEL, **shape), parallel.ParallelConfig(), train, attention)
+        for name, attention, shape in (
+            ("llama", "te", {}),
+            ("gpt2", "te", {"activation": "gelu", "positions": "learned"}),
+            ("ours", "sdpa", {}),
+        )
+    }
+    assert {name: (one.bias_activation_fusion, one.apply_rope_fusion) for name, one in fusions.items()} == {
+        "llama": (True, True),
+        "gpt2": (False, False),
+        "ours": (False, False),
+    }
+
+
+def test_transformer_engine_adds_gradients_in_its_products():
+    """Its modules read this attribute in each pass."""
+    from palimpsest.pretrain import model
+
+    layer = torch.nn.Linear(2, 2)
+    layer.fuse_wgrad_accumulation = False
+    model._accumulate_in_products(torch.nn.Sequential(layer, torch.nn.Linear(2, 2)))
+    assert layer.fuse_wgrad_accumulation
 
 
 def test_layers_are_graphed_where_they_learn_and_nowhere_else():

@@ -56,6 +56,21 @@ def test_compiled_swiglu(compiled):
     assert compiled == ["_plain_swiglu"]
 
 
+def test_compiled_rotary_positions(compiled):
+    """megatron-core's own function, of a part of each head, too."""
+    from palimpsest.pretrain import model  # replaces it
+
+    frequencies = torch.randn(7, 1, 1, 4)
+    plain = model.rope_utils._apply_rotary_pos_emb_bshd.args[0]
+    for ours, theirs in both(
+        lambda x: model.rope_utils._apply_rotary_pos_emb_bshd(x, frequencies, rotary_interleaved=False),
+        lambda x: plain(x, frequencies, rotary_interleaved=False),
+        torch.randn(7, 2, 3, 6),
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert compiled == ["_apply_rotary_pos_emb_bshd"]
+
+
 @pytest.mark.parametrize("rows", [16, 64])
 def test_loss_without_logits(monkeypatch, rows):
     """In several pieces and blocks, the last ones shorter; a masked target has no part in loss and gradients."""
