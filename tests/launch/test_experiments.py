@@ -22,7 +22,9 @@ ALIKE = {"bios_capacity_nano", "fewshot_memories_nano", "hubble_8b_nano", "kk_pu
 GIVEN = {"all_families": ["insertion.families.traps.path=reference"]}
 """What an experiment cannot know."""
 
-LAPTOP = {"quickstart", "all_families", *NANO}
+AS_THEY_ARE = {"quickstart", "all_families", "replicate"}
+"""Experiments that are for a laptop as they are."""
+LAPTOP = {*AS_THEY_ARE, *NANO}
 
 SMALL = [
     *(
@@ -92,7 +94,7 @@ def test_composes(name):
     assert experiment.experiment == name
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
     assert text.splitlines()[1].startswith("# ")  # what it is
-    assert name in ("quickstart", "all_families") or name.endswith("_nano") or f"{name}_nano" in EXPERIMENTS
+    assert name in AS_THEY_ARE or name.endswith("_nano") or f"{name}_nano" in EXPERIMENTS
     # Whatever is chosen, other groups go with it.
     assert made(f"+experiment={name}", *given, "launcher=report", "seed=7").train.seed == 7
     if name.endswith("_nano"):
