@@ -21,7 +21,8 @@ from tests.browser import FLAGS
 megatron_core.make_importable()  # some tests import it before anything of this package
 REPO = Path(__file__).resolve().parent.parent
 
-# The same examples every time, and no time limit on a busy machine: what fails here fails everywhere. HYPOTHESIS_PROFILE=default draws others.
+# The same examples every time, and no time limit, which a busy machine would exceed: what fails here fails everywhere.
+# HYPOTHESIS_PROFILE=default draws others.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
