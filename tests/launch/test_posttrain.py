@@ -161,10 +161,8 @@ def test_the_forget_set_moves_where_it_is_to(run, prepared, method):
     values = last_of(place, directory.name)
     change = values["forget set", "change"]
     assert change > 0 if method in AWAY else change < 0
-    (said,) = (
-        line for line in done.lines if line.startswith(f"{directory.name}") and " steps" not in line[-6:]
-    )
-    assert ("half of what was lost" if method in AWAY else "the forget set is") in said
+    said = [line for line in done.lines if line.startswith(directory.name)]
+    assert any(("half of what was lost" if method in AWAY else "the forget set is") in line for line in said)
 
 
 def test_retraining_is_exact(run, prepared):
