@@ -9,14 +9,15 @@ Shapes: B texts in a batch, T tokens of the longest, N tokens whose logits exist
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from palimpsest.analysis.scoring import batches
 from palimpsest.analysis.scoring.models import Model, Together
@@ -53,6 +54,8 @@ NUMBERS = tuple(name for name in SCORE_SCHEMA if name != "probe_id")
 UNREAD = {"rank": 65_535, "argmax": -1}
 """Values of a token that was not predicted, for the columns that cannot hold NaN; the other columns are NaN."""
 
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention on GPUs: without cuDNN's, which makes a plan for each shape of a batch, and batches have many shapes."""
 _DTYPES = {"rank": np.uint16, "argmax": np.int32}
 
 
@@ -247,11 +250,15 @@ def each_token(
         read = np.flatnonzero(source == np.arange(len(ids)))
         logits = model.output(vocab_size)
         cut = batches.batches(counts[read], _tokens_a_batch(model), together=together)
+        pending: dict[str, Tensor] = {}
+        place: NDArray[np.int64] = np.zeros(0, np.int64)
         for batch in cut:
             of_batch = _read(model, logits, vocab_size, of, [ids[k] for k in read[batch]])
-            where = np.concatenate([into[k] + np.arange(counts[k]) for k in read[batch]])
-            for name, values in of_batch.items():
-                numbers[name][where] = values
+            # A GPU has this batch to compute while the values of the last one are copied.
+            _copy(pending, numbers, place)
+            pending = of_batch
+            place = np.concatenate([into[k] + np.arange(counts[k]) for k in read[batch]])
+        _copy(pending, numbers, place)
     for other in np.flatnonzero(source != np.arange(len(ids))):
         first, begun_by, count = into[other], into[source[other]], counts[other]
         for values in numbers.values():
@@ -270,15 +277,18 @@ def _read(
     vocab_size: int,
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
     texts: Sequence[NDArray[np.int64]],
-) -> dict[str, NDArray[np.generic]]:
-    """Values of every token but the first of each text in a batch, as flat arrays over the concatenated texts."""
+) -> dict[str, Tensor]:
+    """Values of every token but the first of each text in a batch, flat over the concatenated texts, on the device."""
     longest = max(map(len, texts)) - 1
     ids = np.zeros((len(texts), longest), np.int64)
     for row, text in zip(ids, texts, strict=True):
         row[: len(text) - 1] = text[:-1]
-    states_BTD = model.states(torch.from_numpy(ids).to(model.device))
+    with sdpa_kernel(_KERNELS) if model.device.type == "cuda" else nullcontext():
+        states_BTD = model.states(torch.from_numpy(ids).to(model.device))
     there_BT = np.arange(longest) < np.array([len(text) - 1 for text in texts])[:, None]
-    states_PD = states_BTD[torch.from_numpy(there_BT).to(states_BTD.device)]
+    # By their places: a GPU would have to tell the CPU first how many places a mask has.
+    places_P = tuple(torch.from_numpy(axis).to(states_BTD.device) for axis in there_BT.nonzero())
+    states_PD = states_BTD[places_P]
     targets_P = torch.from_numpy(np.concatenate([text[1:] for text in texts]))
     return numbers(logits, vocab_size, of, states_PD, targets_P.to(states_PD.device))
 
@@ -289,8 +299,8 @@ def numbers(
     of: Callable[[Tensor, Tensor], dict[str, Tensor]],
     states_PD: Tensor,
     targets_P: Tensor,
-) -> dict[str, NDArray[Any]]:
-    """Values of P predictions, computed from a few logits at a time.
+) -> dict[str, Tensor]:
+    """Values of P predictions, computed from a few logits at a time, on the device.
 
     Args:
         logits: function from states to logits, ``Model.output``.
@@ -304,10 +314,15 @@ def numbers(
     for states, targets in zip(states_PD.split(chunk), targets_P.split(chunk), strict=True):
         z = logits(states)
         parts.append(of(z, targets.to(z.device)))
-    return {
-        name: torch.cat([part[name] for part in parts]).cpu().numpy().astype(_DTYPES.get(name, np.float32))
-        for name in parts[0]
-    }
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _copy(
+    values: dict[str, Tensor], numbers: dict[str, NDArray[np.generic]], place: NDArray[np.int64]
+) -> None:
+    """Copy a batch's values from the device to their places."""
+    for name, one in values.items():
+        numbers[name][place] = one.cpu().numpy().astype(_DTYPES.get(name, np.float32))
 
 
 def _check(
