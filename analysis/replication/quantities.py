@@ -125,13 +125,17 @@ def gain(run: Run, cell: Mapping[str, Any]) -> Estimate:
     """Mean of the cell's items minus that of the never-inserted items of the same family; families count by their
     items.
     """
-    values = items(run, cell)
+    return _gain(run.name, items(run, cell), cell)
+
+
+def _gain(name: str, values: pl.DataFrame, cell: Mapping[str, Any]) -> Estimate:
+    """The gain of a cell, given the values of all items."""
     rows = chosen(values, cell)
     total, variance = 0.0, 0.0
     for (family,), part in rows.group_by("family", maintain_order=True):
         controls = values.filter((pl.col("family") == family) & (pl.col("dose") == 0))
         if controls.is_empty():
-            raise UserError(f"{run.name} has no never-inserted items of {family}, which a gain is over")
+            raise UserError(f"{name} has no never-inserted items of {family}, which a gain is over")
         weight = part.height / rows.height
         (above, above_variance), (below, below_variance) = (
             _average(side, _is_share(cell)) for side in (part, controls)
@@ -148,8 +152,9 @@ def threshold(run: Run, cell: Mapping[str, Any]) -> Estimate:
     The gains of the run's doses are made monotone (isotonic regression) and joined by straight lines in log2(dose);
     dose 0 stands at half the lowest dose.
     """
-    doses = sorted(dose for dose in chosen(items(run, cell), cell)["dose"].unique() if dose > 0)
-    gains = np.array([gain(run, {**cell, "dose": dose}).value for dose in doses])
+    values = items(run, cell)
+    doses = sorted(dose for dose in chosen(values, cell)["dose"].unique() if dose > 0)
+    gains = np.array([_gain(run.name, values, {**cell, "dose": dose}).value for dose in doses])
     level = gains[-1] / 2 if cell.get("level", "half") == "half" else float(cell["level"])
     return crossing(np.array(doses, np.float64), gains, level)
 
@@ -235,7 +240,7 @@ def _average(rows: pl.DataFrame, share: bool) -> tuple[float, float]:
     )
     clusters = len(sums)
     variance = float((sums**2).sum()) / rows.height**2 * clusters / max(1, clusters - 1)
-    if share:
+    if share and variance == 0:
         likely = (abs(average) * clusters + 2) / (clusters + 4)
-        variance = max(variance, likely * (1 - likely) / (clusters + 4)) if variance == 0 else variance
+        variance = likely * (1 - likely) / (clusters + 4)
     return average, variance if clusters > 1 or share else float("nan")

@@ -21,7 +21,7 @@ FFN_IN, FFN_OUT = f"{LAYERS}mlp.linear_fc1.weight", f"{LAYERS}mlp.linear_fc2.wei
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What an edit is given besides the weights."""
+    """Inputs of an edit besides the weights."""
 
     settings: Mapping[str, float]
     earlier: Callable[[int], Weights]

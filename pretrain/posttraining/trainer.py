@@ -123,7 +123,7 @@ class Posttrainer:
         """Load the newest checkpoint of this post-training, or the parent, which is saved as step 0."""
         done = checkpoint.newest(self.checkpointer.directory, self.world)
         if done is not None:
-            self.weights["alpha"] = self.checkpointer.load(done).facts["alpha"]
+            self.weights["alpha"] = self.checkpointer.load(done).facts.get("alpha", self.weights["alpha"])
             return done
         _load_weights([chunk.module for chunk in self.chunks], directory, step)
         self.optimizer.reload_model_params()
