@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXPERIMENT ?= quickstart
 
-.PHONY: setup demo test test-slow test-long test-engine testbed replicate gpu lint type clean
+.PHONY: setup demo test test-slow test-long test-engine testbed replicate gpu docs lint type clean
 
 setup: $(VENV)/.done
 
@@ -47,6 +47,11 @@ replicate: setup
 # On a machine with a GPU, at most 8 minutes: writes results/gpu_DATE.md. Elsewhere it says so, with status 2.
 gpu: setup
 	@PYTHONPATH=. $(BIN)/python -W ignore -m benchmarks.gpu
+
+# The site, into build/site; a dead link, or a page that is not listed in mkdocs.yml, fails it.
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo build/site/index.html
 
 lint: setup
 	$(BIN)/ruff check .

@@ -82,7 +82,7 @@ def test_pip_installs_torch_first_and_by_version(place):
     log, out = setup(place)
     assert "with pip" in out
     installed = [line for line in log if "pip install" in line]
-    assert [line.split()[-1] for line in installed] == ["torch==2.13.0", ".[test]"]
+    assert [line.split()[-1] for line in installed] == ["torch==2.13.0", ".[docs,test]"]
     assert all("-c constraints.txt" in line for line in installed)
     assert "ipykernel install --sys-prefix" in log[-1]
 
@@ -94,7 +94,7 @@ def test_uv_where_it_is_with_the_wheels_that_pip_would_look_at(place, links):
     assert "with uv" in out
     assert not any("-m pip install" in line for line in log)
     installed = [line for line in log if line.startswith("uv pip install")]
-    assert [line.split()[-1] for line in installed] == ["torch==2.13.0", ".[test]"]
+    assert [line.split()[-1] for line in installed] == ["torch==2.13.0", ".[docs,test]"]
     for link in (links or "/wheels").split():
         assert all(f"--find-links {link}" in line for line in installed)
 
