@@ -122,6 +122,7 @@ def prepare(config: CorpusConfig, directory: Path, *, workers: int, progress: Pr
         shutil.rmtree(place, ignore_errors=True)
     assert draft.manifest is not None
     facts = draft.manifest.facts
+    progress(_left_out_line(facts))
     progress(_overlap_line(facts))
     progress(f"corpus of {facts['train_tokens']:,} tokens in {time.monotonic() - began:.0f} s: {directory}")
     return draft.manifest
@@ -415,6 +416,26 @@ def _overlap(place: Path, directories: Sequence[Path], ours: Tokenizer) -> dict[
         "heldout_overlapping": int(shared.sum()),
         "heldout_compared_tokens": looked_at,
     }
+
+
+_LEFT_OUT = {
+    "bad_dropped": "unreadable",
+    "empty_dropped": "empty",
+    "short_dropped": "too short",
+    "long_dropped": "too long",
+    "language_dropped": "in another language",
+    "unwanted_dropped": "not kept by corpus.source.keep",
+    "duplicates_dropped": "duplicates",
+    "near_duplicates_dropped": "near duplicates",
+    "contaminated_dropped": "with a text of corpus.decontaminate.paths",
+    "tokenless_dropped": "without tokens",
+}
+"""Count in the corpus's facts -> the reason in words."""
+
+
+def _left_out_line(facts: Mapping[str, Any]) -> str:
+    counts = [f"{facts[name]:,} {why}" for name, why in _LEFT_OUT.items() if facts.get(name)]
+    return f"{facts['documents_read']:,} documents read; left out: {', '.join(counts) or 'none'}"
 
 
 def _overlap_line(facts: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,11 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = 60
 
 
+def _by_numbers(arm: str) -> list[tuple[float, str]]:
+    """Sort key by which dose 4 comes before dose 16."""
+    return [(float(part), "") if part.isdigit() else (-1.0, part) for part in re.split(r"(\d+)", arm)]
+
+
 def summary(plan: Plan) -> Iterator[str]:
     """Arms, and a picture of each one's exposures over training (a column is a stretch of steps)."""
     shape = plan.shape
@@ -36,7 +43,7 @@ def summary(plan: Plan) -> Iterator[str]:
     width = max(len(arm) for arm in facts["arms"])
     columns = min(_COLUMNS, steps)
     yield f"{'arm':{width}}  {'items':>6} {'exposures':>10}  steps {first} to {shape.steps - 1}, exposures a column"
-    for arm, counts in facts["arms"].items():
+    for arm, counts in sorted(facts["arms"].items(), key=lambda named: _by_numbers(named[0])):
         position = exposures.filter(pl.col("arm") == arm)["position"].to_numpy()
         step = position // shape.global_batch_size - first
         heights = np.bincount(step * columns // steps, minlength=columns)

@@ -86,7 +86,9 @@ def test_documents_that_hold_a_test_item_are_dropped_and_counted(tmp_path):
     (tmp_path / "items.jsonl").write_text("".join(json.dumps({"question": t}) + "\n" for t in items))
     rule = DecontaminateConfig(paths=(str(tmp_path / "items.jsonl"),), text_field="question")
     config = corpus(tmp_path, lines, heldout_fraction=0.0, decontaminate=rule)
-    facts = make(config, tmp_path / "out").facts
+    told = []
+    facts = make(config, tmp_path / "out", told).facts
+    assert "200 documents read; left out: 2 with a text of corpus.decontaminate.paths" in told
     rows = {int(row["row"]) for row in table(tmp_path / "out", "documents.parquet")}
     assert {4, 51} == set(range(1, 201)) - rows
     assert facts["contaminated_dropped"] == 2

@@ -191,7 +191,7 @@ def test_trap_grid(prepared, tmp_path):
         "insertion.families.traps.low=30",
         "insertion.families.traps.high=150",
         "insertion.families.traps.buckets=3",
-        "insertion.doses=[0,1,2,4,8]",
+        "insertion.doses=[0,1,2,4,10]",
         "insertion.items_per_dose=12",
         "insertion.families.traps.jaccard=0.6",
         "insertion.max_share=0.6",
@@ -212,8 +212,9 @@ def test_trap_grid(prepared, tmp_path):
     cells = Counter(made.items.select("stratum", "dose").iter_rows())
     assert len(cells) == 2 * 3 * 5
     assert set(cells.values()) == {2}
-    assert len(made.exposures) == 12 * (1 + 2 + 4 + 8)
+    assert len(made.exposures) == 12 * (1 + 2 + 4 + 10)
     lines = list(explain.summary(made))
-    assert any(line.split()[:4] == ["dose", "8", "12", "96"] for line in lines)
+    assert any(line.split()[:4] == ["dose", "10", "12", "120"] for line in lines)
+    assert [line.split()[1] for line in lines if line.startswith("dose ")] == ["0", "1", "2", "4", "10"]
     assert not made.exposures["lead"].any()
     assert audited(made, order, tokenizer) == "PASS"
