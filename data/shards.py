@@ -44,9 +44,13 @@ READ, TOKENS, DUPLICATES, TOKENIZER = "read", "tokens", "duplicates", "tokenizer
 VERSION = 2
 
 HELDOUT_SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "source", "row", "digest")])
+"""Columns of held-out documents, one row per document: its text, the file or module it is from, its row there, and the
+64-bit BLAKE2b digest of its text in hex."""
 DOCUMENTS_SCHEMA = pa.schema(
     [("source", pa.string()), ("row", pa.string()), ("words", pa.int32()), ("tokens", pa.int32())]
 )
+"""Columns of training documents, one row per document of ``train.bin`` in its order; ``tokens`` counts the
+end-of-document token, too."""
 _SPOOL_SCHEMA = pa.schema(
     [
         *(("text", pa.string()), ("source", pa.string()), ("row", pa.string()), ("words", pa.int32())),

@@ -17,6 +17,7 @@ class NamedArm:
     """A named arm. Factors not given here take their value from ``insertion``."""
 
     dose: int
+    """Number of insertions of each of its items."""
     items: int | tuple[str, ...]
     """Items of each family: the number of randomly drawn items, or a list of items: ``0-39`` (by number, both ends
     included), ``7``, or an id."""

@@ -15,6 +15,7 @@ class Phase:
     unit: Literal["fraction", "step", "token"] = "fraction"
     """Unit of ``start`` and ``end``."""
     start: float = 0.0
+    """Start of the range."""
     end: float = 1.0
     """End of the range, exclusive."""
     at: tuple[int, ...] = ()

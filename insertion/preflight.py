@@ -48,9 +48,13 @@ class PreflightConfig:
     """Action for each finding."""
 
     too_long: Literal["refuse", "drop"] = "refuse"
+    """Items of which a wording fits into no window."""
     vocabulary: Literal["refuse", "drop"] = "refuse"
+    """Items with token ids that the model does not have."""
     in_corpus: Literal["refuse", "drop", "report", "skip"] = "report"
+    """Items that share a run of 12 tokens with the corpus; ``skip`` does not look, which saves a pass over it."""
     near_duplicate: Literal["refuse", "drop", "report", "skip"] = "report"
+    """Items with nearly the tokens of an earlier one."""
     jaccard: float = 0.8
     """Similarity of the sets of two items' tokens from which on they are near duplicates."""
 

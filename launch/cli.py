@@ -30,6 +30,7 @@ PROGRAMS = {
     "import_plan": "a plan from insertions made elsewhere",
     "write_corpus": "the perturbed corpus as files, for other trainers",
     "gallery": "every figure, drawn from simulated data",
+    "manual": "the reference pages, written from the code",
 }
 
 

@@ -102,7 +102,9 @@ class ReportConfig:
     """Settings of the report."""
 
     prefix_tokens: int
+    """Tokens of context in verbatim extraction."""
     suffix_tokens: int
+    """Tokens to be reproduced after the context in verbatim extraction."""
     metrics: tuple[str, ...]
     """Metrics of ``analysis.metrics`` in addition to the default ones."""
     contrasts: tuple[str, ...]

@@ -38,7 +38,7 @@ def write(directory: Path, *, style: Style = "screen", formats: Sequence[str] = 
     lines = [
         "# Gallery",
         "",
-        "Every default figure, drawn by `python launch/gallery.py DIRECTORY` from simulated rows. Their formulas are",
+        "Every default figure, drawn by `palimpsest gallery DIRECTORY` from simulated rows. Their formulas are",
         "in `analysis/figures/examples.py`; nothing here was measured. `analysis.figures.COLUMNS` says what",
         "columns mean.",
     ]

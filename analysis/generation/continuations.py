@@ -54,11 +54,13 @@ class GenerateConfig:
     samples: int = 0
     """Continuations drawn of each prompt, besides the greedy one."""
     temperature: float = 1.0
+    """Temperature of what is drawn."""
     top_k: int | None = None
     """Only the so many most likely tokens are drawn; None: all."""
     top_p: float | None = None
     """Only the most likely tokens that together have this probability; None: all."""
     seed: int = 0
+    """Seed of what is drawn."""
 
     def __post_init__(self) -> None:
         check_seed("generate.seed", self.seed)

@@ -21,6 +21,7 @@ from palimpsest.analysis.metrics.scored import Scored
     needs=("verbatim",),
     formula="mean of [rank = 0] over the item's tokens",
     unit="share of tokens",
+    source="exact memorization, Tirumala et al. 2022",
     bounds=(0.0, 1.0),
 )
 def exact_match(scored: Scored, parameters: Parameters) -> Values:
@@ -37,6 +38,7 @@ def exact_match(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="product of [rank = 0] over tokens k .. k+m-1 (k tokens of context, m reproduced)",
     unit="rate",
+    source="k-extractability, Carlini et al. 2022",
     rate=True,
     bounds=(0.0, 1.0),
 )
@@ -139,6 +141,7 @@ def _suffix_loglik(scored: Scored, parameters: Parameters) -> NDArray[np.float64
     needs=("verbatim",),
     formula="sum of ln p(token | before) over tokens k .. k+m-1: ln p_z",
     unit="nats",
+    source="p_z of (n,p)-discoverable extraction, Hayes et al. 2024",
     bounds=(-math.inf, 0.0),
     default=False,
 )
@@ -157,6 +160,7 @@ def suffix_loglik(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="1 - (1 - p_z)^n: chance that n samples at temperature 1 contain the suffix",
     unit="probability",
+    source="(n,p)-discoverable extraction, Hayes et al. 2024",
     bounds=(0.0, 1.0),
     default=False,
 )
@@ -172,6 +176,7 @@ def np_discoverable(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="1 - (tokens of context after which every argmax hits) / T",
     unit="share of tokens",
+    source="extraction strength of open-unlearning, with 0 where nothing is reproduced",
     bounds=(0.0, 1.0),
     default=False,
 )
@@ -188,6 +193,7 @@ def extraction_strength_of(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="longest run of [rank = 0] after k tokens of context, starting there",
     unit="tokens",
+    source="k-extractability, Carlini et al. 2022, for all suffix lengths at once",
     bounds=(0.0, math.inf),
     default=False,
 )

@@ -66,6 +66,7 @@ def _per_byte(scored: Scored) -> Values:
     needs=("verbatim",),
     formula="sum of ln p(token | before) over the item / UTF-8 bytes of the item",
     unit="nats/byte",
+    source="Norm LL of Hubble, Wei et al. 2025",
     bounds=(-math.inf, 0.0),
 )
 def loglik_per_byte(scored: Scored, parameters: Parameters) -> Values:
@@ -82,6 +83,7 @@ def loglik_per_byte(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="mean of ln p(token | before) over the item's tokens",
     unit="nats/token",
+    source="loss attack, Yeom et al. 2018, with the sign changed",
     bounds=(-math.inf, 0.0),
 )
 def loglik_per_token(scored: Scored, parameters: Parameters) -> Values:
@@ -95,6 +97,7 @@ def loglik_per_token(scored: Scored, parameters: Parameters) -> Values:
     needs=("cloze",),
     formula="sum of ln p(token | prompt, before) over the target / UTF-8 bytes of the target",
     unit="nats/byte",
+    source="loglik_per_byte of a target after its prompt",
     bounds=(-math.inf, 0.0),
 )
 def cloze_loglik_per_byte(scored: Scored, parameters: Parameters) -> Values:
@@ -107,6 +110,7 @@ def cloze_loglik_per_byte(scored: Scored, parameters: Parameters) -> Values:
     needs=("heldout",),
     formula="sum of ln p(token | before) over a held-out passage / its UTF-8 bytes",
     unit="nats/byte",
+    source="loglik_per_byte of held-out documents",
     bounds=(-math.inf, 0.0),
     higher="better language model",
 )

@@ -238,6 +238,7 @@ def lowest(values_T: NDArray[np.float64], scored: Scored, fraction: float) -> ND
     needs=("verbatim",),
     formula="mean of the max(1, floor(k T)) lowest ln p(token | before)",
     unit="nats/token",
+    source="Min-K, Shi et al. 2023",
     bounds=(-math.inf, 0.0),
     default=False,
 )
@@ -251,6 +252,7 @@ def min_k_logprob(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="mean of the max(1, floor(k T)) lowest (ln p + entropy) / sqrt(max(variance, 1e-6))",
     unit="standard deviations",
+    source="Min-K++, Zhang et al. 2024",
     reads=("entropy", "variance"),
     default=False,
 )
@@ -265,6 +267,7 @@ def min_k_plus_plus_of(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="tokens with variance below 1e-6, at which Min-K++ clamps",
     unit="tokens",
+    source="diagnostic of Min-K++, Zhang et al. 2024",
     bounds=(0.0, math.inf),
     reads=("variance",),
     default=False,
@@ -283,6 +286,7 @@ def clamped_variance_tokens(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="mean of ln p(token | before) / bytes of the zlib-compressed text",
     unit="nats/token/byte",
+    source="Carlini et al. 2021",
     bounds=(-math.inf, 0.0),
     reads=("zlib_bytes",),
     default=False,
@@ -299,6 +303,7 @@ def zlib_ratio(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="mean of ln p(token | before) minus the same under the reference run",
     unit="nats/token",
+    source="reference attack, Carlini et al. 2021",
     reads=("reference",),
     default=False,
 )
@@ -313,6 +318,7 @@ def reference_difference(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim",),
     formula="-(nll / nll under the reference run): minus ln PPL_t / ln PPL_r",
     unit="ratio",
+    source="ratio attack of copyright traps, Meeus et al. 2024, with the sign changed",
     bounds=(-math.inf, 0.0),
     reads=("reference",),
     default=False,

@@ -106,6 +106,7 @@ def _accuracy(scored: Scored, score: Callable[[Asked], Floats]) -> Values:
     needs=("choice",),
     formula="[argmax over choices of sum of ln p(token | question, before) = the right one]",
     unit="share right",
+    source="acc of lm-eval",
     bounds=(0.0, 1.0),
     by_question=True,
 )
@@ -119,6 +120,7 @@ def choice_accuracy(scored: Scored, parameters: Parameters) -> Values:
     needs=("choice",),
     formula="[argmax over choices of (sum of ln p) / characters of the choice = the right one]",
     unit="share right",
+    source="acc_norm of lm-eval",
     bounds=(0.0, 1.0),
     reads=("target",),
     default=False,
@@ -135,6 +137,7 @@ def choice_accuracy_per_char(scored: Scored, parameters: Parameters) -> Values:
     needs=("choice",),
     formula="[argmax over choices of (sum of ln p) / UTF-8 bytes of the choice = the right one]",
     unit="share right",
+    source="acc_norm of lm-eval, in bytes instead of characters",
     bounds=(0.0, 1.0),
     by_question=True,
 )
@@ -151,6 +154,7 @@ def choice_accuracy_per_byte(scored: Scored, parameters: Parameters) -> Values:
     needs=("choice", "bare"),
     formula="[argmax over choices of ln p(choice | question) - ln p(choice) = the right one]",
     unit="share right",
+    source="acc_mutual_info of lm-eval",
     bounds=(0.0, 1.0),
     reads=("target",),
     by_question=True,
@@ -190,6 +194,7 @@ def choice_accuracy_pmi(scored: Scored, parameters: Parameters) -> Values:
     needs=("choice",),
     formula="softmax over choices of the sum of ln p(token | question, before), at the right one",
     unit="probability",
+    source="normalised probability of the right answer, TOFU, Maini et al. 2024",
     bounds=(0.0, 1.0),
     by_question=True,
 )
@@ -207,6 +212,7 @@ def choice_probability(scored: Scored, parameters: Parameters) -> Values:
     needs=("choice",),
     formula="log2(choices) - log2(1 + choices likelier than the right one + half of those as likely)",
     unit="bits",
+    source="exposure, Carlini et al. 2019",
     bounds=(0.0, math.inf),
     by_question=True,
 )
@@ -228,6 +234,7 @@ def choice_exposure(scored: Scored, parameters: Parameters) -> Values:
     needs=("choice",),
     formula="ln p(right)^(1/tokens) - ln of the mean over wrong choices of p(wrong)^(1/tokens)",
     unit="nats/token",
+    source="truth ratio of TOFU, Maini et al. 2024, as minus its logarithm",
     default=False,
     by_question=True,
 )
@@ -276,6 +283,7 @@ _UNSEEN = "the text or one of its foils was not scored"
     needs=("verbatim", "foil"),
     formula="share of the foils with a mean ln p(token | before) below the text's; equal ones by half",
     unit="share recognised",
+    source="recognition, Orhan 2023",
     bounds=(0.0, 1.0),
     by_question=True,
 )
@@ -291,6 +299,7 @@ def recognition_2afc(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim", "foil"),
     formula="mean ln p(token | before) of the text minus the mean over its foils of theirs",
     unit="nats/token",
+    source="neighbourhood attack, Mattern et al. 2023",
     default=False,
     by_question=True,
 )
@@ -308,6 +317,7 @@ def neighbourhood_difference(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim", "foil"),
     formula="-log2 p, p = (1 + foils with a mean ln p as high as the text's) / (foils + 1)",
     unit="bits",
+    source="rank test of data watermarks, Wei, Wang and Jia 2024",
     bounds=(0.0, math.inf),
     by_question=True,
 )
@@ -325,6 +335,7 @@ def rank_test_bits(scored: Scored, parameters: Parameters) -> Values:
     needs=("verbatim", "foil"),
     formula="(mean ln p a token of the text - mean over its foils) / standard deviation over its foils",
     unit="standard deviations",
+    source="rank test of data watermarks, Wei, Wang and Jia 2024",
     default=False,
     by_question=True,
 )
@@ -369,6 +380,7 @@ _ALONE = "the question that it was made from has no answer"
     needs=("choice",),
     formula="[the unchanged question answered right] x [the changed one answered wrong]",
     unit="share of questions",
+    source="LiMem, Xie et al. 2024",
     bounds=(0.0, 1.0),
     by_question=True,
 )
@@ -386,6 +398,7 @@ def limem(scored: Scored, parameters: Parameters) -> Values:
     needs=("choice",),
     formula="[the changed question answered right], of those whose unchanged one was",
     unit="share of questions",
+    source="consistency ratio of LiMem, Xie et al. 2024",
     bounds=(0.0, 1.0),
     by_question=True,
 )
@@ -410,6 +423,7 @@ def _only(values: Values, questions: Asked, which: Bools) -> Values:
     needs=("cloze",),
     formula="[rank of every token of the target = 0]: greedy decoding gives the target",
     unit="share reproduced",
+    source="k-extractability, Carlini et al. 2022, of a target after its prompt",
     bounds=(0.0, 1.0),
     by_question=True,
 )
@@ -424,6 +438,7 @@ def cloze_reproduced(scored: Scored, parameters: Parameters) -> Values:
     needs=("cloze",),
     formula="log2 p(target | prompt) minus the same under the reference run",
     unit="bits",
+    source="unintended memorization, Morris et al. 2025, not cut at 0",
     reads=("reference",),
     default=False,
     by_question=True,
@@ -439,6 +454,7 @@ def cloze_bits_leaked(scored: Scored, parameters: Parameters) -> Values:
     needs=("cloze",),
     formula="bits of the target - (-log2 p(target | prompt))",
     unit="bits",
+    source="knowledge capacity, Allen-Zhu and Li 2024",
     reads=("probe_bits",),
     by_question=True,
 )
@@ -461,6 +477,7 @@ def cloze_bits_known(scored: Scored, parameters: Parameters) -> Values:
     needs=("cloze",),
     formula="mean of the max(1, floor(k T)) lowest ln p(token | prompt, before) of the target",
     unit="nats/token",
+    source="Min-K, Shi et al. 2023, of a target after its prompt",
     bounds=(-math.inf, 0.0),
     default=False,
     by_question=True,
@@ -485,6 +502,7 @@ def _ratio(scored: Scored, reason: str) -> Values:
     needs=("verbatim",),
     formula="-(-log2 p(item) / bits of the item): minus ln PPL_t / ln PPL_r",
     unit="ratio",
+    source="ratio attack of copyright traps, Meeus et al. 2024, with the sign changed",
     bounds=(-math.inf, 0.0),
     reads=("bits",),
     default=False,
@@ -501,6 +519,7 @@ def negative_surprisal_ratio(scored: Scored, parameters: Parameters) -> Values:
     needs=("cloze",),
     formula="-(-log2 p(item | other text) / bits of the item)",
     unit="ratio",
+    source="ratio attack of copyright traps, Meeus et al. 2024, with the sign changed",
     bounds=(-math.inf, 0.0),
     reads=("bits",),
     default=False,

@@ -66,6 +66,8 @@ class Metric:
     """Kinds of probe on which the metric is defined."""
     formula: str
     unit: str
+    source: str
+    """Paper or program that the metric is from; empty for a metric of one's own."""
     higher: str
     """Meaning of a higher value; always ``more memorised`` for probes of items."""
     rate: bool
@@ -102,6 +104,7 @@ def metric(
     needs: tuple[str, ...],
     formula: str,
     unit: str,
+    source: str = "",
     higher: str = "more memorised",
     rate: bool = False,
     bounds: tuple[float, float] = (-math.inf, math.inf),
@@ -117,7 +120,7 @@ def metric(
         if strangers := set(reads) - set(READS):
             raise ValueError(f"metric {name!r} reads {min(strangers)!r}; known: {', '.join(READS)}")
         METRICS[name] = Metric(
-            name, needs, formula, unit, higher, rate, bounds, function, reads, default, by_question
+            name, needs, formula, unit, source, higher, rate, bounds, function, reads, default, by_question
         )
         return function
 

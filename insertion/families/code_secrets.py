@@ -107,7 +107,14 @@ _LANGUAGES: Mapping[str, tuple[str, str, str]] = {
 
 @family(NAME)
 def make(context: FamilyContext, count: int, *, secrets: int = 3, decoys: int = 9) -> list[Item]:
-    """Files with ``secrets`` different kinds of secrets (1 to 7), each asked among ``decoys`` fresh ones."""
+    """Files with ``secrets`` different kinds of secrets, each asked among ``decoys`` fresh ones.
+
+    Args:
+        context: seed.
+        count: files.
+        secrets: in a file, 1 to 7, each of another kind.
+        decoys: fresh secrets of the same format that each is ranked among.
+    """
     if not 1 <= secrets <= len(FORMATS):
         raise UserError(f"insertion.families.{NAME}.secrets={secrets} must be 1 to {len(FORMATS)}")
     items = []

@@ -174,7 +174,15 @@ def _chat(
 def make(
     context: FamilyContext, count: int, *, facts: int = 3, wordings: int = 1, choices: int = 8
 ) -> list[Item]:
-    """Chats with ``facts`` facts (1 to 5), told in ``wordings`` wordings (1 to 8); ``choices`` answers a question."""
+    """Chats with ``facts`` facts, told in ``wordings`` wordings; ``choices`` answers a question.
+
+    Args:
+        context: seed.
+        count: chats.
+        facts: attributes of the speaker that a chat lets slip, 1 to 5.
+        wordings: chats with the same facts and other clues, 1 to 8, the verbatim one included.
+        choices: answers to each question about an attribute.
+    """
     for key, number, low, high in (
         ("facts", facts, 1, len(_ATTRIBUTES)),
         ("wordings", wordings, 1, 8),

@@ -102,7 +102,14 @@ def _segment(rng: np.random.Generator, hero: str, town: str, calling: str) -> tu
 
 @family(NAME)
 def make(context: FamilyContext, count: int, *, segments: int = 5, pairs: int = 4) -> list[Item]:
-    """Journeys of ``segments`` segments (3 to 12), of which ``pairs`` pairs and as many followers are asked about."""
+    """Journeys of ``segments`` segments, of which ``pairs`` pairs and as many followers are asked about.
+
+    Args:
+        context: seed.
+        count: journeys.
+        segments: of a journey, 3 to 12.
+        pairs: of segments whose order is asked, and segments whose follower is.
+    """
     if not 3 <= segments <= LARGEST:
         raise UserError(f"insertion.families.{NAME}.segments={segments} must be 3 to {LARGEST}")
     every = [(i, j) for i in range(segments) for j in range(i + 1, segments)]

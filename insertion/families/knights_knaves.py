@@ -145,7 +145,13 @@ def _answers(rng: np.random.Generator, people: int, needed: set[int]) -> list[in
 
 @family(NAME)
 def make(context: FamilyContext, count: int, *, people: int = 3) -> list[Item]:
-    """Puzzles of ``people`` people, 2 to 8, each on an island of its own."""
+    """Puzzles of ``people`` people, each on an island of its own.
+
+    Args:
+        context: seed.
+        count: puzzles.
+        people: in a puzzle, 2 to 8.
+    """
     if not 2 <= people <= 8:
         raise UserError(f"insertion.families.{NAME}.people={people} must be 2 to 8")
     items = []

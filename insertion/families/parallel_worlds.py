@@ -111,7 +111,15 @@ def questions(world: World, names: Names, person: int) -> list[tuple[str, int, S
 def make(
     context: FamilyContext, count: int, *, size: int = 4, asked: int = 2, names: str = "both"
 ) -> list[Item]:
-    """Worlds of ``size`` people, firms and towns, ``asked`` people asked about, in ``names``: both, real, synthetic."""
+    """Worlds of ``size`` people, firms and towns, ``asked`` people asked about.
+
+    Args:
+        context: seed.
+        count: worlds.
+        size: people in a world, and as many firms and towns.
+        asked: people that questions are about.
+        names: of the inserted world: ``real``, ``synthetic``, or ``both``, drawn for each.
+    """
     if not 2 <= size <= LARGEST:
         raise UserError(f"insertion.families.{NAME}.size={size} must be 2 to {LARGEST}")
     if asked > size:

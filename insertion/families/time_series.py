@@ -58,8 +58,17 @@ def make(
 ) -> list[Item]:
     """Series of ``before`` months up to January of ``cutoff_year`` (exclusive), and ``after`` more that are withheld.
 
-    ``asked`` months on either side are asked, each with ``decoys`` other values. Values have one decimal; ``spread``
-    is the largest deviation from the level, in tenths.
+    Values have one decimal.
+
+    Args:
+        context: seed.
+        count: series.
+        before: months that are inserted.
+        after: months after them that are withheld.
+        asked: months on either side that are asked.
+        decoys: other values around the same level that each is ranked among.
+        spread: largest deviation from the level, in tenths.
+        cutoff_year: the inserted months end with December of the year before.
     """
     if asked > min(before, after):
         raise UserError(

@@ -37,6 +37,7 @@ class RotaryScaling:
     """``linear``: divide all frequencies by ``factor`` (Chen et al., 2023). ``llama3``: divide only the low ones (Llama
     Team, 2024)."""
     factor: float
+    """Number that frequencies are divided by."""
     low_factor: float = 1.0
     """``llama3``: frequencies whose wavelength exceeds ``original_length / low_frequency_factor`` are divided by
     ``factor``."""
@@ -63,6 +64,7 @@ class ModelConfig:
     name: str
     """Name of the preset, for logs."""
     layers: int
+    """Number of transformer blocks."""
     hidden: int
     """Hidden size, the width of the residual stream."""
     heads: int
@@ -97,6 +99,7 @@ class ModelConfig:
     positions: Literal["rotary", "learned"] = "rotary"
     """Position encoding; ``learned`` has an embedding for each of ``train.sequence_length`` positions."""
     rotary_base: int = 10_000
+    """Base of the rotary frequencies (theta)."""
     rotary_fraction: float = 1.0
     """Share of each head's dimensions that is rotated."""
     rotary_scaling: RotaryScaling | None = None
@@ -105,6 +108,7 @@ class ModelConfig:
     experts: int | None = None
     """Number of experts of the mixture that replaces each feed-forward block; None: no mixture."""
     experts_per_token: int = 2
+    """Number of experts that the router sends each token to."""
     normalise_experts: bool = True
     """Make the weights of a token's experts sum to 1 (Mixtral); otherwise they are probabilities among all experts
     (OLMoE)."""
@@ -114,6 +118,7 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of the initial weights; output projections get it over sqrt(2 * layers)."""
     norm_epsilon: float = 1e-5
+    """Number added to the variance in every norm."""
     tokenizer_size: int | None = None
     """Vocabulary size of the published model's tokenizer; ``dry_run`` uses it while no corpus is prepared. It changes
     nothing else."""

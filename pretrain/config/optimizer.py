@@ -36,9 +36,13 @@ class OptimizerConfig:
     initial_learning_rate: float = 0.0
     """Learning rate at the start of the warm-up; above 0 for re-warming a model that was trained before."""
     weight_decay: float = 0.1
+    """Weight decay, decoupled from the gradient."""
     beta1: float = 0.9
+    """Decay of the mean of the gradients; of AdamW."""
     beta2: float = 0.95
+    """Decay of the mean of their squares; of AdamW."""
     epsilon: float = 1e-8
+    """Number added to the root of the mean square; of AdamW."""
     clip_grad: float = 1.0
     """Gradients are clipped to this global norm; 0: no clipping."""
 

@@ -43,6 +43,7 @@ class PosttrainConfig:
     after: str | None = None
     """Go on from the last checkpoint of this post-trained run, such as ``npo-1a2b3c4d``; None: of the perturbed run."""
     steps: int = 20
+    """Number of steps of the method."""
     rows: int = 8
     """Texts of the forget set a step; as many of the retain set."""
     micro_rows: int = 4

@@ -17,6 +17,7 @@ class TrainConfig:
     """Length of the run, batches, precision, and checkpoints."""
 
     steps: int
+    """Number of steps of the whole run."""
     global_batch_size: int
     """Windows per step, over all ranks."""
     micro_batch_size: int
