@@ -132,6 +132,7 @@ def write(
             "claim",
             "text",
             "published",
+            "direction",
             "estimate",
             "low",
             "high",
@@ -170,7 +171,7 @@ def _markdown(
         verdict = f"{outcome.verdict}" + (f": {outcome.why}" if outcome.why else "")
         lines.append(
             f"| {claim.text}{' (positive control)' if claim.control else ''} | {claim.published} | "
-            f"{_number(outcome.estimate)} [{_number(outcome.low)}, {_number(outcome.high)}] {claim.unit} | "
+            f"{_number(outcome.estimate)} [{_number(outcome.low)}, {_number(outcome.high)}]{f' {claim.unit}' if claim.unit else ''} | "
             f"{', '.join(map(_number, outcome.values))} | {_p(outcome.p_holm)} | "
             f"{claim.power(len(replication.seeds), len(replication.claims)):.2f} | {verdict} |"
         )
@@ -190,10 +191,10 @@ def _markdown(
         "assignment, order and initial weights of its own; its standard error is not below the one over items. p is "
         f"corrected by Holm over the {len(replication.claims)} claims of this page.",
         "",
-        f"Exploration: {replication.pilots}",
+        f"Exploration: {_sentence(replication.pilots)}",
     ]
     if replication.notes:
-        lines += ["", f"Differences from the published setting: {replication.notes}"]
+        lines += ["", f"Differences from the published setting: {_sentence(replication.notes)}"]
     took = (
         ""
         if provenance.minutes != provenance.minutes
@@ -238,9 +239,13 @@ def _test(claim: Claim) -> str:
         else f"{claim.direction} than {claim.against:g}"
     )
     return (
-        f"{subject}; {wanted}; alpha {claim.alpha:g}; planned for a difference of {abs(claim.expected):g} "
-        f"{claim.unit} with a standard deviation of {claim.deviation:g} between seeds."
+        f"{subject}; {wanted}; alpha {claim.alpha:g}; planned for a difference of "
+        f"{abs(claim.expected):g}{f' {claim.unit}' if claim.unit else ''} with a standard deviation of {claim.deviation:g} between seeds."
     )
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
 
 
 def _number(value: float) -> str:
@@ -314,7 +319,8 @@ def overview(directory: Path) -> Path | None:
         "![Every claim of every page, with its interval](overview.svg)",
         "",
         "Each claim's estimate and 95 % interval over seeds, in units of the smallest effect that its test was planned "
-        "for: 0 is no effect (or, for a claim of equivalence, no difference).",
+        "for. The dashed line is the value that the test is against; to its right lies what was published (for a claim "
+        "of equivalence, the line itself).",
         "",
         "| page | published finding | verdict |",
         "|---|---|---|",
@@ -334,18 +340,25 @@ _LIMIT = 8.0
 
 
 def _forest(rows: pl.DataFrame) -> Any:
-    """Estimates and intervals of all claims, one row each."""
+    """Estimates and intervals of all claims, one row each, beside what was published and what was found."""
+    sign = pl.when(pl.col("direction") == "less").then(-1).otherwise(1)
 
     def scaled(name: str) -> pl.Expr:
-        value = (pl.col(name) - pl.col("against")) / pl.col("scale")
+        value = sign * (pl.col(name) - pl.col("against")) / pl.col("scale")
         return value.clip(-_LIMIT, _LIMIT).alias(name)
 
-    shown = rows.with_columns(
-        scaled("estimate"), scaled("low"), scaled("high"), label=pl.format("{}: {}", "page", "text")
-    ).select("label", "estimate", "low", "high", "verdict")
-    order = shown["label"].to_list()
+    shown = rows.select(
+        scaled("estimate"),
+        scaled("low"),
+        scaled("high"),
+        "verdict",
+        "published",
+        label=pl.format("{}: {}", "page", "text"),
+        here=pl.struct("estimate", "low", "high", "unit").map_elements(_interval, return_dtype=pl.String),
+    )
+    y = alt.Y("label:N", title=None, sort=shown["label"].to_list(), axis=alt.Axis(labelLimit=600))
     base = alt.Chart(theme.values(shown)).encode(
-        y=alt.Y("label:N", title=None, sort=order, axis=alt.Axis(labelLimit=560)),
+        y=y,
         color=alt.Color(
             "verdict:N",
             title=None,
@@ -353,9 +366,26 @@ def _forest(rows: pl.DataFrame) -> Any:
         ),
     )
     title = "estimate, in units of the planned effect"
-    chart = alt.layer(
+    height = alt.Step(22)
+    forest = alt.layer(
         theme.line(x=0),
         base.mark_rule(strokeWidth=2).encode(alt.X("low:Q", title=title), alt.X2("high")),
         base.mark_point(filled=True, size=60, opacity=1).encode(x=alt.X("estimate:Q", title=title)),
-    ).properties(width=360, height=alt.Step(22))
+    ).properties(width=300, height=height)
+
+    def column(field: str, title: str, width: int) -> Any:
+        text = (
+            alt.Chart(theme.values(shown))
+            .mark_text(align="left", x=4, fontSize=12, limit=width)
+            .encode(y=y.axis(None), text=f"{field}:N")
+        )
+        return text.properties(width=width, height=height, title=alt.TitleParams(title, anchor="start"))
+
+    chart = alt.hconcat(forest, column("here", "here", 250), column("published", "published", 330), spacing=6)
     return theme.styled(chart)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    if row["estimate"] is None:
+        return "–"
+    return f"{_number(row['estimate'])} [{_number(row['low'])}, {_number(row['high'])}] {row['unit']}".strip()
