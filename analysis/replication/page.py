@@ -171,7 +171,7 @@ def _markdown(
         verdict = f"{outcome.verdict}" + (f": {outcome.why}" if outcome.why else "")
         lines.append(
             f"| {claim.text}{' (positive control)' if claim.control else ''} | {claim.published} | "
-            f"{_number(outcome.estimate)} [{_number(outcome.low)}, {_number(outcome.high)}]{f' {claim.unit}' if claim.unit else ''} | "
+            f"{_interval(outcome.estimate, outcome.low, outcome.high, claim.unit)} | "
             f"{', '.join(map(_number, outcome.values))} | {_p(outcome.p_holm)} | "
             f"{claim.power(len(replication.seeds), len(replication.claims)):.2f} | {verdict} |"
         )
@@ -240,7 +240,7 @@ def _test(claim: Claim) -> str:
     )
     return (
         f"{subject}; {wanted}; alpha {claim.alpha:g}; planned for a difference of "
-        f"{abs(claim.expected):g}{f' {claim.unit}' if claim.unit else ''} with a standard deviation of {claim.deviation:g} between seeds."
+        f"{_of(f'{abs(claim.expected):g}', claim.unit)} with a standard deviation of {claim.deviation:g} between seeds."
     )
 
 
@@ -248,8 +248,16 @@ def _sentence(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def _number(value: float) -> str:
-    return "–" if value != value else f"{value:.3g}".replace("-", "−")
+def _number(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.3g}".replace("-", "−")
+
+
+def _of(number: str, unit: str) -> str:
+    return f"{number} {unit}" if unit else number
+
+
+def _interval(estimate: float | None, low: float | None, high: float | None, unit: str) -> str:
+    return _of(f"{_number(estimate)} [{_number(low)}, {_number(high)}]", unit)
 
 
 def _p(value: float) -> str:
@@ -354,7 +362,10 @@ def _forest(rows: pl.DataFrame) -> Any:
         "verdict",
         "published",
         label=pl.format("{}: {}", "page", "text"),
-        here=pl.struct("estimate", "low", "high", "unit").map_elements(_interval, return_dtype=pl.String),
+        here=pl.Series(
+            [_interval(*row) for row in rows.select("estimate", "low", "high", "unit").rows()],
+            dtype=pl.String,
+        ),
     )
     y = alt.Y("label:N", title=None, sort=shown["label"].to_list(), axis=alt.Axis(labelLimit=600))
     base = alt.Chart(theme.values(shown)).encode(
@@ -383,9 +394,3 @@ def _forest(rows: pl.DataFrame) -> Any:
 
     chart = alt.hconcat(forest, column("here", "here", 250), column("published", "published", 330), spacing=6)
     return theme.styled(chart)
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if row["estimate"] is None:
-        return "–"
-    return f"{_number(row['estimate'])} [{_number(row['low'])}, {_number(row['high'])}] {row['unit']}".strip()
