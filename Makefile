@@ -21,10 +21,11 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m 'slow and not long'
 
-# Types every command of the README, runs the benchmark of training and the other nano experiments: for when those have
-# changed.
+# Types every command of README and docs, runs the benchmark of training and the other nano experiments: for when those have
+# changed. SHARD=0/4 ... SHARD=3/4 do a quarter each, on as many machines.
+SHARD ?=
 test-long: setup
-	$(BIN)/python -m pytest -m long
+	SHARD=$(SHARD) $(BIN)/python -m pytest -m long
 
 # The same tests of data/ and pretrain/ on the other supported megatron-core; its wheels ask for Python 3.12, and run on 3.11.
 ENGINE ?= 0.19.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 
 from palimpsest.launch import cli, help
@@ -39,7 +40,7 @@ def programs() -> str:
             lines += ["", "```text", *(f"palimpsest {name} {example}" for example in entry.examples), "```"]
         else:
             said = body(import_module(f"palimpsest.launch.{name}").__doc__)
-            lines += [said.replace("python launch/", "palimpsest ").replace(".py", "")]
+            lines += [re.sub(r"python launch/(\w+)\.py", r"palimpsest \1", said)]
     return "\n".join(lines) + "\n"
 
 

@@ -27,11 +27,15 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
-LONG = ("test_readme", "test_slurm", "test_topologies", "test_experiments", "test_misuse", "test_report")
+LONG = ("test_typed", "test_slurm", "test_topologies", "test_experiments", "test_misuse", "test_report")
 """Files that take longest, lest one worker runs them at the end and the others wait."""
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if share := os.environ.get("SHARD"):  # k/n: every n-th of the long tests, from k on
+        number, of = map(int, share.split("/"))
+        long = [item for item in items if item.get_closest_marker("long")]
+        items[:] = long[number::of]
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
