@@ -96,9 +96,7 @@ def composed(found, words, place):
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             config = compose("config", scaled(words))
-        outside = any("huggingface" in word or "EleutherAI" in word for word in words) or own_design(
-            words, place
-        )
+        outside = any("huggingface" in word or "EleutherAI" in word for word in words)
         if kind is Experiment and not outside:
             return build(config)
         values_of(kind, config, conf)

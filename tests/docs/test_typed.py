@@ -57,10 +57,8 @@ def added(line):
         left = {
             key: value for key, value in left.items() if not key.startswith(("model.", "corpus.tokenizer"))
         }
-    if (
-        "insertion.experiments.sentences.items_per_dose" in given
-        or "insertion" in given
-        and "insertion=shared" in line
+    if "insertion.experiments.sentences.items_per_dose" in given or (
+        "insertion" in given and "insertion=shared" in line
     ):
         left.pop("insertion.items_per_dose", None)
     return [f"{key}={value}" for key, value in left.items()]
