@@ -55,7 +55,7 @@ CASES = {
     "no plus": (["experiment=quickstart"], ["write +experiment=quickstart"]),
     "warm-up": (
         ["+experiment=quickstart", "train.steps=20"],
-        ["optimizer.warmup_steps=20 must be below train.steps=20"],
+        ["optimizer.warmup_steps=50 must be below train.steps=20"],
     ),
 }
 
