@@ -7,6 +7,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,11 +30,13 @@ SMALL = {
     "model.ffn": "64",
     "insertion.items_per_dose": "2",
     "insertion.max_share": "0.9",
+    "train.steps": "300",
 }
 """Settings that every training gets which does not say its own, lest it takes minutes; corpora of files keep theirs."""
 AS_THEY_ARE = ("dry_run=true", "preflight=", "power=true", "--help", "--cfg", "+experiment=hubble")
+INSTALLED = Path(sys.executable).with_name("palimpsest")
 STUBS = {
-    "palimpsest": f'exec {sys.executable} -m palimpsest.launch.cli "$@" $PALIMPSEST_TEST_ADDED\n',
+    "palimpsest": f'exec {sys.executable} {INSTALLED} "$@" $PALIMPSEST_TEST_ADDED\n',
     "torchrun": f'exec {sys.executable} -m torch.distributed.run --standalone "$@" $PALIMPSEST_TEST_ADDED\n',
     "python": f'exec {sys.executable} "$@"\n',
     # For a cluster, which the test has not: takes any script that bash can read. tests/slurm has a real one.
