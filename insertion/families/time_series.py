@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from palimpsest.data.errors import UserError
 from palimpsest.insertion.families import vocabulary
 from palimpsest.insertion.families.registry import FamilyContext, family
@@ -42,6 +44,15 @@ def _value(tenths: int) -> str:
 def bits(before: int, spread: int) -> float:
     """Information in the values before the cut-off, given the indicator's level (its mean is known)."""
     return before * math.log2(2 * spread + 1)
+
+
+def _decoys(rng: np.random.Generator, level: int, spread: int, count: int, values: list[int]) -> list[int]:
+    """Different values around the level that are not among those of the series."""
+    found: dict[int, None] = {}
+    while len(found) < count:
+        others = (level + rng.integers(-spread, spread + 1, size=count)).tolist()
+        found |= dict.fromkeys(value for value in others if value not in values)
+    return list(found)[:count]
 
 
 @family(NAME)
@@ -99,10 +110,7 @@ def make(
         }
         for side, chosen in sides.items():
             for k in sorted(chosen):
-                wrong: dict[int, None] = {}
-                while len(wrong) < decoys:
-                    others = (level + rng.integers(-spread, spread + 1, size=decoys)).tolist()
-                    wrong |= dict.fromkeys(value for value in others if value not in values)
+                wrong = _decoys(rng, level, spread, decoys, values)
                 alone = f"{title} {_date(months[k])}:"
                 date = f"{months[k] // 12}-{months[k] % 12 + 1:02d}"
                 probes += [
@@ -117,7 +125,7 @@ def make(
                 ]
                 probes += [
                     Probe("choice", alone, _value(value), f"{side} the cut-off #{date}", value == values[k])
-                    for value in sorted([values[k], *list(wrong)[:decoys]])
+                    for value in sorted([values[k], *wrong])
                 ]
         items.append(
             Item(
