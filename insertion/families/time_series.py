@@ -110,18 +110,13 @@ def make(
         }
         for side, chosen in sides.items():
             for k in sorted(chosen):
+                exact = _value(values[k])
                 wrong = _decoys(rng, level, spread, decoys, values)
                 alone = f"{title} {_date(months[k])}:"
                 date = f"{months[k] // 12}-{months[k] % 12 + 1:02d}"
                 probes += [
-                    Probe("cloze", alone, _value(values[k]), f"{side} the cut-off, month alone", bits=drawn),
-                    Probe(
-                        "cloze",
-                        prompts[k],
-                        _value(values[k]),
-                        f"{side} the cut-off, series before it",
-                        bits=drawn,
-                    ),
+                    Probe("cloze", alone, exact, f"{side} the cut-off, month alone", bits=drawn),
+                    Probe("cloze", prompts[k], exact, f"{side} the cut-off, series before it", bits=drawn),
                 ]
                 probes += [
                     Probe("choice", alone, _value(value), f"{side} the cut-off #{date}", value == values[k])
