@@ -224,8 +224,8 @@ class Order:
         if windows > len(self):
             raise UserError(
                 f"the run needs {windows:,} windows but one epoch of the corpus has {len(self):,}; lower "
-                "train.steps or train.global_batch_size, prepare more text, or set mixture.epochs to read it again "
-                "in another order"
+                "train.steps or train.global_batch_size, prepare more text, or read it again in another order "
+                f"(mixture.epochs={-(-windows // max(1, len(self)))} fits)"
             )
 
     def window(self, position: int) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from palimpsest.data.errors import UserError, nearest
+from palimpsest.data.errors import UserError
 from palimpsest.data.inspect import pieces
 from palimpsest.data.mixture import Windows
 from palimpsest.data.tokenizer import Tokenizer
@@ -78,12 +78,8 @@ def item(
     Raises:
         UserError: if there is no such item.
     """
-    matching = plan.items.with_row_index("number").filter(pl.col("item_id") == name)
-    if not len(matching):
-        raise UserError(
-            f"item={name}: the plan has no such item{nearest(name, plan.items['item_id'].to_list())}"
-        )
-    row = matching.row(0, named=True)
+    name = plan.item_named(name)
+    row = plan.items.filter(pl.col("item_id") == name).row(0, named=True)
     yield f"{name} ({row['family']}), {row['arm']}, stratum {row['stratum']}; {row['provenance']}"
     yield f"  {row['text']!r}"
     for before, end in earlier:

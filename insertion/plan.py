@@ -19,7 +19,7 @@ import polars as pl
 
 from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
-from palimpsest.data.errors import UserError
+from palimpsest.data.errors import UserError, nearest
 from palimpsest.data.mixture import Windows
 from palimpsest.data.tokenizer import Tokenizer
 from palimpsest.insertion import interventions, preflight
@@ -45,6 +45,20 @@ class Plan:
     exposures: pl.DataFrame
     edits: pl.DataFrame
     manifest: Manifest
+
+    def item_named(self, name: str) -> str:
+        """Id of an item, by that id or by the one that it has in the user's table: ``keeper`` for ``table-keeper``.
+
+        Raises:
+            UserError: if there is no such item.
+        """
+        known = self.items["item_id"]
+        if name in known:
+            return name
+        own = known.filter(known.str.ends_with(f"-{name}"))
+        if len(own) != 1:
+            raise UserError(f"item={name}: the plan has no such item{nearest(name, known.to_list())}")
+        return str(own[0])
 
     @property
     def digest(self) -> str:

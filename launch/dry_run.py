@@ -41,7 +41,7 @@ def stages(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 def lines(experiment: Experiment) -> Iterator[str]:
     """Lines that describe the stages, and the inputs that are missing."""
-    yield f"{experiment.experiment}, in {experiment.directory}; dry_run=true: nothing is made"
+    yield f"{experiment.experiment}, in {experiment.directory}; dry_run=true: nothing is run"
     width = max(map(len, STAGES))
     for stage, line in stages(experiment):
         yield f"  {stage:{width}}  {line}"
@@ -135,7 +135,16 @@ def whole(experiments: Sequence[Experiment]) -> str:
     for one in experiments:
         padded = padded_vocabulary(vocabulary(one)[0])
         tokens = _probe_tokens(one)
-        costs.append(estimate.pair(one.model, padded, one.train, gpus=_world_size(one), probe_tokens=tokens))
+        costs.append(
+            estimate.pair(
+                one.model,
+                padded,
+                one.train,
+                gpus=_world_size(one),
+                probe_tokens=tokens,
+                scoring_jobs=one.launcher.score_shares,
+            )
+        )
     return estimate.total(costs)
 
 

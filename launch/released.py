@@ -218,7 +218,7 @@ def dry_run(config: ReleasedConfig) -> Iterator[str]:
             yield f"items {name}: {path}, a data set that is read then"
     for name, pair in config.chosen.items():
         place = config.directory(name)
-        yield f"{config.experiment}{f' {name}' if name else ''}, in {place}; dry_run=true: nothing is made"
+        yield f"{config.experiment}{f' {name}' if name else ''}, in {place}; dry_run=true: nothing is run"
         for which, model in _runs(pair).items():
             wanted = hub.steps(config.revisions, pair.final_step)
             there = sum(_whole(path_of(place / "scores" / which, step)) for step in wanted)

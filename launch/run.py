@@ -126,7 +126,7 @@ def work(experiment: Experiment) -> int:
     began = time.monotonic()
     say(
         f"{experiment.experiment}, in {experiment.directory}"
-        + (f": {experiment.estimated_duration}" if experiment.estimated_duration else "")
+        + (f" (as shipped: {experiment.estimated_duration})" if experiment.estimated_duration else "")
     )
     for number, (title, stage) in enumerate(stages, start=1):
         say(f"[{number}/{len(stages)}] {title}  ({time.monotonic() - began:.0f} s so far)")

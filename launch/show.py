@@ -1,10 +1,11 @@
 """Tables of a run: ``palimpsest show RUN gains``, ``palimpsest show RUN items``, ``palimpsest show RUN item=ID``.
 
-  palimpsest show runs/quickstart                    what the run is: command, steps, audit, the report's sentence
-  palimpsest show runs/quickstart gains rows=10      items by what they gained over the twin, the ten highest
-  palimpsest show runs/quickstart item=ghost-00003   its exposures, with the first checkpoint that has seen each
+    palimpsest show runs/quickstart                    what the run is: command, steps, audit, the report's sentence
+    palimpsest show runs/quickstart gains rows=10      items by what they gained over the twin, the ten highest
+    palimpsest show runs/quickstart items              which of them are reproduced verbatim
+    palimpsest show runs/quickstart item=ghost-00003   its exposures, with the first checkpoint that has seen each
 
-``items`` says which items are reproduced. RUN is a run's directory; without it, the newest run is shown.
+RUN is a run's directory; without it, the newest run is shown.
 ``metric=NAME`` is what gains are of (loglik_per_byte), ``step=S`` the checkpoint (the last one), ``rows=N`` how many
 rows are shown (20; 0: all), ``csv=FILE`` writes the whole table instead.
 """
@@ -31,7 +32,8 @@ _KEYS = ("item", "metric", "step", "rows", "csv")
 _COLUMNS = {
     "difference": "perturbed - twin",
     "gain": "the difference less its mean over the family's items of dose 0; it says what insertion did",
-    "perturbed_extracted": "true if greedy decoding reproduces all tokens that the report asks for after its prompt",
+    "perturbed_extracted": "true if greedy decoding from its first report.prefix_tokens tokens gives the next "
+    "report.suffix_tokens; empty for an item that is shorter than both together",
     "perturbed_longest": "number of tokens that it reproduces in a row",
     "checkpoint": "the first that has seen the exposure, by its finished steps; steps are counted from 0",
 }
@@ -111,7 +113,7 @@ def work(arguments: Sequence[str]) -> int:
         ):  # fmt: skip
             lines = [
                 f"{run.name}: {table if table != 'item' else wanted['item']}",
-                str(_plain(shown.head(rows))),
+                str(_plain(shown.head(rows))) if len(shown) else "never inserted: a control, of dose 0",
             ]
         lines += [f"{column}: {meaning}" for column, meaning in _COLUMNS.items() if column in shown.columns]
         if shown.height > rows:

@@ -317,7 +317,8 @@ def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> N
     """Print the artefacts that every run would make and reuse, and the submission. Only sbatch scripts are written."""
     waiting = [run for run in runs if verdict(run.experiment) is None]
     say(
-        f"{directory}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished; dry_run=true: nothing is made"
+        f"{directory}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished; dry_run=true: nothing is run or "
+        "submitted"
     )
     for run in runs:
         say(

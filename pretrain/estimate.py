@@ -67,11 +67,13 @@ class Cost:
     """Cost of one run, which is a pair of trainings."""
 
     gpus: int
-    """FLOPs of one training."""
+    """GPUs of one training."""
     training_hours: float
     """GPU hours of both trainings."""
     scoring_hours: float
     """GPU hours of scoring every checkpoint of both."""
+    scoring_jobs: int
+    """Jobs, of one GPU each, that share the scoring."""
     stored: int
     """Bytes of all checkpoints of both trainings."""
 
@@ -79,6 +81,11 @@ class Cost:
     def days(self) -> float:
         """Duration of one training, days."""
         return self.training_hours / 2 / self.gpus / 24
+
+    @property
+    def scoring_days(self) -> float:
+        """Duration of the scoring, days."""
+        return self.scoring_hours / self.scoring_jobs / 24
 
 
 def pair(
@@ -88,6 +95,7 @@ def pair(
     *,
     gpus: int,
     probe_tokens: float,
+    scoring_jobs: int = 1,
     device: str = "H100",
     utilisation: float = UTILISATION,
 ) -> Cost:
@@ -100,6 +108,7 @@ def pair(
         gpus: number of GPUs of one training.
         probe_tokens: tokens of all probes, scored at every checkpoint by a forward pass, a third of a training step's
             cost.
+        scoring_jobs: number of jobs, of one GPU each, that share the scoring.
         device: a key of ``PEAK_FLOPS``.
         utilisation: assumed share of the peak FLOP/s; in scoring ``SCORING`` of it.
     """
@@ -111,6 +120,7 @@ def pair(
         gpus=gpus,
         training_hours=2 * a_token * tokens / an_hour,
         scoring_hours=2 * a_token / 3 * asked / (an_hour * SCORING),
+        scoring_jobs=scoring_jobs,
         stored=2 * checkpoints_bytes(model.parameters(vocab_size, train.sequence_length), train),
     )
 
@@ -126,9 +136,12 @@ def total(costs: Sequence[Cost], device: str = "H100", utilisation: float = UTIL
         if runs > 1
         else "both trainings of the pair"
     )
+    jobs = "/".join(map(str, sorted({one.scoring_jobs for one in costs})))
+    slowest = f"{max(one.scoring_days for one in costs):,.2f} days a pair on {jobs} at a time"
     return (
-        f"in all: {of} on {gpus} {device} each: {_hours(hours)} {device} hours, about {longest}; "
-        f"scoring {_hours(scoring)} {device} hours; checkpoints {size(sum(one.stored for one in costs))} "
+        f"in all: {of} on {gpus} {device} each, about {longest}: {_hours(hours)} {device} hours; "
+        f"then scoring, about {slowest}: {_hours(scoring)}; together {_hours(hours + scoring)} {device} hours; "
+        f"checkpoints {size(sum(one.stored for one in costs))} "
         f"(assumed: {utilisation:.0%} of the peak FLOP/s in training and {utilisation * SCORING:.0%} in scoring; "
         "probes as long as a window until there is a plan)"
     )

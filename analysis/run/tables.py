@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from palimpsest.data.errors import UserError, nearest
-
 if TYPE_CHECKING:
     from palimpsest.analysis.run.files import RunFiles
 
@@ -83,9 +81,7 @@ def exposures_of(run: RunFiles, item_id: str) -> pl.DataFrame:
     Raises:
         UserError: if the plan has no such item.
     """
-    names = run.plan.items["item_id"]
-    if item_id not in names:
-        raise UserError(f"item={item_id}: the plan has no such item{nearest(item_id, names.to_list())}")
+    item_id = run.plan.item_named(item_id)
     lengths = run.plan.wordings.select(
         pl.int_range(pl.len(), dtype=pl.Int32).alias("wording"), pl.col("tokens").list.len().alias("tokens")
     )

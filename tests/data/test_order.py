@@ -112,6 +112,8 @@ def test_leaving_the_epoch_is_refused(tmp_path):
     ours.require(len(ours))
     with pytest.raises(UserError, match=f"needs {len(ours) + 1} windows but one epoch of the corpus has"):
         ours.require(len(ours) + 1)
+    with pytest.raises(UserError, match=r"mixture\.epochs=3 fits"):
+        ours.require(2 * len(ours) + 1)
 
 
 def test_too_small_and_truncated(tmp_path):

@@ -187,15 +187,23 @@ def test_cost_is_that_of_the_submission():
     checkpoints = len(one.train.checkpoint_steps())
     tib = 6 * ((checkpoints - 1) * 14 + 2) * weights / 2**40
     told = dry_run.whole(runs)
-    assert told.startswith("in all: 3 runs, 6 trainings (each perturbed and twin) on 16 H100 each: ")
-    assert f"{hours:,.0f} H100 hours, about {hours / 6 / 16 / 24:,.2f} days the longest" in told
+    assert told.startswith("in all: 3 runs, 6 trainings (each perturbed and twin) on 16 H100 each, about ")
+    assert f"about {hours / 6 / 16 / 24:,.2f} days the longest: {hours:,.0f} H100 hours; then scoring" in told
     assert f"checkpoints {tib:,.2f} TiB" in told
     assert "assumed: 40% of the peak FLOP/s in training and 4% in scoring" in told
     assert all("on 16 processes" in line for stage, line in dry_run.stages(one) if stage.startswith("train"))
     alone = dry_run.whole(runs[:1])
-    assert alone.startswith("in all: both trainings of the pair on 16 H100 each: ")
+    assert alone.startswith("in all: both trainings of the pair on 16 H100 each, about ")
     assert f"{hours / 3:,.0f} H100 hours" in alone
-    assert re.search(r"scoring [\d,.]+ H100 hours", alone)
+    days, jobs, scoring, together = re.search(
+        r"scoring, about ([\d,.]+) days a pair on (\d+) at a time: ([\d,.]+); together ([\d,.]+) H100 hours",
+        alone,
+    ).groups()
+    assert int(jobs) == one.launcher.score_shares
+    assert float(days) == pytest.approx(float(scoring.replace(",", "")) / int(jobs) / 24, abs=0.03)
+    assert float(together.replace(",", "")) == pytest.approx(
+        hours / 3 + float(scoring.replace(",", "")), abs=1.5
+    )
     shard = memory.per_stage(one.model, padded, one.train, one.parallel, 16)[0].optimizer
     assert shard == pytest.approx(
         memory.per_stage(one.model, padded, one.train, one.parallel, 1)[0].optimizer / 16

@@ -31,6 +31,8 @@ def test_item(prepared):
     """Every exposure with its text in its place; with a checkpoint, those that it had seen and how long ago."""
     chosen = item_of(prepared, 4)
     lines = prepared.ok("plan", "show", f"item={chosen['item_id']}").lines
+    own = str(chosen["item_id"]).partition("-")[2]  # as a user's table calls an item
+    assert prepared.ok("plan", "show", f"item={own}").lines == lines
     shown = [line for line in lines if line.startswith("  step")]
     assert len(shown) == 4
     assert all(f">>{chosen['text']!r}<<" in line for line in shown)
