@@ -30,6 +30,24 @@ def unfit(experiment: Experiment) -> list[str]:
     return lines
 
 
+def too_small(experiment: Experiment) -> list[str]:
+    """Line for a single corpus that is prepared and has too few tokens for the steps; a dry run shows it, and the plan
+    refuses it by its count of windows.
+    """
+    place, train = experiment.corpus_directory, experiment.train
+    if experiment.mixture.corpora or not (place / artifact.MANIFEST).is_file():
+        return []
+    tokens = artifact.read(place, kind=KIND, schema_version=SCHEMA_VERSION).facts["train_tokens"]
+    wanted = train.steps * train.global_batch_size * train.sequence_length
+    epochs = -(-wanted // max(1, tokens))
+    if epochs <= experiment.mixture.epochs:
+        return []
+    return [
+        f"the run reads {wanted:,} tokens but the corpus has {tokens:,}; lower train.steps or "
+        f"train.global_batch_size, prepare more text, or read it again in another order (mixture.epochs={epochs})"
+    ]
+
+
 def missing(experiment: Experiment) -> list[str]:
     """Error lines for the files and directories that the settings name and that do not exist.
 

@@ -76,6 +76,17 @@ def test_what_is_there_would_be_reused(prepared):
     assert f"reuse {prepared.corpus().relative_to(prepared.path)}" in done.out
     assert f"reuse {prepared.directory().relative_to(prepared.path)}/plan" in done.out
     assert "20 steps on 1 process" in done.out
+    assert "to mend" not in done.out
+    longer = prepared.ok("run", "dry_run=true", "train.steps=2000").out
+    reads, has, epochs = re.search(
+        r"to mend: the run reads ([\d,]+) tokens but the corpus has ([\d,]+); .*mixture.epochs=(\d+)", longer
+    ).groups()
+    assert int(reads.replace(",", "")) == 2000 * 8 * 64
+    assert int(epochs) == -(-2000 * 8 * 64 // int(has.replace(",", "")))
+    assert (
+        "to mend"
+        not in prepared.ok("run", "dry_run=true", "train.steps=2000", f"mixture.epochs={epochs}").out
+    )
     other = prepared.ok("plan", "dry_run=true", "train.micro_batch_size=2")
     assert other.lines == [f"plan: reuse {prepared.directory().relative_to(prepared.path)}/plan"]
     assert {path: path.stat().st_mtime_ns for path in prepared.path.rglob("*")} == before
