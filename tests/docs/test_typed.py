@@ -136,7 +136,7 @@ def test_a_page_is_typed(path, tmp_path, monkeypatch):
         (tmp_path / "items.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     said = Reader(tmp_path).reads(path)
     for line, out in said:
-        if "palimpsest run" in line and "dry_run" not in line:
+        if "palimpsest run " in line and "dry_run" not in line:
             assert "audit: PASS" in out, line
     if path.name == "clusters.md":
         assert "submitted" in said[0][1]
