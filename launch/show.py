@@ -113,7 +113,9 @@ def work(arguments: Sequence[str]) -> int:
         ):  # fmt: skip
             lines = [
                 f"{run.name}: {table if table != 'item' else wanted['item']}",
-                str(_plain(shown.head(rows))) if len(shown) else "never inserted: a control, of dose 0",
+                str(_plain(shown.head(rows)))
+                if table != "item" or len(shown)
+                else "never inserted: a control, of dose 0",
             ]
         lines += [f"{column}: {meaning}" for column, meaning in _COLUMNS.items() if column in shown.columns]
         if shown.height > rows:

@@ -50,6 +50,13 @@ def test_programs_take_it(place, run, program, told):
     assert told in place.ok(*program, run).out
 
 
+def test_an_item_that_was_never_inserted_is_called_so(place, run, finished):
+    dose = dict(open_run(finished).plan.items.select("item_id", "dose").iter_rows())
+    control, inserted = (next(name for name in dose if (dose[name] == 0) == never) for never in (True, False))
+    assert "never inserted" in place.ok("show", run, f"item={control}").out
+    assert "never inserted" not in place.ok("show", run, f"item={inserted}").out
+
+
 def test_a_run_that_is_older_than_a_setting_takes_its_default(finished, tmp_path):
     path = tmp_path / finished.parent.name / finished.name
     shutil.copytree(finished, path)
