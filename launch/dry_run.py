@@ -47,7 +47,7 @@ def lines(experiment: Experiment) -> Iterator[str]:
         yield f"  {stage:{width}}  {line}"
     for line in preconditions.missing(experiment):
         yield f"  missing: {line}"
-    for line in (*preconditions.unfit(experiment), *preconditions.too_small(experiment)):
+    for line in preconditions.to_mend(experiment):
         yield f"  to mend: {line}"
     yield from cost(experiment)
 

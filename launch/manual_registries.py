@@ -83,7 +83,7 @@ def families() -> str:
 
 
 def _module(name: str) -> tuple[str, str]:
-    """What a family's module says in its first sentence, and all of it."""
+    """First sentence of a family's module docstring, and all of it."""
     module = inspect.getmodule(registry.check(name, {}))
     assert module is not None
     whole = markdown(module.__doc__)

@@ -30,10 +30,13 @@ def unfit(experiment: Experiment) -> list[str]:
     return lines
 
 
-def too_small(experiment: Experiment) -> list[str]:
-    """Line for a single corpus that is prepared and has too few tokens for the steps; a dry run shows it, and the plan
-    refuses it by its count of windows.
-    """
+def to_mend(experiment: Experiment) -> list[str]:
+    """Error lines that a dry run shows: those of :func:`unfit`, and a prepared corpus that is too small."""
+    return [*unfit(experiment), *_of_size(experiment)]
+
+
+def _of_size(experiment: Experiment) -> list[str]:
+    """Line for a single corpus that is prepared and has too few tokens; the plan refuses it by its count of windows."""
     place, train = experiment.corpus_directory, experiment.train
     if experiment.mixture.corpora or not (place / artifact.MANIFEST).is_file():
         return []

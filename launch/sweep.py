@@ -329,11 +329,7 @@ def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> N
                 say(f"     {stage}: {line}")
     for line in dict.fromkeys(line for run in waiting for line in preconditions.missing(run.experiment)):
         say(f"missing: {line}")
-    for line in dict.fromkeys(
-        line
-        for run in waiting
-        for line in (*preconditions.unfit(run.experiment), *preconditions.too_small(run.experiment))
-    ):
+    for line in dict.fromkeys(line for run in waiting for line in preconditions.to_mend(run.experiment)):
         say(f"to mend: {line}")
     if waiting:
         say(dry_run.whole([run.experiment for run in waiting]))

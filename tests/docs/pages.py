@@ -50,7 +50,7 @@ class Command:
 
     @property
     def settings(self):
-        """What the configuration is made of; None of a line that has a run's directory instead of an experiment."""
+        """Words that make the configuration; None of a line that has a run's directory instead of an experiment."""
         if not any(word.startswith(("+experiment=", "+sweep=")) for word in self.words):
             return None
         own = OWN.get(self.program, set())

@@ -31,7 +31,7 @@ def source():
 
 
 def stands_in(message, text):
-    """Whether the fixed parts of a message stand in a text, in their order."""
+    """True if the fixed parts of a message stand in a text, in their order."""
     at = 0
     for part in message.split(GAP):
         found = text.find(part, at)

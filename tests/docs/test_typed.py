@@ -47,7 +47,7 @@ STUBS = {
 
 
 def added(line):
-    """What a command line gets so that it ends soon, where it does not say it itself."""
+    """Settings that a command line gets, where it does not have them itself, so that it ends soon."""
     if "+experiment=" not in line and not line.startswith("make demo"):
         return []
     if any(part in line for part in AS_THEY_ARE):
@@ -80,7 +80,7 @@ class Reader:
         self.path = f"{tools}{os.pathsep}{os.environ['PATH']}"
 
     def types(self, line):
-        """What a line says; it must succeed."""
+        """Output of a line, which must succeed."""
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=self.place,
