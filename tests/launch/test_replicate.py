@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -114,6 +115,19 @@ def test_every_shipped_replication_composes_and_its_cells_are_in_its_design(name
             assert cell.get("dose", 0) in doses, (name, cell)
             assert cell.get("step", 0) in {0, *run.experiment.train.checkpoint_steps()}, (name, cell)
             assert cell.get("since", 0) in {0, *run.experiment.train.checkpoint_steps()}, (name, cell)
+
+
+@pytest.mark.parametrize("name", names())
+def test_notes_name_the_models_own_number_of_parameters(name):
+    one = load(name)
+    counts = [
+        run.experiment.model.parameters(
+            run.experiment.corpus.tokenizer.vocab_size, run.experiment.train.sequence_length
+        )
+        for run in composed(one, one.seeds[:1], [])
+    ]
+    said = re.findall(r"([\d.]+)M(?= and [\d.]+M parameters| parameters)", one.notes)
+    assert said == sorted({f"{count / 1e6:.1f}" for count in counts})
 
 
 @pytest.mark.parametrize(
