@@ -16,7 +16,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "position": (r"boundary", r"start", r"token", r"sentence", r"word", r"offset:\d+(-\d+)?"),
     "displace": (r"tail", r"around", r"overwrite"),
     "frame": (r"document", r"inline"),
-    "wording": (r"verbatim", r"rotate:\d+", r"fresh"),
+    "wording": (r"verbatim", r"rotate:\d+", r"fresh", r"fuzzy:\d+"),
     "batch": (r"any", r"apart", r"together"),
     "loss": (r"counted", r"masked", r"goldfish:\d+"),
 }
@@ -46,7 +46,7 @@ class Arm:
     """``document``: between end-of-document tokens; ``inline``: in the middle of the host's text."""
     wording: str = "verbatim"
     """Wording of each exposure: always ``verbatim``; ``rotate:K``, K of the item's wordings in turn; ``fresh``, a
-    different one each time."""
+    different one each time; ``fuzzy:P``, the text with P % of its words replaced, by other words each time."""
     batch: str = "any"
     """Repeats of an item in one global batch: ``any`` number, never (``apart``), or all of them (``together``)."""
     loss: str = "counted"
@@ -65,6 +65,10 @@ class Arm:
                 raise UserError(f"insertion.{name}='{value}' is unknown{nearest(value, known)}")
         if not 2 <= self.skipped <= 127 and self.loss.startswith("goldfish"):
             raise UserError(f"insertion.loss={self.loss}: the K of goldfish:K must lie between 2 and 127")
+        if self.wording.startswith("fuzzy") and not 1 <= self.replaced <= 99:
+            raise UserError(
+                f"insertion.wording={self.wording}: the P of fuzzy:P must lie between 1 and 99 (percent)"
+            )
         if self.phase.at and self.dose > len(self.phase.at) and self.batch == "apart":
             raise UserError(
                 f"insertion.doses: {self.dose} exposures do not fit apart into the {len(self.phase.at)} steps of "
@@ -81,6 +85,11 @@ class Arm:
         """The code of ``loss`` in the plan's tables and the overlay: 0 counted, 1 masked, K goldfish."""
         number = self.loss.removeprefix("goldfish:")
         return int(number) if number.isdigit() else int(self.loss == "masked")
+
+    @property
+    def replaced(self) -> int:
+        """Percentage of words that ``wording`` replaces; 0 for all but ``fuzzy:P``."""
+        return int(self.wording.removeprefix("fuzzy:")) if self.wording.startswith("fuzzy") else 0
 
 
 def product(doses: tuple[int, ...], factors: Mapping[str, tuple[Any, ...]]) -> list[tuple[str, Arm]]:

@@ -14,7 +14,7 @@ import polars as pl
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Windows
 from palimpsest.data.tokenizer import Tokenizer
-from palimpsest.insertion import design, preflight
+from palimpsest.insertion import design, fuzzy, preflight
 from palimpsest.insertion.families.registry import FamilyContext, Reference, make
 from palimpsest.insertion.items import (
     ITEM_SCHEMA,
@@ -90,7 +90,15 @@ def assemble(
         pl.Series("arm", [insertion.arms[number][0] for number in assigned]),
         pl.Series("dose", [insertion.arms[number][1].dose for number in assigned], dtype=pl.Int32),
     ).select(ITEM_SCHEMA.keys())
-    exposures = placement.expose(items, assigned, screened.wordings)
+    items, wordings = fuzzy.with_variants(
+        items,
+        screened.wordings,
+        [insertion.arms[number][1] for number in assigned],
+        setting.tokenizer,
+        seed=insertion.seed,
+        longest=_limits(setting, context.occurrences).longest,
+    )
+    exposures = placement.expose(items, assigned, wordings)
     asked = [(item.id, item.family, probe) for item in screened.entries for probe in item.probes]
     probes, left_out = tokenize_probes(asked, setting.tokenizer)
     require_questions(screened.entries, probes, left_out)
@@ -105,7 +113,7 @@ def assemble(
             for (arm, one), count in zip(insertion.arms, members, strict=True)
         },
     }
-    tables = PlanTables(screened.entries, items, screened.wordings, exposures, probes, facts)
+    tables = PlanTables(screened.entries, items, wordings, exposures, probes, facts)
     if name:
         tables = _prefixed(tables, f"{name}:")
     where = f".experiments.{name}" if name else ""

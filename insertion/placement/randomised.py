@@ -12,7 +12,7 @@ import polars as pl
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Windows
 from palimpsest.data.tokenizer import Tokenizer
-from palimpsest.insertion import design
+from palimpsest.insertion import design, fuzzy
 from palimpsest.insertion.arms import Arm
 from palimpsest.insertion.exposures import EXPOSURE_SCHEMA
 from palimpsest.insertion.placement.interface import Integers, Setting
@@ -196,6 +196,8 @@ def _wordings(
     """Rows of the wordings table for the exposures of an arm, (items x dose) flattened."""
     if arm.wording == "verbatim":
         return np.repeat(first[members], arm.dose)
+    if arm.replaced:
+        return fuzzy.rows(arm, first[members], items["wordings"].to_numpy()[members])
     available = items["wordings"].to_numpy()[members]
     needed = arm.dose if arm.wording == "fresh" else int(arm.wording.split(":")[1])
     if len(members) and available.min() < needed:

@@ -125,6 +125,52 @@ def test_wordings(prepared, tmp_path):
         exposures(prepared, "wordings", *own, "insertion.wording=['rotate:7']")
 
 
+@pytest.mark.parametrize("percent", [10, 50])
+def test_fuzzy_wordings_differ_from_the_item_in_that_share_of_its_words(prepared, tmp_path, percent):
+    words = [f"w{chr(97 + k)}{chr(97 + j)}" for k in range(10) for j in range(20)]
+    rows = [{"text": " ".join(words[k * 20 : k * 20 + 20])} for k in range(8)]
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = [
+        "insertion=table",
+        f"insertion.families.table.path={tmp_path / 'table.jsonl'}",
+        *("insertion.doses=[0,4]", "insertion.items_per_dose=4", "insertion.heldout_probes=8"),
+        "insertion.preflight.near_duplicate=skip",
+        "train.sequence_length=128",
+    ]
+    table, steps, made, _, tokenizer = exposures(
+        prepared, "fuzzy", *own, f"insertion.wording=['fuzzy:{percent}']"
+    )
+    _, plain, *_ = exposures(prepared, "exact", *own)
+    assert [one.tolist() for one in steps] == [one.tolist() for one in plain]
+    assert table["wording"].n_unique() == len(table)
+    read = made.wordings[table["wording"]]
+    for row in read.iter_rows(named=True):
+        original = made.items["text"][row["item"]].split()
+        changed = [old != new for old, new in zip(original, row["text"].split(), strict=True)]
+        assert sum(changed) == 20 * percent // 100
+        assert row["tokens"] == tokenizer.encode_batch([row["text"]])[0].tolist()
+        assert len(row["tokens"]) == made.items["length"][row["item"]]
+    assert made.items["wordings"].to_list() == [5 if dose else 1 for dose in made.items["dose"]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "wording", "part"),
+    [
+        (["one"] * 8, "fuzzy:0", "must lie between 1 and 99"),
+        ([f"word{k}" for k in range(8)], "fuzzy:20", "fewer than two words"),
+    ],
+)
+def test_what_cannot_be_fuzzy_is_named(prepared, tmp_path, texts, wording, part):
+    (tmp_path / "table.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    own = [
+        "insertion=table",
+        f"insertion.families.table.path={tmp_path / 'table.jsonl'}",
+        *("insertion.doses=[0,4]", "insertion.items_per_dose=4", "insertion.heldout_probes=8"),
+    ]
+    with pytest.raises(UserError, match=part):
+        exposures(prepared, "wordings", *own, f"insertion.wording=['{wording}']")
+
+
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
     """Three rows about each of twelve persons."""

@@ -9,6 +9,10 @@ import pytest
 
 import palimpsest
 from palimpsest.data.errors import UserError
+from palimpsest.insertion import plan as plans
+from palimpsest.insertion.contrasts import parts
+from palimpsest.launch.plan import plan
+from palimpsest.launch.prepare import prepare
 from palimpsest.launch.replicate import asked, composed, load, names
 from tests.conftest import SMALL, Workplace, write_text
 
@@ -110,11 +114,36 @@ def test_every_shipped_replication_composes_and_its_cells_are_in_its_design(name
     for claim in one.claims.values():
         for cell in (claim.cell, {**claim.cell, **(claim.minus or {})}):
             run = next(run for run in runs if run.factors["run"] == cell.get("run", next(iter(one.runs))))
-            design = run.experiment.insertion
-            doses = {arm.dose for _, arm in design.arms}
+            doses = {arm.dose for _, design in run.experiment.insertion.designs() for _, arm in design.arms}
             assert cell.get("dose", 0) in doses, (name, cell)
             assert cell.get("step", 0) in {0, *run.experiment.train.checkpoint_steps()}, (name, cell)
             assert cell.get("since", 0) in {0, *run.experiment.train.checkpoint_steps()}, (name, cell)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", sorted({*names()} - {"traps"})
+)  # traps train a model before they can be planned
+def test_every_shipped_replication_can_be_planned(name, runs):
+    one = load(name)
+    for run in composed(one, one.seeds[:1], [f"runs={runs}"]):
+        prepare(run.experiment)
+        plan(run.experiment)
+        items = plans.read(run.experiment.directory / "plan").items
+        cells = [
+            cell
+            for claim in one.claims.values()
+            for cell in (claim.cell, {**claim.cell, **(claim.minus or {})})
+            if cell.get("run", run.factors["run"]) == run.factors["run"]
+        ]
+        assert {cell["family"] for cell in cells if "family" in cell} <= set(items["family"])
+        names = [parts(arm) for arm in items["arm"].unique()]
+        assert all(any(parts(cell["arm"]) <= arm for arm in names) for cell in cells if "arm" in cell)
 
 
 @pytest.mark.parametrize("name", names())
