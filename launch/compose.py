@@ -204,6 +204,20 @@ def _keys(config: DictConfig) -> set[str]:
     return set(walk(config, ""))
 
 
+def _unknown(setting: str, known: set[str], conf: Path) -> str:
+    """Error text for a setting that the chosen options do not have: the options of its group that have it, or the
+    nearest name among the settings of all options.
+    """
+    group = setting.split(".")[0]
+    having = {
+        path.stem: {f"{group}.{key}" for key in _keys(OmegaConf.load(path))}  # type: ignore[arg-type]
+        for path in sorted((conf / group).glob("*.yaml"))
+    }
+    if options := [name for name, keys in having.items() if setting in keys]:
+        return f"{setting} is no setting of the {group} chosen here; {group}={' or '.join(options)} has it"
+    return f"{setting}: there is no such setting{nearest(setting, known.union(*having.values()))}"
+
+
 def one_line(error: Exception, conf: Path = CONF) -> str:
     """An error of Hydra or OmegaConf as one line, with the nearest name that exists in a directory of settings."""
     text = str(error)
@@ -231,7 +245,7 @@ def one_line(error: Exception, conf: Path = CONF) -> str:
             return f"{setting} is a table; add entries to it with a plus: +{setting}.NAME=..."
         if setting in known:  # of another option of a group, such as corpus=
             return f"{setting} has no value here; give it one with a plus: +{setting}=..."
-        return f"{setting}: there is no such setting{nearest(setting.split('=')[0].lstrip('+~'), known)}"
+        return _unknown(setting.split("=")[0].lstrip("+~"), known, conf)
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override!r} cannot be read; a setting is typed KEY=VALUE, in quotes where the shell would change "

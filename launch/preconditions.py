@@ -31,8 +31,22 @@ def unfit(experiment: Experiment) -> list[str]:
 
 
 def to_mend(experiment: Experiment) -> list[str]:
-    """Error lines that a dry run shows: those of :func:`unfit`, and a prepared corpus that is too small."""
-    return [*unfit(experiment), *_of_size(experiment)]
+    """Error lines that a dry run shows: those of :func:`unfit`, GPUs without a process, and a prepared corpus that is
+    too small.
+    """
+    return [*unfit(experiment), *idle(experiment), *_of_size(experiment)]
+
+
+def idle(experiment: Experiment) -> list[str]:
+    """Line for GPUs that the launcher asks for and no training process uses."""
+    launcher = experiment.launcher
+    spare = launcher.gpus - launcher.processes
+    if launcher.kind != "slurm" or spare <= 0:
+        return []
+    return [
+        f"launcher.gpus={launcher.gpus} but launcher.processes={launcher.processes}: {spare} of the GPUs of each node "
+        f"would be reserved and stay idle; launcher.processes={launcher.gpus} uses them"
+    ]
 
 
 def _of_size(experiment: Experiment) -> list[str]:

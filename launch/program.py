@@ -75,6 +75,8 @@ def program(
 
         def one(experiment: Settings) -> int:
             if not experiment.dry_run:
+                if dry_run is not None and (line := _unsubmitted(experiment)):
+                    raise UserError(line)
                 return main(experiment) or 0
             if dry_run is None:
                 raise UserError(
@@ -83,11 +85,24 @@ def program(
                 )
             for line in dry_run(experiment):
                 say(line)
+            if line := _unsubmitted(experiment):
+                say(f"to mend: {line}")
             return 0
 
         guarded(work, conf)
 
     return start
+
+
+def _unsubmitted(settings: object) -> str:
+    """Error text for a launcher of SLURM on the command line of a program that works on this machine."""
+    typed = next((text for text in sys.argv[1:] if text.startswith("launcher=slurm")), None)
+    if typed is None or not hasattr(settings, "launcher"):
+        return ""
+    return (
+        f"{typed} submits nothing here: this program works on this machine; to submit, type `palimpsest sweep` with "
+        "the same settings, also for a single run"
+    )
 
 
 def _written(text: str) -> None:

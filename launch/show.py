@@ -12,6 +12,7 @@ rows are shown (20; 0: all), ``csv=FILE`` writes the whole table instead.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -55,6 +56,8 @@ def _asked(arguments: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]
             raise UserError(
                 f"{argument}: give one run and one of {', '.join(TABLES)}; {place} was given before"
             )
+        elif difflib.get_close_matches(argument, TABLES) and not Path(argument).exists():
+            raise UserError(f"{argument}: there is no such table{nearest(argument, TABLES)}")
         else:
             place = argument
     if "item" in wanted:

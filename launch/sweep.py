@@ -301,6 +301,9 @@ def _submit(runs: Sequence[Run], waiting: Sequence[Run], directory: Path, argume
     corpora: dict[Path, int] = {}
     for run in waiting:
         corpora.setdefault(run.experiment.corpus_directory, run.index)
+    if not dry:
+        for line in preconditions.idle(runs[0].experiment):
+            say(f"to mend: {line}")
     scripts = slurm.write_scripts(launcher, directory, arguments)
     indices = [run.index for run in waiting], sorted(corpora.values())
     if dry:

@@ -45,6 +45,17 @@ class Figure(NamedTuple):
         text = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
         return Figure(self.chart.properties(title=text), self.rows)
 
+    def save(
+        self,
+        path: Path | str,
+        *,
+        style: Style = "screen",
+        width: Width = "double",
+        formats: Collection[str] = FORMATS,
+    ) -> str:
+        """Write the figure and its rows; :func:`save` has the arguments."""
+        return save(self, path, style=style, width=width, formats=formats)
+
     def _repr_mimebundle_(self, *arguments: Any, **settings: Any) -> Any:
         """Chart that a notebook displays for the figure."""
         return self.chart._repr_mimebundle_(*arguments, **settings)

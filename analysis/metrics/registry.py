@@ -190,9 +190,30 @@ def compute(
         if absent:
             frames.append(_absent(scored.rows, wanted.name, absent))
         else:
-            frames.append(_rows(wanted.name, scored, wanted.compute(scored, settings)))
+            frames.append(_rows(wanted.name, scored, _computed(wanted, scored, settings)))
         frames.append(_missing(missing, wanted.name))
     return pl.concat(frames)
+
+
+def _computed(wanted: Metric, scored: Scored, settings: Parameters) -> Values:
+    """Values of a metric, which may be a user's own, in the form that the report needs.
+
+    Raises:
+        UserError: if the function returns something else, or not one value for each text.
+    """
+    values: object = wanted.compute(scored, settings)
+    place = f"metric {wanted.name!r} ({wanted.compute.__module__})"
+    if not isinstance(values, Values):
+        raise UserError(
+            f"{place} returns {type(values).__name__}; it must return Values(value, valid, reason)"
+        )
+    for part, entries in (("value", values.value), ("valid", values.valid), ("asked", values.asked)):
+        if entries is not None and np.shape(entries) != (len(scored.rows),):
+            raise UserError(
+                f"{place} returns {part} of shape {np.shape(entries)}; it must be ({len(scored.rows)},), one for each "
+                "scored text"
+            )
+    return values
 
 
 def _rows(name: str, scored: Scored, values: Values) -> pl.DataFrame:

@@ -382,11 +382,21 @@ def all_files(config: SourceConfig) -> list[Path]:
     return [prefix.with_name(prefix.name + end) for prefix in prefixes for end in (".bin", ".idx")]
 
 
+def _of_other_kinds(folder: Path) -> str:
+    """Hint that names the kind of corpus that reads most of a directory's files; empty if none reads any."""
+    names = [file.name for file in folder.rglob("*") if file.is_file()]
+    readable = {kind: sum(name.endswith(READERS[kind].suffixes) for name in names) for kind in FILE_KINDS}
+    kind = max(readable, key=lambda name: readable[name])
+    return f"; corpus={kind} reads {readable[kind]} of its {len(names)} files" if readable[kind] else ""
+
+
 def _expand(text: str, suffixes: tuple[str, ...]) -> list[Path]:
     path = Path(text)
     if path.is_dir():
         matches = [f for f in path.rglob("*") if f.is_file() and f.name.endswith(suffixes)]
-        hint = f"; it holds no {', '.join(suffixes[:8])}{', ...' if len(suffixes) > 8 else ''}"
+        hint = f"; it holds no {', '.join(suffixes[:8])}{', ...' if len(suffixes) > 8 else ''}" + (
+            "" if matches else _of_other_kinds(path)
+        )
     elif path.is_file():
         return [path]
     elif any(sign in text for sign in "*?["):

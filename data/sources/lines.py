@@ -188,7 +188,8 @@ def _slowly(line: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error}); write one JSON object a line") from None
+        plain = ", or read plain text with corpus=text" if ".txt row" in where or ".md row" in where else ""
+        raise UserError(f"{where}: not valid JSON ({error}); write one JSON object a line{plain}") from None
 
 
 def checked(row: dict[str, Any], field: str, where: str) -> str:

@@ -172,6 +172,14 @@ def test_the_saved_svg_is_the_same_drawing_in_fewer_bytes(tmp_path: Path) -> Non
     assert np.allclose(*(np.array(found, float) for found in places), atol=0.0051)
 
 
+def test_a_figure_saves_itself(tmp_path: Path) -> None:
+    figure = figures.aa_pvalues(pl.DataFrame({"p": [0.2, 0.8]}))
+    figure.save(tmp_path / "own.png", formats=["svg", "csv"])
+    figures.save(figure, tmp_path / "other", formats=["svg", "csv"])
+    assert (tmp_path / "own.csv").read_bytes() == (tmp_path / "other.csv").read_bytes()
+    assert (tmp_path / "own.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+
+
 def test_a_bare_chart_has_its_inline_data_beside_it(tmp_path: Path) -> None:
     figure = figures.aa_pvalues(pl.DataFrame({"p": [0.2, 0.8]}))
     figures.save(figure.chart, tmp_path / "f", formats=["csv"])

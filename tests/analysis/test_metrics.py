@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.analysis.metrics import METRICS, Parameters, compute
+from palimpsest.analysis.metrics.registry import Values, metric
 from palimpsest.data.errors import UserError
 
 O1 = [
@@ -139,6 +141,27 @@ def test_scores_that_do_not_fit_their_probes_are_refused() -> None:
         compute(items, probes, pl.concat([scores, scores]))
     with pytest.raises(ValueError, match="begins beyond"):
         compute(items, probes.with_columns(target_start=pl.lit(2)), scores)
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (np.zeros(1), r"'mine' \(.*test_metrics\) returns ndarray; it must return Values"),
+        (Values(np.zeros(2), np.ones(1, bool), ""), r"returns value of shape \(2,\); it must be \(1,\)"),
+        (Values(np.zeros(1), np.bool_(True), ""), r"returns valid of shape \(\); it must be \(1,\)"),
+        (Values(np.zeros(1), np.ones(1, bool), "", np.ones(3, bool)), r"returns asked of shape \(3,\)"),
+    ],
+)
+def test_a_metric_that_returns_something_else_is_named(
+    monkeypatch: pytest.MonkeyPatch, returned: Any, told: str
+) -> None:
+    def mine(_scored: Any, _parameters: Parameters) -> Any:
+        return returned
+
+    monkeypatch.setattr("palimpsest.analysis.metrics.registry.METRICS", METRICS | {})
+    metric(name="mine", needs=("verbatim",), formula="f", unit="u")(mine)
+    with pytest.raises(UserError, match=told):
+        compute(*frames([[-1.0]]), names=["mine"])
 
 
 def test_names_are_checked_and_every_metric_states_its_formula() -> None:

@@ -79,6 +79,15 @@ def test_bad_rows_name_file_row_and_fix(tmp_path, row, message):
         rows(jsonl(path))
 
 
+def test_a_directory_of_another_kind_names_the_corpus_that_reads_it(tmp_path):
+    for name in ("a.txt", "b.txt", "c.parquet", "d.py"):
+        (tmp_path / name).write_text("Plain text.\n")
+    with pytest.raises(UserError, match=r"it holds no \.jsonl.*; corpus=text reads 2 of its 4 files"):
+        rows(jsonl(tmp_path))
+    with pytest.raises(UserError, match=r"a\.txt row 1: not valid JSON.*or read plain text with corpus=text"):
+        rows(jsonl(tmp_path / "a.txt"))
+
+
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
 @pytest.mark.parametrize("damage", ["cut", "garbage", "appended"])
 def test_corrupt_archives_are_named_and_never_end_early(tmp_path, suffix, damage):

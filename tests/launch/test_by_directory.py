@@ -57,6 +57,12 @@ def test_an_item_that_was_never_inserted_is_called_so(place, run, finished):
     assert "never inserted" not in place.ok("show", run, f"item={inserted}").out
 
 
+def test_a_mistyped_table_is_no_run(place):
+    refused = place.run("show", "gain")
+    assert refused.status == 2
+    assert "gain: there is no such table; did you mean 'gains'?" in refused.out
+
+
 def test_a_run_that_is_older_than_a_setting_takes_its_default(finished, tmp_path):
     path = tmp_path / finished.parent.name / finished.name
     shutil.copytree(finished, path)

@@ -221,6 +221,18 @@ def test_cost_is_that_of_the_submission():
     )
 
 
+def test_gpus_that_no_process_uses_are_told(place):
+    """A launcher that reserves more GPUs than it starts processes; a run that would not submit says so, too."""
+    wide = [QUICK, "launcher=slurm", "launcher.account=me", "launcher.gpus=8"]
+    idle = "to mend: launcher.gpus=8 but launcher.processes=1: 7 of the GPUs of each node would be reserved"
+    assert idle in place.ok("sweep", *wide, "dry_run=true").out
+    alone = place.ok("run", *wide, "dry_run=true").out
+    assert idle in alone
+    assert "to mend: launcher=slurm submits nothing here" in alone
+    used = place.ok("sweep", QUICK, *SLURM[:2], "train.global_batch_size=32", "dry_run=true").out
+    assert "to mend" not in used
+
+
 def test_what_does_not_fit_is_told_at_once(place):
     """Topology, number and length of the user's items: in one line, before anything is prepared or submitted."""
     (place.path / "items.jsonl").write_text("".join(f'{{"text": "item {k}"}}\n' for k in range(7)))

@@ -53,6 +53,22 @@ CASES = {
     "no controls": (["+experiment=quickstart", "insertion.doses=[1,4]"], ["insertion.doses=[1, 4] lacks 0"]),
     "syntax": (["+experiment=quickstart", "train.steps"], ["train.steps"]),
     "no plus": (["experiment=quickstart"], ["write +experiment=quickstart"]),
+    "of another launcher": (
+        ["+experiment=quickstart", "launcher.nodes=2"],
+        ["launcher.nodes is no setting of the launcher chosen here; launcher=slurm has it"],
+    ),
+    "near one of the launcher": (
+        ["+experiment=quickstart", "launcher=slurm_gpu", "launcher.account=me", "launcher.node=2"],
+        ["launcher.node: there is no such setting; did you mean 'launcher.nodes'?"],
+    ),
+    "of another corpus": (
+        ["+experiment=quickstart", "corpus.source.documents=line"],
+        ["corpus.source.documents is no setting of the corpus chosen here; corpus=text has it"],
+    ),
+    "SLURM without a sweep": (
+        ["+experiment=quickstart", "launcher=slurm", "launcher.account=me"],
+        ["launcher=slurm submits nothing here", "type `palimpsest sweep`"],
+    ),
     "warm-up": (
         ["+experiment=quickstart", "train.steps=20"],
         ["optimizer.warmup_steps=50 must be below train.steps=20"],
