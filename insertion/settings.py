@@ -81,6 +81,10 @@ class InsertionConfig:
     item is randomly assigned to the controls or to the policy."""
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     """Action on items that are too long, contained in the corpus, or near duplicates."""
+    coin_seed: int | None = None
+    """Assignment by coins instead of exact counts: every item (or cluster) gets an arm at random, with the arms' shares
+    of ``items_per_dose`` as probabilities, whatever the others get. The coins have this seed; the items, and everything
+    else that ``seed`` decides, stay as they are, so that runs which differ in it alone include other items."""
     seed: int
     """Seed of items, assignment and placement."""
 
@@ -91,6 +95,13 @@ class InsertionConfig:
         if not self.families:
             raise UserError("insertion.families is empty; name at least one family")
         _ = self.window_slice  # checks it
+        if self.coin_seed is not None and (
+            self.named_arms or self.placements or self.paired_with or self.adaptive
+        ):
+            raise UserError(
+                f"insertion.coin_seed={self.coin_seed} draws the items' doses, which named_arms, placements, "
+                "paired_with or adaptive decide already; leave out one of them"
+            )
         if self.adaptive is not None and (len(self.families) > 1 or self.doses != (0, 1) or self.paired_with):
             raise UserError(
                 "insertion.adaptive needs a single family, insertion.doses=[0,1] and no "

@@ -18,8 +18,6 @@ ATTACKS = {
 NEXT = {
     "bio_d_capacity": "capacity",
     "unintended_memorization": "capacity",
-    "counterfactual_memorization": "runs of subsets drawn by coin",
-    "one_run_epsilon": "runs of subsets drawn by coin",
     "decay": "acquisition and forgetting at the depth of a probe",
     "dilution_exponent": "scaling over runs",
     "forgetting_slope": "scaling over runs",

@@ -15,7 +15,9 @@ from scipy import stats
 from palimpsest.analysis.figures import theme
 from palimpsest.analysis.figures.export import csv_of, write
 from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.report import counterfactual
 from palimpsest.analysis.report.answer import interval
+from palimpsest.analysis.report.counterfactual import COINS
 from palimpsest.analysis.report.html import inline, render
 from palimpsest.analysis.report.sections import FILES
 from palimpsest.analysis.report.table import Table
@@ -56,7 +58,7 @@ OVER = {
     "these items": "training runs like these, with these very items",
 }
 """Scope of a cell's interval. Runs with different ``seed`` differ in items, assignment, order and weights; runs with
-different ``train.seed`` only share the items."""
+different ``train.seed`` or ``insertion.coin_seed`` share the items."""
 _TRAINING = "train.seed"
 """Name of the seed that does not change items and assignment."""
 
@@ -83,7 +85,7 @@ class SweepRun:
 
 
 def _seed(key: str) -> bool:
-    return key.split(".")[-1] == "seed"
+    return key.split(".")[-1] in ("seed", "coin_seed")
 
 
 def gains(run: SweepRun) -> pl.DataFrame:
@@ -134,7 +136,9 @@ def _cell(runs: Sequence[SweepRun]) -> pl.DataFrame:
         return gains(runs[0]).with_columns(seeds=pl.lit(1), over=pl.lit("one run"))
     draws: dict[tuple[str, ...], list[SweepRun]] = {}
     for run in runs:
-        own = tuple(value for key, value in run.factors.items() if _seed(key) and key != _TRAINING)
+        own = tuple(
+            value for key, value in run.factors.items() if _seed(key) and key not in (_TRAINING, COINS)
+        )
         draws.setdefault(own, []).append(run)
     if len(draws) > 1:
         means = pl.concat(
@@ -306,6 +310,14 @@ def _list(runs: Sequence[SweepRun]) -> list[dict[str, Any]]:
     ]
 
 
+def _coins(runs: Sequence[SweepRun]) -> counterfactual.Coins | None:
+    """Scores of runs that differ in their coins alone; None for other sweeps."""
+    factors = {key for run in runs for key in run.factors}
+    if {key for key in factors if len({run.factors.get(key) for run in runs}) > 1} != {COINS}:
+        return None
+    return counterfactual.read([(run.directory, run.summary) for run in runs])
+
+
 def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -> None:
     """Write ``report.html``, the figures, ``cells.csv`` and ``runs.csv``.
 
@@ -343,6 +355,12 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         figures["doses"] = _dose_figure(rows, y_title)
         if any(run.factors for run in audited):
             figures["factors"] = _factor_figure(audited, y_title)
+    coins = _coins(audited)
+    if coins is not None:
+        memorised = counterfactual.memorization(coins)
+        write(directory / "counterfactual.csv", csv_of(memorised).encode())
+        figures["tail"] = counterfactual.figure(memorised, unit)
+        captions["tail"] = "Counterfactual memorization of every item"
     page = render(
         "sweep.html",
         title=title,
@@ -356,6 +374,12 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         factors=list(dict.fromkeys(key for run in runs for key in run.factors)),
         runs=_list(runs),
         cells=_cells(rows) if audited else None,
+        coins=None
+        if coins is None
+        else {
+            "sentence": counterfactual.sentence(coins, memorised, unit),
+            "table": counterfactual.table(memorised),
+        },
         figures={
             key: inline(
                 theme.save(figure.chart, directory, key, figure.rows, formats=FILES), key, captions[key]

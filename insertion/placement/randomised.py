@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import xxhash
 
 from palimpsest.data.errors import UserError
 from palimpsest.data.mixture import Windows
@@ -37,6 +38,9 @@ class Randomised:
         assigned = np.empty(len(items), dtype=np.int64)
         for name in insertion.families:
             members = families == name
+            if insertion.coin_seed is not None:
+                assigned[members] = _coins(name, unit[members], insertion)
+                continue
             ids = items["item_id"].filter(members).to_list()
             assigned[members] = _arms_of(name, ids, strata[members], unit[members], insertion, rng)
         return assigned
@@ -106,6 +110,18 @@ class Randomised:
             places: as drawn.
         """
         return places
+
+
+def _coins(family: str, unit: npt.NDArray[np.int64], insertion: InsertionConfig) -> npt.NDArray[np.int64]:
+    """Arms of a family's items, each cluster's drawn by itself."""
+    counts = insertion.counts(family)
+    own, of = np.unique(unit, return_inverse=True)
+    rng = np.random.default_rng(
+        [insertion.seed, 6, insertion.coin_seed or 0, xxhash.xxh3_64_intdigest(family.encode())]
+    )
+    shares = np.array(list(counts.values()), np.float64) / sum(counts.values())
+    drawn = rng.choice(np.array(list(counts), np.int64), size=len(own), p=shares)
+    return np.asarray(drawn[of], np.int64)
 
 
 def _arms_of(

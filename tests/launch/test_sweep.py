@@ -57,8 +57,10 @@ def test_named_sweeps(name):
     runs = composed(lines_of([f"+sweep={name}", "seed=1,2", "launcher=report"]))
     assert len({run.experiment.directory for run in runs}) == len(runs) >= 4
     assert {run.experiment.seed for run in runs} == {1, 2}
-    assert {tuple(run.factors) for run in runs} == {(name, "seed")}
-    assert all(len(run.experiment.insertion.families) == 16 for run in runs)
+    coins = ("insertion.coin_seed",) if name.startswith("counterfactual") else ()
+    assert {tuple(run.factors) for run in runs} == {(name, *coins, "seed")}
+    families = 3 if coins else 16
+    assert all(len(run.experiment.insertion.families) == families for run in runs)
 
 
 def test_phases_and_tokens_of_hubble():
