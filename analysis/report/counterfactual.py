@@ -156,7 +156,12 @@ def overall(coins: Coins) -> tuple[float, float, float]:
 def figure(rows: pl.DataFrame, unit: str) -> theme.Figure:
     """Items from the most to the least memorised, with intervals: the long tail."""
     ranked = rows.with_row_index("rank", offset=1)
-    x = alt.X("rank:Q", title="items, from the most to the least memorised", axis=alt.Axis(format="d"))
+    x = alt.X(
+        "rank:Q",
+        title="items, from the most to the least memorised",
+        scale=alt.Scale(domain=[0.5, ranked.height + 0.5], nice=False),
+        axis=alt.Axis(format="d", tickMinStep=1),
+    )
     title = f"counterfactual memorization, {unit}"
     families = ranked["family"].unique(maintain_order=True).to_list()
     base = alt.Chart(theme.values(ranked)).encode(x=x, color=theme.colour(families, "family"))
@@ -200,7 +205,7 @@ _ENDS = {"estimate": "", "low": "_low", "high": "_high"}
 
 def sentence(coins: Coins, rows: pl.DataFrame, unit: str) -> str:
     """Text with what was found."""
-    mean, low, high = overall(coins)
+    average = interval(dict(zip(_ENDS, overall(coins), strict=True)), signed=True)
     shown = int((rows["p_holm"] <= 0.05).sum())
     bounds = epsilons(coins)
     private = bounds and (
@@ -208,7 +213,7 @@ def sentence(coins: Coins, rows: pl.DataFrame, unit: str) -> str:
         f"{min(bounds):.2f} to {max(bounds):.2f} (95 % each)."
     )
     return (
-        f"In {len(coins.score)} runs with other coins, an item's inclusion changed its score by {mean:+.3g} "
-        f"[{low:+.3g}, {high:+.3g}] {unit} on average; the difference is above 0 for {shown} of {rows.height} items "
+        f"In {len(coins.score)} runs with other coins, an item's inclusion changed its score by {average} {unit} "
+        f"on average; the difference is above 0 for {shown} of {rows.height} items "
         f"(Holm over the items).{private or ''}"
     )
