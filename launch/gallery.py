@@ -1,8 +1,8 @@
 """Draw every figure from simulated rows: ``python launch/gallery.py DIRECTORY``.
 
-DIRECTORY gets the images and ``README.md``, which shows them with the columns that each needs. What is drawn is
-simulated by formulas (``analysis/figures/examples.py``) and says so. ``style=paper`` fits them to a double column;
-``formats=svg,csv`` writes only these of png, svg, pdf and csv.
+The program writes the images and ``README.md``, which shows them with the columns that each needs, to DIRECTORY. The
+rows are simulated by formulas (``analysis/figures/examples.py``), and the images say so. ``style=paper`` fits them to a
+double column; ``formats=svg,csv`` writes only these of png, svg, pdf and csv.
 """
 
 from __future__ import annotations

@@ -26,34 +26,34 @@ PROGRAMS = {
     "run": Help(
         "Carry out an experiment: prepare, plan, train the pair, audit, score, report; finished stages are reused.",
         [
-            ("dry_run=true", "say what would be made and reused, and what it costs"),
-            ("name=NAME", "of the run; runs/<experiment>/NAME-<digest>/ holds everything it makes"),
-            ("seed=N", "of initial weights, data order, items, assignment and placement"),
+            ("dry_run=true", "print what would be made and reused, and what it costs"),
+            ("name=NAME", "name of the run; runs/<experiment>/NAME-<digest>/ holds everything it makes"),
+            ("seed=N", "seed of initial weights, data order, items, assignment and placement"),
         ],
         [QUICK, f"{QUICK} dry_run=true", f"{QUICK} insertion=table insertion.families.table.path=items.jsonl"],
     ),
     "prepare": Help(
         "Turn text into token files, a tokenizer and held-out documents.",
         [
-            ("shard=K/N", "do share K of N, for an array of jobs; run all of them twice, then prepare without it"),
+            ("shard=K/N", "do share K of N, for a job array; run all shares twice, then prepare without shard"),
             ("index=true", "also build the order of the windows; needed before training on several nodes"),
             ("verify=true", "read the whole corpus again and check every file and every id"),
-            ("show=S", "print what step S reads, and from where"),
+            ("show=S", "print the text that step S reads, and its source"),
         ],
         [QUICK, f"{QUICK} corpus=jsonl corpus.source.paths=[my.jsonl]", f"{RUN} show=3"],
     ),
     "plan": Help(
-        "Decide which text goes where, and when; explain a finished plan.",
+        "Draw items, doses and places, and write the plan; print a finished plan.",
         [
-            ("show", "print the plan: doses and when they fall; item=ID or step=S for one item or batch"),
-            ("item=ID", "every exposure in its place; checkpoint=S: those before it; ledger=true: what was consumed"),
+            ("show", "print the plan: doses and when exposures fall; item=ID or step=S for one item or batch"),
+            ("item=ID", "its exposures in their windows; checkpoint=S: those before S; ledger=true: as consumed"),
             ("family=NAME show=N", "print the first N items of a family with their probes"),
-            ("power=true", "print the smallest effects that the design can show; effect=X: items that X takes"),
+            ("power=true", "print the smallest detectable effects; effect=X: the number of items that X needs"),
         ],
         [QUICK, f"show {RUN} item=ghost-00003", f"{QUICK} power=true effect=0.3"],
     ),
     "train": Help(
-        "Train one of the pair, from its last checkpoint on.",
+        "Train the perturbed run or its twin; resume from its last checkpoint, if there is one.",
         [
             ("run=twin", "train the twin, in which nothing is inserted, instead of the perturbed run"),
             ("dry_run=true", "print the configuration and what it costs"),
@@ -63,30 +63,30 @@ PROGRAMS = {
     ),
     "audit": Help(
         "Prove that what was consumed is what was planned. Status 3: it is not.",
-        [("dry_run=true", "say whether there is an audit")],
+        [("dry_run=true", "print whether there is an audit")],
         [QUICK, RUN, f"{QUICK} name=other"],
     ),
     "score": Help(
-        "Ask every checkpoint of the pair about every item; scores that are there are kept.",
-        [("shard=K/N", "do share K of N, for an array of jobs")],
+        "Score all probes at every checkpoint of the pair; existing scores are kept.",
+        [("shard=K/N", "do share K of N, for a job array")],
         [QUICK, RUN, f"{RUN} shard=0/4"],
     ),
     "generate": Help(
-        "Let checkpoints of the pair continue items and prompts, greedily and drawn; then write the report with them.",
+        "Generate continuations of items and prompts, greedily or by sampling, and write the report with them.",
         [
-            ("step=S", "finished steps of the checkpoint, or all; the last one without it"),
-            ("generate.prefix_tokens=[N,...]", "tokens of each item that are continued"),
-            ("generate.samples=K", "continuations drawn of each prompt; generate.temperature, top_k, top_p, seed"),
-            ("shard=K/N", "do share K of N, for an array of jobs; no report then"),
+            ("step=S", "finished steps of the checkpoint, or all; default: the last checkpoint"),
+            ("generate.prefix_tokens=[N,...]", "number of an item's first tokens that are the prompt"),
+            ("generate.samples=K", "samples of each prompt; generate.temperature, top_k, top_p, seed"),
+            ("shard=K/N", "do share K of N, for a job array; no report then"),
         ],
         [QUICK, f"{RUN} generate.samples=8 generate.temperature=0.7", f"{RUN} step=all generate.prefix_tokens=[8,32]"],
     ),
     "report": Help(
-        "Write the page, its figures and tables, and say what was found.",
+        "Write the report: page, figures and tables; print its first sentence.",
         [
-            ("report.metrics=[NAME,...]", "more measures, by their names in analysis/metrics"),
-            ("report.prefix_tokens=N", "prompt of verbatim extraction; report.suffix_tokens: what follows it"),
-            ("report.out=DIRECTORY", "write it there; the run is only read"),
+            ("report.metrics=[NAME,...]", "further metrics, by their names in analysis/metrics"),
+            ("report.prefix_tokens=N", "prompt length of verbatim extraction; report.suffix_tokens: length compared"),
+            ("report.out=DIRECTORY", "write the report there; read access to the run is then enough"),
         ],
         [QUICK, f"{RUN} report.metrics=[min_k_logprob]", f"{RUN} report.out=mine"],
     ),
@@ -94,31 +94,34 @@ PROGRAMS = {
         "Unlearn some of the inserted items, and compare with the twin that never saw them.",
         [
             ("posttrain=NAME", "the method: npo, simnpo, dpo, rmu, undial, ..., int4, prune, kfac, distill, retrain"),
-            ("posttrain.after=RUN", "go on from a post-trained run or leave_out: posttrain=relearn, for example"),
-            ("posttrain.retain=X", "corpus, items or questions: what is to be kept, or learnt"),
-            ("posttrain.forget.share=X", "of the inserted items of each arm and family; 1: all of them"),
+            ("posttrain.after=RUN", "start from a post-trained run or leave_out, such as for posttrain=relearn"),
+            ("posttrain.retain=X", "retain set: corpus, items or questions"),
+            ("posttrain.forget.share=X", "share of each arm's and family's inserted items to forget; 1: all of them"),
             ("posttrain.steps=N", "steps of the method; posttrain.learning_rate=X: of AdamW, constant"),
-            ("+posttrain.settings.KEY=X", "of the method: beta, ...; gamma and alpha weigh forget and retain set"),
+            ("+posttrain.settings.KEY=X", "setting of the method: beta, ...; gamma, alpha: weights of the two losses"),
         ],
         [QUICK, f"{QUICK} posttrain=simnpo posttrain.steps=40", f"{RUN} posttrain.forget.share=1"],
     ),
     "export": Help(
         "Write a checkpoint for transformers, with tokenizer and model card.",
-        [("run=twin", "of the twin"), ("step=S", "finished steps of the checkpoint, or all; the last one without it")],
+        [
+            ("run=twin", "export the twin's checkpoint"),
+            ("step=S", "finished steps of the checkpoint, or all; default: the last checkpoint"),
+        ],
         [QUICK, f"{RUN} step=all", f"{RUN} run=twin"],
     ),
     "write_corpus": Help(
         "Write the perturbed corpus as files, for other trainers.",
-        [("format=jsonl", "a line a window, in training order; without it token files of Megatron")],
+        [("format=jsonl", "one line per window, in training order; default: Megatron's token files")],
         [QUICK, RUN, f"{RUN} format=jsonl"],
     ),
     "export_items": Help(
         "Write a plan's items for other tools: lm-eval tasks, membership benchmarks, forget and retain sets.",
-        [("seed=N", "also that of the draw of the forget set")],
+        [("seed=N", "seed of the run, and of the random forget set")],
         [QUICK, RUN, f"{QUICK} name=other"],
     ),
     "adaptive": Help(
-        "Train segment by segment; a policy decides the doses from the scores.",
+        "Train in segments; after each, a policy decides the next exposures from the scores.",
         [("insertion.adaptive={...}", "policy (insert_until, maintain, staircase), at=[steps], threshold, ...")],
         [
             f"{QUICK} insertion=ghost_sentences insertion.doses=[0,1] "
@@ -129,7 +132,7 @@ PROGRAMS = {
         ],
     ),
     "dependence": Help(
-        "Train experiments that share a run each alone and all together, and estimate their interaction.",
+        "Train experiments together in one run and each alone, and estimate their interaction.",
         [("insertion.experiments.NAME={...}", "an experiment with its own seed, windows and token budget")],
         [
             f"{QUICK} insertion=shared",
@@ -138,13 +141,13 @@ PROGRAMS = {
         ],
     ),
     "sweep": Help(
-        "Make a run of every combination of the settings that have several values; the same command goes on.",
+        "Make a run for every combination of the settings that have several values; run it again to continue.",
         [
-            ("KEY=A,B,C", "a factor: every value with every value of the others"),
+            ("KEY=A,B,C", "a factor: its values are combined with those of all other factors"),
             ("launcher.jobs=K", "K runs at a time"),
-            ("launcher=slurm", "as SLURM arrays (conf/launcher/); launcher=report: only the report of what is there"),
-            ("launcher.nodes=N", "nodes of a training; launcher.processes, gpus: of a node; launcher.time: at most"),
-            ("dry_run=true", "say what would be made; with launcher=slurm write the scripts and print the submission"),
+            ("launcher=slurm", "submit SLURM arrays (conf/launcher/); launcher=report: only show progress and report"),
+            ("launcher.nodes=N", "nodes per training; launcher.processes, gpus: per node; launcher.time: time limit"),
+            ("dry_run=true", "print what would be made; with launcher=slurm also write the scripts"),
         ],
         [
             f"{QUICK} seed=1,2,3 model=nano,tiny launcher.jobs=2",
@@ -167,7 +170,7 @@ def asked(arguments: Sequence[str]) -> str | None:
     program = PROGRAMS[name()]
     by_directory = name() != "sweep"
     usage = "+experiment=NAME | RUN" if by_directory else "+experiment=NAME"
-    run = "RUN is a run's directory, whose settings it has: runs/quickstart/run-1a2b3c4d, or what is unique of that."
+    run = "RUN is a run's directory, such as runs/quickstart/run-1a2b3c4d or, if unique, runs/quickstart."
     width = max(len(key) for key, _ in program.settings)
     return "\n".join(
         [
@@ -183,9 +186,9 @@ def asked(arguments: Sequence[str]) -> str | None:
             "",
             *([run] if by_directory else []),
             "KEY=VALUE changes any setting; experiments are the files of conf/experiment/.",
-            f"{EVERY} lists all settings, --cfg job prints the result.",
-            "Status: 0 done, 1 a bug, 2 something you can mend, 3 the audit failed or a batch was not as planned,",
-            "75 told to stop by a signal and saved: run it again.",
+            f"{EVERY} lists all settings, --cfg job prints their values.",
+            "Status: 0 done, 1 a bug, 2 a mistake that you can correct, 3 the audit failed or a batch did not match",
+            "the plan, 75 stopped by a signal after saving a checkpoint: run it again.",
             "",
         ]
     )

@@ -1,9 +1,9 @@
 """Take over another tool's insertions: ``python launch/import_plan.py DIRECTORY DOCUMENTS.jsonl --never OTHERS.jsonl``.
 
-DOCUMENTS have a ``text`` a row, repeated as often as it is inserted (Hubble's ``*_dup.jsonl``); OTHERS have texts that
-are never inserted. With ``--ledger`` (Hubble's ``*_perturbation_info.json``) every text goes to the window and place
-that the ledger says, otherwise places are drawn as in any plan. DIRECTORY gets items, placements and a group of
-settings, ``insertion=imported``.
+DOCUMENTS has one ``text`` per row, and each text as often as it is inserted (Hubble's ``*_dup.jsonl``); OTHERS has
+texts that are never inserted. With ``--ledger`` (Hubble's ``*_perturbation_info.json``) every text goes to the window
+and the place that the ledger gives; without it, places are drawn as in any plan. The program writes items, placements
+and a group of settings, ``insertion=imported``, to DIRECTORY.
 """
 
 from __future__ import annotations

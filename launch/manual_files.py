@@ -76,8 +76,8 @@ ARTEFACTS = (
         "Ledger",
         "`perturbed/ledger/<first>-<end>/`, `twin/ledger/<first>-<end>/`",
         "train",
-        "What was consumed, a part for each checkpoint. A part's manifest names the digest of the part before it, so "
-        "that none can be exchanged.",
+        "The record of what was consumed, with one part for each checkpoint. The manifest of a part contains the "
+        "digest of the part before it, so that an exchanged part is detected.",
         ledger,
         {"windows.parquet": (ledger, "WINDOW_SCHEMA"), "exposures.parquet": (ledger, "EXPOSURE_SCHEMA")},
     ),
@@ -92,8 +92,8 @@ ARTEFACTS = (
         "Scores",
         "`scores/perturbed/step_<number>/`, `scores/twin/step_<number>/`",
         "score",
-        "A row a probe, a list entry a token; about 10 bytes a token. Large plans have several parts a checkpoint "
-        "(`step_<number>-<part>`): read them with a glob.",
+        "One row per probe, with one list entry per token; about 10 bytes per token. Large plans have several parts "
+        "per checkpoint (`step_<number>-<part>`): read them with a glob.",
         scores,
         {"scores.parquet": (token_statistics, "SCORE_SCHEMA")},
     ),
@@ -101,7 +101,7 @@ ARTEFACTS = (
         "Continuations",
         "`generated/perturbed/step_<number>/`, `generated/twin/step_<number>/`",
         "generate",
-        "What checkpoints wrote after prompts.",
+        "Texts that checkpoints generated after prompts.",
         continuations,
         {"generated.parquet": (continuations, "SCHEMA")},
     ),
@@ -109,8 +109,8 @@ ARTEFACTS = (
         "Report",
         "`report/`",
         "report",
-        "`report.html` needs no network. `summary.json` has the numbers of its first screen. Every figure is also "
-        "there as PNG, SVG and CSV, and every CSV names its run (`source`, `seed`, `digest`).",
+        "`report.html` works offline. `summary.json` has the numbers of its first screen. Every figure is also stored "
+        "as PNG, SVG and CSV, and every CSV names its run (`source`, `seed`, `digest`).",
         inputs,
         {
             "metrics.parquet": (scored, "ROW_SCHEMA"),
@@ -126,14 +126,14 @@ ARTEFACTS = (
         "Post-trained models",
         "`posttrained/forget-<digest>/`",
         "posttrain",
-        "A run for each method, scored like the pair, and the page that compares them with the leave-out twin.",
+        "One run for each method, scored like the pair, and the report that compares them with the leave-out twin.",
         posttrained,
     ),
     Artefact(
         "Exports for transformers",
         "`perturbed/export/step_<number>/`, `twin/export/step_<number>/`",
         "export",
-        "What `from_pretrained` reads: weights as safetensors, configuration, tokenizer, model card.",
+        "A directory for `from_pretrained`: weights as safetensors, configuration, tokenizer, model card.",
         export,
     ),
     Artefact(
@@ -147,8 +147,8 @@ ARTEFACTS = (
         "Perturbed corpus",
         "`corpus-megatron/`, `corpus-jsonl/`",
         "write_corpus",
-        "Token files with the plan applied, or a line a window. In token files, neighbouring windows share a token; "
-        "where they ask for different ones, the copy lists an exception.",
+        "Token files with the plan applied, or JSONL with one line per window. In token files, neighbouring windows "
+        "share a token; if the plan needs different tokens in the two windows, an exception is listed.",
         write_corpus,
         {"exceptions.parquet": (interchange, "EXCEPTION_SCHEMA")},
     ),
@@ -170,14 +170,14 @@ ARTEFACTS = (
         "Sweep",
         "`runs/sweeps/<experiment>-<digest>/`",
         "sweep",
-        "`runs.jsonl` has a line a run; logs, scripts of SLURM, and the report of the sweep (`cells.csv`, `runs.csv`).",
+        "`runs.jsonl` has one line per run; also logs, SLURM scripts and the sweep's report (`cells.csv`, `runs.csv`).",
         sweep,
     ),
     Artefact(
-        "Placements of one's own",
+        "Explicit placements",
         "a Parquet file that `insertion.placements` names",
         "import_plan",
-        "Exposures that were decided elsewhere; `import_plan` writes it from another tool's files.",
+        "Exposures that were not drawn by Palimpsest; `import_plan` writes them from another tool's files.",
         import_plan,
         {"placements.parquet": (explicit, "SCHEMA")},
     ),
@@ -193,14 +193,15 @@ def write() -> str:
     lines = [
         "# Files",
         "",
-        "Everything of a run lies in `runs/<experiment>/<name>-<digest>/`; the digest changes with every setting that",
+        "All files of a run are in `runs/<experiment>/<name>-<digest>/`; the digest changes with every setting that",
         "changes the result. Tables are Parquet (or CSV, in reports), manifests JSON. A directory is written under a",
-        "temporary name and renamed when it is complete. One without `manifest.json` is unfinished; nothing reads it.",
+        "temporary name and renamed when it is complete. A directory without `manifest.json` is unfinished and",
+        "ignored.",
         "",
         *table(["what", "where", "program", "schema version"], kinds),
         "",
-        "A version rises when a reader of the version before would misread the files. A program that finds another",
-        "version than its own says so and ends with status 2.",
+        "A schema version increases when a program that knows the previous version would misread the files. A program",
+        "that finds another version than its own says so and ends with status 2.",
         "",
         "## Manifest",
         "",
@@ -212,7 +213,7 @@ def write() -> str:
         lines += ["", f"## {one.title}", "", f"{one.place}, by `palimpsest {one.program}`. {one.text}"]
         for name, (module, schema) in one.tables.items():
             lines += ["", f"### {one.title.split()[0]}: {name}", "", *_columns(module, schema)]
-    lines += ["", "## Items of one's own", "", body(own.__doc__)]
+    lines += ["", "## Your own items", "", body(own.__doc__)]
     return "\n".join(lines) + "\n"
 
 

@@ -48,12 +48,13 @@ def write() -> str:
     lines = [
         "# Settings",
         "",
-        "A setting is typed after a program's name, `KEY=VALUE`, or written into a file of `conf/`. A key that no file",
-        "gives a value yet takes a plus: `+corpus.source.max_words=5000`. `palimpsest run --help-all` prints all of",
-        "them, `palimpsest run +experiment=quickstart --cfg job` those of an experiment. `null` means: none.",
+        "A setting is typed after a program's name as `KEY=VALUE`, or written into a file of `conf/`. A key that has",
+        "no value in these files needs a plus sign: `+corpus.source.max_words=5000`. `palimpsest run --help-all`",
+        "prints all settings, `palimpsest run +experiment=quickstart --cfg job` those of an experiment. `null` means",
+        "none.",
         "",
-        "The default is the value without an experiment (`conf/config.yaml` with the groups that it names);",
-        "`+experiment=NAME` and the options of a group, such as `model=tiny`, set others.",
+        "The defaults below are the values without an experiment (`conf/config.yaml` with the groups that it names).",
+        "`+experiment=NAME` and the options of a group, such as `model=tiny`, set other values.",
         "",
         "## General",
         "",
@@ -63,7 +64,12 @@ def write() -> str:
     for group in (name for name, kind in types.items() if is_dataclass(kind)):
         kind = types[group]
         lines += ["", f"## {group}", "", summary(kind.__doc__), ""]
-        if group in CHOICES:
+        if group == "posttrain":
+            lines += [
+                "`posttrain=NAME` chooses a method; [Post-training methods](posttraining.md) lists them.",
+                "",
+            ]
+        elif group in CHOICES:
             lines += [*options(CONF / group, group), ""]
         lines += section(kind, group, usual.get(group), said)
     said = commented(RELEASED / "config.yaml")
@@ -71,7 +77,8 @@ def write() -> str:
         "",
         "## Released models",
         "",
-        "`palimpsest released` has settings of its own (`conf/released/config.yaml`), and these:",
+        "`palimpsest released` has its own configuration (`conf/released/config.yaml`), with these settings besides",
+        "those of `score` and `report`:",
         "",
         *section(ReleasedConfig, "", composed(RELEASED), said, own=True),
     ]

@@ -1,7 +1,7 @@
-"""Models that others have trained, scored and reported like ours: ``python launch/released.py +experiment=released``.
+"""Score and report models that others have trained: ``python launch/released.py +experiment=released``.
 
-``models.perturbed=NAME items=FILE`` scores a causal model of ``transformers`` with items whose doses its authors
-declare; ``models.standard=NAME`` is its twin. ``shard=k/n`` does one share of the scoring, for an array of jobs.
+``models.perturbed=NAME items=FILE`` scores a causal model of ``transformers`` on items whose doses its authors have
+published; ``models.standard=NAME`` is its twin. ``shard=k/n`` does one share of the scoring, for a job array.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""A finding of the literature, looked for again: ``python launch/replicate.py dose``.
+"""Replication of a published finding: ``python launch/replicate.py dose``.
 
-``conf/replicate/NAME.yaml`` declares the runs, the seeds and the claims with their tests. Every run of every seed is
-made as ``launch/run.py`` makes it (finished ones are reused, so the same command goes on where it was stopped), the
-claims are tested, and ``results/replications/NAME.md`` is written, with tables, a figure and an overview of all pages.
+``conf/replicate/NAME.yaml`` declares the runs, the seeds and the claims with their tests. The program makes every run
+with every seed, as ``launch/run.py`` does; finished runs are reused, so the same command continues after a stop. Then
+it tests the claims and writes ``results/replications/NAME.md``, with tables, a figure and an overview of all pages.
 
     python launch/replicate.py all                     every replication
     python launch/replicate.py dose jobs=2             two runs at a time
     python launch/replicate.py dose seeds=[101,102]    pilot runs: prints mean and deviation, writes no page
     python launch/replicate.py list                    names, titles, planned power
-    python launch/replicate.py mine.yaml               a replication of one's own
+    python launch/replicate.py mine.yaml               a replication of your own
 
-Its own settings: ``seeds``, ``jobs``, ``out`` (directory of the pages). Others, such as ``runs=DIR`` and
-``runtime.device=cuda``, go to the runs; settings that change a result make other runs, and so pilots, too.
+Its own settings are ``seeds``, ``jobs`` and ``out`` (directory of the pages). Other settings, such as ``runs=DIR`` and
+``runtime.device=cuda``, apply to the runs; with a setting that changes the result the runs are pilots.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The list of runs: ``python launch/runs.py`` prints every run in ``runs/``, with state, step, loss, verdict and size.
 
 ``python launch/runs.py prune`` lists files that finished runs no longer need: all scored checkpoints but the first and
-the last, and half-built directories of killed programs. ``remove=quickstart/run-1a2b3c4d`` names a whole run. Nothing
-is deleted before ``yes=true`` is added. ``runs=DIRECTORY`` looks elsewhere, ``experiment=NAME`` at one experiment.
+the last, and unfinished directories of killed programs. ``remove=quickstart/run-1a2b3c4d`` lists a whole run. Only with
+``yes=true`` are the listed files deleted. ``runs=DIRECTORY`` names another directory of runs, ``experiment=NAME``
+selects one experiment.
 """
 
 from __future__ import annotations

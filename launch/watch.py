@@ -1,10 +1,10 @@
 """Follow a running experiment in a browser: ``python launch/watch.py runs/quickstart``.
 
-Losses on inserted and on other tokens, exposures done and to come, probes so far, audit so far, as they come; the
-report, once there is one. The page refreshes itself and asks nothing of other machines; ``/data.json`` has the same as
-JSON. Without a directory it follows
-the run that ``PALIMPSEST_RUN`` names, or the newest in ``runs/``. It is served to this machine alone, at ``port=8642``;
-``port=0`` takes any free port, ``host=0.0.0.0`` serves whoever reaches this machine. Ctrl-C ends it; the run goes on.
+The page shows losses on inserted and on other tokens, past and future exposures, probes, the state of the audit, and a
+link to the report once there is one. It refreshes itself and loads nothing from other machines; ``/data.json`` has the
+same data as JSON. Without a directory it follows the run that ``PALIMPSEST_RUN`` names, or the newest in ``runs/``.
+Only this machine can open the page, at ``port=8642``; ``port=0`` takes any free port, and ``host=0.0.0.0`` serves every
+machine that can reach this one. Ctrl-C ends the server, not the run.
 """
 
 from __future__ import annotations

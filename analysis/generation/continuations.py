@@ -35,10 +35,10 @@ SCHEMA = pl.Schema(
         "reference_loglik": pl.Float64(),
     }
 )
-"""One row a continuation. ``prefix``: tokens of the probe that it follows. ``sample``: 0 is greedy decoding, 1, 2, ...
-are drawn. ``tokens``: what was written up to the end of the text, no longer than ``reference``, the probe's own
-continuation. ``reference_loglik``: sum of ln g over the reference's tokens, nats, g being what samples are drawn
-from."""
+"""Columns of continuations, one row per continuation. ``prefix``: number of the probe's tokens in the prompt.
+``sample``: 0 for greedy decoding, 1, 2, ... for samples. ``tokens``: the generated tokens up to the end of the text, at
+most as many as ``reference``, the probe's own continuation. ``reference_loglik``: sum of ln g over the reference's
+tokens, nats, where g is the distribution that is sampled from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,21 +46,21 @@ class GenerateConfig:
     """Settings of generation."""
 
     prefix_tokens: tuple[int, ...] = (8,)
-    """Tokens of each item that continuations follow; each number gives continuations of its own."""
+    """Numbers of an item's first tokens that are used as a prompt; each number gives separate continuations."""
     questions: bool = True
     """Continue the prompts of cloze probes, too."""
     max_tokens: int = 64
-    """Longest continuation; shorter where the probe's own is."""
+    """Largest length of a continuation; a continuation is never longer than the probe's own."""
     samples: int = 0
-    """Continuations drawn of each prompt, besides the greedy one."""
+    """Number of samples for each prompt, in addition to the greedy continuation."""
     temperature: float = 1.0
-    """Temperature of what is drawn."""
+    """Temperature of sampling."""
     top_k: int | None = None
-    """Only the so many most likely tokens are drawn; None: all."""
+    """Sample from this number of most likely tokens only; None: from all."""
     top_p: float | None = None
-    """Only the most likely tokens that together have this probability; None: all."""
+    """Sample from the most likely tokens that together have this probability only; None: from all."""
     seed: int = 0
-    """Seed of what is drawn."""
+    """Seed of sampling."""
 
     def __post_init__(self) -> None:
         check_seed("generate.seed", self.seed)

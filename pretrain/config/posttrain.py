@@ -15,13 +15,13 @@ class ForgetConfig:
     """The forget set: a random share of the inserted items of each arm and family."""
 
     share: float = 0.1
-    """Of the items of each arm and family, at least one. 1: everything inserted, and the twin is the leave-out twin."""
+    """Share of the items of each arm and family; at least one item. 1: all of them; the leave-out twin is the twin."""
     families: tuple[str, ...] = ()
     """Families to draw from; none: all."""
     doses: tuple[int, ...] = ()
     """Doses to draw from; none: all above 0."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the random draw of the forget set."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -41,30 +41,31 @@ class PosttrainConfig:
     """Name of a registered loss (:mod:`pretrain.posttraining.methods`) or edit (:mod:`pretrain.posttraining.edits`)."""
     forget: ForgetConfig = field(default_factory=ForgetConfig)
     after: str | None = None
-    """Go on from the last checkpoint of this post-trained run, such as ``npo-1a2b3c4d``; None: of the perturbed run."""
+    """Post-trained run to start from, such as ``npo-1a2b3c4d``, at its last checkpoint; None: the perturbed run."""
     steps: int = 20
     """Number of steps of the method."""
     rows: int = 8
-    """Texts of the forget set a step; as many of the retain set."""
+    """Number of texts of the forget set per step, and of the retain set."""
     micro_rows: int = 4
-    """Texts of the forget set a forward pass on one rank; as many of the retain set."""
+    """Number of texts of the forget set per forward pass on one rank, and of the retain set."""
     learning_rate: float | None = None
-    """Of AdamW, constant; None: the last one of training (``optimizer.min_learning_rate``)."""
+    """Constant learning rate of AdamW; None: that of the end of training (``optimizer.min_learning_rate``)."""
     retain: Literal["corpus", "items", "questions"] = "corpus"
     """Retain set: windows of the corpus without exposures, the other inserted items, or questions about them with the
     loss on the answers."""
     retain_loss: Literal["nll", "kl"] = "nll"
-    """Loss on the retain set: likelihood, or divergence from the model before."""
+    """Loss on the retain set: negative log-likelihood, or KL divergence from the model before unlearning."""
     layer: int | None = None
     """Layer (from 0) whose output RMU steers; None: the middle one."""
     student: Literal["last", "first"] = "last"
-    """Weights that are trained: those of the last checkpoint, or of the run's first, which the last one teaches."""
+    """Weights that are trained: those of the last checkpoint, or those of the run's first checkpoint, as a student of
+    the last one."""
     refusal: str = " I do not know."
     """Answer that DPO prefers to the second half of an item."""
     checkpoint_every: int = 5
-    """Steps between checkpoints; the first, which is the model before, and the last are saved besides."""
+    """Steps between checkpoints; step 0, the model before unlearning, and the last step are also saved."""
     seed: int = 0
-    """Order of the texts, and random labels."""
+    """Seed of the order of the texts, and of random labels."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """The method's own settings that differ from its defaults: ``gamma`` and ``alpha``, weights of the losses on the
     forget and the retain set, ``beta``, ..."""
