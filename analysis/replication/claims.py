@@ -191,7 +191,7 @@ def judge(claims: Mapping[str, Claim], measured: Mapping[str, Sequence[Estimate]
             [estimate.value for estimate in measured[name]],
             *tests[name],
             float(corrected[name]),
-            *_verdict(name, claim, measured[name], float(corrected[name]), failed, len(claims)),
+            *_verdict(name, claim, measured[name], tests[name], float(corrected[name]), failed, len(claims)),
         )
         for name, claim in claims.items()
     }
@@ -223,7 +223,13 @@ def t_test(claim: Claim, measured: Sequence[Estimate]) -> tuple[float, float, fl
 
 
 def _verdict(
-    name: str, claim: Claim, measured: Sequence[Estimate], p: float, failed: Sequence[str], claims: int
+    name: str,
+    claim: Claim,
+    measured: Sequence[Estimate],
+    test: tuple[float, float, float, float],
+    p: float,
+    failed: Sequence[str],
+    claims: int,
 ) -> tuple[str, str]:
     if reasons := [estimate.reason or "no value" for estimate in measured if np.isnan(estimate.value)]:
         return UNTESTABLE, f"{len(reasons)} of {len(measured)} seeds: {reasons[0]}"
@@ -231,8 +237,13 @@ def _verdict(
         return REPRODUCED, ""
     if failed and name not in failed:
         return UNTESTABLE, f"the positive control {failed[0]} failed"
-    power = claim.power(len(measured), claims)
-    return NOT, f"planned power {power:.2f}, too low to tell" if power < POWER else ""
+    if (power := claim.power(len(measured), claims)) < POWER:
+        return NOT, f"planned power {power:.2f}, too low to tell"
+    _, low, high, _ = test
+    planned = claim.against + (-1 if claim.direction == "less" else 1) * abs(claim.expected)
+    if low <= planned <= high:
+        return NOT, f"the interval holds the value planned for, {planned:.3g}, as well: too wide to tell"
+    return NOT, ""
 
 
 def overall(outcomes: Mapping[str, Outcome]) -> str:

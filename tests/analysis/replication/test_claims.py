@@ -102,6 +102,16 @@ def test_a_claim_that_was_planned_too_small_is_called_so():
     assert "too low to tell" in outcome.why
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_interval_that_holds_the_planned_value_refutes_nothing(sign):
+    direction = "greater" if sign > 0 else "less"
+    wide = one(claim(expected=3.0, direction=direction), seeds(-3, 1, 4 * sign, sign))
+    assert wide.verdict == NOT
+    assert f"{3 * sign:g}, as well: too wide to tell" in wide.why
+    narrow = one(claim(expected=3.0, direction=direction), seeds(-0.1, 0.1, 0, 0.2))
+    assert (narrow.verdict, narrow.why) == (NOT, "")
+
+
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
