@@ -175,7 +175,7 @@ def plain(description: str | None, work: Callable[[Sequence[str]], int]) -> None
         work: function from the command-line arguments to the exit status.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
-        sys.stdout.write(f"{description}\n")
+        sys.stdout.write(f"{(description or '').replace('``', '')}\n")
         return
     guarded(lambda: work(sys.argv[1:]))
 

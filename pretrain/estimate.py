@@ -128,7 +128,7 @@ def pair(
 def total(costs: Sequence[Cost], device: str = "H100", utilisation: float = UTILISATION) -> str:
     """Total cost of all runs with its assumptions, in one line."""
     runs = len(costs)
-    longest = f"{max(one.days for one in costs):,.2f} days {'the longest' if runs > 1 else 'each'}"
+    longest = f"{_duration(max(one.days for one in costs))} {'the longest' if runs > 1 else 'each'}"
     hours, scoring = sum(one.training_hours for one in costs), sum(one.scoring_hours for one in costs)
     gpus = "/".join(map(str, sorted({one.gpus for one in costs})))
     of = (
@@ -137,14 +137,22 @@ def total(costs: Sequence[Cost], device: str = "H100", utilisation: float = UTIL
         else "both trainings of the pair"
     )
     jobs = "/".join(map(str, sorted({one.scoring_jobs for one in costs})))
-    slowest = f"{max(one.scoring_days for one in costs):,.2f} days a pair on {jobs} at a time"
+    slowest = f"{_duration(max(one.scoring_days for one in costs))} a pair on {jobs} at a time"
     return (
-        f"in all: {of} on {gpus} {device} each, about {longest}: {_hours(hours)} {device} hours; "
-        f"then scoring, about {slowest}: {_hours(scoring)}; together {_hours(hours + scoring)} {device} hours; "
+        f"in all: {of} on {gpus} {device} each, {longest}: {_hours(hours)} {device} hours; "
+        f"then scoring, {slowest}: {_hours(scoring)}; together {_hours(hours + scoring)} {device} hours; "
         f"checkpoints {size(sum(one.stored for one in costs))} "
         f"(assumed: {utilisation:.0%} of the peak FLOP/s in training and {utilisation * SCORING:.0%} in scoring; "
         "probes as long as a window until there is a plan)"
     )
+
+
+def _duration(days: float) -> str:
+    """Days as text in a unit that fits."""
+    for unit, a_day in (("days", 1), ("hours", 24), ("minutes", 24 * 60)):
+        if days * a_day >= 1:
+            return f"about {days * a_day:,.{2 if unit == 'days' else 0}f} {unit}"
+    return "under a minute"
 
 
 def _hours(hours: float) -> str:
@@ -201,7 +209,7 @@ def summary(
         yield "  " + _memory_line(stages[stage], f"stage {stage + 1} of {len(stages)}")
     for gpus in sorted({ranks, 8 * ranks, 64 * ranks}):
         days = flops / (gpus * PEAK_FLOPS[device] * utilisation) / 86_400
-        yield f"time on {gpus} {device}: about {days:,.2f} days at {utilisation:.0%} of the peak"
+        yield f"time on {gpus} {device}: {_duration(days)} at {utilisation:.0%} of the peak"
     stored = checkpoints_bytes(weights, train)
     yield f"checkpoints: {len(steps)} a training, {size(stored)}; the first holds no optimizer state"
 

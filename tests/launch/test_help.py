@@ -57,6 +57,13 @@ def test_examples_can_be_typed(example):
             build(compose("config", list(arguments)))
 
 
+@pytest.mark.parametrize("program", ["gallery", "manual", "replicate", "runs", "show", "watch"])
+def test_help_is_text_without_markup(program, tmp_path):
+    told = Workplace(tmp_path).ok(program, "--help").out
+    assert f"palimpsest {program}" in told or f"launch/{program}.py" in told
+    assert "``" not in told
+
+
 def test_help_of_a_program_that_runs(tmp_path):
     place = Workplace(tmp_path)
     for program in ("score", "sweep"):

@@ -249,3 +249,18 @@ def test_dry_run_needs_neither_corpus_nor_engine(tmp_path):
     ):
         assert line in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [
+        (48, "2.00 days"),
+        (25, "1.04 days"),
+        (5, "5 hours"),
+        (0.5, "30 minutes"),
+        (0.001, "under a minute each"),
+    ],
+)
+def test_a_duration_has_a_unit_that_fits(hours, text):
+    cost = estimate.Cost(gpus=1, training_hours=2 * hours, scoring_hours=0, scoring_jobs=1, stored=0)
+    assert text in estimate.total([cost])
