@@ -40,6 +40,7 @@ from palimpsest.analysis.report import sweep as pages
 from palimpsest.analysis.report.inputs import KIND as REPORT
 from palimpsest.analysis.report.inputs import VERSION as REPORT_VERSION
 from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.launch import dry_run, help, preconditions, slurm
@@ -342,6 +343,21 @@ def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> N
         say(f"the scripts are in {directory}; nothing was submitted")
 
 
+def _scale(experiment: Experiment) -> dict[str, float]:
+    """What memorization may scale with: axes of ``analysis.report.scaling``."""
+    train, model = experiment.train, experiment.model
+    vocabulary = artifact.read(
+        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+    ).facts["vocab_size"]
+    return {
+        "parameters": model.parameters(vocabulary, train.sequence_length),
+        "tokens": train.steps * train.global_batch_size * train.sequence_length,
+        "learning rate": experiment.optimizer.learning_rate,
+        "windows a step": train.global_batch_size,
+        "experts": model.experts or 1,
+    }
+
+
 def gather(runs: Sequence[Run], directory: Path) -> None:
     """Write the report of the finished runs."""
     finished = [
@@ -350,6 +366,7 @@ def gather(runs: Sequence[Run], directory: Path) -> None:
             directory=run.experiment.directory,
             summary=summary,
             link=os.path.relpath(run.experiment.directory / "report" / "report.html", directory / "report"),
+            scale=_scale(run.experiment),
         )
         for run in runs
         if (summary := verdict(run.experiment)) is not None

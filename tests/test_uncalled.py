@@ -19,7 +19,6 @@ NEXT = {
     "bio_d_capacity": "capacity",
     "unintended_memorization": "capacity",
     "decay": "acquisition and forgetting at the depth of a probe",
-    "dilution_exponent": "scaling over runs",
     "forgetting_slope": "scaling over runs",
     "learning_rate_time": "forgetting with the learning rate as covariate",
     "order_permutation_p": "order tests of derived models",

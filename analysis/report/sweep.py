@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from scipy import stats
 from palimpsest.analysis.figures import theme
 from palimpsest.analysis.figures.export import csv_of, write
 from palimpsest.analysis.metrics import METRICS
-from palimpsest.analysis.report import counterfactual
+from palimpsest.analysis.report import counterfactual, scaling
 from palimpsest.analysis.report.answer import interval
 from palimpsest.analysis.report.counterfactual import COINS
 from palimpsest.analysis.report.html import inline, render
@@ -75,6 +75,8 @@ class SweepRun:
     """Contents of the run's ``report/summary.json``."""
     link: str
     """Path of the run's ``report.html``, relative to the sweep's report."""
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """Axes of ``analysis.report.scaling``: number of parameters, tokens and the like."""
 
     @property
     def cell(self) -> str:
@@ -361,6 +363,14 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         write(directory / "counterfactual.csv", csv_of(memorised).encode())
         figures["tail"] = counterfactual.figure(memorised, unit)
         captions["tail"] = "Counterfactual memorization of every item"
+    points = [scaling.point(run.scale, run.summary) for run in audited if run.summary["gain_at_highest_dose"]]
+    slopes = scaling.slopes(points, int(rows["dose"].max() or 0)) if audited else None  # type: ignore[arg-type]
+    if slopes is not None and slopes.height:
+        write(directory / "exponents.csv", csv_of(slopes).encode())
+        if any(one.ec50 is not None for one in points):
+            axis = scaling.axes(points)[0]
+            figures["scaling"] = scaling.figure(points, axis)
+            captions["scaling"] = f"EC50 against {axis}"
     page = render(
         "sweep.html",
         title=title,
@@ -374,6 +384,7 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         factors=list(dict.fromkeys(key for run in runs for key in run.factors)),
         runs=_list(runs),
         cells=_cells(rows) if audited else None,
+        scaling=scaling.table(slopes) if slopes is not None and slopes.height else None,
         coins=None
         if coins is None
         else {

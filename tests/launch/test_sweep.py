@@ -57,9 +57,11 @@ def test_named_sweeps(name):
     runs = composed(lines_of([f"+sweep={name}", "seed=1,2", "launcher=report"]))
     assert len({run.experiment.directory for run in runs}) == len(runs) >= 4
     assert {run.experiment.seed for run in runs} == {1, 2}
-    coins = ("insertion.coin_seed",) if name.startswith("counterfactual") else ()
-    assert {tuple(run.factors) for run in runs} == {(name, *coins, "seed")}
-    families = 3 if coins else 16
+    own = {"counterfactual": ("insertion.coin_seed",), "scaling": ("train.steps",)}.get(
+        name.split("_")[0], ()
+    )
+    assert {tuple(run.factors) for run in runs} == {(name, *own, "seed")}
+    families = 3 if own else 16
     assert all(len(run.experiment.insertion.families) == families for run in runs)
 
 

@@ -1,0 +1,182 @@
+"""Scaling of memorization over the runs of a sweep: how the EC50 and the gain move with model, corpus and optimiser.
+
+With x an axis such as the number of parameters, ``EC50 ~ x^exponent``, and the gain at a dose changes by a slope per
+doubling of x. An exponent of 1 along the tokens means that only the density of insertions matters.
+
+Shape suffixes: R runs, K axes and an intercept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import altair as alt
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from palimpsest.analysis.figures import pieces, theme
+from palimpsest.analysis.report.answer import interval
+from palimpsest.analysis.report.table import Table
+from palimpsest.analysis.statistics import PAIRED
+from palimpsest.analysis.statistics.ec50 import Ec50, dilution_exponent
+
+SCHEMA = pl.Schema(
+    {
+        "quantity": pl.String(),
+        "axis": pl.String(),
+        "estimate": pl.Float64(),
+        "low": pl.Float64(),
+        "high": pl.Float64(),
+        "runs": pl.Int64(),
+        "method": pl.String(),
+    }
+)
+"""Columns of :func:`slopes`, one row per quantity and axis; the limits are null where too few runs give none."""
+
+
+class Point(NamedTuple):
+    """What a run contributes."""
+
+    scale: Mapping[str, float]
+    """Axis -> value above 0: ``parameters``, ``tokens``, ``learning rate``, ``windows a step``, ``experts``."""
+    ec50: Ec50 | None
+    """None if it was not reached or not computed."""
+    gain: float
+    """Gain at the highest dose."""
+
+
+def point(scale: Mapping[str, float], summary: Mapping[str, Any]) -> Point:
+    """A run's point, from its ``summary.json``: of the difference from the twin where there is one."""
+    gains = summary["gain_at_highest_dose"]
+    which = PAIRED if PAIRED in gains else "perturbed"
+    found = next(
+        (
+            one
+            for one in summary["ec50"]
+            if one["run"] == which and one["metric"] == summary["primary_metric"] and one["ec50"]
+        ),
+        None,
+    )
+    ec50 = None
+    if found is not None and math.isfinite(found["ec50"]):
+        high = math.inf if found["high"] is None else found["high"]
+        ec50 = Ec50(found["ec50"], found["low"] or 0.0, high, found["slope"], 0.0, math.inf, found["method"])
+    return Point(scale, ec50, gains[which]["estimate"])
+
+
+def axes(points: Sequence[Point]) -> list[str]:
+    """Axes along which the runs differ."""
+    names = points[0].scale if points else ()
+    return [name for name in names if len({one.scale[name] for one in points}) > 1]
+
+
+def slopes(points: Sequence[Point], dose: int) -> pl.DataFrame:
+    """Exponents of the EC50 and slopes of the gain, along every axis on which the runs differ.
+
+    Least squares over the runs, on all axes at once, with Student's t limits; for two runs, the exponent's limits
+    combine those of the two EC50s. Axes that move together, such as tokens and batch, give no rows.
+
+    Args:
+        points: one a run.
+        dose: the highest one, which the gains are of.
+
+    Returns:
+        A table of ``SCHEMA``; empty if the runs differ on no axis.
+    """
+    names = axes(points)
+    reached = [one for one in points if one.ec50 is not None]
+    rows = []
+    for quantity, used, values in (
+        ("exponent of the EC50", reached, [math.log2(one.ec50.estimate) for one in reached if one.ec50]),
+        (f"gain at dose {dose}, a doubling", list(points), [one.gain for one in points]),
+    ):
+        rows += _fit(quantity, names, used, values)
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def _fit(
+    quantity: str, names: Sequence[str], used: Sequence[Point], values: Sequence[float]
+) -> list[tuple[Any, ...]]:
+    x_RK = np.array([[1.0, *(math.log2(one.scale[name]) for name in names)] for one in used])
+    if not names or len(used) < 2 or np.linalg.matrix_rank(x_RK) < len(names) + 1:
+        return []
+    y_R = np.array(values, np.float64)
+    estimates, *_ = np.linalg.lstsq(x_RK, y_R, rcond=None)
+    freedom = len(used) - len(names) - 1
+    if freedom < 1:
+        low, high = [None] * len(names), [None] * len(names)
+        method = "as many runs as axes: no limits"
+        if len(used) == 2 and quantity.startswith("exponent"):
+            small, large = sorted(used, key=lambda one: one.scale[names[0]])
+            assert small.ec50 is not None
+            assert large.ec50 is not None
+            ratio = large.scale[names[0]] / small.scale[names[0]]
+            found = dilution_exponent(small.ec50, large.ec50, ratio)
+            low, high = [_finite(found.low)], [_finite(found.high)]
+            method = "limits of the two runs' EC50s"
+    else:
+        residual_R = y_R - x_RK @ estimates
+        error_K = np.sqrt(np.diag(np.linalg.inv(x_RK.T @ x_RK)) * float(residual_R @ residual_R) / freedom)
+        half_K = stats.t.ppf(0.975, freedom) * error_K
+        low, high = (estimates - half_K)[1:].tolist(), (estimates + half_K)[1:].tolist()
+        method = "least squares over runs, Student's t"
+    return [
+        (quantity, name, float(estimates[number + 1]), low[number], high[number], len(used), method)
+        for number, name in enumerate(names)
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def table(rows: pl.DataFrame) -> Table:
+    """The exponents and slopes."""
+    return Table(
+        ["", "along", "estimate", "runs", "interval"],
+        [
+            [row["quantity"], row["axis"], interval(row, signed=True), str(row["runs"]), row["method"]]
+            for row in rows.iter_rows(named=True)
+        ],
+        "Exponents and slopes, with 95 % intervals",
+        frozenset({0, 1, 4}),
+    )
+
+
+def figure(points: Sequence[Point], axis: str) -> theme.Figure:
+    """EC50 of every run against an axis, on logarithmic axes, with the runs' own limits."""
+    rows = pl.DataFrame(
+        [
+            {
+                axis: one.scale[axis],
+                "ec50": one.ec50.estimate,
+                "low": max(one.ec50.low, one.ec50.estimate / 1e3),
+                "high": min(one.ec50.high, one.ec50.estimate * 1e3),
+            }
+            for one in points
+            if one.ec50 is not None
+        ]
+    )
+    ends = [float(rows[axis].min()) / 1.3, float(rows[axis].max()) * 1.3]  # type: ignore[arg-type]
+    bounds = [float(rows["low"].min()) / 1.2, float(rows["high"].max()) * 1.2]  # type: ignore[arg-type]
+    x = alt.X(
+        f"{axis}:Q",
+        title=f"{axis} (log scale)",
+        scale=alt.Scale(type="log", domain=ends, nice=False),
+        axis=pieces.log_axis(*ends),
+    )
+    y = alt.Y(
+        "ec50:Q",
+        title="EC50: times inserted (log scale)",
+        scale=alt.Scale(type="log", domain=bounds, nice=False),
+        axis=pieces.log_axis(*bounds),
+    )
+    base = alt.Chart(theme.values(rows)).encode(x)
+    chart = alt.layer(
+        base.mark_rule(strokeWidth=1.6, color=theme.PALETTE[0]).encode(pieces.same(y, "low"), alt.Y2("high")),
+        base.mark_point(filled=True, size=60, opacity=1, color=theme.PALETTE[0]).encode(y),
+    ).properties(width=620, height=280)
+    return theme.Figure(theme.styled(chart), rows)

@@ -1,0 +1,123 @@
+"""Scaling over the runs of a sweep: known exponents, their limits, and what is said where there is no answer."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from palimpsest.analysis.report import scaling
+from palimpsest.analysis.report.scaling import Point, axes, point, slopes
+from palimpsest.analysis.report.sweep import SweepRun, build
+from palimpsest.analysis.statistics.ec50 import Ec50
+from tests.analysis.test_sweep_seeds import SUMMARY, run
+
+
+def ec50(value: float) -> Ec50:
+    return Ec50(value, value / 1.5, value * 1.5, 1.0, 0.0, math.inf, "made up")
+
+
+def points(rng, noise: float, exponents: dict[str, float]) -> list[Point]:
+    """A grid of two sizes and three corpora, twice; EC50 5 at 1M parameters and 1M tokens."""
+    made = []
+    for _ in range(2):
+        for parameters in (1e6, 4e6):
+            for tokens in (1e6, 2e6, 4e6):
+                scale = {"parameters": parameters, "tokens": tokens, "learning rate": 1e-3}
+                middle = 5 * math.prod((scale[axis] / 1e6) ** power for axis, power in exponents.items())
+                value = middle * 2 ** rng.normal(0, noise)
+                made.append(Point(scale, ec50(value), 0.5 - 0.1 * math.log2(tokens / 1e6)))
+    return made
+
+
+def test_known_exponents():
+    rows = slopes(points(np.random.default_rng(0), 0.0, {"parameters": -0.5, "tokens": 1.0}), dose=64)
+    found = {(row["quantity"], row["axis"]): row["estimate"] for row in rows.iter_rows(named=True)}
+    assert found == pytest.approx(
+        {
+            ("exponent of the EC50", "parameters"): -0.5,
+            ("exponent of the EC50", "tokens"): 1.0,
+            ("gain at dose 64, a doubling", "parameters"): 0.0,
+            ("gain at dose 64, a doubling", "tokens"): -0.1,
+        },
+        abs=1e-9,
+    )
+    assert set(rows["runs"]) == {12}
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0])
+def test_limits_hold_the_exponent_as_often_as_they_say(exponent):
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(600):
+        rows = slopes(points(rng, 0.5, {"tokens": exponent}), dose=64)
+        row = rows.filter((pl.col("axis") == "tokens") & pl.col("quantity").str.starts_with("exponent")).row(
+            0, named=True
+        )
+        held.append(row["low"] <= exponent <= row["high"])
+    assert np.mean(held) == pytest.approx(0.95, abs=0.025)
+
+
+def test_two_runs_have_the_limits_of_their_ec50s():
+    pair = [Point({"tokens": tokens}, ec50(value), 0.1) for tokens, value in ((4e6, 20.0), (1e6, 5.0))]
+    row = slopes(pair, dose=64).row(0, named=True)
+    half = math.hypot(math.log(1.5), math.log(1.5)) / math.log(4)
+    assert (row["estimate"], row["low"], row["high"]) == pytest.approx((1.0, 1 - half, 1 + half))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        [Point({"tokens": 1e6}, ec50(5.0), 0.1)] * 3,
+        [Point({"tokens": k * 1e6, "windows a step": k}, ec50(5.0 * k), 0.1) for k in (1, 2, 4)],
+        [Point({"tokens": 1e6}, None, 0.1)],
+        [],
+    ],
+    ids=["the same", "together", "one", "none"],
+)
+def test_runs_that_cannot_tell_give_no_rows(made):
+    assert slopes(made, dose=64).is_empty()
+
+
+def test_an_ec50_that_was_not_reached_is_left_out():
+    summary = {
+        "primary_metric": "m",
+        "gain_at_highest_dose": {"perturbed - twin": {"estimate": 0.2}},
+        "ec50": [{"run": "perturbed - twin", "metric": "m", "ec50": None, "low": 0.0, "high": None}],
+    }
+    made = [point({"tokens": 1e6}, summary)]
+    made += [Point({"tokens": tokens}, ec50(tokens / 1e6), 0.1) for tokens in (2e6, 4e6)]
+    rows = slopes(made, dose=64)
+    assert rows["runs"].to_list() == [2, 3]
+    assert scaling.figure(made, axes(made)[0]).rows.height == 2
+
+
+def test_the_page_of_a_sweep_has_the_table(tmp_path, monkeypatch):
+    from palimpsest.analysis.metrics import METRICS
+
+    monkeypatch.setitem(METRICS, "m", METRICS["loglik_per_byte"])
+    runs = []
+    for number, tokens in enumerate((1e6, 2e6, 4e6)):
+        one = run(tmp_path, {"train.steps": number}, np.random.default_rng(number), 0.5, True)
+        value = 4.0 * (tokens / 1e6) ** 0.8
+        found = {"run": "perturbed - twin", "metric": "m", "ec50": value, "low": value / 2, "high": None}
+        summary = {
+            **SUMMARY,
+            "verdict": "shown",
+            "gain_at_highest_dose": {"perturbed - twin": {"estimate": 0.5}},
+            "ec50": [{**found, "slope": 1.0, "method": "made up"}],
+        }
+        runs.append(
+            SweepRun(
+                factors=one.factors,
+                directory=one.directory,
+                summary=summary,
+                link="",
+                scale={"tokens": tokens},
+            )
+        )
+    build("mine", runs, 3, tmp_path / "page")
+    text = (tmp_path / "page" / "report.html").read_text()
+    assert 'aria-label="Scaling"' in text
+    table = pl.read_csv(tmp_path / "page" / "exponents.csv")
+    assert table["estimate"][0] == pytest.approx(0.8)
