@@ -117,7 +117,7 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": versions,
         "git_commit": git("rev-parse", "HEAD") if ours else None,
-        "git_dirty": ours and bool(git("status", "--porcelain")),
+        "git_dirty": ours and bool(git("status", "--porcelain", "--", ":/", ":(top,exclude)results")),
     }
 
 

@@ -107,7 +107,8 @@ def _fit(
     estimates, *_ = np.linalg.lstsq(x_RK, y_R, rcond=None)
     freedom = len(used) - len(names) - 1
     if freedom < 1:
-        low, high = [None] * len(names), [None] * len(names)
+        low: list[float | None] = [None] * len(names)
+        high: list[float | None] = [None] * len(names)
         method = "as many runs as axes: no limits"
         if len(used) == 2 and quantity.startswith("exponent"):
             small, large = sorted(used, key=lambda one: one.scale[names[0]])

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -134,3 +135,22 @@ def test_json_digest_depends_on_the_value_not_on_the_order_of_keys(value):
     assert artifact.json_digest([value]) != digest
     if isinstance(value, dict):
         assert artifact.json_digest(dict(reversed(value.items()))) == digest
+
+
+def test_results_that_programs_write_do_not_make_a_checkout_dirty(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    module = tmp_path / "data" / "artifact.py"
+    module.write_text("")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        person = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *person, *words], check=True)
+    monkeypatch.setattr(artifact, "__file__", str(module))
+
+    def dirty():
+        return artifact.provenance.__wrapped__()["git_dirty"]
+
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "page.md").write_text("a page")
+    assert dirty() is False
+    module.write_text("changed = True")
+    assert dirty() is True
