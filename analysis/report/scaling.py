@@ -45,7 +45,7 @@ class Point(NamedTuple):
     ec50: Ec50 | None
     """None if it was not reached or not computed."""
     gain: float
-    """Gain at the highest dose."""
+    """Gain at the highest dose; NaN without one."""
 
 
 def point(scale: Mapping[str, float], summary: Mapping[str, Any]) -> Point:
@@ -64,7 +64,7 @@ def point(scale: Mapping[str, float], summary: Mapping[str, Any]) -> Point:
     if found is not None and math.isfinite(found["ec50"]):
         high = math.inf if found["high"] is None else found["high"]
         ec50 = Ec50(found["ec50"], found["low"] or 0.0, high, found["slope"], 0.0, math.inf, found["method"])
-    return Point(scale, ec50, gains[which]["estimate"])
+    return Point(scale, ec50, gains[which]["estimate"] if gains else math.nan)
 
 
 def axes(points: Sequence[Point]) -> list[str]:
@@ -88,10 +88,11 @@ def slopes(points: Sequence[Point], dose: int) -> pl.DataFrame:
     """
     names = axes(points)
     reached = [one for one in points if one.ec50 is not None]
+    gained = [one for one in points if math.isfinite(one.gain)]
     rows = []
     for quantity, used, values in (
         ("exponent of the EC50", reached, [math.log2(one.ec50.estimate) for one in reached if one.ec50]),
-        (f"gain at dose {dose}, a doubling", list(points), [one.gain for one in points]),
+        (f"gain at dose {dose}, a doubling", gained, [one.gain for one in gained]),
     ):
         rows += _fit(quantity, names, used, values)
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")

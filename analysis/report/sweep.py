@@ -363,7 +363,7 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         write(directory / "counterfactual.csv", csv_of(memorised).encode())
         figures["tail"] = counterfactual.figure(memorised, unit)
         captions["tail"] = "Counterfactual memorization of every item"
-    points = [scaling.point(run.scale, run.summary) for run in audited if run.summary["gain_at_highest_dose"]]
+    points = [scaling.point(run.scale, run.summary) for run in audited if run.scale]
     slopes = scaling.slopes(points, int(rows["dose"].max() or 0)) if audited else None  # type: ignore[arg-type]
     if slopes is not None and slopes.height:
         write(directory / "exponents.csv", csv_of(slopes).encode())
