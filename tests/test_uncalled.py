@@ -17,7 +17,6 @@ ATTACKS = {
 }
 NEXT = {
     "bio_d_capacity": "capacity",
-    "unintended_memorization": "capacity",
     "decay": "acquisition and forgetting at the depth of a probe",
     "forgetting_slope": "scaling over runs",
     "learning_rate_time": "forgetting with the learning rate as covariate",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from palimpsest.analysis.run import design_rows, time_rows
+from palimpsest.analysis.run import design_rows, question_rows, time_rows
 from palimpsest.data.errors import UserError
 
 if TYPE_CHECKING:
@@ -238,5 +238,11 @@ ROWS: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "memorisation_profile": time_rows.profile,
     "acquisition": time_rows.acquisition,
     "retainability": time_rows.retainability,
+    "order_residuals": question_rows.order_residuals,
+    "order_p": question_rows.order_p,
+    "recognition_recall": question_rows.recognition_recall,
+    "format_transfer": question_rows.format_transfer,
+    "limem": question_rows.limem,
+    "capacity": question_rows.capacity,
 }
 """Name of a figure -> function that computes its rows from a run."""
