@@ -197,11 +197,10 @@ def _keys(config: DictConfig) -> set[str]:
         for key in node:
             name = f"{prefix}{key}"
             yield name
-            value = None if OmegaConf.is_missing(node, key) else node[key]
-            if isinstance(value, DictConfig):
-                yield from walk(value, f"{name}.")
+            if isinstance(node[key], dict):
+                yield from walk(node[key], f"{name}.")
 
-    return set(walk(config, ""))
+    return set(walk(OmegaConf.to_container(config), ""))
 
 
 def _unknown(setting: str, known: set[str], conf: Path) -> str:
@@ -215,6 +214,15 @@ def _unknown(setting: str, known: set[str], conf: Path) -> str:
     }
     if options := [name for name, keys in having.items() if setting in keys]:
         return f"{setting} is no setting of the {group} chosen here; {group}={' or '.join(options)} has it"
+    if "." not in setting:
+        tables = {
+            f"{path.parent.name}.{key}"
+            for path in sorted(conf.glob("*/*.yaml"))
+            if path.parent.name not in ("experiment", "replicate", "scale", "sweep")
+            for key in _keys(OmegaConf.load(path))  # type: ignore[arg-type]
+        }
+        if fuller := sorted(name for name in known | tables if name.rpartition(".")[2] == setting):
+            return f"{setting}: there is no such setting; did you mean {' or '.join(fuller[:4])}?"
     return f"{setting}: there is no such setting{nearest(setting, known.union(*having.values()))}"
 
 

@@ -54,7 +54,8 @@ def _asked(arguments: Sequence[str]) -> tuple[str | None, str, Mapping[str, str]
             raise UserError(f"{argument}: there is no such setting{nearest(key, _KEYS)}")
         elif place is not None:
             raise UserError(
-                f"{argument}: give one run and one of {', '.join(TABLES)}; {place} was given before"
+                f"{argument}: give one run and one of {', '.join(TABLES)} or item=ID (its exposures); "
+                f"{place} was given before"
             )
         elif difflib.get_close_matches(argument, TABLES) and not Path(argument).exists():
             raise UserError(f"{argument}: there is no such table{nearest(argument, TABLES)}")

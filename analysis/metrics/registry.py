@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from palimpsest.analysis.metrics.scored import READS, ROW_SCHEMA, Scored, gather, lacking
 from palimpsest.data.errors import UserError, nearest
+from palimpsest.insertion.items import KINDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +118,9 @@ def metric(
     def register(function: Compute) -> Compute:
         if name in METRICS:
             raise ValueError(f"two metrics are called {name!r}")
-        if strangers := set(reads) - set(READS):
-            raise ValueError(f"metric {name!r} reads {min(strangers)!r}; known: {', '.join(READS)}")
+        for what, given, known in (("reads", reads, READS), ("needs", needs, KINDS)):
+            if strangers := set(given) - set(known):
+                raise UserError(f"metric {name!r} {what} {min(strangers)!r}{nearest(min(strangers), known)}")
         METRICS[name] = Metric(
             name, needs, formula, unit, source, higher, rate, bounds, function, reads, default, by_question
         )

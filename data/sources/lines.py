@@ -146,7 +146,8 @@ def _read_text(config: SourceConfig, part: Part, counts: Counter[str]) -> Iterat
                 counts["bad_dropped"] += 1
                 continue
             raise UserError(
-                f"{part.path} row {number}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8"
+                f"{part.path} row {number}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8, or "
+                "leave such lines out with corpus.source.bad_rows=drop"
             ) from None
         line = line.removesuffix("\r")
         blank = not line.strip()

@@ -163,7 +163,7 @@ class ParallelConfig:
                 f"train.global_batch_size={train.global_batch_size} must be a multiple of "
                 f"train.micro_batch_size={train.micro_batch_size} x {data} data-parallel ranks"
                 + (
-                    ""
+                    f"; {_nearest(train.global_batch_size, train.micro_batch_size * data)}"
                     if train.global_batch_size % data
                     else f"; with micro-batches, {divisors(train.global_batch_size // data)}"
                 )
@@ -175,3 +175,9 @@ class ParallelConfig:
                 f"parallel.pipeline={self.pipeline}, and a step has {batches} a data-parallel rank; change "
                 "train.global_batch_size or train.micro_batch_size"
             )
+
+
+def _nearest(size: int, unit: int) -> str:
+    """The multiples of a unit next to a number, as text."""
+    below = size // unit * unit
+    return f"{f'{below} and ' if below else ''}{below + unit} fit{'' if below else 's'}"

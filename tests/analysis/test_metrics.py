@@ -173,3 +173,10 @@ def test_names_are_checked_and_every_metric_states_its_formula() -> None:
         assert found.formula
         assert found.unit
         assert found.compute.__doc__
+
+
+def test_a_metric_of_probes_that_do_not_exist_is_refused():
+    with pytest.raises(UserError, match="metric 'mine' needs 'verbatm'; did you mean 'verbatim'"):
+        metric(name="mine", needs=("verbatm",), formula="x", unit="x")(lambda: None)
+    with pytest.raises(UserError, match="metric 'mine' reads 'txt'"):
+        metric(name="mine", needs=("verbatim",), formula="x", unit="x", reads=("txt",))(lambda: None)

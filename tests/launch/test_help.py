@@ -81,6 +81,8 @@ def test_help_of_a_program_that_runs(tmp_path):
             ["corpus=tokenized", "corpus.tokenizer.vocab_size=9"],
             "give it one with a plus: +corpus.tokenizer.vocab_size=...",
         ),
+        (["nodes=2"], "nodes: there is no such setting; did you mean launcher.nodes?"),
+        (["insertion.bogus=1"], "insertion.bogus: there is no such setting"),
         (["corpus.source.keep.x=1"], "corpus.source.keep.x: there is no such setting"),
         (["train.steps=[1,"], "'train.steps=[1,' cannot be read; a setting is typed KEY=VALUE"),
         (["train.steps"], "'train.steps' cannot be read; a setting is typed KEY=VALUE"),

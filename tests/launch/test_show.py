@@ -6,7 +6,7 @@ import sys
 
 import polars as pl
 
-from tests.conftest import REPO
+from tests.conftest import REPO, Workplace
 
 
 def item_of(place, dose):
@@ -93,3 +93,9 @@ def test_family(prepared, tmp_path):
         done = prepared.run("plan", *arguments)
         assert done.status == 2
         assert told in done.lines[-1]
+
+
+def test_a_word_too_many_leads_to_what_there_is(tmp_path):
+    done = Workplace(tmp_path).run("show", "runs/mine", "exposures")
+    assert done.status == 2
+    assert "one of gains, items or item=ID (its exposures)" in done.out

@@ -134,7 +134,7 @@ EXPERTS = replace(MODEL, experts=6)
             ParallelConfig(),
             MODEL,
             3,
-            "must be a multiple of train.micro_batch_size=2 x 3 data-parallel ranks",
+            "must be a multiple of train.micro_batch_size=2 x 3 data-parallel ranks; 6 and 12 fit",
         ),
         (ParallelConfig(), MODEL, 8, "x 8 data-parallel ranks; with micro-batches, only 1 fits"),
     ],
