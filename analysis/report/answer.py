@@ -70,7 +70,7 @@ def answer(inputs: ReportInputs, results: Results) -> Answer:
     verdict = _verdict(state, dose, gain, verbatim)
     return Answer(
         verdict=verdict,
-        caveats=tuple(_caveats(inputs, results, gain)),
+        caveats=tuple(_caveats(inputs, results, gain, dose)),
         headline=_headline(verdict, dose, highest, gain, verbatim),
         detail=_detail(gain, highest, METRICS[primary].unit, 1 / (inputs.permutations + 1)),
         audit=state,
@@ -181,8 +181,14 @@ def _verdict(
     return "as much more likely in the twin" if inside else "not shown"
 
 
-def _caveats(inputs: ReportInputs, results: Results, gain: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _caveats(
+    inputs: ReportInputs, results: Results, gain: Mapping[str, Mapping[str, Any]], dose: int | None
+) -> Iterator[str]:
     first = gain.get(PAIRED) or gain.get("perturbed")
+    if dose is not None and first:
+        least = _row(results.at("gain", inputs.primary, first["run"]), dose)
+        if least and least["low"] is not None and least["low"] <= 0:
+            yield f"dose {dose} by its one-sided test alone, as its two-sided 95 % interval holds 0"
     if first and first["clusters_control"] < _FEW:
         yield f"only {first['clusters_control']} controls"
     if "twin" not in results.last_steps:

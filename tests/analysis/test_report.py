@@ -301,6 +301,20 @@ def _answer(inputs: ReportInputs) -> Answer:
     return answer(inputs, analyse(inputs))
 
 
+def test_a_dose_whose_interval_holds_0_is_said_to_rest_on_its_test() -> None:
+    inputs = experiment(steps=SMALL)
+    results = analyse(inputs)
+    dose = answer(inputs, results).minimum_effective_dose
+    here = (pl.col("statistic") == "gain") & (pl.col("family") == "all") & (pl.col("dose") == dose)
+    wide = results.estimates.with_columns(low=pl.when(here).then(pl.lit(-0.01)).otherwise(pl.col("low")))
+    found = answer(inputs, dataclasses.replace(results, estimates=wide))
+    assert found.minimum_effective_dose == dose
+    assert found.caveats == (
+        f"dose {dose} by its one-sided test alone, as its two-sided 95 % interval holds 0",
+        "one run",
+    )
+
+
 def test_no_effect_gives_no() -> None:
     found = _answer(experiment(effect=0.0, steps=SMALL, seed=3))
     assert found.verdict == "not shown"

@@ -52,7 +52,7 @@ def added(line):
         return []
     if any(part in line for part in AS_THEY_ARE):
         return []
-    given = {word.lstrip("+").partition("=")[0] for word in shlex.split(line)}
+    given = {word.lstrip("+").partition("=")[0] for word in shlex.split(line, comments=True)}
     left = {key: value for key, value in SMALL.items() if key not in given}
     if "corpus" in given:
         left.pop("corpus.source.packages", None)
