@@ -52,7 +52,9 @@ def arms_of(run: Run, metrics: Sequence[str]) -> pl.DataFrame:
     for metric in metrics:
         cell = {"metric": metric}
         raw = items(run, cell, paired=False)
-        net = items(run, cell).rename({"value": "net"}).select("unit", "net")
+        paired = items(run, cell)
+        # What compares with the twin already, such as a loss ratio, has no value of the twin to be subtracted.
+        net = (raw if paired.is_empty() else paired).rename({"value": "net"}).select("unit", "net")
         rows = raw.join(net, on="unit").with_columns(
             gain=pl.col("net") - pl.col("net").filter(pl.col("dose") == 0).mean().over("family")
         )
