@@ -29,7 +29,7 @@ from palimpsest.insertion.families.registry import Reference, digest_of, files_o
 from palimpsest.insertion.overlay import Overlay
 from palimpsest.insertion.placement import paired
 from palimpsest.insertion.placement.interface import Setting
-from palimpsest.insertion.settings import InsertionConfig, RunShape
+from palimpsest.insertion.settings import InsertionConfig, RunShape, identifying
 
 KIND = "plan"
 VERSION = 6
@@ -189,7 +189,8 @@ def require_order(plan: Plan, order: Windows) -> None:
 
 def plan_config(insertion: InsertionConfig, run: RunShape) -> dict[str, Any]:
     """The settings that determine a plan, as JSON values."""
-    settings: dict[str, Any] = json.loads(json.dumps({"insertion": asdict(insertion), "run": asdict(run)}))
+    own = identifying(asdict(insertion))
+    settings: dict[str, Any] = json.loads(json.dumps({"insertion": own, "run": asdict(run)}))
     return settings
 
 

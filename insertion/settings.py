@@ -293,3 +293,12 @@ class RunShape:
     def positions(self) -> range:
         """The run's sample indices."""
         return range(self.begin * self.global_batch_size, self.windows)
+
+
+def identifying(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of an ``InsertionConfig`` that identify a design: all but an unset ``coin_seed``, so that runs and
+    plans made before that setting existed keep their names.
+    """
+    experiments = {name: identifying(one) for name, one in values["experiments"].items()}
+    kept = {name: value for name, value in values.items() if name != "coin_seed" or value is not None}
+    return kept | {"experiments": experiments}

@@ -19,7 +19,7 @@ from palimpsest.data.shards import SHUFFLED
 from palimpsest.data.tokenizer import FILE, TokenizerConfig
 from palimpsest.insertion import contrasts
 from palimpsest.insertion.families import registry
-from palimpsest.insertion.settings import InsertionConfig, RunShape
+from palimpsest.insertion.settings import InsertionConfig, RunShape, identifying
 from palimpsest.pretrain.config import (
     EvalConfig,
     ModelConfig,
@@ -223,7 +223,7 @@ class Experiment:
     def directory(self) -> Path:
         """Directory of this run. The digest in its name covers exactly the settings that change the result."""
         settings = result_settings(self.model, self.optimizer, self.train)
-        insertion = _plain(self.insertion)
+        insertion = identifying(_plain(self.insertion))
         parts = [
             self._by_contents(self.corpus),
             settings["model"],

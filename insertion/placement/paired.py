@@ -20,7 +20,7 @@ from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion.placement.interface import Integers, Setting
 from palimpsest.insertion.placement.offsets import Places
 from palimpsest.insertion.placement.randomised import Randomised
-from palimpsest.insertion.settings import InsertionConfig
+from palimpsest.insertion.settings import InsertionConfig, identifying
 
 MOVED_SCHEMA = pl.Schema(
     {
@@ -55,7 +55,7 @@ class PairedPlan:
 
 def as_json(insertion: InsertionConfig) -> dict[str, Any]:
     """A design as JSON values, in the form of a plan's manifest."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(insertion)))
+    values: dict[str, Any] = json.loads(json.dumps(identifying(asdict(insertion))))
     return values
 
 

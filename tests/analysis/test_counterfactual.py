@@ -8,6 +8,7 @@ import pytest
 
 from palimpsest.analysis.report.counterfactual import COINS, Coins, epsilons, memorization, overall
 from palimpsest.data.errors import UserError
+from palimpsest.insertion import plan as plans
 from tests.conftest import SMALL, Workplace, write_text
 from tests.launch.test_shared import experiment, planned
 
@@ -69,6 +70,13 @@ def test_coins_change_who_is_included_and_nothing_else(prepared):
     assert (
         len({len(one.items.filter(pl.col("dose") == 0)) for one in made}) > 1
     )  # coins, and not exact counts
+
+
+def test_a_run_without_coins_is_named_as_before_there_were_any(prepared):
+    plain, tossed = experiment(prepared), experiment(prepared, f"{COINS}=1")
+    assert plain.directory != tossed.directory
+    assert "coin_seed" not in plans.plan_config(plain.insertion, plain.shape)["insertion"]
+    assert plans.plan_config(tossed.insertion, tossed.shape)["insertion"]["coin_seed"] == 1
 
 
 def test_coins_and_given_doses_exclude_each_other(prepared):
