@@ -380,7 +380,7 @@ def test_show(place, run, capsys, tmp_path):
     assert set(written["source"]) == {"small/run-0123abcd"}
     assert set(written["digest"]) == {run.plan.digest}
     for arguments, told in (
-        (["gain"], "there is no gain"),
+        (["gain"], "gain: there is no such table; did you mean 'gains'"),
         (["gains", "row=3"], "did you mean 'rows'"),
         (["rows=3"], "rows= works only with one of gains, items"),
         (["gains", "step=x"], "step=x must be a whole number"),
