@@ -344,7 +344,7 @@ def preview(runs: Sequence[Run], directory: Path, arguments: Sequence[str]) -> N
 
 
 def _scale(experiment: Experiment) -> dict[str, float]:
-    """What memorization may scale with: axes of ``analysis.report.scaling``."""
+    """Axes along which memorization may scale, for ``analysis.report.scaling``."""
     train, model = experiment.train, experiment.model
     vocabulary = artifact.read(
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION

@@ -38,7 +38,7 @@ SCHEMA = pl.Schema(
 
 
 class Point(NamedTuple):
-    """What a run contributes."""
+    """A run, as a point of the fits."""
 
     scale: Mapping[str, float]
     """Axis -> value above 0: ``parameters``, ``tokens``, ``learning rate``, ``windows a step``, ``experts``."""
