@@ -6,6 +6,7 @@
 Parts, each in processes of its own with a time limit; one that fails is told in the file, and the others go on:
 
 - ``tests``: those marked ``gpu``;
+- ``programs``: run, generate, export and every post-training method, of a small model;
 - ``experiment``: quickstart with 60 steps end to end on the GPU, trained there once more with the same bits
   (``train.deterministic=true``), and its losses beside the CPU's;
 - ``training``: a step of ``hubble_1b``: local layers compiled, as CUDA graphs, and Transformer Engine's where it is
@@ -23,12 +24,14 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,7 +39,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 8.0
-PARTS = {"training": 230, "experiment": 120, "scoring": 60, "memory": 45, "checkpoints": 75, "tests": 120}
+PARTS = {
+    "training": 230,
+    "experiment": 120,
+    "scoring": 60,
+    "memory": 45,
+    "checkpoints": 75,
+    "programs": 150,
+    "tests": 120,
+}
 """Part -> seconds after which it is stopped; in the order in which they run, the most wanted first."""
 REHEARSED = 5
 """Factor of these times in a rehearsal: CPUs may be slow, and busy."""
@@ -131,6 +142,65 @@ def experiment(*, rehearse: bool) -> Iterator[str]:
         cpu = other if rehearse else records("cpu")[0]
         away = max(abs(a - b) for a, b in zip(one, cpu, strict=True))
         yield f"- Largest difference of a step's loss from the CPU's, of {len(one)}: {away:.1e} nats (fp32)."
+
+
+def programs(*, rehearse: bool) -> Iterator[str]:
+    """All programs that load a model, of a small pair: post-training methods next to each other, each in a copy."""
+    from tests.conftest import write_text
+
+    methods = sorted(
+        path.stem for path in (ROOT / "conf" / "posttrain").glob("*.yaml") if path.stem != "base"
+    )
+    first, *others = ["grad_diff", "int8"] if rehearse else ["grad_diff", *(set(methods) - {"grad_diff"})]
+    common = [
+        f"--config-dir={ROOT / 'tests' / 'conf'}",
+        "+experiment=small",
+        "name=one",
+        "insertion.doses=[0,1,8]",
+        "insertion.max_share=0.9",
+        f"runtime.device={'cpu' if rehearse else 'cuda'}",
+        "generate.samples=2",
+        "generate.max_tokens=8",
+        "posttrain.rows=4",
+        "posttrain.micro_rows=2",
+    ]
+    failed: list[str] = []
+
+    def tried(place: Path, name: str, *more: str) -> None:
+        script = str(ROOT / "launch" / f"{name}.py")
+        try:
+            run([sys.executable, script, *common, *more], _limit("programs", rehearse) / 2, cwd=place)
+        except RuntimeError as error:
+            failed.append(f"{' '.join([name, *more])}: {error}")
+
+    def method(place: Path, name: str) -> None:
+        own = shutil.copytree(place, place.parent / name)
+        tried(
+            own,
+            "posttrain",
+            f"posttrain={name}",
+            *(() if name == "retrain" else ("posttrain.learning_rate=1e-3",)),
+        )
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool,
+    ):
+        place = Path(name, "first")
+        place.mkdir()
+        write_text(place / "text.jsonl")
+        tried(place, "run")
+        tried(place, "posttrain", f"posttrain={first}")  # trains the leave-out twin
+        later = [pool.submit(method, place, other) for other in others]
+        for one in ("generate", "export"):
+            later.append(pool.submit(tried, shutil.copytree(place, place.parent / one), one))
+        for one in later:
+            one.result()
+    asked = ["run", "generate", "export", f"posttrain with {1 + len(others)} methods"]
+    whole = 4 + len(others)
+    yield f"- {whole - len(failed)} of {whole} programs ended well: {', '.join(asked)}."
+    for line in failed:
+        yield f"- **Failed**: {line}"
 
 
 def training(*, rehearse: bool) -> Iterator[str]:
@@ -352,9 +422,11 @@ def measured(part: str, *, rehearse: bool, seconds: float) -> tuple[list[str], b
     """Lines of a part, and if it passed."""
     began = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, *(["--rehearse"] if rehearse else [])]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths}
     try:
-        out, passed = run(command, seconds, cwd=ROOT, env=environment).strip(), True
+        out = run(command, seconds, cwd=ROOT, env=environment).strip()
+        passed = "**Failed**" not in out
     except RuntimeError as error:
         out, passed = f"**Failed**: {error}", False
     taken = f"{time.monotonic() - began:.0f} s"
