@@ -41,12 +41,12 @@ ROOT = Path(__file__).resolve().parent.parent
 MINUTES = 8.0
 PARTS = {
     "training": 230,
-    "experiment": 120,
+    "experiment": 180,
     "scoring": 60,
     "memory": 45,
     "checkpoints": 75,
-    "programs": 150,
-    "tests": 120,
+    "programs": 180,
+    "tests": 150,
 }
 """Part -> seconds after which it is stopped; in the order in which they run, the most wanted first."""
 REHEARSED = 5

@@ -108,10 +108,8 @@ def comparable_cells(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     )
     freedom = pl.col("cluster").n_unique().over([*by, "arm"]) - pl.col("cell").n_unique().over([*by, "arm"])
     return (
-        lacks.with_columns(
-            whole=((arms.over([*by, "cell"]) < 2) | (freedom < 1)).any().over(by),
-            impossible=arms.over(by) < 2,
-        )
+        lacks.with_columns(whole=(arms.over([*by, "cell"]) < 2) | (freedom < 1))
+        .with_columns(whole=pl.col("whole").any().over(by), impossible=arms.over(by) < 2)
         .with_columns(
             cell=pl.when("impossible").then(None).when("whole").then(pl.lit("**")).otherwise(pl.col("cell"))
         )
