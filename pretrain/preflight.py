@@ -5,6 +5,7 @@ For each stage :mod:`pretrain.rehearsal` runs the rank that needs most memory, i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import math
@@ -71,12 +72,17 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
         UserError: for a topology that does not divide.
         Refused: if megatron-core or PyTorch refuse the topology.
     """
-    check(settings, ranks)
-    importlib.import_module("palimpsest.pretrain.trainer")  # and the engine, once for all forks
+    import torch
 
+    check(settings, ranks)
     waiting = list(only or range(settings.parallel.pipeline))
-    # Forks: each changes torch for itself, and none has to import it.
-    context = multiprocessing.get_context("fork")
+    if torch.cuda.is_available():
+        # CUDA does not outlive a fork, and megatron-core's import asks for it.
+        context: Any = multiprocessing.get_context("spawn")
+    else:
+        # Each fork changes torch for itself, and none has to import it, nor the engine.
+        importlib.import_module("palimpsest.pretrain.trainer")
+        context = multiprocessing.get_context("fork")
     running: dict[Connection, tuple[Any, int]] = {}
     rehearsed: list[Rehearsed] = []
     try:
@@ -85,7 +91,8 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
                 mine, theirs = context.Pipe(duplex=False)
                 stage = waiting.pop(0)
                 process = context.Process(target=_answer, args=(theirs, settings, vocab_size, ranks, stage))
-                process.start()
+                with _without_gpus():
+                    process.start()
                 theirs.close()
                 running[mine] = process, stage
             for pipe in wait(list(running)):
@@ -100,6 +107,21 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
             process.kill()
             process.join()
     return sorted(rehearsed, key=lambda one: one.stage)
+
+
+@contextlib.contextmanager
+def _without_gpus() -> Iterator[None]:
+    """Hide the GPUs from processes that start meanwhile: a rehearsal computes nothing, and needs none."""
+    name = "CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(name)
+    os.environ[name] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _received(pipe: Connection, process: Any, stage: int) -> Any:

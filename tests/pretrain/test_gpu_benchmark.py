@@ -68,11 +68,12 @@ def test_every_part_in_miniature(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     text = written.read_text()
     parts = re.findall(r"^## (\w+) \(\d+ s\)$", text, re.M)
-    assert parts == ["Training", "Experiment", "Scoring", "Memory", "Checkpoints", "Tests"]
+    assert parts == ["Training", "Experiment", "Scoring", "Memory", "Checkpoints", "Programs", "Tests"]
     assert "`: the same bits." in text.replace("deterministic=true`: ", "`: ")
     assert "| here |" in text
     assert "| transformers |" in text
     assert "six numbers a token" in text
-    assert re.search(r"saved in [\d.]+ s, checked and loaded in", text)
+    assert re.search(r"GiB: saved in [\d.]+ s .*\n- Checked and loaded in [\d.]+ s", text)
+    assert "5 of 5 programs ended well" in text
     assert re.search(r"Preflight: [\d.]+ GiB", text)
     assert "skipped" in text

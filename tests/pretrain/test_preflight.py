@@ -7,8 +7,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from multiprocessing.context import SpawnProcess
 
 import pytest
+import torch
 
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain import preflight, rehearsal
@@ -243,6 +245,24 @@ def test_a_mismatch_of_shapes_is_told_in_a_line(monkeypatch):
     ) as told:
         preflight.stages(settings(), VOCABULARY, 1)
     assert "\n" not in str(told.value)
+
+
+def test_beside_a_gpu_nothing_is_forked_and_the_gpu_is_hidden(monkeypatch):
+    """CUDA, which megatron-core's import starts, does not outlive a fork."""
+    expected = preflight.stages(settings(), VOCABULARY, 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    started, launch = [], SpawnProcess._Popen
+
+    def noted(process):
+        started.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return launch(process)
+
+    monkeypatch.setattr(SpawnProcess, "_Popen", staticmethod(noted))
+    found = preflight.stages(settings(), VOCABULARY, 1)
+    assert [replace(one, seconds=0) for one in found] == [replace(one, seconds=0) for one in expected]
+    assert started == [""]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_the_nearest_setting_that_fits():
