@@ -9,9 +9,8 @@ Parts, each in processes of its own with a time limit; one that fails is told in
 - ``programs``: run, generate, export and every post-training method, of a small model;
 - ``experiment``: quickstart with 60 steps end to end on the GPU, trained there once more with the same bits
   (``train.deterministic=true``), and its losses beside the CPU's;
-- ``training``: a step of ``hubble_1b``: local layers compiled, as CUDA graphs, and Transformer Engine's where it is
-  installed, beside ``transformers`` with ``torch.compile``, also with Liger where it is installed
-  (``benchmarks/training.py``);
+- ``training``: a step of ``hubble_1b``: local layers compiled, and Transformer Engine's where it is installed, beside
+  ``transformers`` with ``torch.compile``, also with Liger where it is installed (``benchmarks/training.py``);
 - ``scoring``: six numbers a token of texts of 2,048 tokens, beside log-softmax and gather around ``transformers``;
 - ``checkpoints``: a checkpoint of ``hubble_1b`` with its optimizer, saved and loaded;
 - ``memory``: the most that a step allocated beside the preflight's figure.
@@ -302,7 +301,7 @@ def checkpoints(*, rehearse: bool) -> Iterator[str]:
         again.resume()
         loaded = time.perf_counter() - began
         assert again.step == 1
-        yield f"- Checked and loaded in {loaded:.1f} s ({size / loaded:.2f} GiB/s), both with the disk of temporary files."
+        yield f"- Checked and loaded in {loaded:.1f} s ({size / loaded:.2f} GiB/s), from the disk of temporary files."
 
 
 def memory(*, rehearse: bool) -> Iterator[str]:

@@ -112,8 +112,7 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
         def _save(self, hooks: object, *, background: bool = False) -> None:
             pass
 
-    graphs = "graphs" in task.arm
-    runtime = RuntimeConfig(device=task.device, threads=task.threads, cuda_graphs=graphs)
+    runtime = RuntimeConfig(device=task.device, threads=task.threads)
     with parallel.start(ParallelConfig(), runtime) as world:
         trainer = Unsaved(
             Settings(
@@ -122,7 +121,6 @@ def ours(task: Task, weights: Path, place: Path) -> Iterator[float]:
                 train=task.train,
                 parallel=ParallelConfig(),
                 attention="te" if "Engine" in task.arm else "sdpa",
-                graphs=graphs,
             ),
             world,
             order=RandomWindows(task),
@@ -320,6 +318,7 @@ def alone(task: Task, weights: Path, rounds: int, steps: int) -> Iterator[Arm]:
         arm.seconds = []
     else:
         arm.end()
+        print(f"{task.arm}: {statistics.median(arm.seconds):.4f} s a step", file=sys.stderr, flush=True)
     yield arm
 
 
@@ -351,10 +350,8 @@ def table(arms: list[Arm], device_name: str) -> Iterator[str]:
 def arms_of(precision: str, device: str) -> list[str]:
     """Names of the arms, ours first."""
     found = ["here"]
-    if device == "cuda":
-        found.append("here, CUDA graphs")
-        if find_spec("transformer_engine") is not None:
-            found.append("here, Transformer Engine")
+    if device == "cuda" and find_spec("transformer_engine") is not None:
+        found.append("here, Transformer Engine")
     found.append("transformers")
     if device == "cuda" and find_spec("liger_kernel") is not None:
         found.append("transformers, Liger")

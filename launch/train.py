@@ -119,16 +119,14 @@ def settings_of(experiment: Experiment) -> tuple[Settings, str]:
     attention, because = parallel.pick_attention(*machine)
     if attention == "sdpa" and machine[-1].type == "cuda":
         because += f"; its kernel: {_kernel(experiment, machine[-1])}"
-    parallel.check_graphs(*machine)
     settings = Settings(
         model=experiment.model,
         optimizer=experiment.optimizer,
         train=experiment.train,
         parallel=experiment.parallel,
         attention=attention,
-        graphs=experiment.runtime.cuda_graphs,
     )
-    return settings, because + (", layers as CUDA graphs" if experiment.runtime.cuda_graphs else "")
+    return settings, because
 
 
 def _kernel(experiment: Experiment, device: torch.device) -> str:
@@ -238,7 +236,6 @@ def rehearse(experiment: Experiment, asked: Mapping[str, str]) -> None:
         optimizer=experiment.optimizer,
         train=experiment.train,
         parallel=experiment.parallel,
-        graphs=experiment.runtime.cuda_graphs,
     )
     try:
         ranks, gpu_gib = int(asked["preflight"]), float(asked.get("gpu_gib", preflight.GPU_GIB))

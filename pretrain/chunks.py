@@ -44,7 +44,6 @@ def build(
         model.build(
             *(settings.model, vocab_size, settings.parallel, settings.train, start, vp_stage),
             attention=settings.attention,
-            graphs=settings.graphs,
             drawn=drawn,
         ).to(world.device)
         for vp_stage in (range(stages) if stages > 1 else [None])

@@ -155,18 +155,7 @@ class BiaslessFeedForward(FeedForward):
         super().__init__(config, *args, **kwargs)
 
 
-class Layer(TransformerLayer):
-    """megatron-core's layer that replays its CUDA graph (``runtime.cuda_graphs``) in training steps only.
-
-    A graph has one shape and includes the backward pass, so evaluation on probes runs without it.
-    """
-
-    def _should_call_local_cudagraph(self, *args: Any, **kwargs: Any) -> bool:
-        replays: bool = super()._should_call_local_cudagraph(*args, **kwargs)
-        return replays and torch.is_grad_enabled()
-
-
-class ParallelLayer(Layer):
+class ParallelLayer(TransformerLayer):
     """Layer with parallel residual, ``x + attention(norm(x)) + feed_forward(norm'(x))``, as in GPT-NeoX and Pythia."""
 
     def forward(
@@ -188,7 +177,7 @@ class ParallelLayer(Layer):
         return make_viewless_tensor(out, requires_grad=out.requires_grad, keep_graph=True), None
 
 
-class PostNormLayer(Layer):
+class PostNormLayer(TransformerLayer):
     """Layer with norms of outputs, ``x + norm(attention(x))``, then ``x + norm'(feed_forward(x))``, as in OLMo 2."""
 
     def __init__(

@@ -30,6 +30,7 @@ from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from palimpsest.pretrain import engine, kernels
@@ -45,7 +46,6 @@ from palimpsest.pretrain.layers import (
     BiaslessFeedForward,
     ClippedAttention,
     FeedForward,
-    Layer,
     Norm,
     ParallelLayer,
     PlainNorm,
@@ -98,8 +98,6 @@ def transformer_config(
     parallel: ParallelConfig,
     train: TrainConfig,
     attention: Attention = "sdpa",
-    *,
-    graphs: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of one run."""
     half, engine_layers = train.half_precision, attention == "te"
@@ -153,8 +151,6 @@ def transformer_config(
         recompute_num_layers=1 if train.recompute else None,
         # Only Transformer Engine computes in 8 bits; what it trained is read in 16.
         fp8="hybrid" if train.precision == "fp8" and attention == "te" else None,
-        cuda_graph_impl="local" if graphs else "none",
-        cuda_graph_scope=[],  # whole layers
         # Initial values come from ``initialize`` below; megatron-core's own draws depend on the topology.
         perform_initialization=False,
         use_cpu_initialization=True,
@@ -181,7 +177,6 @@ def build(
     vp_stage: int | None = None,
     *,
     attention: Attention = "sdpa",
-    graphs: bool = False,
     drawn: bool = True,
 ) -> GPTModel:
     """This rank's part of the model, with the initial weights of ``train.seed`` or those of ``start``.
@@ -194,10 +189,9 @@ def build(
         start: unsharded weights under the names and shapes of a checkpoint.
         vp_stage: virtual pipeline stage, with an interleaved pipeline.
         attention: implementation of the layers, which does not change checkpoints.
-        graphs: capture the layers as CUDA graphs.
         drawn: false leaves the weights unset, for a checkpoint to fill.
     """
-    config = transformer_config(model, parallel, train, attention, graphs=graphs)
+    config = transformer_config(model, parallel, train, attention)
     gpt = GPT(
         config=config,
         transformer_layer_spec=_engine_blocks(model)
@@ -219,7 +213,7 @@ def build(
     _mark_sharded(gpt)
     if parallel.tensor == 1:
         _use_plain_products(gpt)
-    if attention == "te" and not graphs:
+    if attention == "te":
         _accumulate_in_products(gpt)
     if drawn:
         initialize(gpt, model, train.seed, start or {})
@@ -243,9 +237,7 @@ def scaled(frequencies: Tensor, scaling: RotaryScaling) -> Tensor:
 
 def _engine_blocks(model: ModelConfig) -> ModuleSpec:
     """Transformer Engine's layers, with its FlashAttention."""
-    spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
-    spec.module = Layer
-    return spec
+    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm)
 
 
 def _blocks(
@@ -270,7 +262,9 @@ def _blocks(
     if model.qkv_clip is not None:
         inside.self_attention.module = ClippedAttention
         inside.self_attention.params = {**inside.self_attention.params, "clip": model.qkv_clip}
-    spec.module = ParallelLayer if model.parallel_residual else PostNormLayer if model.post_norm else Layer
+    spec.module = (
+        ParallelLayer if model.parallel_residual else PostNormLayer if model.post_norm else TransformerLayer
+    )
     if model.activation == "swiglu" and model.experts is None:
         inside.mlp.module = BiaslessFeedForward if model.attention_biases == "all" else FeedForward
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
@@ -293,8 +287,7 @@ def _use_plain_products(gpt: GPTModel) -> None:
 def _accumulate_in_products(gpt: GPTModel) -> None:
     """Let Transformer Engine's products add to the float32 gradients themselves.
 
-    megatron-core's setting for it, ``gradient_accumulation_fusion``, would ask for Apex in the output layer, too. A
-    CUDA graph has to be recorded with that setting.
+    megatron-core's setting for it, ``gradient_accumulation_fusion``, would ask for Apex in the output layer, too.
     """
     for module in gpt.modules():
         if hasattr(module, "fuse_wgrad_accumulation"):

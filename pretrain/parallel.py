@@ -161,40 +161,6 @@ def pick_attention(
     )
 
 
-def check_graphs(
-    runtime: RuntimeConfig, model: ModelConfig, train: TrainConfig, device: torch.device
-) -> None:
-    """Check that layers can be captured as CUDA graphs if ``runtime.cuda_graphs`` is set.
-
-    Raises:
-        UserError: naming the setting that prevents it.
-    """
-    if not runtime.cuda_graphs:
-        return
-    allocator, register = (
-        os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "NCCL_GRAPH_REGISTER")
-    )
-    if "expandable_segments:True" in allocator and register != "0":
-        raise UserError(
-            "runtime.cuda_graphs=true with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True needs "
-            "NCCL_GRAPH_REGISTER=0 in the environment; set it, or leave out expandable_segments"
-        )
-    for unsupported, reason in (
-        (device.type != "cuda", "there is no GPU"),
-        (
-            model.experts is not None,
-            f"model.experts={model.experts}: how many tokens an expert gets is not fixed",
-        ),
-        (train.recompute, "train.recompute=true computes layers outside of their graphs"),
-        (
-            train.document_attention,
-            "train.document_attention=true: how many documents a window has is not fixed",
-        ),
-    ):
-        if unsupported:
-            raise UserError(f"runtime.cuda_graphs=true, but {reason}; set runtime.cuda_graphs=false")
-
-
 os.register_at_fork(after_in_child=_serve)
 
 
@@ -255,7 +221,7 @@ def start(
         )
     try:
         _started = True
-        world = grouped(parallel, device, graphs=runtime.cuda_graphs)
+        world = grouped(parallel, device)
         yield replace(world, control=distributed.new_group(backend="gloo", timeout=PATIENCE))
     finally:
         _started = False
@@ -263,13 +229,12 @@ def start(
         distributed.destroy_process_group()
 
 
-def grouped(parallel: ParallelConfig, device: torch.device, *, graphs: bool = False) -> World:
+def grouped(parallel: ParallelConfig, device: torch.device) -> World:
     """Divide the ranks of the initialised process group into megatron-core's groups.
 
     Args:
         parallel: the topology.
         device: device of this rank.
-        graphs: true if layers are captured as CUDA graphs.
 
     Returns:
         This rank's place among the others, without a control group.
@@ -286,7 +251,7 @@ def grouped(parallel: ParallelConfig, device: torch.device, *, graphs: bool = Fa
         context_parallel_size=parallel.context,
         expert_model_parallel_size=parallel.expert,
     )
-    model_parallel_cuda_manual_seed(0, use_cudagraphable_rng=graphs)
+    model_parallel_cuda_manual_seed(0)
     return World(
         rank=distributed.get_rank(),
         size=distributed.get_world_size(),

@@ -329,8 +329,6 @@ def summary(
             f"assumed: each of the {settings.model.experts} experts gets equally many tokens; a rank whose experts get "
             "more needs more activations"
         )
-    if settings.graphs:
-        yield "not rehearsed: runtime.cuda_graphs=true, whose graphs take memory of their own"
     rehearsed = stages(settings, vocab_size, ranks)
     yield from _table(rehearsed)
     fullest = max(rehearsed, key=needed)

@@ -318,7 +318,6 @@ def rehearse(settings: Settings, vocab_size: int, ranks: int, stage: int) -> Reh
     )
     settings = replace(
         settings,
-        graphs=False,
         model=replace(settings.model, weights=None, revision=None),
         train=replace(train, global_batch_size=few * train.micro_batch_size * data),
     )

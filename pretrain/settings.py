@@ -21,8 +21,6 @@ class Settings:
     train: TrainConfig
     parallel: ParallelConfig
     attention: Attention = "sdpa"
-    graphs: bool = False
-    """Capture the layers as CUDA graphs."""
 
     def shards_optimizer(self, data_size: int) -> bool:
         """True if data-parallel ranks shard the optimizer's state; not with Muon."""

@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import time
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def run(arguments, directory, *, ranks=1, timeout=240, **environment):
     Returns:
         Exit status, and what rank 0, or a rank that failed, wrote to both streams.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the server imports torch
+    _serve()
     with tempfile.TemporaryDirectory() as place:
         outs = [Path(place, str(rank)) for rank in range(ranks)]
         told = _told(ranks)
@@ -83,6 +84,20 @@ def run(arguments, directory, *, ranks=1, timeout=240, **environment):
         statuses = [process.exitcode for process in processes]
         shown = max(range(ranks), key=lambda rank: (statuses[rank] > 0, statuses[rank] < 0, -rank))
         return statuses[shown], outs[shown].read_text()
+
+
+def _serve():
+    """Start the server, unless it runs: it sees no GPU, as CUDA, which megatron-core's import asks for, outlives no
+    fork.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the server imports torch
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    forkserver.ensure_running()
+    if visible is None:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
 def _told(ranks):

@@ -73,9 +73,6 @@ class RuntimeConfig:
     """Implementation of layers and attention: Transformer Engine's, or our own with ``scaled_dot_product_attention``.
     ``auto``: Transformer Engine's on GPUs if it is installed and supports the model's layers; our own with
     ``train.document_attention``, which only it supports."""
-    cuda_graphs: bool = False
-    """Capture each layer as a CUDA graph (megatron-core's) in the first step and replay it from then on. It speeds up
-    small models, whose kernels finish before the CPU launches the next one, and needs more memory."""
     hang_minutes: float = 60.0
     """Time without a finished step after which a training prints its stacks and ends, minutes; 0: no limit."""
 
