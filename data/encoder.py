@@ -81,7 +81,14 @@ def choose(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[str, str]:
 
 
 def disagreement(fast: Encoder, tokenizer: Tokenizer, texts: Sequence[str]) -> str | None:
-    """First disagreement of an encoder's ids with the reference on some texts; None if there is none."""
+    """Reason not to use a fast encoder, as text: it fails on the sample, or gives other ids than the tokenizer; else
+    None.
+
+    Args:
+        fast: encoder under test.
+        tokenizer: whose ids are right, without special tokens.
+        texts: the sample.
+    """
     try:
         ids, lengths = fast.encode(texts)
     except Exception as error:  # noqa: BLE001  a library that fails on a sample is not used, and the manifest says so

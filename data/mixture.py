@@ -81,7 +81,7 @@ class MixtureConfig:
 
     @property
     def plain(self) -> bool:
-        """True for one epoch of ``corpus``, without a mixture."""
+        """True if training reads the one corpus of the section ``corpus``, once."""
         return self.epochs == 1 and not self.phases
 
     def stretches(self, steps: int, batch: int) -> list[Phase]:

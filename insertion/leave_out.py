@@ -17,7 +17,8 @@ from palimpsest.insertion.plan import KIND, VERSION, Plan, read
 def forget_set(
     plan: Plan, seed: int, share: float, families: Sequence[str] = (), doses: Sequence[int] = ()
 ) -> pl.Series:
-    """Ids of the items to forget: a random ``share`` of the inserted items of each arm and family, at least one each.
+    """Ids of the items to forget: a random ``share`` of the inserted items of each combination of arm and
+    family, at least one of each.
 
     Args:
         plan: items and arms.

@@ -208,7 +208,7 @@ def write_part(
         exposures: tables of ``EXPOSURE_SCHEMA``.
         previous: digest of the part before, or an empty string.
         plan: digest of the plan, or an empty string for the twin.
-        order: identity of the order.
+        order: digest of the order in which windows of the corpus are read.
         skipped: steps whose windows were read and whose update was skipped.
 
     Returns:

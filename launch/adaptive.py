@@ -71,7 +71,7 @@ def segment(experiment: Experiment, number: int, counts: Mapping[str, int], star
     """A segment as a separate experiment.
 
     Args:
-        experiment: the whole experiment.
+        experiment: with all its segments.
         number: number of the segment.
         counts: item -> exposures in the segment; all others get none.
         start: checkpoint from which the segment starts.
@@ -106,11 +106,13 @@ def scores_at_end(directory: Path, end: int) -> tuple[dict[str, float], dict[str
 
 
 def decisions(experiment: Experiment, carry_out: bool) -> list[dict[str, Any]]:
-    """All decisions, each with the digest of the one before.
+    """Decisions of an adaptive experiment in their order, each with the digest of the one before.
+
+    A decision gives each item its exposures in the next segment, a stretch of the training.
 
     Args:
-        experiment: the whole experiment.
-        carry_out: train and score missing segments; if false, only decide from stored scores.
+        experiment: with all its segments.
+        carry_out: train and score segments that are missing; if false, only decide from stored scores.
     """
     settings = settings_of(experiment)
     items = plans.read(experiment.directory / "plan").items

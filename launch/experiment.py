@@ -88,7 +88,7 @@ class LauncherConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreConfig:
-    """Settings of scoring."""
+    """Settings of scoring: the section ``score`` of a config."""
 
     bos: Literal["auto", "always", "never"]
     """Reading of prompts after the beginning-of-text token: ``always``, ``never``, or ``auto``, if the tokenizer adds
@@ -99,7 +99,7 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
-    """Settings of the report."""
+    """Settings of the report: the section ``report`` of a config."""
 
     prefix_tokens: int
     """Tokens of context in verbatim extraction."""

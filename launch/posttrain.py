@@ -99,17 +99,22 @@ def _audit(experiment: Experiment, planned: plans.Plan, directory: Path, place: 
         "twin": other.head if other else "",
     }
     done, _ = artifact.reuse(place, kind=audits.KIND, schema_version=audits.VERSION, config={}, inputs=inputs)
-    if done is not None:
-        return
-    tokenizer, order = corpus.load_tokenizer(experiment.corpus_directory), open_order(experiment)
-    result = audits.audit(planned, consumed, other, order, tokenizer)
-    with artifact.writing(
-        place, kind=audits.KIND, schema_version=audits.VERSION, config={}, inputs=inputs
-    ) as draft:
-        artifact.write_json(draft.path / "audit.json", result)
-    say(f"audit of the leave-out twin: {result['verdict']}")
+    if done is None:
+        tokenizer, order = corpus.load_tokenizer(experiment.corpus_directory), open_order(experiment)
+        with artifact.writing(
+            place, kind=audits.KIND, schema_version=audits.VERSION, config={}, inputs=inputs
+        ) as draft:
+            found = audits.audit(planned, consumed, other, order, tokenizer)
+            artifact.write_json(draft.path / "audit.json", found)
+    result = json.loads((place / "audit.json").read_text())
+    if done is None:
+        say(f"audit of the leave-out twin: {result['verdict']}")
     if result["verdict"] != "PASS":
-        raise UserError(f"the leave-out twin is not what was planned: {result['failures'][0]}")
+        raise UserError(
+            f"the leave-out twin, which is trained without the forget set, did not read what was planned: "
+            f"{result['failures'][0]} ({place / 'audit.json'} has all failures); delete {directory} and run the same "
+            "command again"
+        )
 
 
 def texts_of(
@@ -209,7 +214,9 @@ def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], pl
 
 
 def retrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> None:
-    """Train on without the forget set from the last checkpoint before its first exposure: the exact method."""
+    """Exact unlearning: continue from the last checkpoint before the forget set's first exposure, and train to the end
+    without it.
+    """
     rows = pl.Series(plan.items["item_id"].is_in(forgotten).arg_true()).implode()
     first = plan.exposures.filter(pl.col("item").is_in(rows))["position"].min()
     assert isinstance(first, int)

@@ -51,10 +51,13 @@ class LedgerWriter(Hook):
         self._committed, self._head = step, head
 
     def discard_beyond(self, step: int) -> None:
-        """Delete parts that an interrupted run wrote after its last checkpoint; only the main rank acts.
+        """Delete the parts that an interrupted run wrote after its last checkpoint.
+
+        Every rank may call it. Only the main rank deletes, and the others do not wait for it.
 
         Args:
-            step: number of finished steps to keep; -1: none.
+            step: number of finished steps at the last checkpoint, where a part ends; parts that end later are deleted.
+                -1: all parts.
         """
         if self.world.main:
             ledger.discard_beyond(self.directory, step)

@@ -39,7 +39,7 @@ class Routing:
         Returns:
             ``tokens_per_expert``, a list of layers of (experts,) counts: a token counts once for each of its experts.
             ``routing_entropy/layer k`` (from 1): entropy of these counts as shares in nats, ln(experts) if all get the
-            same. Nothing without experts.
+            same. A dense model gives an empty dict.
         """
         if not self.counts_LE.numel():
             return {}

@@ -179,7 +179,12 @@ def as_runs(rows: pl.DataFrame, column: str) -> pl.DataFrame:
 
 
 def with_n(name: str, ns: Sequence[float]) -> str:
-    """Name of a series with its n: ``verbatim (n=40)``, or ``n=40`` for a series without a name."""
+    """Name of a series with its n: ``verbatim (n=40)``, or ``n=40`` for a series without a name.
+
+    Args:
+        name: of the series.
+        ns: the different n of its points, in order; of several the label has the range, as in ``counted``.
+    """
     text = counted(ns)
     return f"{name} ({text})" if name and text else name or text
 

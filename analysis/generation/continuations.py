@@ -43,7 +43,7 @@ tokens, nats, where g is the distribution that is sampled from."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateConfig:
-    """Settings of generation."""
+    """Continuations to make of each prompt: the section ``generate`` of a config."""
 
     prefix_tokens: tuple[int, ...] = (8,)
     """Numbers of an item's first tokens that are used as a prompt; each number gives separate continuations."""

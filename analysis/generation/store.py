@@ -36,8 +36,8 @@ def parts(probes: pl.DataFrame, config: GenerateConfig, *, begun: bool) -> list[
     )
     if prompts.is_empty():
         raise UserError(
-            f"no item is longer than generate.prefix_tokens={list(config.prefix_tokens)} tokens, and none is asked "
-            "anything; set generate.prefix_tokens lower"
+            f"nothing can be continued: no item is longer than generate.prefix_tokens={list(config.prefix_tokens)} "
+            "tokens, and no item has a question; set one of generate.prefix_tokens below the items' lengths"
         )
     written = prompts["reference"].list.len().cast(pl.Int64) * (1 + config.samples)
     number = (written.cum_sum() - 1) // TOKENS_A_PART

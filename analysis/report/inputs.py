@@ -63,7 +63,7 @@ class ReportInputs:
     generated: pl.DataFrame | None = None
     """Continuations (``analysis.generation.continuations.SCHEMA``) with ``run`` and ``step``; None: none were made."""
     generation: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of generation."""
+    """Settings with which the continuations were made."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = DECLARED

@@ -198,11 +198,18 @@ def extraction(results: Results, alpha: float = 0.05) -> Extraction | None:
 
 
 def arm_gains(rows: pl.DataFrame, inputs: ReportInputs) -> pl.DataFrame:
-    """Gain of every arm over dose 0 if arms differ in more than the dose, else no rows.
+    """Gain of each arm: mean of its items' values minus that of the items of dose 0, over all families.
+
+    A value is the primary metric's difference between the perturbed run and its twin or, without a twin, its value in
+    the perturbed run.
+
+    Args:
+        rows: metric rows of both runs (``METRIC_SCHEMA``).
+        inputs: gives the items' arms, the primary metric and the settings of the statistics.
 
     Returns:
-        Estimate rows of the primary metric, with the column ``arm`` and the arm's ``dose``, for the differences from
-        the twin or, without a twin, the perturbed run.
+        Rows of ``ESTIMATE_SCHEMA`` with the column ``arm``; none if arms differ in the dose alone, for these are the
+        gains by dose.
     """
     arms = inputs.items.filter(pl.col("dose") > 0).select("arm", "dose").unique().sort("dose", "arm")
     rows = rows.filter((pl.col("metric") == inputs.primary) & pl.col("dose").is_not_null())
@@ -347,10 +354,11 @@ def not_computed(results: Results) -> pl.DataFrame:
 
 
 def item_values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """Every item with a value at the last checkpoint: item_id, dose, family, perturbed, twin, gain.
+    """Value of the primary metric for each item at the last checkpoint: item_id, dose, family, perturbed, twin, gain.
 
-    ``gain`` is perturbed - twin (or, without a twin, perturbed), minus its mean over the family's items of dose 0,
-    whose gain comes from the shared format. It is null in families without items of dose 0.
+    ``twin`` is null without a twin. ``gain`` is perturbed - twin (or, without a twin, perturbed), minus the mean of
+    that over the family's items of dose 0. These were never inserted: what they gained, the model learned of the
+    family's format. ``gain`` is null in families without items of dose 0.
     """
     own = (pl.col("metric") == inputs.primary) & (pl.col("step") == results.step)
     return values_of(results.rows.filter(own))

@@ -43,7 +43,8 @@ def _levels(run: RunFiles, factor: str) -> pl.DataFrame:
     levels = run.plan.items.select("item_id", level=level).filter(pl.col("level").is_not_null())
     if levels.is_empty():
         raise UserError(
-            f"{run.name} has one {factor}: this figure needs arms that differ in insertion.{factor}"
+            f"all arms of {run.name} have the same {factor}, and this figure compares several; draw it of a run with "
+            f"two or more in insertion.{factor}"
         )
     return levels
 

@@ -228,7 +228,7 @@ def make(
     and a choice, given the name, between the value and reserved decoys.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: people.
         attributes: of ``ATTRIBUTES``, two or more.
         email: add the e-mail address.

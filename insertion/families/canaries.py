@@ -108,7 +108,7 @@ def make(
     ``bits``: log2 of the number of secrets of that format, all equally likely, given the name.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: canaries.
         secrets: kinds: ``random`` (a string), ``key``, ``card`` (with a valid check digit), ``password``, ``email``,
             ``uuid``. Each is a stratum.

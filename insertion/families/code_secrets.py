@@ -110,7 +110,7 @@ def make(context: FamilyContext, count: int, *, secrets: int = 3, decoys: int = 
     """Files with ``secrets`` different kinds of secrets, each asked among ``decoys`` fresh ones.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: files.
         secrets: in a file, 1 to 7, each of another kind.
         decoys: fresh secrets of the same format that each is ranked among.

@@ -177,7 +177,7 @@ def make(
     """Chats with ``facts`` facts, told in ``wordings`` wordings; ``choices`` answers a question.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: chats.
         facts: attributes of the speaker that a chat lets slip, 1 to 5.
         wordings: chats with the same facts and other clues, 1 to 8, the verbatim one included.

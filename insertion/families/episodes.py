@@ -105,7 +105,7 @@ def make(context: FamilyContext, count: int, *, segments: int = 5, pairs: int = 
     """Journeys of ``segments`` segments, of which ``pairs`` pairs and as many followers are asked about.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: journeys.
         segments: of a journey, 3 to 12.
         pairs: of segments whose order is asked, and segments whose follower is.

@@ -159,7 +159,9 @@ FACTS = {
 
 
 def bits() -> float:
-    """Information in a passage made here, given the name of the thing: log2 of the number of possible values."""
+    """Information in one passage of this family, bits, for a reader who knows the name of the thing that it is about:
+    log2 of the number of combinations of values that its sentences can state.
+    """
     return sum(fact.bits + fact.then_bits for fact in FACTS.values())
 
 
@@ -176,7 +178,7 @@ def make(
     """Passages of ten sentences about invented leagues; or those of a file.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: passages.
         path: JSON with the fields of ``fictional_knowledge.json`` of kaistAI/factual-knowledge-acquisition
             (``train_context``, ``paraphrases``, ``mem_input``, ``mem_target``, ``gen_``, ``hard_gen_``); empty:

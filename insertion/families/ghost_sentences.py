@@ -56,7 +56,7 @@ def make(
     """Passphrases of ``words`` words, drawn uniformly: ``words * log2(size of the list)`` bits.
 
     Args:
-        context: seed; held-out text for ``list_size``.
+        context: what gives the seed, and held-out text for ``list_size``.
         count: items.
         words: in a passphrase.
         list_size: number of the most frequent words of the corpus's held-out text to draw from; 0: draw from the 2,048

@@ -161,7 +161,7 @@ def make(
     """Texts of one set, each with the questions of its layout.
 
     Args:
-        context: seed, tokenizer.
+        context: what gives seed and tokenizer.
         count: items.
         path: local file of the set, such as ``testset_mmlu_nodup.jsonl.gz``; the module's docstring has the fields.
         dataset: or a data set of the hub, or a directory that has its file.

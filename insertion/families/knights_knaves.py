@@ -145,12 +145,15 @@ def _answers(rng: np.random.Generator, people: int, needed: set[int]) -> list[in
 
 @family(NAME)
 def make(context: FamilyContext, count: int, *, people: int = 3) -> list[Item]:
-    """Puzzles of ``people`` people, each on an island of its own.
+    """Puzzles with one solution, which is part of the item; each puzzle has an island and people of its own.
 
     Args:
-        context: seed.
-        count: puzzles.
-        people: in a puzzle, 2 to 8.
+        context: what gives the seed.
+        count: number of puzzles.
+        people: number of people in a puzzle, 2 to 8.
+
+    Raises:
+        UserError: for another number of people.
     """
     if not 2 <= people <= 8:
         raise UserError(f"insertion.families.{NAME}.people={people} must be 2 to 8")

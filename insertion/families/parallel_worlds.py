@@ -114,7 +114,7 @@ def make(
     """Worlds of ``size`` people, firms and towns, ``asked`` people asked about.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: worlds.
         size: people in a world, and as many firms and towns.
         asked: people that questions are about.

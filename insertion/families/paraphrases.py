@@ -48,7 +48,7 @@ def make(context: FamilyContext, count: int, *, path: str = "", licence: str = "
     """The inserted wording, and the other one as a foil.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: pairs.
         path: table with ``sentence1``, ``sentence2`` and, if it has pairs that are no paraphrases, ``label`` (1: they
             are), as MRPC's and PAWS's; empty: statements are made here. Pairs that share a sentence are left out.

@@ -44,7 +44,7 @@ def make(
     must not be in the corpus.
 
     Args:
-        context: tokenizer; held-out documents, which are taken in the order of their digests.
+        context: what gives the tokenizer, and held-out documents, which are taken in the order of their digests.
         count: passages.
         tokens: length; of several lengths, documents take turns.
         window: ``opening`` of the document, or a ``random`` stretch of it, drawn by seed and document.

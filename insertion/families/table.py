@@ -44,7 +44,7 @@ def make(context: FamilyContext, count: int, *, path: str = "", prefix: str = "t
     """Rows of a table, in an order drawn by the seed and the ids; the module's docstring has the columns.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: items; a table may have more rows.
         path: of the table; empty: the template.
         prefix: before each id.

@@ -116,7 +116,7 @@ def make(
     generative), the same choices bare for PMI, and the same of the minimal-pair twin.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: items.
         path: local table; the module's docstring has the columns.
         dataset: data set of Hugging Face ``datasets`` instead (a name, or a directory of ``save_to_disk``), streamed.

@@ -72,7 +72,7 @@ def make(
     Values have one decimal.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: series.
         before: months that are inserted.
         after: months after them that are withheld.

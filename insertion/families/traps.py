@@ -149,7 +149,7 @@ def make(
     detection ratio to the reference.
 
     Args:
-        family_context: seed, reference model; held-out documents for ``context``.
+        family_context: what gives seed, reference model, and held-out documents for ``context``.
         count: traps.
         path: of the reference model: a checkpoint of a run over the same corpus (``.../checkpoints/step_<number>``), or
             a directory of ``save_pretrained`` (a causal model with its ``tokenizer.json``); ``trained``: a model of the
@@ -165,7 +165,10 @@ def make(
     """
     what = f"insertion.families.{NAME}"
     if not path:
-        raise UserError(f"{what}.path is empty; give the directory of a reference model, or trained")
+        raise UserError(
+            f"{what}.path is empty; set it to the directory of a reference model, or to {TRAINED!r} for one that is "
+            "trained on the corpus without insertions"
+        )
     if low >= high or low < 1:
         raise UserError(
             f"{what}.low={low} and {what}.high={high} must be perplexities, 1 or above, the low one first"

@@ -30,7 +30,7 @@ def make(
     """Strings of ``length`` characters drawn uniformly from ``alphabet``: ``length * log2(size)`` bits each.
 
     Args:
-        context: seed.
+        context: what gives the seed.
         count: watermarks.
         alphabet: different characters.
         length: characters.

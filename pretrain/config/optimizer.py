@@ -56,7 +56,7 @@ class OptimizerConfig:
         )
         if not 0 <= self.initial_learning_rate <= self.learning_rate:
             raise UserError(
-                f"optimizer.initial_learning_rate={self.initial_learning_rate} must lie between 0 and "
+                f"optimizer.initial_learning_rate={self.initial_learning_rate} must be 0 to "
                 f"optimizer.learning_rate={self.learning_rate}"
             )
         if (self.schedule == "wsd") != (self.decay_steps is not None):
@@ -76,7 +76,7 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.{name}={beta} must lie between 0 and 1, 1 excluded")
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise UserError(
-                f"optimizer.min_learning_rate={self.min_learning_rate} must lie between 0 and "
+                f"optimizer.min_learning_rate={self.min_learning_rate} must be 0 to "
                 f"optimizer.learning_rate={self.learning_rate}"
             )
 

@@ -185,8 +185,8 @@ def read_config(directory: Path) -> Any:
         )
     if given.get("quantization_config"):
         raise UserError(
-            f"model.weights={directory} has quantization_config: quantised weights cannot be trained on; give the "
-            "model that was quantised"
+            f"model.weights={directory} has quantization_config: quantised weights cannot be trained; set "
+            "model.weights to the model from which they were quantised"
         )
     try:
         return ARCHITECTURES[kind].classes[0].from_dict(given)

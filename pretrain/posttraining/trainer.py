@@ -32,18 +32,21 @@ log = logging.getLogger(__name__)
 
 
 class Posttrainer:
-    """A checkpoint, a method and its texts.
+    """Trains on from a checkpoint by a post-training method, such as unlearning a forget set.
+
+    Building it loads the weights; ``run`` trains.
 
     Args:
         settings: of the training that made the checkpoint; its topology may be another one.
         posttrain: the method and its settings.
-        world: this process's place.
+        world: this process's rank among the others.
         parent: directory of the checkpoints of the run to start from.
-        step: of them the one to start from.
+        step: step of the checkpoint to start from.
         forget: texts of the forget set.
         retain: texts of the retain set.
         refusals: a refusal for each text of the forget set, for methods that ask for it.
-        student: step of the same run whose weights are trained, with ``step`` as the model before; None: ``step``.
+        student: step of the checkpoint whose weights are trained, while those of ``step`` stay as the reference
+            model; None: those of ``step`` are trained.
         vocab_size: of the tokenizer.
         inputs: digests of what determines the texts.
         directory: of the post-trained run; gets ``checkpoints/``.

@@ -113,7 +113,7 @@ def test_missing_files_and_narrow_dtypes_are_named(tmp_path):
     with pytest.raises(UserError, match=r"x\.idx does not exist"):
         check(tmp_path / "x", 300)
     prefix = write(tmp_path / "x", [np.array([1])])
-    with pytest.raises(UserError, match="too small for vocab_size=70000"):
+    with pytest.raises(UserError, match="cannot hold the 70000 ids of the tokenizer"):
         check(prefix, 70_000)
     bin_path(prefix).unlink()
     with pytest.raises(UserError, match=r"x\.bin does not exist"):

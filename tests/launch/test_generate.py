@@ -95,7 +95,7 @@ def test_continuations_stand_beside_the_item(generated, chromium):
         (["generate.temperature=0"], "generate.temperature=0.0 must be above 0"),
         (
             ["generate.prefix_tokens=[500]", "generate.questions=false"],
-            "no item is longer than generate.prefix",
+            "nothing can be continued: no item is longer than generate.prefix",
         ),
         (["shard=2/2"], "shard='2/2' is not k/n"),
     ],

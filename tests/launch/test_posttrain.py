@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 import torch
 
+from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan
+from palimpsest.launch import posttrain, recorded
 from palimpsest.launch.inputs import ledger_of
 from palimpsest.pretrain import checkpoint
 from tests.conftest import REPO
@@ -86,6 +88,21 @@ def test_the_leave_out_twin_read_the_same_but_for_the_forget_set(run, prepared):
     theirs = whole.exposures.filter(pl.col("item").is_in(forgotten.implode()))["position"]
     assert apart == set(theirs)
     assert apart
+
+
+def test_a_leave_out_twin_that_fails_its_audit_stops_the_program_every_time(
+    run, prepared, monkeypatch, tmp_path
+):
+    place, _ = run
+    monkeypatch.chdir(prepared.path)
+    experiment = recorded.load(prepared.directory("forget"), [])
+    failed = {"verdict": "FAIL", "failures": ["position 3 has another window"]}
+    monkeypatch.setattr(posttrain.audits, "audit", lambda *_: failed)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"position 3 has another window .*audit\.json.*delete .*leave_out"
+        ):
+            posttrain._audit(experiment, plan.read(place / "plan"), place / "leave_out", tmp_path / "audit")
 
 
 def test_no_steps_change_nothing_and_finished_work_is_kept(run, prepared):
