@@ -346,8 +346,8 @@ def check(prefix: Path, vocab_size: int) -> None:
     index = _map_index(prefix)
     if vocab_size - 1 > np.iinfo(index.dtype.str).max:
         raise UserError(
-            f"{idx_path(prefix)} has {index.dtype} tokens, which cannot hold the {vocab_size} ids of the tokenizer: the "
-            "corpus was tokenized by another one; set corpus.tokenizer to that"
+            f"{idx_path(prefix)} has {index.dtype} tokens, which cannot hold the {vocab_size} ids of the tokenizer: "
+            "the corpus was tokenized by another one; set corpus.tokenizer to that"
         )
     stops = np.cumsum(lengths, dtype=np.int64) * index.dtype.itemsize
     consistent = (
