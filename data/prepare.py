@@ -159,7 +159,8 @@ def work_directory(directory: Path) -> Path:
 
 
 def survey(config: CorpusConfig, place: Path, workers: int) -> Work:
-    """List the parts of the sources, or reuse the stored list if no file's size or time changed.
+    """List the pieces of the sources that workers read, or reuse the stored list if no file's size or modification time
+    changed.
 
     Raises:
         UserError: if a source cannot be found or read.

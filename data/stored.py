@@ -236,9 +236,10 @@ class StoredOrder:
         return self._tokens[start : start + self.sequence_length + 1].astype(np.int64)
 
     def documents(self, position: int) -> list[tuple[int, int, int]]:
-        """The documents of a window: (number of the document in the corpus, its first token in the window, end).
+        """Documents of a window, in order: (number of the document in the corpus, start, end). It has the window's
+        tokens start to end - 1.
 
-        A row is one document.
+        Each row of the stored data set is one document.
         """
         start, width = self.start(position), self._tokens.dtype.itemsize
         stop = start + self.sequence_length + 1

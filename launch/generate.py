@@ -45,7 +45,7 @@ def _steps(experiment: Experiment, which: str) -> list[int]:
 
 
 def generate(experiment: Experiment) -> None:
-    """Continue the prompts at the checkpoints of the perturbed run and of its twin; what is there is kept."""
+    """Continue the prompts at the checkpoints of the perturbed run and of its twin; stored continuations are kept."""
     from palimpsest.analysis.generation import store
     from palimpsest.analysis.scoring import beginnings
     from palimpsest.analysis.scoring.store import Checkpoint

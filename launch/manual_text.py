@@ -104,7 +104,7 @@ def documented(place: type | ModuleType) -> dict[str, str]:
 
 
 def commented(path: Path) -> dict[str, str]:
-    """Setting, with dots -> comment beside it in a settings file."""
+    """Comments of a settings file: dotted name of the setting -> comment on its line."""
     found: dict[str, str] = {}
     above: list[tuple[int, str]] = []
     last = ""

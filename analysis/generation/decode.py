@@ -35,12 +35,13 @@ def continued(
 ) -> pl.DataFrame:
     """Continuations of prompts.
 
-    A continuation ends before the first token that ends a text, and at the reference's length.
+    A continuation ends before the first token that ends a text, and is never longer than the prompt's reference, the
+    text that truly follows.
 
     Args:
         model: of ``transformers``, with ``generate``; its own settings of generation are not used.
-        prompts: as :func:`~analysis.generation.continuations.prompts` gives them, with ``begun``: the context follows
-            the token that begins a text.
+        prompts: as :func:`~analysis.generation.continuations.prompts` gives them, with a boolean column ``begun``:
+            whether the token that begins a text precedes the prompt.
         config: settings.
         beginning: id of the token that begins a text.
         ends: ids of the tokens that end one.

@@ -148,7 +148,8 @@ Arm = tuple[NDArray[np.float64], NDArray[np.generic]]
 
 
 def pooled_auc(families: Sequence[tuple[Arm, Arm]]) -> dict[str, object]:
-    """AUC within families as a dictionary: estimate, low, high, n, n_control, clusters, clusters_control, method.
+    """Mean of the families' AUCs, weighted by their numbers of members, as a dictionary: estimate, low, high, n,
+    n_control, clusters, clusters_control, method.
 
     Args:
         families: members and controls of each family; a family with fewer than two clusters in an arm is left out.

@@ -159,8 +159,9 @@ def npo(batch: Batch, settings: Settings) -> Tensor:
 def dpo(batch: Batch, settings: Settings) -> Tensor:
     """DPO (Rafailov et al. 2023) with a refusal as the preferred answer, the item's own text as the other one.
 
-    ``-2/beta E log sigmoid(beta ((L - L_before) - (R - R_before)))``, L the loss of the answer, R that of the refusal
-    (Zhang et al. 2024, 2).
+    ``-2/beta E log sigmoid(beta ((L - L_before) - (R - R_before)))``: L is the summed negative log-likelihood of the
+    item's text, R that of the refusal, and ``_before`` means the model before. The factor is that of ``npo`` and of
+    open-unlearning, twice that of Zhang et al. 2024, eq. 2.
     """
     assert batch.forget_before is not None
     assert batch.refusal is not None
