@@ -181,7 +181,8 @@ def _asked(arguments: Sequence[str]) -> tuple[str | None, str, int]:
             wanted[key] = value
         elif argument.startswith("+") or (equals and "/" not in key):
             raise UserError(
-                f"{argument}: there is no such setting{nearest(key, _KEYS)}; give a run as the path of its directory, not by settings"
+                f"{argument}: there is no such setting{nearest(key, _KEYS)}; give a run as the path of its directory, "
+                "not by settings"
             )
         elif place is not None:
             raise UserError(f"{argument}: one run at a time; {place} was given before")
