@@ -45,7 +45,7 @@ NAME ?= list
 replicate: setup
 	@$(BIN)/python launch/replicate.py $(NAME) jobs=2
 
-# On a machine with a GPU, at most 8 minutes: writes results/gpu_DATE.md. Elsewhere it says so, with status 2.
+# On a machine with a GPU, at most 10 minutes: writes results/gpu_DATE.md. Elsewhere it says so, with status 2.
 gpu: setup
 	@PYTHONPATH=. $(BIN)/python -W ignore -m benchmarks.gpu
 

@@ -68,7 +68,7 @@ def test_every_part_in_miniature(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     text = written.read_text()
     parts = re.findall(r"^## (\w+) \(\d+ s\)$", text, re.M)
-    assert parts == ["Training", "Experiment", "Scoring", "Memory", "Checkpoints", "Programs", "Tests"]
+    assert parts == ["Experiment", "Programs", "Memory", "Tests", "Training", "Scoring", "Checkpoints"]
     assert "`: the same bits." in text.replace("deterministic=true`: ", "`: ")
     assert "| here |" in text
     assert "| transformers |" in text
