@@ -24,16 +24,6 @@ NEXT = {
     "reshuffle_test": "order tests of derived models",
     "routing_distance": "routes of mixtures of experts",
 }
-UNLEARNING = {
-    "closer_to_one": "judging unlearned models",
-    "distance_of_forget_quality": "judging unlearned models",
-    "distance_to_retained": "judging unlearned models",
-    "model_utility": "judging unlearned models",
-    "privacy_leak": "judging unlearned models",
-    "probability_mean": "judging unlearned models",
-    "true_better": "judging unlearned models",
-    "truth_ratio": "judging unlearned models",
-}
 FOR_OTHERS = {
     "iterate": "the overlay for streams of other trainers",
 }
@@ -97,6 +87,6 @@ def test_nothing_is_called_by_its_tests_alone():
         for word in definitions(tree)
         if not word.startswith("_") and not used[word] and word not in BY_LIBRARIES
     }
-    known = {**ATTACKS, **NEXT, **UNLEARNING, **FOR_OTHERS}
+    known = {**ATTACKS, **NEXT, **FOR_OTHERS}
     assert sorted(alone - known.keys()) == []
     assert sorted(known.keys() - alone) == [], "called by now, or gone: take it from the list"

@@ -73,10 +73,3 @@ def _lengths(lengths_C: ArrayLike) -> NDArray[np.float64]:
     if (lengths < 1).any():
         raise ValueError("every choice must have at least one character and one byte")
     return lengths
-
-
-def p_correct(loglik_C: ArrayLike, correct: int) -> float:
-    """Probability of the correct choice, ``softmax(LL)[correct]``. Unlike accuracy it is continuous, so that tests need
-    far fewer questions.
-    """
-    return float(softmax(_choices(loglik_C))[correct])

@@ -199,9 +199,7 @@ def choice_accuracy_pmi(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def choice_probability(scored: Scored, parameters: Parameters) -> Values:
-    """Probability of the right answer (:func:`~analysis.metrics.contamination.p_correct`); being continuous, it gives
-    tests more power than accuracy.
-    """
+    """Probability of the right answer among the choices; being continuous, it gives tests more power than accuracy."""
     choices, value, fit = _choices(scored, _loglik(scored))
     weight = np.exp(value - over(choices.group, value, np.maximum))
     return choices.values(scored, weight / over(choices.group, weight, np.add), fit, _UNFIT)
@@ -239,8 +237,8 @@ def choice_exposure(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def minus_log_truth_ratio(scored: Scored, parameters: Parameters) -> Values:
-    """``-ln TR`` of TOFU's truth ratio (:func:`~analysis.metrics.unlearning.truth_ratio`), with the right choice as it
-    is in place of its paraphrase; 0 if right and wrong answers are equally likely.
+    """``-ln TR`` of TOFU's truth ratio, the mean of ``p(wrong)^(1/tokens)`` over wrong answers divided by
+    ``p(right)^(1/tokens)``, with the right choice as it is in place of its paraphrase; 0 if they are equally likely.
     """
     mean = scored.sum_over_target(scored.logprob) / np.maximum(scored.target_lengths, 1)
     found, value, fit = _choices(scored, lambda one: mean[one.where])

@@ -53,14 +53,7 @@ from palimpsest.analysis.metrics.recognition import (
 )
 from palimpsest.analysis.metrics.similarity import edit_similarity, rouge_l
 from palimpsest.analysis.metrics.unlearning import (
-    closer_to_one,
-    distance_to_retained,
     forget_quality,
-    model_utility,
-    privacy_leak,
-    probability_mean,
-    true_better,
-    truth_ratio,
 )
 from palimpsest.analysis.metrics.watermark import combined_p, rank_test
 from palimpsest.analysis.statistics import delong
@@ -289,13 +282,6 @@ def test_reciting_is_not_reasoning() -> None:
 
 
 def test_unlearning_measures() -> None:
-    assert truth_ratio([2.0, 2.0], 2.0) == 1
-    assert (closer_to_one([0.5, 2.0]), true_better([0.25, 2.0])) == (0.5, 0.375)
-    assert probability_mean([0.6], [0.2]) == pytest.approx(0.75)
-    assert model_utility([0.5, 1.0]) == pytest.approx(2 / 3)
-    assert model_utility([0.5, 0.0]) == 0
-    assert privacy_leak(0.7, 0.5) == pytest.approx(-40)
-    assert distance_to_retained([1.0, 2.0], [2.0, 2.0]).tolist() == [1, 0]
     rng = np.random.default_rng(12)
     null = [forget_quality(*rng.normal(size=(2, 150)), replicates=5).p for _ in range(400)]
     assert np.mean(np.array(null) <= 0.1) == pytest.approx(0.1, abs=0.04)
