@@ -198,8 +198,9 @@ def undial(batch: Batch, settings: Settings) -> Tensor:
     """UNDIAL (Dong et al. 2024): cross-entropy to the former logits with ``beta`` taken off the true token's."""
     assert batch.forget_before is not None
     before = _logits(batch.forget_before)
-    true_BTV = functional.one_hot(batch.forget.labels, before.shape[-1])
-    soft_BTV = (before - settings["beta"] * true_BTV).softmax(-1)
+    true_BT1 = batch.forget.labels[..., None]
+    lowered = torch.full_like(true_BT1, -settings["beta"], dtype=before.dtype)
+    soft_BTV = before.scatter_add(-1, true_BT1, lowered).softmax(-1)
     return batch.forget.mean(-(soft_BTV * _logits(batch.forget).log_softmax(-1)).sum(-1))
 
 
