@@ -248,7 +248,7 @@ def test_tensors_of_two_devices_are_refused(on_device, tmp_path):
 
 
 METHODS = sorted(path.stem for path in (REPO / "conf" / "posttrain").glob("*.yaml") if path.stem != "base")
-"""``kfac`` reads one window at a time, for which megatron-core exchanges a tensor's data: more than the stand-in can."""
+"""Without ``kfac``: of one window at a time megatron-core exchanges a tensor's data, which the stand-in cannot."""
 DESIGN = [
     "name=forget-there",
     "insertion.doses=[0,1,8]",
