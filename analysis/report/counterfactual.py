@@ -24,7 +24,7 @@ from palimpsest.analysis.metrics.membership import one_run_epsilon
 from palimpsest.analysis.metrics.profiles import counterfactual_memorization, influence
 from palimpsest.analysis.report.answer import interval
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.statistics import difference_to_twin, holm, per_item
+from palimpsest.analysis.statistics import difference_to_twin, holm, mean_limits, per_item
 
 COINS = "insertion.coin_seed"
 """Factor whose levels are the coins."""
@@ -55,7 +55,8 @@ def read(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> Coins | None:
         runs: directory and ``summary.json`` of each.
 
     Returns:
-        None for fewer than ``LEAST`` runs, runs whose rows are gone, or runs with different items.
+        None for fewer than ``LEAST`` runs, runs whose rows are gone, runs with different items, a run that includes all
+        items or none, or if no item is in two runs at least and in two not.
     """
     if len(runs) < LEAST:
         return None
@@ -73,10 +74,15 @@ def read(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> Coins | None:
     names = tables[0].select("family", "unit")
     if any(not table.select("family", "unit").equals(names) for table in tables):
         return None
+    included = np.array([table["dose"].to_numpy() > 0 for table in tables])
+    split = included.any(axis=1) & ~included.all(axis=1)
+    often = included.sum(axis=0)
+    if not split.all() or not ((often >= 2) & (len(runs) - often >= 2)).any():
+        return None
     same = all(held["probe_id"].equals(heldout[0]["probe_id"]) for held in heldout)
     return Coins(
         names.select(item_id="unit", family="family"),
-        np.array([table["dose"].to_numpy() > 0 for table in tables]),
+        included,
         np.array([table["value"].to_numpy() for table in tables], np.float64),
         np.array([held["value"].to_numpy() if same else [] for held in heldout], np.float64),
     )
@@ -143,14 +149,9 @@ def overall(coins: Coins) -> tuple[float, float, float]:
 
     Each run estimates it by the mean of its included items less that of the others.
     """
-    means = np.array(
-        [
-            score[inside].mean() - score[~inside].mean()
-            for inside, score in zip(coins.included, coins.score, strict=True)
-        ]
-    )
-    half = float(stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
-    return float(means.mean()), float(means.mean()) - half, float(means.mean()) + half
+    pairs = zip(coins.included, coins.score, strict=True)
+    means = [score[inside].mean() - score[~inside].mean() for inside, score in pairs]
+    return float(np.mean(means)), *mean_limits(means)
 
 
 def figure(rows: pl.DataFrame, unit: str) -> theme.Figure:

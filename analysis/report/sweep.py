@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-import numpy as np
 import polars as pl
-from scipy import stats
 
 from palimpsest.analysis.figures import theme
 from palimpsest.analysis.figures.export import csv_of, write
@@ -21,7 +19,7 @@ from palimpsest.analysis.report.counterfactual import COINS
 from palimpsest.analysis.report.html import inline, render
 from palimpsest.analysis.report.sections import FILES
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.statistics import PAIRED, crossed_gains, difference_to_twin
+from palimpsest.analysis.statistics import PAIRED, crossed_gains, difference_to_twin, mean_limits
 
 _NAMED = 4
 """Largest number of cells whose gains are listed at the top."""
@@ -162,7 +160,7 @@ def _over_runs(estimates: pl.DataFrame, runs: int, over: str) -> pl.DataFrame:
     """Student's t limits over the estimates of each dose; null for a dose with a single estimate."""
     rows = []
     for (dose,), part in estimates.group_by("dose", maintain_order=True):
-        low, high = limits(part["estimate"].to_numpy()) if part.height > 1 else (None, None)
+        low, high = mean_limits(part["estimate"].to_numpy()) if part.height > 1 else (None, None)
         rows.append({"dose": dose, "estimate": part["estimate"].mean(), "low": low, "high": high})
     schema = {"dose": pl.Int64, "estimate": pl.Float64, "low": pl.Float64, "high": pl.Float64}
     return pl.DataFrame(rows, schema=schema).sort("dose").with_columns(seeds=pl.lit(runs), over=pl.lit(over))
@@ -186,17 +184,6 @@ def _shared_rows(runs: Sequence[SweepRun]) -> pl.DataFrame | None:
     if any(not frame.select("item_id", "dose").sort("item_id").equals(same) for frame in frames):
         return None
     return pl.concat(frames)
-
-
-def limits(values: np.ndarray[Any, np.dtype[np.float64]], level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of a mean.
-
-    Args:
-        values: (n,), with n above 1.
-        level: confidence level.
-    """
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def _dose_figure(rows: pl.DataFrame, y_title: str) -> theme.Figure:

@@ -40,7 +40,13 @@ from palimpsest.analysis.statistics.forgetting import (
     learning_rate_time,
     time_to_forget,
 )
-from palimpsest.analysis.statistics.intervals import UNBOUNDED, clopper_pearson, share_limits, stratified
+from palimpsest.analysis.statistics.intervals import (
+    UNBOUNDED,
+    clopper_pearson,
+    mean_limits,
+    share_limits,
+    stratified,
+)
 from palimpsest.analysis.statistics.low_fpr import LowFpr, tpr_at_fpr
 from palimpsest.analysis.statistics.multiplicity import (
     Ratio,
@@ -115,6 +121,7 @@ __all__ = [
     "learning_rate_time",
     "log_slopes",
     "mean_by_dose",
+    "mean_limits",
     "minimum_effective_dose",
     "net_of_controls",
     "per_item",

@@ -48,6 +48,19 @@ def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95
     return low, high
 
 
+def mean_limits(values_N: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of N independent values, N above 1.
+
+    Args:
+        values_N: (N,).
+        level: confidence.
+    """
+    values = np.asarray(values_N, float)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * error)
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
 def share_limits(share: ArrayLike, size: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
     """Mid-P interval of a share (Lancaster 1961) at an effective sample size (Korn & Graubard 1998).
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from palimpsest.analysis.report.counterfactual import COINS, Coins, epsilons, memorization, overall
+from palimpsest.analysis.report.counterfactual import COINS, Coins, epsilons, memorization, overall, read
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
 from tests.conftest import SMALL, Workplace, write_text
@@ -51,6 +51,29 @@ def test_epsilon_is_bounded_by_chance_where_nothing_is_remembered():
 def test_no_epsilon_for_coins_that_are_not_of_one_half():
     one = coins(0.0, np.random.default_rng(6))
     assert epsilons(one._replace(included=np.random.default_rng(7).random((RUNS, ITEMS)) < 0.7)) == []
+
+
+@pytest.mark.parametrize(
+    ("doses", "told"),
+    [
+        ([(4, 0), (0, 4), (4, 0), (0, 4)], True),
+        ([(4, 0), (0, 4), (4, 4), (0, 4)], False),  # a run with all items
+        ([(4, 0), (4, 0), (4, 0), (0, 4)], False),  # no item is left out twice and included twice
+    ],
+)
+def test_coins_that_cannot_tell_give_no_section(tmp_path, doses, told):
+    runs = []
+    for number, pair in enumerate(doses):
+        rows = [
+            {"run": "perturbed", "step": 1, "metric": "loglik", "item_id": item, "family": "mine", "stratum": "",
+             "dose": dose, "probe_id": item, "value": float(number)}
+            for item, dose in zip("ab", pair, strict=True)
+        ]  # fmt: skip
+        directory = tmp_path / str(number) / "report"
+        directory.mkdir(parents=True)
+        pl.DataFrame(rows).write_parquet(directory / "metrics.parquet")
+        runs.append((directory.parent, {"step": 1, "primary_metric": "loglik"}))
+    assert (read(runs) is not None) == told
 
 
 def test_influence_finds_the_item_that_changes_other_texts():
