@@ -123,8 +123,8 @@ def test_a_run_without_factors_says_which_setting_a_figure_needs(prepared, tmp_p
     Written(tmp_path, prepared).whole()
     plain = palimpsest.open_run(tmp_path / "runs" / "small" / "run-0123abcd")
     for name, said in (
-        ("phases", "arms that differ in insertion.phase"),
-        ("wordings", "arms that differ in insertion.wording"),
+        ("phases", "the same phase, .* two or more in insertion.phase"),
+        ("wordings", "the same wording, .* two or more in insertion.wording"),
     ):
         with pytest.raises(UserError, match=said):
             getattr(plain.figures, name)()
