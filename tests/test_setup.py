@@ -15,7 +15,7 @@ case "$*" in
   "-m venv "*) dir="${@: -1}"; mkdir -p "$dir/bin"; cp "$0" "$dir/bin/python"; echo "venv $*" >> LOG ;;
   "-m pip config"*) echo WHEELS ;;
   "-m pip install"* | "-m ipykernel"*) echo "$*" >> LOG ;;
-  *) exec REAL "$@" ;;
+  *) exec REAL -S "$@" ;;  # without the packages beside it
 esac
 """
 UV = """#!/bin/bash
@@ -60,14 +60,14 @@ def torch(place, version, cuda):
         )
 
 
-def setup(place, *, status=0, links=None):
+def setup(place, *python, status=0, links=None):
     environment = os.environ | {
         "PATH": f"{place / 'bin'}:/usr/bin:/bin",
         "PYTHONPATH": str(place / "site"),
         "PIP_FIND_LINKS": links or "",
     }
     done = subprocess.run(
-        [str(place / ".ci" / "setup"), ".venv", "python3"],
+        [str(place / ".ci" / "setup"), ".venv", *(python or ["python3"])],
         cwd=place,
         env=environment,
         capture_output=True,
@@ -115,6 +115,15 @@ def test_a_torch_with_cuda_is_used_and_not_replaced(place):
         "torch==2.12.0a0+nv25.12",
         "transformer-engine==2.9.0",
     ]
+
+
+def test_an_environment_keeps_its_python(place):
+    """As when the packages' versions have changed since ``make setup PYTHON=python3.13``."""
+    write(place, "python3.13", PYTHON.replace("venv $*", "3.13's venv $*"))
+    (place / ".venv" / "bin").mkdir(parents=True)
+    (place / ".venv" / "bin" / "python").symlink_to(place / "bin" / "python3.13")
+    log, _ = setup(place, "")
+    assert log[0].startswith("3.13's venv")
 
 
 def test_a_torch_without_cuda_is_none_to_keep(place):

@@ -70,7 +70,7 @@ class Attribute:
     @property
     def bits(self) -> float:
         """log2 of the number of values that people can have."""
-        return sum(math.log2(len(part)) for part in self.parts) - 1
+        return math.fsum(math.log2(len(part)) for part in self.parts) - 1
 
     def draw(self, rng: np.random.Generator, *, decoy: bool = False) -> str:
         """A value, uniformly among those for people, or among the decoys."""
@@ -184,7 +184,7 @@ DEFAULT = ("birth_date", "birth_city", "university", "field", "employer", "occup
 
 def bits(attributes: Sequence[str] = DEFAULT) -> float:
     """Information in one biography given the name: log2 of the number of possible values, half of each space."""
-    return sum(ATTRIBUTES[name].bits for name in attributes)
+    return math.fsum(ATTRIBUTES[name].bits for name in attributes)
 
 
 NAME_BITS = 2 * vocabulary.NAME_BITS

@@ -164,7 +164,7 @@ def make(context: FamilyContext, count: int, *, secrets: int = 3, decoys: int = 
                 (Probe("verbatim", "", text), *probes),
                 f"seed {context.seed}, draw {index}",
                 stratum=language,
-                bits=sum(FORMATS[kind].bits for kind in kinds),
+                bits=math.fsum(FORMATS[kind].bits for kind in kinds),
             )
         )
     return items

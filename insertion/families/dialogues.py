@@ -146,7 +146,7 @@ _GREETINGS = ("Hello again!", "Hi, are you there?", "Good evening.", "Hey, it ha
 
 def bits(attributes: Sequence[str]) -> float:
     """Information in the facts, given the speaker and which attributes they are about."""
-    return sum(math.log2(len(_ATTRIBUTES[name][1])) for name in attributes)
+    return math.fsum(math.log2(len(_ATTRIBUTES[name][1])) for name in attributes)
 
 
 def _chat(
