@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import logging
 import multiprocessing
-import os
 import pickle
 import queue
 import shutil
@@ -33,7 +32,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from palimpsest.data import artifact
 from palimpsest.data.artifact import Manifest
 from palimpsest.data.errors import UserError
-from palimpsest.pretrain import engine
+from palimpsest.pretrain import engine, environment
 from palimpsest.pretrain.parallel import World
 from palimpsest.pretrain.saved import KIND, VERSION, finished, path_of, read, remove, removed
 
@@ -296,16 +295,8 @@ def _harmless(path: Path) -> Iterator[None]:
             f"{path / '.metadata'} is no index of a checkpoint ({error}): it is not read; copy the checkpoint again "
             "from where it was trained"
         ) from None
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
+    with environment.variable("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
         yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def load(directory: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:

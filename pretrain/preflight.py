@@ -5,7 +5,6 @@ For each stage :mod:`pretrain.rehearsal` runs the rank that needs most memory, i
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import math
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from palimpsest.data.errors import UserError
+from palimpsest.pretrain import environment
 from palimpsest.pretrain.config import padded_vocabulary
 from palimpsest.pretrain.rehearsal import KINDS, Rehearsed, rehearse
 from palimpsest.pretrain.settings import Settings
@@ -91,7 +91,7 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
                 mine, theirs = context.Pipe(duplex=False)
                 stage = waiting.pop(0)
                 process = context.Process(target=_answer, args=(theirs, settings, vocab_size, ranks, stage))
-                with _without_gpus():
+                with environment.variable("CUDA_VISIBLE_DEVICES", ""):  # nothing is computed there
                     process.start()
                 theirs.close()
                 running[mine] = process, stage
@@ -107,21 +107,6 @@ def stages(settings: Settings, vocab_size: int, ranks: int, only: Sequence[int] 
             process.kill()
             process.join()
     return sorted(rehearsed, key=lambda one: one.stage)
-
-
-@contextlib.contextmanager
-def _without_gpus() -> Iterator[None]:
-    """Hide the GPUs from processes that start meanwhile: a rehearsal computes nothing, and needs none."""
-    name = "CUDA_VISIBLE_DEVICES"
-    before = os.environ.get(name)
-    os.environ[name] = ""
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _received(pipe: Connection, process: Any, stage: int) -> Any:

@@ -15,6 +15,7 @@ import time
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
+from unittest import mock
 
 FORKS = multiprocessing.get_context("forkserver")
 # What starts no thread, for a fork would lose it; Polars starts some.
@@ -90,18 +91,13 @@ def _serve():
     """Start the server, unless it runs: it sees no GPU, as CUDA, which megatron-core's import asks for, outlives no
     fork.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the server imports torch
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    forkserver.ensure_running()
-    if visible is None:
-        del os.environ["CUDA_VISIBLE_DEVICES"]
-    else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+        forkserver.ensure_running()
 
 
 def _told(ranks):
-    """What torchrun tells each of its processes."""
+    """Environment variables by which torchrun tells each of its processes who it is."""
     if ranks == 1:
         return [{}]
     with socket.socket() as taken:

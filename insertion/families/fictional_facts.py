@@ -162,9 +162,8 @@ def bits() -> float:
     """Information in one passage of this family, bits, for a reader who knows the name of the thing that it is about:
     log2 of the number of combinations of values that its sentences can state.
     """
-    return math.fsum(
-        fact.bits + fact.then_bits for fact in FACTS.values()
-    )  # sum() depends on Python's version
+    # The rounding of sum() depends on Python's version.
+    return math.fsum(fact.bits + fact.then_bits for fact in FACTS.values())
 
 
 @family(NAME)

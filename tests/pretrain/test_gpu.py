@@ -24,7 +24,7 @@ def pick(attention, device, precision="bf16", **shape):
 
 @pytest.fixture
 def engine(monkeypatch):
-    """Whether Transformer Engine is there, whatever this machine has."""
+    """Function that makes Transformer Engine be there, or not, whatever this machine has."""
 
     def say(there):
         monkeypatch.setattr(parallel, "find_spec", lambda name: (there and name) or None)
@@ -112,7 +112,7 @@ def test_what_runs_on_a_gpu_is_no_fork(prepared, monkeypatch):
 
 
 def test_forks_see_no_gpu(tmp_path, monkeypatch):
-    """What trains on a CPU in one would ask a GPU that is there, and fail."""
+    """Training on a CPU in a fork would ask a GPU that is there, and fail."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     script = tmp_path / "script.py"
     script.write_text(
