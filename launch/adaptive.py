@@ -10,7 +10,6 @@ recomputed and compared.
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ import polars as pl
 
 from palimpsest.analysis.metrics import Parameters, compute
 from palimpsest.analysis.scoring import scores as stored
-from palimpsest.analysis.statistics import insert_until_ec50, staircase_ec50
+from palimpsest.analysis.statistics import decided_ec50, total_doses
 from palimpsest.data import artifact
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
@@ -39,7 +38,7 @@ from palimpsest.launch.score import score
 from palimpsest.launch.train import train
 
 KIND = "adaptive"
-VERSION = 1
+VERSION = 2
 METRIC = "loglik_per_byte"
 
 
@@ -169,49 +168,6 @@ def replay(experiment: Experiment, recorded: list[dict[str, Any]]) -> list[str]:
     return wrong
 
 
-def doses(recorded: list[dict[str, Any]]) -> list[dict[str, int]]:
-    """Item -> exposures so far, before each decision and at the end."""
-    totals: list[dict[str, int]] = [{}]
-    for record in recorded:
-        now = dict(totals[-1])
-        for item, count in record["exposures"].items():
-            now[item] = now.get(item, 0) + count
-        totals.append(now)
-    return totals
-
-
-def estimate(settings: AdaptiveConfig, recorded: list[dict[str, Any]]) -> str | None:
-    """EC50: number of exposures at which half of the items are remembered. None if the policy does not estimate it."""
-    checks = [*(record["seen"] for record in recorded[1:]), recorded[-1]["after"]]
-    totals = doses(recorded)[1:]
-    if settings.policy == "staircase":
-        state = recorded[-1]["state"]
-        last = [
-            [dose, int(recorded[-1]["after"][item] >= settings.threshold)]
-            for item, dose in sorted(state["running"].items())
-        ]
-        trials = [*state["trials"], *last]
-        if not {0, 1} <= {hit for _, hit in trials}:
-            return None
-        return f"{float(staircase_ec50([d for d, _ in trials], [h for _, h in trials]).ec50):.3g}"
-    if settings.policy != "insert_until":
-        return None
-    lower, upper = [], []
-    for item in recorded[0]["seen"]:
-        below, above = 0, math.inf
-        for scores, total in zip(checks, totals, strict=True):
-            if scores[item] >= settings.threshold:
-                above = total.get(item, 0)
-                break
-            below = total.get(item, 0)
-        lower.append(below)
-        upper.append(above)
-    pairs = [(low, high) for low, high in zip(lower, upper, strict=True) if high > low]
-    if not any(math.isfinite(high) for _, high in pairs):
-        return None
-    return insert_until_ec50(*zip(*pairs, strict=True)).ec50.text
-
-
 def prove(experiment: Experiment, recorded: list[dict[str, Any]]) -> dict[str, Any]:
     """Audit every segment, and replay the decisions.
 
@@ -255,6 +211,15 @@ def recorded_by(experiment: Experiment) -> list[dict[str, Any]]:
     return records
 
 
+def verdict(experiment: Experiment) -> str | None:
+    """Verdict of a finished adaptive run, ``PASS`` or ``FAIL``; None if there is none."""
+    place = experiment.directory / "adaptive"
+    if not (place / artifact.MANIFEST).is_file():
+        return None
+    artifact.read(place, kind=KIND, schema_version=VERSION)
+    return str(json.loads((place / "decisions.json").read_text(encoding="utf-8"))["verdict"])
+
+
 def adaptive(experiment: Experiment) -> dict[str, Any]:
     """Train and audit all segments, replay the decisions, and write ``adaptive/decisions.json``.
 
@@ -278,6 +243,7 @@ def adaptive(experiment: Experiment) -> dict[str, Any]:
     summary = {
         "verdict": "FAIL" if failures else "PASS",
         "failures": failures,
+        "policy": settings.policy,
         "threshold": settings.threshold,
         "decisions": recorded,
     }
@@ -298,16 +264,16 @@ def main(experiment: Experiment) -> int:
     settings = settings_of(experiment)
     summary = adaptive(experiment)
     recorded = summary["decisions"]
-    for record, total in zip(recorded, doses(recorded)[1:], strict=True):
+    for record, total in zip(recorded, total_doses(recorded)[1:], strict=True):
         say(
             f"  to step {record['end']}: {sum(record['exposures'].values()):,} exposures of "
             f"{len(record['exposures']):,} items; {sum(total.values()):,} so far"
         )
     remembered = sum(score >= settings.threshold for score in recorded[-1]["after"].values())
     say(f"  remembered at the end: {remembered} of {len(recorded[-1]['after'])}")
-    ec50 = estimate(settings, recorded)
+    ec50 = decided_ec50(recorded, settings.policy, settings.threshold)
     if ec50 is not None:
-        say(f"  half of the items are remembered after {ec50} exposures")
+        say(f"  half of the items are remembered after {ec50.text} exposures")
     for line in summary["failures"]:
         say(f"  {line}")
     say(f"adaptive: {summary['verdict']}; {experiment.directory / 'adaptive' / 'decisions.json'}")

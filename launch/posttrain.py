@@ -63,6 +63,24 @@ def name_of(experiment: Experiment) -> str:
     return f"{experiment.posttrain.method}-{json_digest(settings)[:8]}"
 
 
+def with_parent(experiment: Experiment, place: Path) -> Experiment:
+    """The experiment with the full name of ``posttrain.after``, where only its method is given.
+
+    Raises:
+        UserError: if several runs are of that method.
+    """
+    after = experiment.posttrain.after
+    if after is None or (place / after).is_dir():
+        return experiment
+    known = sorted(path.parent.name for path in place.glob("*/checkpoints"))
+    meant = [name for name in known if name.rpartition("-")[0] == after]
+    if len(meant) > 1:
+        raise UserError(f"posttrain.after={after}: there are {', '.join(meant)}; give the whole name of one")
+    if not meant:
+        return experiment
+    return replace(experiment, posttrain=replace(experiment.posttrain, after=meant[0]))
+
+
 def train_twin(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> Path:
     """Train the leave-out twin, or find the twin where everything inserted is forgotten.
 
@@ -230,6 +248,21 @@ def retrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], plac
     training.train(branch, RETRAIN, plan=planned, directory=place / RETRAIN)
 
 
+def compared(experiment: Experiment) -> tuple[Path, str] | None:
+    """Directory of the comparison that a post-trained run is in, and the run's name; None if it is not finished."""
+    if not (experiment.directory / "plan" / artifact.MANIFEST).is_file():
+        return None
+    plan = plans.read(experiment.directory / "plan")
+    place = place_of(experiment, forget_set(experiment, plan))
+    experiment = with_parent(experiment, place)
+    method = experiment.posttrain.method
+    name = RETRAIN if method == RETRAIN else name_of(experiment)
+    summary = place / "report" / "summary.json"
+    if not summary.is_file() or name not in json.loads(summary.read_text()):
+        return None
+    return place / "report", name
+
+
 def compare(
     experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path, twin: Path
 ) -> dict[str, Any]:
@@ -290,6 +323,7 @@ def work(experiment: Experiment) -> int:
     plan = plans.read(experiment.directory / "plan")
     forgotten = forget_set(experiment, plan)
     place = place_of(experiment, forgotten)
+    experiment = with_parent(experiment, place)
     say(f"forget set: {len(forgotten)} items, in {place}")
     twin = train_twin(experiment, plan, forgotten, place)
     if experiment.posttrain.method == RETRAIN:

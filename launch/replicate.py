@@ -1,8 +1,9 @@
 """Replication of a published finding: ``python launch/replicate.py dose``.
 
 ``conf/replicate/NAME.yaml`` declares the runs, the seeds and the claims with their tests. The program makes every run
-with every seed, as ``launch/run.py`` does; finished runs are reused, so the same command continues after a stop. Then
-it tests the claims and writes ``results/replications/NAME.md``, with tables, a figure and an overview of all pages.
+with every seed, by ``launch/run.py`` or the program that the run names (``adaptive``, ``posttrain``); finished runs are
+reused, so the same command continues after a stop. Then it tests the claims and writes
+``results/replications/NAME.md``, with tables, a figure and an overview of all pages.
 
     python launch/replicate.py all                     every replication
     python launch/replicate.py dose jobs=2             two runs at a time
@@ -22,7 +23,7 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,11 @@ from omegaconf.errors import OmegaConfBaseException
 from palimpsest.analysis import Run
 from palimpsest.analysis.replication import claims, page
 from palimpsest.analysis.replication.claims import Replication
+from palimpsest.analysis.replication.quantities import Posttrained
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.errors import UserError, nearest
-from palimpsest.launch import sweep
+from palimpsest.launch import adaptive, posttrain, sweep
 from palimpsest.launch.compose import CONF, checked
 from palimpsest.launch.process import INTEGRITY, locked, say
 from palimpsest.launch.program import plain
@@ -46,6 +48,8 @@ from palimpsest.launch.program import plain
 FOLDER = CONF / "replicate"
 _SAME_RESULT = re.compile(r"[+~]*(runs=|runtime\.|wandb|launcher\b)")
 """Settings that change no result."""
+PROGRAMS = ("run", "adaptive", "posttrain")
+"""Programs that make a replication's runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +119,39 @@ def asked(arguments: Sequence[str]) -> Asked:
 
 
 def composed(replication: Replication, seeds: Sequence[int], overrides: Sequence[str]) -> list[sweep.Run]:
-    """Runs of a replication: those of the first seed first, in the order of the declaration."""
-    return sweep.composed(
-        [
-            ((*replication.arguments, *own, *overrides, f"seed={seed}"), {"run": name, "seed": str(seed)})
-            for seed in seeds
-            for name, own in replication.runs.items()
-        ]
-    )
+    """Runs of a replication: those of ``launch/run.py`` before those of other programs, which may start from them; then
+    those of the first seed first, in the order of the declaration.
+
+    Raises:
+        UserError: for a program that makes no runs of a replication, and as ``launch.sweep.composed``.
+    """
+    lines: dict[str, list[tuple[tuple[str, ...], dict[str, str]]]] = {"run": []}
+    for seed in seeds:
+        for name in replication.runs:
+            program, own = replication.program_of(name)
+            if program not in PROGRAMS:
+                raise UserError(f"runs.{name}: {program} is no program of a run{nearest(program, PROGRAMS)}")
+            line = (*replication.arguments, *own, *overrides, f"seed={seed}")
+            lines.setdefault(program, []).append((line, {"run": name, "seed": str(seed)}))
+    made = [run for program, own in lines.items() for run in sweep.composed(own, program)]
+    return [replace(run, index=index) for index, run in enumerate(made)]
+
+
+def audit_of(run: sweep.Run) -> str | None:
+    """Verdict of a run's audit, ``PASS`` or ``FAIL``; None if the run is not finished."""
+    if run.program == "adaptive":
+        return adaptive.verdict(run.experiment)
+    if run.program == "posttrain":
+        return "PASS" if posttrain.compared(run.experiment) else None  # it ends where an audit fails
+    summary = sweep.verdict(run.experiment)
+    return None if summary is None else str(summary["audit"])
+
+
+def opened(run: sweep.Run) -> Run:
+    """A finished run, for the quantities of claims."""
+    if run.program == "posttrain" and (found := posttrain.compared(run.experiment)) is not None:
+        return Posttrained(run.experiment.directory, *found)
+    return Run(run.experiment.directory)
 
 
 def make(name: str, runs: Sequence[sweep.Run], jobs: int) -> None:
@@ -131,7 +160,7 @@ def make(name: str, runs: Sequence[sweep.Run], jobs: int) -> None:
     Raises:
         UserError: if one of them failed.
     """
-    waiting = [run for run in runs if sweep.verdict(run.experiment) is None]
+    waiting = [run for run in runs if audit_of(run) is None]
     directory = runs[0].experiment.runs / "replications" / name
     say(
         f"{name}: {len(runs)} runs, {len(runs) - len(waiting)} of them finished; logs are in {directory / 'logs'}"
@@ -140,9 +169,12 @@ def make(name: str, runs: Sequence[sweep.Run], jobs: int) -> None:
         return
     with locked(directory):
         sweep.write(directory, runs)
-        # One after the other at first: it makes the corpus and the twin that the others share.
-        failed = sweep.run_locally(waiting[:1], 1, directory / "logs")
-        failed |= sweep.run_locally(waiting[1:], jobs, directory / "logs") if not failed else {}
+        # The first one alone: it makes the corpus and the twin that the others share.
+        several = [run for run in waiting if run.program == "run"]
+        rest = [run for run in waiting if run.program != "run"]
+        failed: dict[int, int] = {}
+        for group, at_once in ((several[:1], 1), (several[1:], jobs), (rest, 1)):
+            failed = failed or sweep.run_locally(group, at_once, directory / "logs")
     if failed:
         raise UserError(
             f"{name}: {len(failed)} of {len(waiting)} runs failed; logs are in {directory / 'logs'}; the same command "
@@ -161,23 +193,19 @@ def replicate(name: str, given: Asked) -> int:
     seeds = given.seeds or replication.seeds
     runs = composed(replication, seeds, given.overrides)
     began = time.monotonic()
-    fresh = any(sweep.verdict(run.experiment) is None for run in runs)
+    fresh = any(audit_of(run) is None for run in runs)
     make(name, runs, given.jobs)
     minutes = (time.monotonic() - began) / 60 if fresh else float("nan")
-    failed = [run.title for run in runs if (sweep.verdict(run.experiment) or {}).get("audit") != "PASS"]
+    failed = [run.title for run in runs if audit_of(run) != "PASS"]
     if failed:
         say(f"{name}: the audit failed: {', '.join(failed)}; nothing is tested")
         return INTEGRITY
-    opened = {
-        seed: {
-            run.factors["run"]: Run(run.experiment.directory)
-            for run in runs
-            if run.factors["seed"] == str(seed)
-        }
+    by_seed = {
+        seed: {run.factors["run"]: opened(run) for run in runs if run.factors["seed"] == str(seed)}
         for seed in seeds
     }
     measured = {
-        key: [claim.measure(opened[seed]) for seed in seeds] for key, claim in replication.claims.items()
+        key: [claim.measure(by_seed[seed]) for seed in seeds] for key, claim in replication.claims.items()
     }
     for key, estimates in measured.items():
         values = np.array([estimate.value for estimate in estimates])
@@ -194,7 +222,7 @@ def replicate(name: str, given: Asked) -> int:
     arms = pl.concat(
         [
             page.arms_of(run, replication.figure).with_columns(run=pl.lit(key), seed=pl.lit(seed))
-            for seed, group in opened.items()
+            for seed, group in by_seed.items()
             for key, run in group.items()
         ]
     )

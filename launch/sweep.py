@@ -66,6 +66,8 @@ class Run:
     factors: dict[str, str]
     """Factor -> value in this run."""
     experiment: Experiment
+    program: str = "run"
+    """Program that makes it."""
 
     @property
     def title(self) -> str:
@@ -127,15 +129,19 @@ def lines_of(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, 
     ]
 
 
-def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Run]:
+def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]], program: str = "run") -> list[Run]:
     """Check every line's configuration.
+
+    Args:
+        lines: arguments of each run, and its factors.
+        program: that makes the runs.
 
     Raises:
         UserError: for a mistake in any line, and for two lines that identify the same run.
     """
     GlobalHydra.instance().clear()
     runs: list[Run] = []
-    by_directory: dict[Path, Run] = {}
+    made: dict[tuple[Path, object], Run] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for index, (arguments, factors) in enumerate(lines):
             for key in factors:
@@ -147,8 +153,11 @@ def composed(lines: Sequence[tuple[tuple[str, ...], dict[str, str]]]) -> list[Ru
                 arguments=tuple(text for text in arguments if not _OF_THE_SWEEP.match(text)),
                 factors=factors,
                 experiment=experiment,
+                program=program,
             )
-            other = by_directory.setdefault(experiment.directory, run)
+            # Post-trained runs lie in the directory of the run that they start from.
+            settings = repr(experiment.posttrain) if program == "posttrain" else None
+            other = made.setdefault((experiment.directory, settings), run)
             if other is not run:
                 raise UserError(
                     f"{run.title} and {other.title} are the same run, {experiment.directory}: they "
@@ -255,7 +264,7 @@ def run_locally(waiting: Sequence[Run], jobs: int, logs: Path) -> dict[int, int]
                 own = {"CUDA_VISIBLE_DEVICES": ",".join(gpus_of(slot, jobs, devices))} if devices else {}
                 with (logs / f"run-{run.index}.log").open("ab") as log:
                     process = subprocess.Popen(
-                        [sys.executable, str(slurm.PROGRAMS / "run.py"), *run.arguments],
+                        [sys.executable, str(slurm.PROGRAMS / f"{run.program}.py"), *run.arguments],
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,

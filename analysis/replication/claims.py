@@ -160,6 +160,7 @@ class Replication:
     """How the setting was explored beforehand, and on which seeds."""
     arguments: tuple[str, ...]
     runs: Mapping[str, tuple[str, ...]]
+    """Name -> its own arguments, the first of which may be the name of a program other than ``run``."""
     seeds: tuple[int, ...]
     claims: Mapping[str, Claim]
     notes: str = ""
@@ -174,6 +175,13 @@ class Replication:
             raise UserError(f"seeds={list(self.seeds)} must be at least three different ones")
         if not self.claims or not self.runs:
             raise UserError("a replication has at least one run and one claim")
+
+    def program_of(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """Program that makes a run, and the run's own arguments for it."""
+        own = self.runs[name]
+        if own and "=" not in own[0] and own[0][0] not in "+~":
+            return own[0], own[1:]
+        return "run", own
 
 
 def judge(claims: Mapping[str, Claim], measured: Mapping[str, Sequence[Estimate]]) -> dict[str, Outcome]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 import polars as pl
@@ -15,12 +15,24 @@ from palimpsest.analysis.figures import theme
 from palimpsest.analysis.figures.export import csv_of
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.replication.claims import Claim, Outcome, Replication, overall
-from palimpsest.analysis.replication.quantities import items
-
-if TYPE_CHECKING:
-    from palimpsest.analysis.run import Run
+from palimpsest.analysis.replication.quantities import Posttrained, items
+from palimpsest.analysis.report.unlearned import FORGET, LOGLIK
+from palimpsest.analysis.run import Run
 
 OVERVIEW = "README"
+_OF_FORGET_SET = "of the forget set, its difference from the leave-out twin; "
+ARMS = pl.Schema(
+    {
+        "metric": pl.String(),
+        "family": pl.String(),
+        "arm": pl.String(),
+        "dose": pl.Int64(),
+        "items": pl.UInt32(),
+        "value": pl.Float64(),
+        "gain": pl.Float64(),
+    }
+)
+"""Columns of :func:`arms_of`."""
 _VERDICTS = ("reproduced", "not reproduced", "not testable at this scale")
 
 
@@ -42,13 +54,18 @@ class Provenance:
 
 
 def arms_of(run: Run, metrics: Sequence[str]) -> pl.DataFrame:
-    """Mean of every arm of a run at its last scored checkpoint.
+    """Mean of every arm of a run at its last scored checkpoint; none of an adaptive run, whose doses differ by item.
 
     Returns:
         metric, family, arm, dose, items, value (in the perturbed run), gain (over the family's never-inserted items;
-        of differences from the twin, where there is one).
+        of differences from the twin, where there is one). Of a post-trained run, the forget set at each dose instead of
+        a family, and the gain over the leave-out twin.
     """
-    frames = []
+    if isinstance(run, Posttrained):
+        return _forget_set(run)
+    frames = [pl.DataFrame(schema=ARMS)]
+    if (run.directory / "adaptive").is_dir():
+        metrics = ()
     for metric in metrics:
         cell = {"metric": metric}
         raw = items(run, cell, paired=False)
@@ -61,12 +78,23 @@ def arms_of(run: Run, metrics: Sequence[str]) -> pl.DataFrame:
         means = rows.group_by("family", "arm", "dose").agg(
             items=pl.len(), value=pl.col("value").mean(), gain=pl.col("gain").mean()
         )
-        frames.append(means.with_columns(metric=pl.lit(metric)))
-    return (
-        pl.concat(frames)
-        .select("metric", "family", "arm", "dose", "items", "value", "gain")
-        .sort("metric", "family", "dose", "arm")
+        frames.append(means.with_columns(metric=pl.lit(metric)).select(ARMS.names()).cast(ARMS))
+    return pl.concat(frames).sort("metric", "family", "dose", "arm")
+
+
+def _forget_set(run: Posttrained) -> pl.DataFrame:
+    rows = run.comparison().filter(
+        pl.col("group") == FORGET, pl.col("statistic") == "shift", pl.col("dose").is_not_null()
     )
+    return rows.select(
+        metric=pl.lit(LOGLIK),
+        family=pl.lit(FORGET),
+        arm=pl.format("dose {}", "dose"),
+        dose="dose",
+        items="n",
+        value=pl.lit(None),
+        gain="estimate",
+    ).cast(ARMS)
 
 
 def claim_rows(
@@ -158,6 +186,7 @@ def write(
 def _markdown(
     name: str, replication: Replication, outcomes: Mapping[str, Outcome], provenance: Provenance
 ) -> str:
+    posttrained = any(replication.program_of(run)[0] == "posttrain" for run in replication.runs)
     lines = [
         f"# {replication.title}",
         "",
@@ -180,7 +209,10 @@ def _markdown(
     lines += ["", f"![{replication.title}]({name}.svg)", ""]
     lines += [
         "Gain of every arm over the never-inserted items of its family at the last checkpoint (of the differences from "
-        f"the twin, where there is one); a dot for each seed, a line through their mean. Tables: [claims]({name}.csv), "
+        "the twin, where there is one); "
+        + (_OF_FORGET_SET if posttrained else "")
+        + f"a dot for each seed, a line through "
+        f"their mean. Tables: [claims]({name}.csv), "
         f"[all arms]({name}_arms.csv).",
         "",
         "## Tests, as declared",

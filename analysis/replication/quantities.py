@@ -3,13 +3,16 @@
 A cell names items and a measure of them: ``metric``, and optionally ``family``, ``question`` (of probes that ask
 several things), ``dose``, ``arm`` (levels such as ``dose 64, phase 0.75-1``, all of which the item's arm must have),
 ``step`` (the last scored checkpoint by default), ``prefix`` and ``suffix`` (tokens, of verbatim extraction). Values are
-differences from the twin where the run has one, except in ``mean`` and ``auc``.
+differences from the twin where the run has one, except in ``mean``, ``auc`` and ``ec50``. Of a post-trained run the
+cell names ``group`` and ``statistic`` instead of a metric.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -18,19 +21,19 @@ from scipy import stats
 from sklearn.isotonic import isotonic_regression
 
 from palimpsest.analysis.metrics import METRICS
-from palimpsest.analysis.statistics import difference_to_twin, per_item
+from palimpsest.analysis.run import Run
+from palimpsest.analysis.statistics import decided_ec50, difference_to_twin, per_item, staircase_ec50
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion.contrasts import parts
 
-if TYPE_CHECKING:
-    from palimpsest.analysis.run import Run
-
 CELL = (
     *("run", "metric", "family", "question", "dose", "arm", "step", "prefix", "suffix"),
-    *("level", "since"),
+    *("level", "since", "group", "statistic"),
 )
-"""Fields of a cell. ``run`` names one of the replication's runs; ``level`` and ``since`` belong to ``threshold`` and
-``retained``."""
+"""Fields of a cell. ``run`` names one of the replication's runs; ``level`` belongs to ``threshold`` and ``ec50``,
+``since`` to ``retained``, ``group`` and ``statistic`` to ``unlearned``."""
+_WIDTH = 2 * float(stats.norm.ppf(0.975))
+"""Standard errors in a 95 % interval."""
 
 
 class Estimate(NamedTuple):
@@ -44,7 +47,28 @@ class Estimate(NamedTuple):
     """Reason for a NaN."""
 
 
-Quantity = Callable[["Run", Mapping[str, Any]], Estimate]
+class Posttrained(Run):
+    """A post-trained run: the run that it starts from, and its comparison with the leave-out twin.
+
+    Args:
+        directory: of the run that it starts from.
+        report: directory of the comparison.
+        method: name of the post-trained run in it.
+    """
+
+    def __init__(self, directory: Path, report: Path, method: str) -> None:
+        super().__init__(directory)
+        self.report = report
+        self.method = method
+
+    def comparison(self, step: int | None = None) -> pl.DataFrame:
+        """Rows of ``estimates.csv`` (``analysis.report.unlearned.ESTIMATES``) at a checkpoint, the last one if None."""
+        table = pl.read_csv(self.report / "estimates.csv", infer_schema_length=None)
+        own = table.filter(pl.col("run") == self.method)
+        return own.filter(pl.col("step") == (own["step"].max() if step is None else step))
+
+
+Quantity = Callable[[Run, Mapping[str, Any]], Estimate]
 QUANTITIES: dict[str, Quantity] = {}
 """Name -> function."""
 
@@ -178,6 +202,54 @@ def crossing(dose_D: NDArray[np.float64], gain_D: NDArray[np.float64], level: fl
         )
     first = int(np.argmax(y >= level))
     return Estimate(float(np.interp(level, y[first - 1 : first + 1], x[first - 1 : first + 1])))
+
+
+@quantity
+def ec50(run: Run, cell: Mapping[str, Any]) -> Estimate:
+    """log2 of the number of exposures after which half of the items are remembered: are above the mean of the
+    never-inserted ones by ``level`` or more, in the perturbed run.
+
+    Of an adaptive run it follows from the decisions, for fixed doses from the items of each.
+    """
+    path = run.directory / "adaptive" / "decisions.json"
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["threshold"] != float(cell["level"]):
+            raise UserError(f"cell.level={cell['level']}: {run.name} decided at {record['threshold']:g}")
+        found = decided_ec50(record["decisions"], record["policy"], record["threshold"])
+    else:
+        rows = items(run, cell, paired=False)
+        never = rows.filter(pl.col("dose") == 0)["value"].to_numpy().mean()
+        inserted = chosen(rows, cell).filter(pl.col("dose") > 0)
+        hits = inserted["value"].to_numpy() - never >= float(cell["level"])
+        found = staircase_ec50(inserted["dose"].to_numpy(), hits) if hits.any() and not hits.all() else None
+    if found is None:
+        return Estimate(float("nan"), reason="all items are remembered, or none")
+    return Estimate(float(np.log2(found.estimate)), float(np.log2(found.high / found.low)) / _WIDTH)
+
+
+@quantity
+def unlearned(run: Run, cell: Mapping[str, Any]) -> Estimate:
+    """A ``statistic`` of a ``group`` of texts (``analysis.report.unlearned.ESTIMATES``) in a post-trained run.
+
+    Raises:
+        UserError: if the run is not post-trained, or its comparison has no such number.
+    """
+    if not isinstance(run, Posttrained):
+        raise UserError(f"{run.name} is no post-trained run: give its program as posttrain")
+    rows = run.comparison(cell.get("step"))
+    dose = pl.col("dose").is_null() if cell.get("dose") is None else pl.col("dose") == cell["dose"]
+    one = rows.filter(dose, pl.col("group") == cell["group"], pl.col("statistic") == cell["statistic"])
+    if one.is_empty():
+        wanted = f"{cell['group']}: {cell['statistic']}"
+        known = sorted(
+            f"{group}: {name}" for group, name in rows.select("group", "statistic").unique().rows()
+        )
+        raise UserError(f"{run.method} has no {cell['statistic']} of {cell['group']}{nearest(wanted, known)}")
+    value, low, high = one.select("estimate", "low", "high").row(0)
+    if value is None:
+        return Estimate(float("nan"), reason=f"{cell['statistic']} is not reached in {rows['step'][0]} steps")
+    return Estimate(value, float("nan") if low is None or high is None else (high - low) / _WIDTH)
 
 
 @quantity

@@ -2,8 +2,10 @@
 
 from palimpsest.analysis.statistics.adaptive import (
     Thresholds,
+    decided_ec50,
     insert_until_ec50,
     staircase_ec50,
+    total_doses,
 )
 from palimpsest.analysis.statistics.clusters import (
     Contrast,
@@ -103,6 +105,7 @@ __all__ = [
     "compare_families",
     "crossed_gains",
     "curve_ec50",
+    "decided_ec50",
     "delong",
     "difference_to_twin",
     "dilution_exponent",
@@ -134,6 +137,7 @@ __all__ = [
     "staircase_ec50",
     "stratified",
     "time_to_forget",
+    "total_doses",
     "tpr_at_fpr",
     "trend_permutation_p",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,13 +12,14 @@ from scipy import stats
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit
 
-from palimpsest.analysis.statistics.ec50 import DoseFit, Ec50, fit_rates
+from palimpsest.analysis.statistics.ec50 import Ec50, profile_ec50
 
 Floats = NDArray[np.float64]
 
 
-def staircase_ec50(dose_N: ArrayLike, hit_N: ArrayLike, *, ceiling: float = 1.0) -> DoseFit:
+def staircase_ec50(dose_N: ArrayLike, hit_N: ArrayLike, *, ceiling: float = 1.0) -> Ec50:
     """EC50 from a staircase: the dose goes up after a miss and down after a hit, with new items at each trial.
+    Profile-likelihood interval.
 
     The likelihood is ``prod P(d_i)^h_i (1 - P(d_i))^(1 - h_i)``, the same as for fixed doses, because earlier trials
     determine a trial's dose (Dixon & Mood 1948). Rates by dose are biased, so pass the single trials, not averages of
@@ -31,7 +32,8 @@ def staircase_ec50(dose_N: ArrayLike, hit_N: ArrayLike, *, ceiling: float = 1.0)
     """
     dose, hit = np.asarray(dose_N, np.float64), np.asarray(hit_N, np.float64)
     levels, codes = np.unique(dose, return_inverse=True)
-    return fit_rates(levels, np.bincount(codes, weights=hit), np.bincount(codes), ceiling=ceiling)
+    hits, trials = np.bincount(codes, weights=hit), np.bincount(codes)
+    return profile_ec50(levels, hits, trials, ceiling=ceiling, alpha=1.0)  # a rise is assumed, not tested
 
 
 class Thresholds(NamedTuple):
@@ -120,3 +122,57 @@ def _limit(nll: Callable[[Floats], float], middle: float, step: float, limit: fl
         between = (inside + outside) / 2
         inside, outside = (between, outside) if _profile(nll, between) <= limit else (inside, between)
     return inside
+
+
+def total_doses(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, int]]:
+    """Item -> exposures so far, before each decision and at the end.
+
+    Args:
+        decisions: as in ``adaptive/decisions.json``, in their order.
+    """
+    totals: list[dict[str, int]] = [{}]
+    for decision in decisions:
+        now = dict(totals[-1])
+        for item, count in decision["exposures"].items():
+            now[item] = now.get(item, 0) + count
+        totals.append(now)
+    return totals
+
+
+def decided_ec50(decisions: Sequence[Mapping[str, Any]], policy: str, threshold: float) -> Ec50 | None:
+    """EC50 of an adaptive run: number of exposures after which half of the items are remembered.
+
+    Args:
+        decisions: as in ``adaptive/decisions.json``, in their order.
+        policy: name of the policy that took them.
+        threshold: score from which an item counts as remembered.
+
+    Returns:
+        None if the policy does not estimate it, or all items or none were remembered.
+    """
+    if policy == "staircase":
+        state = decisions[-1]["state"]
+        after = decisions[-1]["after"]
+        last = [[dose, int(after[item] >= threshold)] for item, dose in sorted(state["running"].items())]
+        trials = [*state["trials"], *last]
+        if not {0, 1} <= {hit for _, hit in trials} or len({dose for dose, _ in trials}) < 2:
+            return None
+        return staircase_ec50([dose for dose, _ in trials], [hit for _, hit in trials])
+    if policy != "insert_until":
+        return None
+    checks = [*(decision["seen"] for decision in decisions[1:]), decisions[-1]["after"]]
+    totals = total_doses(decisions)[1:]
+    lower, upper = [], []
+    for item in decisions[0]["seen"]:
+        below, above = 0, math.inf
+        for scores, total in zip(checks, totals, strict=True):
+            if scores[item] >= threshold:
+                above = total.get(item, 0)
+                break
+            below = total.get(item, 0)
+        lower.append(below)
+        upper.append(above)
+    pairs = [(low, high) for low, high in zip(lower, upper, strict=True) if high > low]
+    if not any(math.isfinite(high) for _, high in pairs):
+        return None
+    return insert_until_ec50(*zip(*pairs, strict=True)).ec50

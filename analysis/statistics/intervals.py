@@ -105,12 +105,13 @@ def none_of(size: ArrayLike, level: float = 0.95) -> Floats:
 def skewed_limits(
     estimate: Floats, variance: Floats, third: Floats, df: Floats, level: float = 0.95
 ) -> tuple[Floats, Floats]:
-    """Limits of a mean: the wider of Student's t limits and of limits corrected for skewness (Johnson 1978).
+    """Limits of a mean: on each side the outer of Student's t limit and the limit corrected for skewness (Johnson
+    1978).
 
-    For a mean of skewness g, the studentised mean has the quantile ``-(t + g (2 t^2 + 1) / 6)`` to first order (Cornish
-    & Fisher 1938; Hall 1992, 3.5). It moves the upper limit if values are skewed to the right, the lower limit if to
-    the left. g is a multiple of the sample's skewness (``_SKEWNESS``), reduced at few degrees of freedom, where the
-    sample's skewness is uninformative.
+    For a mean of skewness g, the lower quantile of the studentised mean is ``-(t + g (2 t^2 + 1) / 6)`` to first order
+    (Cornish & Fisher 1938; Hall 1992, 3.5). It moves the upper limit outwards if values are skewed to the right, the
+    lower limit if to the left. g is ``third / variance^1.5`` times the factor ``_SKEWNESS``, which is reduced at few
+    degrees of freedom, where the sample's skewness is uninformative.
 
     Args:
         estimate: mean or difference of means.

@@ -41,7 +41,8 @@ class PosttrainConfig:
     """Name of a registered loss (:mod:`pretrain.posttraining.methods`) or edit (:mod:`pretrain.posttraining.edits`)."""
     forget: ForgetConfig = field(default_factory=ForgetConfig)
     after: str | None = None
-    """Post-trained run to start from, such as ``npo-1a2b3c4d``, at its last checkpoint; None: the perturbed run."""
+    """Post-trained run to start from, at its last checkpoint, such as ``npo-1a2b3c4d``, or ``npo`` if there is one of
+    this method; None: the perturbed run."""
     steps: int = 20
     """Number of steps of the method."""
     rows: int = 8

@@ -46,4 +46,6 @@ def test_a_staircase_finds_the_ec50() -> None:
         doses.append(int(LADDER[step]))
         hits.append(int(rng.random() < rate(LADDER[step], 11, 1.4, 0.0)))
         step = min(max(step + (-1 if hits[-1] else 1), 1), 8)
-    assert staircase_ec50(doses, hits).ec50 == pytest.approx(11, rel=0.2)
+    found = staircase_ec50(doses, hits)
+    assert found.estimate == pytest.approx(11, rel=0.2)
+    assert found.low < 11 < found.high < 2 * found.low

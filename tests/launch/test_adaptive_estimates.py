@@ -1,11 +1,10 @@
-"""What ``launch/adaptive.py`` makes of its decisions, for learners whose thresholds are known."""
-
-import re
+"""EC50 from the decisions of ``launch/adaptive.py``, for learners whose thresholds are known."""
 
 import numpy as np
+import pytest
 
+from palimpsest.analysis.statistics import decided_ec50, total_doses
 from palimpsest.insertion.placement.adaptive import POLICIES, AdaptiveConfig
-from palimpsest.launch.adaptive import doses, estimate
 
 
 def recorded(config, thresholds, rounds):
@@ -17,12 +16,12 @@ def recorded(config, thresholds, rounds):
         had = {item: count + counts.get(item, 0) for item, count in had.items()}
         found.append({"seen": scores, "exposures": counts, "state": state})
     found[-1]["after"] = {item: 2.0 * (had[item] >= thresholds[item]) for item in thresholds}
-    assert doses(found)[-1] == {item: count for item, count in had.items() if count}
+    assert total_doses(found)[-1] == {item: count for item, count in had.items() if count}
     return found
 
 
-def number(text):
-    return float(re.match(r"[\d.]+", text)[0])
+def estimate(config, found):
+    return decided_ec50(found, config.policy, config.threshold)
 
 
 def test_insert_until():
@@ -30,18 +29,19 @@ def test_insert_until():
     rng = np.random.default_rng(1)
     thresholds = {f"i{k}": 12 * 1.5 ** rng.normal() for k in range(200)}
     config = AdaptiveConfig(policy="insert_until", at=(1,), threshold=1.0, each=2)
-    told = estimate(config, recorded(config, thresholds, 25))
-    low, high = map(float, re.findall(r"[\d.]+", told)[1:])
-    assert low < 12 < high
-    assert high / low < 1.3
+    found = estimate(config, recorded(config, thresholds, 25))
+    assert found.low < 12 < found.high
+    assert found.high / found.low < 1.3
 
 
 def test_staircase():
     rng = np.random.default_rng(2)
     thresholds = {f"i{k:04d}": 12 * 1.5 ** rng.normal() for k in range(1000)}
     config = AdaptiveConfig(policy="staircase", at=(1,), threshold=1.0, trials=20)
-    told = estimate(config, recorded(config, thresholds, 30))
-    assert 10 < number(told) < 14.5
+    found = estimate(config, recorded(config, thresholds, 30))
+    assert found.estimate == pytest.approx(12, rel=0.2)
+    assert found.low < found.estimate < found.high
+    assert found.high / found.low < 1.5
 
 
 def test_nothing_to_estimate():
@@ -49,3 +49,5 @@ def test_nothing_to_estimate():
     assert estimate(config, recorded(config, dict.fromkeys("abc", 99), 5)) is None
     config = AdaptiveConfig(policy="maintain", at=(1,), threshold=1.0)
     assert estimate(config, recorded(config, dict.fromkeys("abc", 2), 5)) is None
+    config = AdaptiveConfig(policy="staircase", at=(1,), threshold=1.0, most=1)
+    assert estimate(config, recorded(config, {f"i{k}": k % 3 for k in range(40)}, 5)) is None

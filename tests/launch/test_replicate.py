@@ -5,6 +5,7 @@ import json
 import re
 
 import numpy as np
+import polars as pl
 import pytest
 
 import palimpsest
@@ -104,6 +105,71 @@ def test_other_seeds_are_pilots_and_write_no_page(place):
     assert "pilot runs" in done.out
     assert "deviation" in done.out
     assert not (place.path / "elsewhere").exists()
+
+
+PROGRAMS = """
+title: Programs that make runs
+finding: they do
+source: everybody
+pilots: none
+arguments: [{arguments}, "insertion.doses=[0,8]"]
+runs:
+  main: []
+  before: [posttrain, posttrain=gradient_ascent, posttrain.steps=0]
+  npo: [posttrain, posttrain=npo, posttrain.steps=2]
+  relearned: [posttrain, posttrain=relearn, posttrain.steps=2, posttrain.after=npo]
+  until: [adaptive, "insertion.doses=[0,1]", "~insertion.families.passages",
+    "insertion.adaptive={{policy: insert_until, at: [8,16], threshold: 0.001, each: 4}}"]
+seeds: [1, 2, 3]
+claims:
+  before: {{text: The forget set is likelier than under the twin, published: "yes", quantity: unlearned,
+    cell: {{run: before, group: forget set, statistic: shift}}, expected: 0.1, deviation: 0.1}}
+  npo: {{text: NPO changes it, published: "yes", quantity: unlearned,
+    cell: {{run: npo, group: forget set, statistic: change}}, direction: less, expected: 0.1, deviation: 0.1}}
+  until: {{text: Items are remembered after a few exposures, published: "yes", quantity: ec50,
+    cell: {{metric: loglik_per_byte, run: until, level: 0.001}}, direction: less, against: 9, expected: 1,
+    deviation: 1}}
+"""
+
+
+@pytest.mark.slow
+def test_runs_of_other_programs_start_from_the_pair_and_are_made_once(tmp_path):
+    place = Workplace(tmp_path)
+    write_text(place.path / "text.jsonl")
+    arguments = ", ".join(
+        json.dumps(text) for text in [*SMALL, "train.steps=24", "posttrain.forget.share=0.5"]
+    )
+    (place.path / "mine.yaml").write_text(PROGRAMS.format(arguments=arguments))
+    done = place.ok("replicate", "mine.yaml", "seeds=[1,2]", timeout=900)
+    assert "10 runs, 0 of them finished" in done.out
+    assert "10 runs, 10 of them finished" in place.ok("replicate", "mine.yaml", "seeds=[1,2]").out
+    lines = map(json.loads, (place.path / "runs/replications/mine/runs.jsonl").read_text().splitlines())
+    directories = {(line["factors"]["run"], line["factors"]["seed"]): line["directory"] for line in lines}
+    assert directories["npo", "1"] == directories["main", "1"] != directories["until", "1"]
+    for seed in ("1", "2"):
+        (report,) = (place.path / directories["main", seed]).glob("posttrained/*/report")
+        runs = json.loads((report / "summary.json").read_text())
+        assert sorted(
+            (run["method"], run["parent"].split("-")[0], run["training_steps"]) for run in runs.values()
+        ) == [
+            ("gradient_ascent", "perturbed", 0),
+            ("npo", "perturbed", 2),
+            ("relearn", "npo", 2),
+        ]
+        found = pl.read_csv(report / "estimates.csv", infer_schema_length=None)
+        whole = found.filter(pl.col("dose").is_null(), pl.col("group") == "forget set")
+        for name, run in runs.items():
+            one = whole.filter(pl.col("run") == name, pl.col("step") == run["training_steps"])
+            (said,) = one.filter(pl.col("statistic") == "shift")["estimate"]
+            assert (f"{said:.3g}" in done.out) == (run["training_steps"] == 0)
+
+
+def test_a_program_that_makes_no_runs_is_refused(tmp_path):
+    text = MINE.format(arguments="+experiment=replicate").replace("few: [", "few: [posttrian, ")
+    (tmp_path / "mine.yaml").write_text(text)
+    one = load(str(tmp_path / "mine.yaml"))
+    with pytest.raises(UserError, match=r"runs\.few: posttrian is no program .*; did you mean 'posttrain'"):
+        composed(one, one.seeds, [])
 
 
 @pytest.mark.parametrize("name", names())

@@ -1,6 +1,8 @@
 """Quantities of cells on runs with known values."""
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,8 @@ import polars as pl
 import pytest
 
 from palimpsest.analysis.replication.claims import Along, Claim
-from palimpsest.analysis.replication.quantities import QUANTITIES, crossing
+from palimpsest.analysis.replication.page import arms_of
+from palimpsest.analysis.replication.quantities import QUANTITIES, Posttrained, crossing
 from palimpsest.data.errors import UserError
 
 
@@ -46,7 +49,12 @@ def run_of(values: dict[int, list[float]], twin: float | None = None, arms: dict
         )
 
     return SimpleNamespace(
-        name="a run", last_step=10, metrics=metrics, plan=SimpleNamespace(items=items), exposures=exposures
+        directory=Path("nowhere"),
+        name="a run",
+        last_step=10,
+        metrics=metrics,
+        plan=SimpleNamespace(items=items),
+        exposures=exposures,
     )
 
 
@@ -148,3 +156,78 @@ def test_a_cell_that_is_not_there_is_named(cell, part):
     with pytest.raises(UserError) as error:
         QUANTITIES["gain"](run_of({0: [0.0, 0.0], 4: [1.0, 1.0]}), cell)
     assert part in str(error.value)
+
+
+def test_an_ec50_of_fixed_doses():
+    """Half of the items of dose 8 are 0.5 above the never-inserted ones, fewer below and more above."""
+    rates = {2: 0, 4: 1, 8: 4, 16: 7, 32: 8}
+    values = {dose: [1.6] * hits + [1.1] * (8 - hits) for dose, hits in rates.items()}
+    found = QUANTITIES["ec50"](run_of({0: [0.9, 1.1], **values}), {**LOGLIK, "level": 0.5})
+    assert found.value == pytest.approx(3, abs=0.05)
+    assert 0.1 < found.error < 0.6
+
+
+def test_no_ec50_where_nothing_is_remembered():
+    found = QUANTITIES["ec50"](run_of({0: [1.0], 2: [1.0], 4: [1.0]}), {**LOGLIK, "level": 0.5})
+    assert math.isnan(found.value)
+    assert found.reason == "all items are remembered, or none"
+
+
+def test_an_ec50_of_an_adaptive_run_follows_from_its_decisions(tmp_path):
+    """Eight items with thresholds of 4 to 12 exposures, two at a time: half of them are reached after 8."""
+    thresholds = {f"i{k}": 4 + 8 * k / 7 for k in range(8)}
+    decisions = [
+        {
+            "seen": {i: float(2 * n >= t) for i, t in thresholds.items()},
+            "exposures": dict.fromkeys(thresholds, 2),
+        }
+        for n in range(7)
+    ]
+    decisions[-1]["after"] = dict.fromkeys(thresholds, 1.0)
+    record = {"policy": "insert_until", "threshold": 0.5, "decisions": decisions}
+    (tmp_path / "adaptive").mkdir()
+    (tmp_path / "adaptive" / "decisions.json").write_text(json.dumps(record))
+    run = SimpleNamespace(directory=tmp_path, name="a run")
+    found = QUANTITIES["ec50"](run, {**LOGLIK, "level": 0.5})
+    assert 2**found.value == pytest.approx(8, rel=0.15)
+    assert 0 < found.error < 0.5
+    with pytest.raises(UserError, match=r"cell\.level=0\.4: a run decided at 0\.5"):
+        QUANTITIES["ec50"](run, {**LOGLIK, "level": 0.4})
+
+
+@pytest.fixture
+def posttrained(tmp_path) -> Posttrained:
+    """A run of NPO with two checkpoints, beside another run's rows."""
+    (tmp_path / "estimates.csv").write_text(
+        "run,step,group,dose,statistic,estimate,low,high,n\n"
+        "npo-1,0,forget set,,shift,0.5,0.3,0.7,8\n"
+        "npo-1,20,forget set,,shift,0.2,0.1,0.3,8\n"
+        "npo-1,20,forget set,4,shift,0.1,0.0,0.2,4\n"
+        "npo-1,20,forget set,16,shift,0.3,0.2,0.4,4\n"
+        "npo-1,20,forget set,,half_back,,,,8\n"
+        "rmu-1,20,forget set,,shift,9,8,10,8\n"
+    )
+    return Posttrained(tmp_path, tmp_path, "npo-1")
+
+
+def test_a_statistic_of_a_post_trained_run(posttrained):
+    cell = {"group": "forget set", "statistic": "shift"}
+    last, first = (QUANTITIES["unlearned"](posttrained, {**cell, **step}) for step in ({}, {"step": 0}))
+    assert (last.value, first.value) == (0.2, 0.5)
+    assert last.error == pytest.approx(0.2 / 3.92, rel=1e-3)
+    assert QUANTITIES["unlearned"](posttrained, {**cell, "dose": 16}).value == 0.3
+    never = QUANTITIES["unlearned"](posttrained, {**cell, "statistic": "half_back"})
+    assert math.isnan(never.value)
+    assert never.reason == "half_back is not reached in 20 steps"
+    with pytest.raises(UserError, match="npo-1 has no shft of forget set; did you mean 'forget set: shift'"):
+        QUANTITIES["unlearned"](posttrained, {**cell, "statistic": "shft"})
+    with pytest.raises(UserError, match="a run is no post-trained run"):
+        QUANTITIES["unlearned"](run_of({0: [1.0]}), cell)
+
+
+def test_arms_of_a_post_trained_run_are_the_doses_of_its_forget_set(posttrained):
+    rows = arms_of(posttrained, ["loglik_per_byte"])
+    assert rows.select("family", "arm", "items", "gain").rows() == [
+        ("forget set", "dose 4", 4, 0.1),
+        ("forget set", "dose 16", 4, 0.3),
+    ]
