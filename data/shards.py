@@ -330,7 +330,12 @@ def read_counts(work: Work) -> list[Counter[str]]:
 
 
 def find_duplicates(work: Work) -> Manifest:
-    """Mark the duplicates among all shards; all of them are read."""
+    """Mark every document to be dropped because it repeats one before it, in its own shard or another, or resembles a
+    held-out one; the texts of all shards have been read by then.
+
+    Returns:
+        The manifest of a directory with one flag a document, in the order of the corpus.
+    """
     config = {"deduplicate": work.config.deduplicate, "near_duplicates": work.config.near_duplicates}
     if work.config.finds_like_heldout:
         config["heldout_fraction"] = work.config.heldout_fraction  # type: ignore[assignment]

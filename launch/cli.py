@@ -16,6 +16,7 @@ PROGRAMS = {
     "audit": "prove that what was planned was consumed",
     "score": "log-probabilities of all probes at every checkpoint",
     "generate": "continuations of items and prompts by checkpoints, and the report with them",
+    "attack": "membership attacks with passes of their own, and the report with them",
     "report": "estimates, tables, figures and the page",
     "show": "tables of a run: gains, items, exposures of an item",
     "sweep": "many runs, here or as SLURM arrays",

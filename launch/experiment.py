@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from palimpsest.analysis.attacks.values import AttackConfig
 from palimpsest.analysis.generation.continuations import GenerateConfig
 from palimpsest.data import identity
 from palimpsest.data.artifact import json_digest
@@ -151,6 +152,7 @@ class Experiment:
     report: ReportConfig
     launcher: LauncherConfig
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
 
     def __post_init__(self) -> None:
         for key, value in (("experiment", self.experiment), ("name", self.name)):

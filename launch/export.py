@@ -120,8 +120,8 @@ def seen_by_arm(experiment: Experiment, step: int, plan: Plan) -> dict[str, int]
 def repository_card(
     experiment: Experiment, plan: Plan, name: str, steps: Mapping[str, int], verdict: str
 ) -> str:
-    """Model card of all exported checkpoints of a run: the exposures that each has seen, their doses, and the audit's
-    verdict.
+    """Model card of all exported checkpoints of a run, in Markdown: for each the number of exposures up to its step, in
+    all and by arm, and the verdict of the run's audit.
 
     Args:
         experiment: the settings.

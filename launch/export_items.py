@@ -18,7 +18,11 @@ VERSION = 1
 
 
 def write(experiment: Experiment) -> Manifest:
-    """Write ``items/`` next to the plan.
+    """Write the items as files of three other tools (``insertion.item_sets``) into the directory ``items/`` beside the
+    plan.
+
+    Returns:
+        The manifest of ``items/``.
 
     Raises:
         UserError: if there is no plan.

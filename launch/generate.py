@@ -24,7 +24,7 @@ from palimpsest.launch.report import place, report
 from palimpsest.pretrain import saved
 
 
-def _steps(experiment: Experiment, which: str) -> list[int]:
+def steps_of(experiment: Experiment, which: str) -> list[int]:
     """Checkpoints of one of the pair that are asked for; none of a twin that was not trained.
 
     Raises:
@@ -63,12 +63,12 @@ def generate(experiment: Experiment) -> None:
     cut = store.parts(plan.probes, experiment.generate, begun=begun)
     for which in ("perturbed", "twin"):
         directory = experiment.directory / which / "checkpoints"
-        steps = _steps(experiment, which)
+        steps = steps_of(experiment, which)
         checkpoints = [
             Checkpoint(
                 step,
                 checkpoint.read(directory, step).digest,
-                partial(_load, experiment, directory, step, tokenizer.eod),
+                partial(model_of, experiment, directory, step, tokenizer.eod),
             )
             for step in steps
         ]
@@ -93,7 +93,7 @@ def generate(experiment: Experiment) -> None:
             )
 
 
-def _load(experiment: Experiment, directory: Path, step: int, eod: int) -> Any:
+def model_of(experiment: Experiment, directory: Path, step: int, eod: int) -> Any:
     """The model of a checkpoint; in float32 on CPUs, as in scoring."""
     import torch
 
@@ -112,7 +112,7 @@ def lines(experiment: Experiment) -> Iterator[str]:
     settings = experiment.generate
     for which in ("perturbed", "twin"):
         at = experiment.directory / KIND / which
-        steps = _steps(experiment, which)
+        steps = steps_of(experiment, which)
         there = sum((saved.path_of(at, step) / MANIFEST).is_file() for step in steps)
         if steps:
             yield f"generate {which}: {at}, {len(steps)} checkpoints, {there} of them continued before"
@@ -122,9 +122,8 @@ def lines(experiment: Experiment) -> Iterator[str]:
     yield f"  {ways} after {contexts} tokens of each item{asked}, of {settings.max_tokens} tokens at most"
 
 
-def work(experiment: Experiment) -> int:
-    """Generate, then report; status 3 if the audit failed."""
-    generate(experiment)
+def reported(experiment: Experiment) -> int:
+    """Write the report again, unless only a share was done or there are no scores; status 3 if the audit failed."""
     if experiment.shard is not None:
         return 0
     if not any((experiment.directory / "scores" / "perturbed").glob(f"step_*/{MANIFEST}")):
@@ -134,6 +133,12 @@ def work(experiment: Experiment) -> int:
     say(summary["headline"])
     say(f"report: {place(experiment) / 'report.html'}")
     return INTEGRITY if summary["verdict"] == "audit failed" else 0
+
+
+def work(experiment: Experiment) -> int:
+    """Generate, then report; status 3 if the audit failed."""
+    generate(experiment)
+    return reported(experiment)
 
 
 main = program(work, dry_run=lines)

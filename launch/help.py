@@ -81,6 +81,16 @@ PROGRAMS = {
         ],
         [QUICK, f"{RUN} generate.samples=8 generate.temperature=0.7", f"{RUN} step=all generate.prefix_tokens=[8,32]"],
     ),
+    "attack": Help(
+        "Membership attacks with passes of their own, at checkpoints of the pair, and the report with them.",
+        [
+            ("step=S", "finished steps of the checkpoint, or all; default: the last checkpoint"),
+            ("attack.names=[NAME,...]", "recall, con_recall, neighbourhood, gradient_norm, dc_pdd; default: all"),
+            ("attack.shots=K", "texts in a prefix; attack.neighbours, replaced, seed"),
+            ("shard=K/N", "do share K of N, for a job array; no report then"),
+        ],
+        [QUICK, f"{RUN} attack.names=[recall] attack.shots=8", f"{RUN} step=all"],
+    ),
     "report": Help(
         "Write the report: page, figures and tables; print its first sentence.",
         [

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from palimpsest.analysis.attacks import values as attack_values
 from palimpsest.analysis.generation import continuations
 from palimpsest.analysis.metrics import scored
 from palimpsest.analysis.report import contrasts, forgetting, inputs, posttrained, questions, results
@@ -104,6 +105,14 @@ ARTEFACTS = (
         "Texts that checkpoints generated after prompts.",
         continuations,
         {"generated.parquet": (continuations, "SCHEMA")},
+    ),
+    Artefact(
+        "Attacks",
+        "`attacks/perturbed/step_<number>/`, `attacks/twin/step_<number>/`",
+        "attack",
+        "Scores of membership attacks with passes of their own.",
+        attack_values,
+        {"attacks.parquet": (attack_values, "SCHEMA")},
     ),
     Artefact(
         "Report",

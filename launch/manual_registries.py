@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from palimpsest.analysis.attacks import values as attacks
 from palimpsest.analysis.figures import FIGURES
 from palimpsest.analysis.figures.gallery import SIMULATED
 from palimpsest.analysis.figures.registry import COLUMNS
@@ -162,6 +163,15 @@ def metrics() -> str:
         f"between 0 and 1; near-verbatim means an edit similarity of {generated.NEAR} or more.",
         "",
         *table(["metric", "formula"], rows),
+    ]
+    rows = [[f"`{name}`", one.label, f"`{one.formula}`", one.source] for name, one in attacks.KNOWN.items()]
+    lines += [
+        "",
+        "## Membership attacks with passes of their own",
+        "",
+        "`palimpsest attack` computes these on the whole text of each item (`attack.names`); higher = member.",
+        "",
+        *table(["name", "label", "formula", "source"], rows),
     ]
     strangers = {one.compute.__module__.rsplit(".", 1)[-1] for one in METRICS.values()} - TOPICS.keys()
     if strangers:

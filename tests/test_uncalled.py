@@ -7,14 +7,6 @@ from collections import Counter
 
 from tests.conftest import REPO
 
-ATTACKS = {
-    "con_recall_score": "membership attack that needs a pass of its own",
-    "dc_pdd_score": "membership attack that needs a pass of its own",
-    "gradient_norm_score": "membership attack that needs a pass of its own",
-    "neighbourhood_score": "membership attack that needs a pass of its own",
-    "recall_score": "membership attack that needs a pass of its own",
-    "set_inference": "membership of sets of items",
-}
 NEXT = {
     "bio_d_capacity": "capacity",
     "decay": "acquisition and forgetting at the depth of a probe",
@@ -87,6 +79,6 @@ def test_nothing_is_called_by_its_tests_alone():
         for word in definitions(tree)
         if not word.startswith("_") and not used[word] and word not in BY_LIBRARIES
     }
-    known = {**ATTACKS, **NEXT, **FOR_OTHERS}
+    known = {**NEXT, **FOR_OTHERS}
     assert sorted(alone - known.keys()) == []
     assert sorted(known.keys() - alone) == [], "called by now, or gone: take it from the list"

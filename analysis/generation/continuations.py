@@ -6,18 +6,15 @@ on), each with ``generated.parquet`` (:data:`SCHEMA`) and a manifest that has th
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from palimpsest.data import artifact
+from palimpsest.analysis.scoring.parts import read_parts
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain.config import check_seed
-
-log = logging.getLogger(__name__)
 
 KIND = "generated"
 VERSION = 1
@@ -113,54 +110,7 @@ def prompts(probes: pl.DataFrame, config: GenerateConfig) -> pl.DataFrame:
 
 
 def read(directory: Path, runs: tuple[str, ...], *, plan: str) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Continuations of a pair at every checkpoint that has all parts, every file checked against its digest.
-
-    Where checkpoints were continued with different settings, those of the first run's last one count.
-
-    Args:
-        directory: ``generated`` of the run.
-        runs: names of the pair's runs, which are subdirectories.
-        plan: digest of the plan.
-
-    Returns:
-        :data:`SCHEMA` with ``run`` and ``step``, without rows if there is none; and ``settings`` (as in the manifests)
-        and ``digests`` (of each part by its place).
-    """
-    parts_by_run = {which: _whole(directory / which, plan) for which in runs}
-    config = next((steps[max(steps)][0][1].config for steps in parts_by_run.values() if steps), {})
-    tables, digests = [], {}
-    for which, steps in parts_by_run.items():
-        for step, parts in steps.items():
-            if any(manifest.config != config for _, manifest in parts):
-                log.warning(
-                    "%s/%s step %d was continued with other settings: left out", directory, which, step
-                )
-                continue
-            for place, manifest in parts:
-                artifact.verify(place, manifest)
-                digests[f"generated/{which}/{place.name}"] = manifest.digest
-                tables.append(
-                    pl.read_parquet(place / FILE).with_columns(
-                        run=pl.lit(which), step=pl.lit(step, dtype=pl.Int64)
-                    )
-                )
-    empty = pl.DataFrame(schema={**SCHEMA, "run": pl.String(), "step": pl.Int64()})
-    return pl.concat([empty, *tables]), {"settings": config, "digests": digests}
-
-
-def _whole(directory: Path, plan: str) -> dict[int, list[tuple[Path, artifact.Manifest]]]:
-    """Step -> parts, of the checkpoints all of whose parts are there and of this plan."""
-    whole = {}
-    for first in sorted(directory.glob(f"step_????????/{artifact.MANIFEST}")):
-        place = first.parent
-        number = artifact.read(place, kind=KIND, schema_version=VERSION).facts["parts"]
-        places = [place, *(place.with_name(f"{place.name}-{part}") for part in range(1, number))]
-        if not all((one / artifact.MANIFEST).is_file() for one in places):
-            log.warning("%s: not all of its %d parts are there; run launch/generate.py again", place, number)
-            continue
-        parts = [(one, artifact.read(one, kind=KIND, schema_version=VERSION)) for one in places]
-        if any(manifest.inputs["items"] != plan for _, manifest in parts):
-            log.warning("%s is of another plan; run launch/generate.py again", place)
-            continue
-        whole[int(parts[0][1].facts["step"])] = parts
-    return whole
+    """Continuations of a pair at every checkpoint that has all parts (``analysis.scoring.parts.read_parts``)."""
+    return read_parts(
+        directory, runs, plan=plan, kind=KIND, version=VERSION, file=FILE, schema=SCHEMA, program="generate"
+    )

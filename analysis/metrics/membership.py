@@ -141,33 +141,6 @@ def gradient_norm_score(norm_of_tensors: ArrayLike) -> float:
     return -float(numbers(norm_of_tensors, "gradient norms").mean())
 
 
-class SetInference(NamedTuple):
-    """Result of a test that a set of texts was trained on."""
-
-    mean: float
-    """Mean difference of the scores of members and of their paired counterparts."""
-    t: float
-    p: float
-    """One-sided p that the members score higher."""
-    n: int
-
-
-def set_inference(score_members: ArrayLike, score_twins: ArrayLike) -> SetInference:
-    """Dataset inference (Maini et al. 2021, 2024): one-sided paired t-test of members against their paired
-    counterparts.
-    """
-    difference = numbers(
-        np.asarray(score_members, np.float64) - np.asarray(score_twins, np.float64),
-        "pairs of a paired test",
-        2,
-    )
-    n = difference.size
-    error = difference.std(ddof=1) / math.sqrt(n)
-    mean = float(difference.mean())
-    t = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
-    return SetInference(mean, float(t), float(stats.t.sf(t, n - 1)), n)
-
-
 def one_run_epsilon(correct: int, guesses: int, alpha: float = 0.05) -> float:
     """Lower bound on epsilon from one training run (Steinke, Nasr & Jagielski 2023, delta = 0).
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from palimpsest.analysis.attacks.values import KNOWN
 from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.metrics.scored import gather
-from palimpsest.analysis.report.answer import interval, number
+from palimpsest.analysis.report.answer import interval, number, p_value
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import ATTACKS, Results
 from palimpsest.analysis.report.table import Table
-from palimpsest.analysis.statistics import auc, mean_by_dose, per_item, tpr_at_fpr
+from palimpsest.analysis.statistics import auc, gain_over_control, mean_by_dose, per_item, tpr_at_fpr
 
 _FPR = 0.05
 _PREFIXES = (0, 4, 8, 16, 32, 64, 128, 256)
@@ -24,11 +25,14 @@ _NAMES: Mapping[str, str] = {
     "min_k_plus_plus": "Min-K++",
     "reference_difference": "loss − twin's",
     "negative_loss_ratio": "loss / twin's",
+    **{name: attack.label for name, attack in KNOWN.items()},
 }
 
 
 def membership_table(inputs: ReportInputs, results: Results) -> Table:
-    """AUC of each attack at each dose, and its true positive rate at a low false positive rate."""
+    """AUC of each attack at each dose, its true positive rate at a low false positive rate, and its test of all items
+    of the highest dose as a set (dataset inference; Maini et al. 2021, 2024).
+    """
     estimates = auc(results.attacks)
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
     doses = sorted(set(inputs.items["dose"]) - {0})
@@ -39,7 +43,9 @@ def membership_table(inputs: ReportInputs, results: Results) -> Table:
         )
     }
     body, lacking = [], []
-    for name in ATTACKS:
+    asked = [name for name in KNOWN if (results.attacks["metric"] == name).any()]
+    sets = _sets(inputs, results, highest)
+    for name in (*ATTACKS, *asked):
         if ("perturbed", name, highest) not in areas:
             lacking.append(_NAMES[name])
             continue
@@ -47,16 +53,33 @@ def membership_table(inputs: ReportInputs, results: Results) -> Table:
             interval(areas[key]) if (key := ("perturbed", name, dose)) in areas else "–" for dose in doses
         ]
         twin = areas.get(("twin", name, highest))
-        body.append([_NAMES[name], *cells, interval(twin) if twin else "–", _tpr(results, name, highest)])
+        chance = p_value(sets[name]) if name in sets else "–"
+        body.append(
+            [_NAMES[name], *cells, interval(twin) if twin else "–", _tpr(results, name, highest), chance]
+        )
     note = f" Not computed: {', '.join(lacking)}; “Not computed” says why." if lacking else ""
+    if not asked:
+        note += f" `palimpsest attack` adds {', '.join(attack.label for attack in KNOWN.values())}."
     return Table(
-        ["score", *(f"dose {dose}" for dose in doses), f"twin, dose {highest}", "true positives, %"],
+        [
+            *("score", *(f"dose {dose}" for dose in doses), f"twin, dose {highest}"),
+            *("true positives, %", "as a set: p"),
+        ],
         body,
         "Membership attacks: AUC within families at each dose, and in the twin, which saw no item (0.5 is "
         f"chance). True positives: share of the dose-{highest} items called at a false positive rate of at most "
         f"{100 * _FPR:g} % in each family, with 95 % limits given that threshold (in brackets, what scores "
-        "without information would call)." + note,
+        f"without information would call). As a set: p, by permutation within strata, that all items of dose {highest} "
+        "score no higher than never-inserted ones." + note,
     )
+
+
+def _sets(inputs: ReportInputs, results: Results, dose: int) -> dict[str, float]:
+    """Attack -> one-sided p that the items of a dose score higher than never-inserted ones, in the perturbed run."""
+    rows = results.attacks.filter((pl.col("run") == "perturbed") & pl.col("dose").is_in([0, dose]))
+    tested = gain_over_control(rows, permutations=inputs.permutations, seed=inputs.seed)
+    own = tested.filter((pl.col("family") == "all") & (pl.col("dose") == dose) & pl.col("p").is_not_null())
+    return dict(own.select("metric", "p").iter_rows())
 
 
 def _tpr(results: Results, name: str, dose: int) -> str:
@@ -83,14 +106,16 @@ def _tpr(results: Results, name: str, dose: int) -> str:
     )
 
 
-def roc_rows(inputs: ReportInputs, results: Results) -> pl.DataFrame:
-    """Rows of the ROC curves of the attacks: run (the attack), family, cluster, score, member.
+def roc_rows(inputs: ReportInputs, results: Results, names: Sequence[str] = ATTACKS) -> pl.DataFrame:
+    """Rows of the ROC curves of the attacks ``names``: run (the attack), family, cluster, score, member.
 
     Members are items of the highest dose, controls those of dose 0, in the perturbed run. Each score is reduced by the
     mean of its family's controls, because families differ even without insertion.
     """
     highest = int(inputs.items["dose"].max())  # type: ignore[arg-type]
-    rows = per_item(results.attacks.filter(pl.col("run") == "perturbed"))
+    rows = per_item(
+        results.attacks.filter((pl.col("run") == "perturbed") & pl.col("metric").is_in(list(names)))
+    )
     control = pl.col("dose") == 0
     return (
         rows.filter(control | (pl.col("dose") == highest))

@@ -64,6 +64,9 @@ class ReportInputs:
     """Continuations (``analysis.generation.continuations.SCHEMA``) with ``run`` and ``step``; None: none were made."""
     generation: Mapping[str, Any] = field(default_factory=dict)
     """Settings with which the continuations were made."""
+    attacked: pl.DataFrame | None = None
+    """Values of attacks with passes of their own (``analysis.attacks.values.SCHEMA``) with ``run`` and ``step``; None:
+    none were made."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = DECLARED

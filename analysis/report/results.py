@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from palimpsest.analysis.attacks.values import attack_rows
 from palimpsest.analysis.metrics import METRICS, compute, defaults
 from palimpsest.analysis.report.generated import Generated, generated_estimates
 from palimpsest.analysis.report.inputs import ReportInputs
@@ -58,7 +59,7 @@ class Results:
     arms: pl.DataFrame
     """Gains by arm at ``step``, if arms differ in more than the dose (:func:`arm_gains`)."""
     attacks: pl.DataFrame
-    """Metric rows of the membership scores (``ATTACKS``) at ``step``."""
+    """Metric rows at ``step`` of the membership scores: ``ATTACKS``, and those with passes of their own, if any."""
     questions: pl.DataFrame
     """Estimates by question (:func:`~analysis.report.questions.question_estimates`)."""
     generated: Generated | None = None
@@ -98,6 +99,9 @@ def analyse(inputs: ReportInputs) -> Results:
         frames += _of_metric(used.filter(pl.col("metric") == name), name, step, inputs)
     final = inputs.scores.filter(pl.col("step") == step)
     attacks = compute(inputs.items, inputs.probes, final, ATTACKS, inputs.parameters)
+    if inputs.attacked is not None:
+        own = inputs.attacked.filter(pl.col("step") == step)
+        attacks = pl.concat([attacks, attack_rows(inputs.items, inputs.probes, own)])
     at_end = rows.filter(pl.col("step") == step)
     return Results(
         rows=rows,

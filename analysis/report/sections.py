@@ -12,6 +12,7 @@ import polars as pl
 from markupsafe import Markup
 
 from palimpsest.analysis import figures
+from palimpsest.analysis.attacks.values import KNOWN
 from palimpsest.analysis.figures import Figure
 from palimpsest.analysis.metrics import METRICS, Metric
 from palimpsest.analysis.report import attacks
@@ -20,6 +21,7 @@ from palimpsest.analysis.report.generated import Generated
 from palimpsest.analysis.report.html import inline
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import (
+    ATTACKS,
     PAIRED,
     Extraction,
     Results,
@@ -187,14 +189,15 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
         )
     if results.generated is not None:
         yield _of_generated(results.generated)
-    scores = attacks.roc_rows(inputs, results)
-    if scores.height:
-        yield (
-            "roc",
-            figures.roc(scores),
-            "Membership attacks on the highest dose, perturbed run: each score less the mean of its family's "
-            f"controls. {at}.",
-        )
+    for name, chosen in (("roc", ATTACKS), ("roc_of_passes", tuple(KNOWN))):
+        scores = attacks.roc_rows(inputs, results, chosen)
+        if scores.height:
+            yield (
+                name,
+                figures.roc(scores),
+                "Membership attacks on the highest dose, perturbed run: each score less the mean of its family's "
+                f"controls. {at}.",
+            )
     yield (
         "recognition",
         figures.dose_response(

@@ -179,10 +179,23 @@ class RunFiles:
         """
         return self._generated[0]
 
+    @cached_property
+    def _attacked(self) -> tuple[pl.DataFrame, dict[str, Any]]:
+        from palimpsest.analysis.attacks import values
+
+        return values.read(self.directory / values.KIND, PAIR, plan=self.plan.digest)
+
+    @property
+    def attacked(self) -> pl.DataFrame:
+        """One row a text and attack: run, step, probe_id, attack, value (``analysis.attacks.values.SCHEMA``); without
+        rows before ``palimpsest attack``.
+        """
+        return self._attacked[0]
+
     @property
     def score_digests(self) -> dict[str, str]:
-        """Path of each part of the scores, and of the continuations -> its digest."""
-        return {**self._scored[1], **self._generated[1]["digests"]}
+        """Path of each part of the scores, of the continuations and of the attacks' values -> its digest."""
+        return {**self._scored[1], **self._generated[1]["digests"], **self._attacked[1]["digests"]}
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:
@@ -370,6 +383,7 @@ class RunFiles:
             "released": self.released,
             "generated": self.generated,
             "generation": self._generated[1]["settings"],
+            "attacked": self.attacked,
             "manifests": {"plan": {"digest": self.plan.digest, **self.plan.manifest.made_by}},
             "parameters": self.parameters,
             "signature": self.signature,

@@ -90,11 +90,18 @@ class HuggingFace:
         return lambda logits_PV: logits_PV[:, :vocab_size].float()
 
     def together(self, length: int) -> Together:
-        """Texts that can be read together, determined by a test: a text of this length is read alone, padded, and
-        inside a longer text, and the predictions are compared.
+        """Texts that may share a batch: any, those of one length, or none (``analysis.scoring.models.Together``).
 
-        Models whose rotary frequencies depend on the text's length (``dynamic``, ``longrope``) are recognised by name,
-        because the difference at early positions is smaller than bf16 rounding.
+        Determined by a test: a text is read alone, in a batch, padded, and as the beginning of a longer one, and the
+        predictions are compared. Models whose rotary frequencies depend on the text's length (``dynamic``,
+        ``longrope``) are recognised by name, because the difference at early positions is smaller than bf16 rounding;
+        only texts of the same length share a batch there.
+
+        Args:
+            length: tokens of the longest text.
+
+        Raises:
+            UserError: if the model cannot read a text of this length.
         """
         if length not in self._together:
             try:
