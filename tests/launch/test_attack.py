@@ -34,7 +34,7 @@ def test_one_command_ends_in_the_report(attacked):
     assert done.lines[-1].startswith("report: ")
     page = (directory / "report" / "report.html").read_text()
     for attack in KNOWN.values():
-        assert f">{attack.label}</t" in page, attack.label
+        assert f">{attack.label}</span>" in page, attack.label
     assert "palimpsest attack" not in page.split('id="membership"')[1].split("</section>")[0]
     run = open_run(directory)
     found = run.attacked
