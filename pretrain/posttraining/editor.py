@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor, distributed
 
 from palimpsest.data.errors import UserError
-from palimpsest.pretrain import checkpoint, chunks
-from palimpsest.pretrain.config import PosttrainConfig
+from palimpsest.pretrain import checkpoint, chunks, parallel
+from palimpsest.pretrain.config import ParallelConfig, PosttrainConfig
 from palimpsest.pretrain.parallel import World
 from palimpsest.pretrain.posttraining.edits import EDITS, FFN_IN, FFN_OUT, Given
 from palimpsest.pretrain.posttraining.texts import Texts
@@ -79,7 +82,7 @@ def apply(
         return checkpoint.tensors(checkpoint.path_of(parent, before[-back]), weights_only=True)
 
     def curvature() -> dict[str, tuple[Tensor, Tensor]]:
-        return second_moments(settings, posttrain, world, weights, corpus, vocab_size)
+        return second_moments(settings, world, weights, corpus, vocab_size)
 
     if done is None:
         save(0, weights)
@@ -89,27 +92,37 @@ def apply(
 
 
 def second_moments(
-    settings: Settings,
-    posttrain: PosttrainConfig,
-    world: World,
-    weights: Mapping[str, Tensor],
-    corpus: Texts,
-    vocab_size: int,
+    settings: Settings, world: World, weights: Mapping[str, Tensor], corpus: Texts, vocab_size: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean over the corpus's tokens of ``a a^T`` and ``g g^T`` of the feed-forward matrices, float64, by name.
 
-    a is a matrix's input, g the gradient of the loss by its output, with the corpus's own tokens as labels.
+    a is a matrix's input, g the gradient of the loss by its output, with the corpus's own tokens as labels. Every rank
+    has the whole model and takes a share of the windows, whatever the topology.
 
     Raises:
-        UserError: if a rank has not the whole model, or no plain feed-forward blocks.
+        UserError: if the model has no plain feed-forward blocks.
     """
-    if settings.parallel.tensor * settings.parallel.pipeline > 1 or world.size > world.data_size:
-        raise UserError(
-            "posttrain.method=kfac measures curvature with the whole model on a rank: it needs parallel.tensor=1, "
-            "parallel.pipeline=1 and parallel.context=1"
-        )
     if FFN_IN not in weights:
         raise UserError("posttrain.method=kfac: the model has no plain feed-forward blocks")
+    alone = replace(settings, parallel=ParallelConfig(tensor=1, pipeline=1))
+    with _regrouped(settings.parallel, alone.parallel, world) as whole:
+        return _second_moments(alone, whole, weights, corpus, vocab_size)
+
+
+@contextmanager
+def _regrouped(now: ParallelConfig, other: ParallelConfig, world: World) -> Iterator[World]:
+    """This process's place in another topology of the same ranks, for the time of the context."""
+    parallel_state.destroy_model_parallel()
+    try:
+        yield replace(parallel.grouped(other, world.device), control=world.control)
+    finally:
+        parallel_state.destroy_model_parallel()
+        parallel.grouped(now, world.device)
+
+
+def _second_moments(
+    settings: Settings, world: World, weights: Mapping[str, Tensor], corpus: Texts, vocab_size: int
+) -> dict[str, tuple[Tensor, Tensor]]:
     (gpt,) = chunks.build(settings, world, vocab_size, start=weights)
     sums = {}
     hooks = []

@@ -247,21 +247,22 @@ def multiplier(used: Method, settings: Settings, retain: float, retain_before: f
 @method("hidden", before=True, steering=2.0)
 def rmu(batch: Batch, settings: Settings) -> Tensor:
     """Representation misdirection (Li et al. 2024): ``E ||h - steering u||^2 / H``, u a random unit vector."""
-    hidden = _hidden(batch.forget)
-    u_H = torch.rand(hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(hidden)
-    return _distance(batch.forget, settings["steering"] * u_H / u_H.norm())
+    return _distance(batch.forget, settings["steering"] * _direction(_hidden(batch.forget)))
 
 
-@method("hidden", before=True)
+@method("hidden", before=True, slant=0.1)
 def deviation(batch: Batch, settings: Settings) -> Tensor:
-    """Representation deviation: ``E cos(h, h_before)`` over tokens, so that states turn away from the former ones.
+    """Representation deviation: ``E cos(h, h_before + slant |h_before| u)`` over tokens, so that states turn away from
+    the former ones; u is a random unit vector.
 
     It shares with KUDA that states deviate from the former ones rather than towards a fixed vector; the projection of
-    KUDA's gradients is not part of it. At the start both its losses are flat, and rounding chooses the direction of
-    the first step: unlike the other methods' results, its weights depend on the topology.
+    KUDA's gradients is not part of it. Without the slant both its losses are flat at the start, and rounding would
+    choose the direction of the first step.
     """
     assert batch.forget_before is not None
-    turned_BT = functional.cosine_similarity(_hidden(batch.forget), _hidden(batch.forget_before), dim=-1)
+    former = _hidden(batch.forget_before)
+    slanted = former + settings["slant"] * former.norm(dim=-1, keepdim=True) * _direction(former)
+    turned_BT = functional.cosine_similarity(_hidden(batch.forget), slanted, dim=-1)
     return batch.forget.mean(turned_BT)
 
 
@@ -315,6 +316,12 @@ def _logits(rows: Rows) -> Tensor:
 def _hidden(rows: Rows) -> Tensor:
     assert rows.hidden is not None
     return rows.hidden.float()
+
+
+def _direction(like: Tensor) -> Tensor:
+    """A random unit vector, the same every time, (H,)."""
+    u_H = torch.rand(like.shape[-1], generator=torch.Generator().manual_seed(0)).to(like)
+    return u_H / u_H.norm()
 
 
 def _distance(rows: Rows, target: Tensor) -> Tensor:

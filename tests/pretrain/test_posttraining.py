@@ -77,7 +77,21 @@ def test_deviation_is_the_cosine_to_the_former_states():
     now = before.clone()
     now[1] = -1.0
     batch = Batch(*(rows(hidden=state) for state in (now, before, before, before)))
-    assert loss("deviation", batch) == pytest.approx((3 - 1) / 4)
+    assert loss("deviation", batch, slant=0.0) == pytest.approx((3 - 1) / 4)
+
+
+def test_deviation_turns_to_one_side_from_the_start():
+    """An unchanged model's loss is the same for every state, and its gradient is not 0."""
+    before = torch.ones(2, 3, 8)
+    now = before.clone().requires_grad_()
+    batch = Batch(*(rows(hidden=state) for state in (now, before, before, before)))
+    settings = trainer.method_settings(METHODS["deviation"], PosttrainConfig(method="deviation"))
+    value = methods.step_loss(METHODS["deviation"], "nll", batch, settings)
+    assert 0.99 < value.item() < 1
+    value.backward()
+    counted = now.grad.norm(dim=-1)[MASK.bool()]
+    assert counted.min() > 1e-3
+    assert counted == pytest.approx(counted[0].item())
 
 
 def logits(seed):
