@@ -1,6 +1,6 @@
 """All post-training methods on three pairs of the nano model: who comes near the leave-out twin, and at what price?
 
-    PYTHONPATH=. python -m benchmarks.testbed [--seeds 1 2 3] [--methods npo rmu ...] [--runs runs] [--out results]
+    PYTHONPATH=. python -m benchmarks.testbed [--seeds 1 2 3] [--methods npo rmu ...] [--jobs 2]
 
 Each seed is a pair with items, doses, order and weights of its own, and a forget set drawn from it. The programs go on
 where they were stopped. Writes ``unlearning.md``, ``unlearning.csv`` and ``unlearning.png``.
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -167,11 +169,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--runs", type=Path, default=REPO / "runs")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time")
     parser.add_argument("--out", type=Path, default=REPO / "results")
     given = parser.parse_args(arguments)
-    rows = []
-    for seed in given.seeds:
-        rows.append(all_runs(given.methods, seed, given.runs.resolve()))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // given.jobs)))
+    with ThreadPoolExecutor(given.jobs) as pool:
+        rows = list(pool.map(lambda seed: all_runs(given.methods, seed, given.runs.resolve()), given.seeds))
     means = over_seeds(pl.concat(rows, how="diagonal_relaxed"))
     given.out.mkdir(parents=True, exist_ok=True)
     means.write_csv(given.out / "unlearning.csv")
