@@ -17,6 +17,7 @@ PROGRAMS = {
     "score": "log-probabilities of all probes at every checkpoint",
     "generate": "continuations of items and prompts by checkpoints, and the report with them",
     "attack": "membership attacks with passes of their own, and the report with them",
+    "derived": "order test: was a model trained from this run's data?",
     "report": "estimates, tables, figures and the page",
     "show": "tables of a run: gains, items, exposures of an item",
     "sweep": "many runs, here or as SLURM arrays",

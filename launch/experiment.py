@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from palimpsest.analysis.attacks.order import DerivedConfig
 from palimpsest.analysis.attacks.values import AttackConfig
 from palimpsest.analysis.generation.continuations import GenerateConfig
 from palimpsest.data import identity
@@ -153,6 +154,7 @@ class Experiment:
     launcher: LauncherConfig
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    derived: DerivedConfig = field(default_factory=DerivedConfig)
 
     def __post_init__(self) -> None:
         for key, value in (("experiment", self.experiment), ("name", self.name)):

@@ -91,6 +91,15 @@ PROGRAMS = {
         ],
         [QUICK, f"{RUN} attack.names=[recall] attack.shots=8", f"{RUN} step=all"],
     ),
+    "derived": Help(
+        "Test whether models were trained from this run's data, by the order of its windows, and write the report.",
+        [
+            ("derived.models=[MODEL,...]", "perturbed, or a directory of transformers or a checkpoint"),
+            ("derived.reference=reference", "subtract a model trained on the corpus in another order; default: none"),
+            ("derived.windows=N", "windows that are read; derived.seed"),
+        ],
+        ["+experiment=derived_nano", f"{RUN} derived.models=[exports/mine]"],
+    ),
     "report": Help(
         "Write the report: page, figures and tables; print its first sentence.",
         [

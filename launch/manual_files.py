@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from palimpsest.analysis.attacks import order as attack_order
 from palimpsest.analysis.attacks import values as attack_values
 from palimpsest.analysis.generation import continuations
 from palimpsest.analysis.metrics import scored
@@ -113,6 +114,15 @@ ARTEFACTS = (
         "Scores of membership attacks with passes of their own.",
         attack_values,
         {"attacks.parquet": (attack_values, "SCHEMA")},
+    ),
+    Artefact(
+        "Order tests",
+        "`derived/<model>-<digest>/`",
+        "derived",
+        "Log-likelihoods of the run's windows under a model that may be derived from the run; the result is in the "
+        "manifest.",
+        attack_order,
+        {"windows.parquet": (attack_order, "SCHEMA")},
     ),
     Artefact(
         "Report",

@@ -1,4 +1,4 @@
-"""Reference model of copyright traps, trained here if the setting is ``path: trained``."""
+"""Reference model for copyright traps (``path: trained``) and order tests: trained here, in another order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from palimpsest.data import artifact
+from palimpsest.data import prepare as corpus
 from palimpsest.data.order import Order
 from palimpsest.data.tokenizer import Tokenizer
 from palimpsest.insertion.families import registry
@@ -45,10 +47,20 @@ def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
         trainer = Trainer(settings, world, order=order, plan=None, vocab_size=vocab_size, directory=directory)
         step = trainer.resume()
         if step < steps:
-            say(f"training the reference model of the traps, in {directory}")
+            say(f"training the reference model, in {directory}")
             with interrupts.listening() as signals:
                 trainer.run([signals, Live("reference", step, steps)])
     return checkpoint.path_of(trainer.checkpointer.directory, steps)
+
+
+def in_another_order(experiment: Experiment) -> Path:
+    """The checkpoint of :func:`trained`, on the corpus in an order that no epoch of the run has."""
+    seed = epoch_seed(experiment.train.seed, _NO_EPOCH)
+    order = order_of(experiment.corpus_directory, experiment.train.sequence_length, seed)
+    facts = artifact.read(
+        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+    ).facts
+    return trained(experiment, order, facts["vocab_size"])
 
 
 def references(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[str], registry.Reference]:
@@ -61,9 +73,7 @@ def references(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[str], 
         from palimpsest.pretrain.reference import open_reference
 
         if path == registry.TRAINED:
-            seed = epoch_seed(experiment.train.seed, _NO_EPOCH)
-            order = order_of(experiment.corpus_directory, experiment.train.sequence_length, seed)
-            path = str(trained(experiment, order, tokenizer.vocab_size))
+            path = str(in_another_order(experiment))
         return open_reference(path, tokenizer)
 
     return opened

@@ -12,7 +12,6 @@ NEXT = {
     "decay": "acquisition and forgetting at the depth of a probe",
     "forgetting_slope": "scaling over runs",
     "learning_rate_time": "forgetting with the learning rate as covariate",
-    "order_permutation_p": "order tests of derived models",
     "reshuffle_test": "order tests of derived models",
     "routing_distance": "routes of mixtures of experts",
 }

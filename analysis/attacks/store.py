@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from palimpsest.analysis.attacks import passes, values
 from palimpsest.analysis.attacks.values import FILE, KIND, VERSION, AttackConfig
+from palimpsest.analysis.scoring import reader
 from palimpsest.analysis.scoring.store import Checkpoint, make_parts
 
 TOKENS_A_PART = 200_000
@@ -56,8 +57,9 @@ def attack_all(
     """
 
     def make(model: Any, chosen: pl.DataFrame, directory: Path) -> int:
-        reader = passes.Reader(model, beginning, vocab_size)
-        found = passes.attacked(reader, chosen, every, config, frequencies)
+        found = passes.attacked(
+            reader.Reader(model, beginning, vocab_size), chosen, every, config, frequencies
+        )
         found.write_parquet(directory / FILE, compression="zstd")
         return len(chosen)
 
@@ -77,6 +79,6 @@ def attack_all(
 def _code() -> str:
     """Digest of the code of the attacks."""
     digest = hashlib.sha256()
-    for module in (values, passes):
+    for module in (values, passes, reader):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]

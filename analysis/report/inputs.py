@@ -67,6 +67,8 @@ class ReportInputs:
     attacked: pl.DataFrame | None = None
     """Values of attacks with passes of their own (``analysis.attacks.values.SCHEMA``) with ``run`` and ``step``; None:
     none were made."""
+    derived: Sequence[tuple[Mapping[str, Any], pl.DataFrame]] = ()
+    """Facts and rows of every model that was tested for being derived from the run (``analysis.attacks.order``)."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = DECLARED

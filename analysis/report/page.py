@@ -13,6 +13,7 @@ from palimpsest.analysis.metrics import METRICS
 from palimpsest.analysis.report import (
     attacks,
     contrasts,
+    derived,
     design,
     forgetting,
     generated_tables,
@@ -79,6 +80,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
             "curves": forgetting.curves_table(inputs, courses),
         },
         **_generated(inputs, results),
+        derived=derived.derived_table(inputs),
         forgetting_text=forgetting.forgetting_text(inputs, retained),
         questions=question_tables(inputs, results.questions, results.step),
         named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],

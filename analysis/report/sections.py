@@ -15,7 +15,7 @@ from palimpsest.analysis import figures
 from palimpsest.analysis.attacks.values import KNOWN
 from palimpsest.analysis.figures import Figure
 from palimpsest.analysis.metrics import METRICS, Metric
-from palimpsest.analysis.report import attacks
+from palimpsest.analysis.report import attacks, derived
 from palimpsest.analysis.report.answer import interval, number, p_value, shown, sizes
 from palimpsest.analysis.report.generated import Generated
 from palimpsest.analysis.report.html import inline
@@ -189,6 +189,7 @@ def _other_measures(inputs: ReportInputs, results: Results, at: str) -> Iterator
         )
     if results.generated is not None:
         yield _of_generated(results.generated)
+    yield from derived.drawn(inputs)
     for name, chosen in (("roc", ATTACKS), ("roc_of_passes", tuple(KNOWN))):
         scores = attacks.roc_rows(inputs, results, chosen)
         if scores.height:

@@ -192,10 +192,24 @@ class RunFiles:
         """
         return self._attacked[0]
 
+    @cached_property
+    def derived(self) -> list[tuple[dict[str, Any], pl.DataFrame]]:
+        """Models that were tested for being derived from the run: facts (model, rho, p, ...) and rows of the windows
+        (``analysis.attacks.order.read``); empty before ``palimpsest derived``.
+        """
+        from palimpsest.analysis.attacks import order
+
+        return order.read(self.directory / order.KIND, plan=self.plan.digest)
+
     @property
     def score_digests(self) -> dict[str, str]:
-        """Path of each part of the scores, of the continuations and of the attacks' values -> its digest."""
-        return {**self._scored[1], **self._generated[1]["digests"], **self._attacked[1]["digests"]}
+        """Path of each part of the scores, of the continuations, of the attacks' values and of order tests -> its
+        digest.
+        """
+        derived = {
+            f"derived/{facts['model']}-{k}": facts["digest"] for k, (facts, _) in enumerate(self.derived)
+        }
+        return {**self._scored[1], **self._generated[1]["digests"], **self._attacked[1]["digests"], **derived}
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:
@@ -384,6 +398,7 @@ class RunFiles:
             "generated": self.generated,
             "generation": self._generated[1]["settings"],
             "attacked": self.attacked,
+            "derived": self.derived,
             "manifests": {"plan": {"digest": self.plan.digest, **self.plan.manifest.made_by}},
             "parameters": self.parameters,
             "signature": self.signature,

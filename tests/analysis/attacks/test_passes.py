@@ -11,6 +11,7 @@ from palimpsest.data.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 from palimpsest.analysis.attacks import passes  # noqa: E402
+from palimpsest.analysis.scoring import reader as readers  # noqa: E402
 
 VOCABULARY, EOD = 60, 0
 RNG = np.random.default_rng(3)
@@ -78,7 +79,7 @@ def plan():
 def attacked(model, config, frequencies=FREQUENCIES):
     items, probes = plan()
     every = values.texts(items, probes, config)
-    found = passes.attacked(passes.Reader(model, EOD, VOCABULARY), every, every, config, lambda: frequencies)
+    found = passes.attacked(readers.Reader(model, EOD, VOCABULARY), every, every, config, lambda: frequencies)
     return values.attack_rows(
         items, probes, found.with_columns(run=pl.lit("perturbed"), step=pl.lit(9))
     ), every
@@ -134,7 +135,7 @@ def test_recall_is_its_formula_behind_the_prefix(memorised):
 
 
 def test_copies_differ_in_the_share_that_is_asked_for(memorised):
-    reader = passes.Reader(memorised, EOD, VOCABULARY)
+    reader = readers.Reader(memorised, EOD, VOCABULARY)
     config = AttackConfig(neighbours=50, replaced=0.25)
     copies = np.array(passes.altered(reader, MEMBERS[0], config, np.random.default_rng(1)))
     changed = copies != np.array(MEMBERS[0])
@@ -144,7 +145,7 @@ def test_copies_differ_in_the_share_that_is_asked_for(memorised):
 
 
 def test_the_gradient_norm_is_that_of_autograd(memorised):
-    reader = passes.Reader(memorised, EOD, VOCABULARY)
+    reader = readers.Reader(memorised, EOD, VOCABULARY)
     norms = reader.gradient_norms(OTHERS[0])
     ids = torch.tensor([[EOD, *OTHERS[0]]])
     logits = memorised(ids).logits[:, :-1, :VOCABULARY]
@@ -157,7 +158,7 @@ def test_the_gradient_norm_is_that_of_autograd(memorised):
 def test_values_do_not_depend_on_the_batch(memorised, monkeypatch):
     config = AttackConfig(names=("neighbourhood", "recall"), neighbours=3)
     together, _ = attacked(memorised, config)
-    monkeypatch.setitem(passes.TOKENS_A_BATCH, "cpu", 1)
+    monkeypatch.setitem(readers.TOKENS_A_BATCH, "cpu", 1)
     alone, _ = attacked(memorised, config)
     both = [rows["value"].fill_null(0).to_list() for rows in (together, alone)]
     assert both[0] == pytest.approx(both[1], rel=1e-4)

@@ -1,0 +1,144 @@
+"""``derived``: was a model trained from this run's data?"""
+
+import shutil
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from palimpsest.analysis.attacks import order
+from palimpsest.analysis.run import open_run
+from palimpsest.data.errors import UserError
+from palimpsest.pretrain import saved
+from tests.conftest import Workplace
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def place(finished, tmp_path_factory):
+    """A copy of a finished run: tests of models must not show in the reports of other tests."""
+    path = tmp_path_factory.mktemp("derived")
+    shutil.copytree(finished.parents[2], path, dirs_exist_ok=True)
+    return Workplace(path)
+
+
+@pytest.fixture(scope="module")
+def tested(place, finished):
+    """The directory of the run, and what the program said."""
+    run = f"runs/small/{finished.name}"
+    asked = ("derived.models=[perturbed,reference]", "derived.reference=reference", "derived.windows=60")
+    return place.path / run, place.ok("derived", run, *asked), asked
+
+
+def test_one_command_ends_in_its_section_of_the_report(tested):
+    directory, done, _ = tested
+    assert any(line.startswith("perturbed: rho = ") for line in done.lines)
+    assert done.lines[-1].startswith("report: ")
+    page = (directory / "report" / "report.html").read_text()
+    section = page.split('<section id="derived">')[1].split("</section>")[0]
+    assert ">perturbed</span>" in section
+    assert section.count("<svg") == 2
+    found = {facts["model"]: (facts, rows) for facts, rows in open_run(directory).derived}
+    assert found["perturbed"][0]["reference"] == "reference"
+    assert found["reference"][0]["reference"] is None  # it is not compared with itself
+    for facts, rows in found.values():
+        rho = stats.spearmanr(rows["position"], rows["residual"]).statistic
+        assert facts["rho"] == pytest.approx(rho)
+        assert facts["low"] < rho < facts["high"]
+        assert facts["n"] == rows.height <= 60
+    both = found["perturbed"][1].join(found["reference"][1], on="position", suffix="_other")
+    assert both.height == found["perturbed"][1].height
+    assert both["reference_loglik"].to_list() == both["loglik_other"].to_list()
+    assert both["residual"].to_list() == pytest.approx((both["loglik"] - both["loglik_other"]).to_list())
+
+
+def test_the_windows_are_the_runs_without_insertions_and_the_numbers_the_models(tested):
+    import torch
+
+    from palimpsest.data.tokenizer import load
+    from palimpsest.launch import recorded
+    from palimpsest.launch.inputs import open_order
+    from palimpsest.pretrain.huggingface import export
+
+    directory, _, _ = tested
+    run = open_run(directory)
+    rows = next(rows for facts, rows in run.derived if facts["model"] == "perturbed")
+    assert not set(rows["position"]) & set(run.exposures["position"])
+    place = directory / "perturbed" / "checkpoints"
+    experiment = recorded.load(directory, [])
+    words = load(experiment.corpus_directory / "tokenizer.json", "<|endoftext|>")
+    gpt = export.load(place, saved.finished(place)[-1], eod=words.eod).float()
+    windows = open_order(experiment)
+    for position, loglik in rows.select("position", "loglik").head(5).iter_rows():
+        ids = windows.window(position)
+        piece = max(np.split(ids, np.flatnonzero(ids == words.eod)), key=len)
+        own = words.encode(words.decode(piece[piece != words.eod].tolist())).tolist()
+        own = own[: gpt.config.max_position_embeddings]
+        with torch.inference_mode():
+            logits = gpt(torch.tensor([[words.eod, *own[:-1]]])).logits[0, :, : words.vocab_size]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(own)[:, None]).mean().item()
+        assert loglik == pytest.approx(expected, abs=2e-4)
+
+
+def test_what_was_tested_is_kept(tested, place):
+    directory, done, asked = tested
+    before = {path: path.stat().st_mtime_ns for path in (directory / "derived").glob("*/manifest.json")}
+    again = place.ok("derived", str(directory.relative_to(place.path)), *asked)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert [line for line in again.lines if "rho" in line] == [line for line in done.lines if "rho" in line]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["derived.models=[nowhere]"], "derived: there is no directory nowhere; give perturbed"),
+        (["derived.models=[]"], "derived.models=[] must be one model or more"),
+        (["derived.windows=3"], "derived.windows=3 must be at least 8"),
+        (["derived.reference=twin"], "derived.reference=twin has read the windows in this order"),
+    ],
+)
+def test_mistakes_are_one_line(tested, place, settings, told):
+    done = place.run("derived", str(tested[0].relative_to(place.path)), *settings)
+    assert done.status == 2
+    assert told in done.lines[-1]
+
+
+def test_a_model_that_remembers_the_last_windows_is_found_and_another_is_not():
+    rng = np.random.default_rng(4)
+    texts = [(10 * k, "text") for k in range(400)]
+    noise = rng.normal(-3, 0.3, 400)
+    recent = order.result(order.table_of(texts, noise + np.linspace(0, 0.3, 400), None))
+    assert recent["low"] > 0
+    assert max(recent["p"], recent["p_permutation"]) < 0.001
+    chances = [
+        order.result(order.table_of(texts, rng.normal(-3, 0.3, 400), None), permutations=99)["p_permutation"]
+        for _ in range(100)
+    ]
+    assert np.mean(np.array(chances) <= 0.05) < 0.13  # binomial: exceeded by one of 500
+    # With the reference the order shows, although texts differ ten times more in difficulty.
+    hard = rng.normal(-3, 1.0, 400)
+    own = hard + rng.normal(0, 0.1, 400) + np.linspace(0, 0.2, 400)
+    assert order.result(order.table_of(texts, own, hard))["p"] < 1e-4
+
+
+def test_windows_with_short_texts_are_left_out():
+    windows = {0: np.arange(1, 34), 1: np.tile([1, 2, 3, 0], 8), 2: np.array([5] * 20 + [0] + [6] * 12)}
+    found = order.texts_of(windows.__getitem__, np.arange(3), 3, 0, 0, lambda ids: " ".join(map(str, ids)))
+    assert found == [(0, " ".join(map(str, range(1, 34)))), (2, " ".join(["5"] * 20))]
+
+
+def test_the_reference_must_be_of_another_order():
+    with pytest.raises(UserError, match=r"derived\.reference=perturbed has read the windows in this"):
+        order.DerivedConfig(reference="perturbed")
+
+
+@pytest.mark.long
+def test_as_shipped_the_run_is_found_and_another_order_is_not(tmp_path):
+    place = Workplace(tmp_path)
+    place.ok("derived", "+experiment=derived_nano", timeout=2400)
+    (directory,) = (tmp_path / "runs" / "derived_nano").iterdir()
+    found = {facts["model"]: facts for facts, _ in open_run(directory).derived}
+    assert found["perturbed"]["low"] > 0
+    assert found["perturbed"]["p_permutation"] <= 0.001
+    assert found["reference"]["low"] < 0 < found["reference"]["high"]
