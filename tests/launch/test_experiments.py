@@ -17,7 +17,7 @@ from tests.conftest import Workplace
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 NANO = [name for name in EXPERIMENTS if name.endswith("_nano")]
-ALIKE = {"bios_capacity_nano", "fewshot_memories_nano", "hubble_8b_nano", "kk_puzzles_nano"}
+ALIKE = {"bios_capacity_nano", "derived_nano", "fewshot_memories_nano", "hubble_8b_nano", "kk_puzzles_nano"}
 """What runs in these runs in another one or in the tests of families, too: they are not for every time."""
 GIVEN = {"all_families": ["insertion.families.traps.path=reference"]}
 """What an experiment cannot know."""
