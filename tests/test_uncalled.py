@@ -8,9 +8,6 @@ from collections import Counter
 from tests.conftest import REPO
 
 NEXT = {
-    "bio_d_capacity": "capacity",
-    "decay": "acquisition and forgetting at the depth of a probe",
-    "forgetting_slope": "scaling over runs",
     "learning_rate_time": "forgetting with the learning rate as covariate",
     "reshuffle_test": "order tests of derived models",
     "routing_distance": "routes of mixtures of experts",

@@ -60,51 +60,6 @@ def bio_s_capacity(
     return Capacity(names + values, (names + values) / parameters, most, most / parameters)
 
 
-def bio_d_capacity(
-    people: float,
-    attributes: float,
-    chunks: float,
-    diversity: float,
-    length: float,
-    vocabulary: float,
-    parameters: float,
-    name_nll: float,
-    value_nll: float,
-    chunk_nll: float,
-    *,
-    log2_names: float = LOG2_NAMES,
-) -> Capacity:
-    """Capacity on bioD: ``R = [N log2(N0/e^p1) + N K log2(D^C/e^p2) + K D log2(T^L/(D e^p3))] / P``, each term at least
-    0.
-
-    Args:
-        people: N, number of people.
-        attributes: K.
-        chunks: C, in an attribute's value.
-        diversity: D, possible chunks an attribute.
-        length: L, tokens of a chunk.
-        vocabulary: T, tokens a chunk is drawn from.
-        parameters: P.
-        name_nll: p1, nats.
-        value_nll: p2, mean NLL (nats) of an attribute's value given the name.
-        chunk_nll: p3, mean NLL (nats) of a chunk given its index in the diversity set; at best 0.
-        log2_names: log2 N0.
-    """
-    of_values = chunks * math.log2(diversity)
-    of_chunks = length * math.log2(vocabulary) - math.log2(diversity)
-    bits = (
-        people * max(0.0, log2_names - _bits(name_nll))
-        + people * attributes * max(0.0, of_values - _bits(value_nll))
-        + attributes * diversity * max(0.0, of_chunks - _bits(chunk_nll))
-    )
-    most = (
-        people * (log2_names - math.log2(people))
-        + people * attributes * of_values
-        + attributes * diversity * of_chunks
-    )
-    return Capacity(bits, bits / parameters, most, most / parameters)
-
-
 def unintended_memorization(loglik: ArrayLike, loglik_reference: ArrayLike) -> NDArray[np.float64]:
     """Unintended memorization ``max(0, log2 p_theta(x) - log2 p_ref(x))``, bits per text (Morris et al. 2025).
 

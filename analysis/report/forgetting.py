@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from palimpsest.analysis.metrics import METRICS
+from palimpsest.analysis.metrics.factual import decay
 from palimpsest.analysis.report.answer import number, sizes
 from palimpsest.analysis.report.inputs import ReportInputs
 from palimpsest.analysis.report.results import Results
@@ -18,6 +19,7 @@ from palimpsest.analysis.statistics import (
     compare_families,
     difference_to_twin,
     fieller,
+    forgetting_slope,
     net_of_controls,
     per_item,
     time_to_forget,
@@ -149,6 +151,10 @@ CURVE_SCHEMA = pl.Schema(
         "parameters": pl.String(),
         "share": pl.Float64(),
         "identified": pl.Boolean(),
+        "slope": pl.Float64(),
+        "slope_low": pl.Float64(),
+        "slope_high": pl.Float64(),
+        "horizon": pl.Float64(),
         "median": pl.Float64(),
         "low": pl.Float64(),
         "high": pl.Float64(),
@@ -159,8 +165,10 @@ CURVE_SCHEMA = pl.Schema(
 """Columns of the table of forgetting curves, one row per arm. ``since_first`` and ``since_last``: steps from the mean
 last exposure of the arm's items to the first and the last of the ``checkpoints``; ``family``: family of curves with the
 lowest AICc; ``share``: share of bootstrap samples that select it; ``identified``: true with enough checkpoints over
-enough decades to distinguish the families; ``median``: steps until half of the items are forgotten, with 95 %
-limits."""
+enough decades to distinguish the families; ``slope``: change of the gain per decade of steps, with 95 % limits over
+clusters; ``horizon``: steps after which a line through the retained share on log steps reaches 0, null if it does not
+fall (the learnability threshold of Chang et al. 2024); ``median``: steps until half of the items are forgotten, with
+95 % limits."""
 
 
 def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.DataFrame:
@@ -217,6 +225,9 @@ def _curve(
     held = _by_step(after, "unit", pl.col("value") - pl.col("limit"))
     ranked = compare_families(since, values, others, replicates=replicates, seed=seed)
     best = ranked.curves[0]
+    both = np.concatenate([values, others])
+    slope = forgetting_slope(both, since, np.arange(len(both)) < len(values))
+    horizon = decay(since, values.mean(0) / values[:, 0].mean()).horizon
     row: dict[str, object] = {
         "n": len(held),
         "clusters": len(values),
@@ -227,6 +238,10 @@ def _curve(
         "parameters": ", ".join(f"{name} = {number(value, 3)}" for name, value in best.parameters.items()),
         "share": ranked.weights[best.family],
         "identified": ranked.identified,
+        "slope": float(slope.estimate),
+        "slope_low": float(slope.low),
+        "slope_high": float(slope.high),
+        "horizon": horizon if math.isfinite(horizon) else None,
     }
     try:
         time = time_to_forget(since, held, 0.0)
@@ -263,6 +278,9 @@ def curves_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
             f"{number(row['since_first'], 0)}–{number(row['since_last'], 0)}",
             f"{row['formula']}: {row['parameters']}",
             f"{100 * row['share']:.0f} %" + ("" if row["identified"] else " *"),
+            f"{number(row['slope'], 3, signed=True)} [{number(row['slope_low'], 3, signed=True)}, "
+            f"{number(row['slope_high'], 3, signed=True)}]",
+            "–" if row["horizon"] is None else f"{row['horizon']:.3g}",
             "–"
             if row["median"] is None
             else f"{number(row['median'], 0)} [{number(row['low'], 0)}, {number(row['high'], 0)}]",
@@ -270,12 +288,17 @@ def curves_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
         for row in rows.iter_rows(named=True)
     ]
     return Table(
-        ["arm", "n", "checkpoints", "steps since", "curve", "chosen", "median steps to forget"],
+        [
+            *("arm", "n", "checkpoints", "steps since", "curve", "chosen"),
+            *("per decade", "horizon", "median steps to forget"),
+        ],
         body,
         f"Forgetting curves: gain over dose 0 ({METRICS[inputs.primary].unit}) of the same items at all checkpoints "
         "after the arm's last exposure. Chosen: share of bootstrap samples (of items and controls) in which this of "
-        "six curves has the lowest AICc. An item is forgotten once its gain is not above the 95 % quantile of its "
-        "controls; 95 % limits of a Weibull fit to the intervals between checkpoints.",
+        "six curves has the lowest AICc. Per decade: change of the gain when the steps since are ten times as many. "
+        "Horizon: steps after which the share that is left would be 0, by a line on their logarithm. An item is "
+        "forgotten once its gain is not above the 95 % quantile of its controls; 95 % limits of a Weibull fit to the "
+        "intervals between checkpoints.",
         frozenset({0, 4}),
         note=""
         if rows["identified"].all()

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from palimpsest.analysis.metrics import METRICS, Parameters, compute
-from palimpsest.analysis.metrics import capacity as cap
 from palimpsest.analysis.metrics import contamination as con
 from palimpsest.analysis.metrics import extraction as ext
 from palimpsest.analysis.metrics import factual as fac
@@ -360,26 +359,6 @@ def test_the_distance_of_truth_ratios(seed: int) -> None:
     gap = max(abs(np.mean(x <= v) - np.mean(y <= v)) for v in [*x, *y])
     found = unl.forget_quality(x, y, replicates=20)
     assert found.distance == pytest.approx(gap)
-
-
-def test_bits_of_a_diverse_data_set_count_its_possibilities() -> None:
-    """bioD ([M]): log2 of how many data sets there are, up to Stirling's log2 e a name and a chunk."""
-    people, attributes, chunks, diversity, length, vocabulary = 1000, 3, 2, 40, 4, 50
-    names = (
-        math.lgamma(2**cap.LOG2_NAMES + 1)
-        - math.lgamma(2**cap.LOG2_NAMES - people + 1)
-        - math.lgamma(people + 1)
-    )
-    pool = vocabulary**length
-    sets = math.lgamma(pool + 1) - math.lgamma(pool - diversity + 1) - math.lgamma(diversity + 1)
-    exact = (names + attributes * sets) / math.log(2) + people * attributes * chunks * math.log2(diversity)
-    args = people, attributes, chunks, diversity, length, vocabulary, 1e6
-    found = cap.bio_d_capacity(*args, math.log(people), 0, 0)
-    slack = (people + attributes * diversity) * math.log2(math.e)
-    assert found.bits == found.max_bits == pytest.approx(exact, abs=slack)
-    assert found.max_bits < exact
-    nothing = cap.LOG2_NAMES * math.log(2), chunks * math.log(diversity), length * math.log(vocabulary)
-    assert cap.bio_d_capacity(*args, *nothing).bits == pytest.approx(0, abs=1e-6)
 
 
 # Fits are at least as good as a general optimiser's

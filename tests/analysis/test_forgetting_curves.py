@@ -6,7 +6,9 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pytest
 
 from palimpsest.analysis.metrics import compute
 from palimpsest.analysis.report import ReportInputs, analyse, build
@@ -66,6 +68,12 @@ def test_an_exponential_decay_is_found_with_its_scale_and_its_time_to_forget() -
         assert 100 < row["median"] < 260
         assert row["low"] < row["median"] < row["high"]
         assert row["never_learned"] == 0
+        # exp(-t/60) between t = 1 and t = 240, by least squares on log10 t at these checkpoints.
+        since = np.array([step - AFTER + 1.0 for step in STEPS[1:]])
+        left = np.exp(-since / SCALE)
+        slope, start = np.polyfit(np.log10(since), left / left[0], 1)
+        assert row["horizon"] == pytest.approx(10 ** (-start / slope), rel=0.2)
+        assert row["slope_low"] < row["slope"] < row["slope_high"] < 0
 
 
 def test_nothing_learned_is_nothing_to_forget() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from palimpsest.analysis.metrics.capacity import LOG2_ATTRIBUTES, LOG2_NAMES, bio_d_capacity, bio_s_capacity
+from palimpsest.analysis.metrics.capacity import LOG2_ATTRIBUTES, LOG2_NAMES, bio_s_capacity
 from palimpsest.analysis.metrics.contamination import choose
 from palimpsest.analysis.metrics.extraction import (
     extraction_probability,
@@ -94,9 +94,6 @@ def test_o7_knowledge_capacity() -> None:
         assert found.bits == pytest.approx(bits, abs=5.1e-4, rel=0)
         assert found.per_parameter == digits(ratio)
         assert found.max_per_parameter == digits(1.941183)
-    diverse = bio_d_capacity(1e4, 16, 2, 1e3, 4, 100, 1e6, math.log(1e4), 0, 0)
-    assert diverse.max_bits == pytest.approx(3_594_463.0615, abs=5.1e-5, rel=0)
-    assert diverse.bits == pytest.approx(diverse.max_bits)
 
 
 def test_o13_extraction_strength() -> None:
