@@ -9,7 +9,6 @@ from tests.conftest import REPO
 from tests.docs import pages
 
 NEXT = {
-    "learning_rate_time": "forgetting with the learning rate as covariate",
     "reshuffle_test": "order tests of derived models",
     "routing_distance": "routes of mixtures of experts",
 }

@@ -20,6 +20,7 @@ from palimpsest.analysis.statistics import (
     difference_to_twin,
     fieller,
     forgetting_slope,
+    learning_rate_time,
     net_of_controls,
     per_item,
     time_to_forget,
@@ -154,6 +155,9 @@ CURVE_SCHEMA = pl.Schema(
         "slope": pl.Float64(),
         "slope_low": pl.Float64(),
         "slope_high": pl.Float64(),
+        "rate_slope": pl.Float64(),
+        "rate_slope_low": pl.Float64(),
+        "rate_slope_high": pl.Float64(),
         "horizon": pl.Float64(),
         "median": pl.Float64(),
         "low": pl.Float64(),
@@ -166,9 +170,10 @@ CURVE_SCHEMA = pl.Schema(
 last exposure of the arm's items to the first and the last of the ``checkpoints``; ``family``: family of curves with the
 lowest AICc; ``share``: share of bootstrap samples that select it; ``identified``: true with enough checkpoints over
 enough decades to distinguish the families; ``slope``: change of the gain per decade of steps, with 95 % limits over
-clusters; ``horizon``: steps after which a line through the retained share on log steps reaches 0, null if it does not
-fall (the learnability threshold of Chang et al. 2024); ``median``: steps until half of the items are forgotten, with
-95 % limits."""
+clusters; ``rate_slope``: that per decade of the learning rate summed over the steps, on which phases with different
+rates compare, null without a log of it; ``horizon``: steps after which a line through the retained share on log steps
+reaches 0, null if it does not fall (the learnability threshold of Chang et al. 2024); ``median``: steps until half of
+the items are forgotten, with 95 % limits."""
 
 
 def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.DataFrame:
@@ -200,6 +205,7 @@ def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.
         .join(_last_exposures(inputs), on="unit")
         .join(inputs.items.select(unit="item_id", arm="arm"), on="unit")
     )
+    rates = _learning_rates(inputs)
     table = []
     for part in own.sort("arm", "unit").partition_by("arm", maintain_order=True):
         after = part.filter(pl.col("step") >= part["after"].max())
@@ -207,15 +213,33 @@ def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.
         if len(steps) < 4 or after["cluster"].n_unique() < 4:
             continue
         controls = gains.filter((pl.col("dose") == 0) & pl.col("step").is_in(steps.implode()))
-        since = steps.to_numpy() - (float(after["after"].to_numpy().mean()) - 1)
-        row = _curve(after, controls, since, replicates, inputs.seed)
+        last = float(after["after"].to_numpy().mean()) - 1
+        summed = None if rates is None else learning_rate_time(steps.to_numpy(), rates, math.floor(last))
+        row = _curve(after, controls, steps.to_numpy() - last, summed, replicates, inputs.seed)
         if row is not None:
             table.append({"arm": part["arm"][0], "checkpoints": len(steps)} | row)
     return pl.DataFrame(table, schema=CURVE_SCHEMA)
 
 
+def _learning_rates(inputs: ReportInputs) -> Floats | None:
+    """Learning rate of every step of the perturbed run, (steps,); None unless its log has all of them."""
+    if "learning_rate" not in inputs.training.columns:
+        return None
+    rows = inputs.training.filter((pl.col("run") == "perturbed") & (pl.col("step") > 0))
+    rows = rows.unique("step", keep="last").sort("step")
+    every = np.arange(1, rows.height + 1)
+    if not np.array_equal(rows["step"].to_numpy(), every) or rows["learning_rate"].null_count():
+        return None
+    return rows["learning_rate"].to_numpy().astype(np.float64)
+
+
 def _curve(
-    after: pl.DataFrame, controls: pl.DataFrame, since: Floats, replicates: int, seed: int
+    after: pl.DataFrame,
+    controls: pl.DataFrame,
+    since: Floats,
+    summed: Floats | None,
+    replicates: int,
+    seed: int,
 ) -> dict[str, object] | None:
     values = _by_step(after, "cluster", pl.col("gain"))
     others = _by_step(controls, "cluster", pl.col("gain"))
@@ -227,6 +251,9 @@ def _curve(
     best = ranked.curves[0]
     both = np.concatenate([values, others])
     slope = forgetting_slope(both, since, np.arange(len(both)) < len(values))
+    by_rate = None
+    if summed is not None and (summed > 0).all():
+        by_rate = forgetting_slope(both, summed, np.arange(len(both)) < len(values))
     horizon = decay(since, values.mean(0) / values[:, 0].mean()).horizon
     row: dict[str, object] = {
         "n": len(held),
@@ -241,6 +268,9 @@ def _curve(
         "slope": float(slope.estimate),
         "slope_low": float(slope.low),
         "slope_high": float(slope.high),
+        "rate_slope": None if by_rate is None else float(by_rate.estimate),
+        "rate_slope_low": None if by_rate is None else float(by_rate.low),
+        "rate_slope_high": None if by_rate is None else float(by_rate.high),
         "horizon": horizon if math.isfinite(horizon) else None,
     }
     try:
@@ -298,7 +328,7 @@ def curves_table(inputs: ReportInputs, rows: pl.DataFrame) -> Table:
         "six curves has the lowest AICc. Per decade: change of the gain when the steps since are ten times as many. "
         "Horizon: steps after which the share that is left would be 0, by a line on their logarithm. An item is "
         "forgotten once its gain is not above the 95 % quantile of its controls; 95 % limits of a Weibull fit to the "
-        "intervals between checkpoints.",
+        "intervals between checkpoints. forgetting_curves.csv has the change per decade of summed learning rate, too.",
         frozenset({0, 4}),
         note=""
         if rows["identified"].all()

@@ -107,3 +107,25 @@ def test_items_without_a_score_at_every_checkpoint_are_not_counted() -> None:
         "dose 16": 24,
         "dose 64": 23,
     }
+
+
+def test_on_the_summed_learning_rate_a_rate_that_falls_slows_time() -> None:
+    base = forgotten(1.2)
+    steps = np.arange(1, STEPS[-1] + 1)
+    constant, falling = (
+        dataclasses.replace(
+            base,
+            training=pl.DataFrame(
+                {"run": "perturbed", "step": steps, "loss": 1.0, "tokens": steps, "learning_rate": rate}
+            ),
+        )
+        for rate in (np.full(len(steps), 1e-3), 1e-3 * 0.97**steps)
+    )
+    found = rows(constant)
+    # A constant rate only changes the unit of time.
+    assert found["rate_slope"].to_list() == pytest.approx(found["slope"].to_list())
+    assert found["rate_slope_low"].to_list() == pytest.approx(found["slope_low"].to_list())
+    # The same loss in less time: steeper by decade.
+    slower = rows(falling)
+    assert (slower["rate_slope"] < 1.2 * slower["slope"]).all()
+    assert rows(base)["rate_slope"].null_count() == 4
