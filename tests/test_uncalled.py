@@ -10,7 +10,6 @@ from tests.docs import pages
 
 NEXT = {
     "reshuffle_test": "order tests of derived models",
-    "routing_distance": "routes of mixtures of experts",
 }
 """Without a program yet, each with what will call it; a name goes from here as soon as it is called, or deleted."""
 BY_LIBRARIES = {

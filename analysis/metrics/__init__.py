@@ -5,7 +5,7 @@ the named metrics, one value per probe or question and checkpoint. To add one, w
 or in a new file, and decorate it with :func:`metric`. Formulas whose inputs are not in the store of scores
 (generations, several seeds) are array functions in the same files:
 
-likelihood · extraction · similarity · membership · contamination · personal · recognition · factual ·
+likelihood · extraction · similarity · membership · contamination · personal · factual ·
 capacity · profiles (difference-in-differences, counterfactual) · order (palimpsest) · watermark · reasoning ·
 unlearning · questions (choices, foils, clozes and changed questions of all families).
 """
@@ -25,7 +25,6 @@ from palimpsest.analysis.metrics import (
     profiles,
     questions,
     reasoning,
-    recognition,
     similarity,
     unlearning,
     watermark,
@@ -67,7 +66,6 @@ __all__ = [
     "profiles",
     "questions",
     "reasoning",
-    "recognition",
     "similarity",
     "unlearning",
     "watermark",

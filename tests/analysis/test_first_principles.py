@@ -27,7 +27,6 @@ from palimpsest.analysis.metrics import membership as mem
 from palimpsest.analysis.metrics import order as order_
 from palimpsest.analysis.metrics import personal as per
 from palimpsest.analysis.metrics import profiles as pro
-from palimpsest.analysis.metrics import recognition as rec
 from palimpsest.analysis.metrics import similarity as sim
 from palimpsest.analysis.metrics import unlearning as unl
 from palimpsest.analysis.metrics import watermark as wat
@@ -223,9 +222,6 @@ def test_ranks_by_counting(seed: int) -> None:
         # The same as a two-sample t-test of one against six with the six's variance: a prediction interval.
         t = (own - others.mean()) / (others.std(ddof=1) * math.sqrt(1 + 1 / 6))
         assert found.p_t == pytest.approx(stats.t.sf(t, 5))
-    paths = np.array([[rng.permutation(5)[:2] for _ in range(3)] for _ in range(2)])
-    distance = [1 - len(set(p) & set(q)) / len(set(p) | set(q)) for p, q in zip(*paths, strict=True)]
-    assert rec.routing_distance(paths[:1], paths[1:])[0] == pytest.approx(np.mean(distance))
 
 
 @settings(max_examples=25, deadline=None)

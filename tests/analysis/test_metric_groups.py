@@ -47,9 +47,6 @@ from palimpsest.analysis.metrics.order import (
 from palimpsest.analysis.metrics.personal import bits_leaked, prefix_match, word_recall
 from palimpsest.analysis.metrics.profiles import counterfactual_memorization
 from palimpsest.analysis.metrics.reasoning import limem
-from palimpsest.analysis.metrics.recognition import (
-    routing_distance,
-)
 from palimpsest.analysis.metrics.similarity import edit_similarity, rouge_l
 from palimpsest.analysis.metrics.unlearning import (
     forget_quality,
@@ -223,15 +220,7 @@ def test_personal_data_in_bits_and_ranks() -> None:
     assert not prefix_match("New York", "in New York")
 
 
-# Recognition, acquisition, profiles, order
-
-
-def test_routes_differ_by_the_experts_that_they_share() -> None:
-    rng = np.random.default_rng(7)
-    paths = rng.integers(0, 4, (5, 3, 1))
-    assert routing_distance(paths, paths).tolist() == [0] * 5
-    assert routing_distance(paths, paths + 10).tolist() == [1] * 5
-    assert routing_distance([[[0, 1]]], [[[1, 2]]])[0] == pytest.approx(2 / 3)
+# Acquisition, profiles, order
 
 
 def test_effectivity_is_biased_by_its_maximum() -> None:
