@@ -13,7 +13,7 @@ from palimpsest.analysis.attacks import order as attack_order
 from palimpsest.analysis.attacks import values as attack_values
 from palimpsest.analysis.generation import continuations
 from palimpsest.analysis.metrics import scored
-from palimpsest.analysis.report import contrasts, forgetting, inputs, posttrained, questions, results
+from palimpsest.analysis.report import contrasts, forgetting, inputs, latent, posttrained, questions, results
 from palimpsest.analysis.scoring import scores, token_statistics
 from palimpsest.analysis.statistics import rows
 from palimpsest.data import artifact, prepare, shards
@@ -139,6 +139,7 @@ ARTEFACTS = (
             "contrasts.csv": (contrasts, "SCHEMA"),
             "forgetting.csv": (forgetting, "RETAINED_SCHEMA"),
             "forgetting_curves.csv": (forgetting, "CURVE_SCHEMA"),
+            "latent.csv": (latent, "SCHEMA"),
         },
     ),
     Artefact(

@@ -56,10 +56,10 @@ def retained(results: Results, inputs: ReportInputs) -> pl.DataFrame:
     """:func:`retention` of the primary metric, for the differences from the twin or, without a twin, the run's
     values.
     """
-    return retention(_values(results, inputs), _last_exposures(inputs))
+    return retention(values(results, inputs), last_exposures(inputs))
 
 
-def _values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
+def values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
     """Values of the primary metric by item and step: differences from the twin or, without a twin, those of the
     perturbed run.
     """
@@ -68,7 +68,7 @@ def _values(results: Results, inputs: ReportInputs) -> pl.DataFrame:
     return per_item(difference_to_twin(rows) if paired else rows.filter(pl.col("run") == "perturbed"))
 
 
-def _last_exposures(inputs: ReportInputs) -> pl.DataFrame:
+def last_exposures(inputs: ReportInputs) -> pl.DataFrame:
     """``unit`` and ``after``, the smallest number of finished steps that includes the item's last exposure."""
     return inputs.exposures.group_by(unit="item_id").agg(after=pl.col("step").max() + 1)
 
@@ -194,7 +194,7 @@ def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.
         5 %).
     """
     here = ["family", "step"]
-    items = _values(results, inputs)
+    items = values(results, inputs)
     never = items.filter(pl.col("dose") == 0)
     level = never.group_by(here).agg(
         mean=pl.col("value").mean(), limit=pl.col("value").quantile(0.95, "linear")
@@ -202,7 +202,7 @@ def curves(results: Results, inputs: ReportInputs, replicates: int = 500) -> pl.
     gains = items.join(level, on=here).with_columns(gain=pl.col("value") - pl.col("mean"))
     own = (
         gains.filter(pl.col("dose") > 0)
-        .join(_last_exposures(inputs), on="unit")
+        .join(last_exposures(inputs), on="unit")
         .join(inputs.items.select(unit="item_id", arm="arm"), on="unit")
     )
     rates = _learning_rates(inputs)
@@ -241,23 +241,23 @@ def _curve(
     replicates: int,
     seed: int,
 ) -> dict[str, object] | None:
-    values = _by_step(after, "cluster", pl.col("gain"))
+    own = _by_step(after, "cluster", pl.col("gain"))
     others = _by_step(controls, "cluster", pl.col("gain"))
-    error = math.sqrt(sum(side[:, 0].var(ddof=1) / len(side) for side in (values, others)))
-    if not values[:, 0].mean() > LEARNED * error:
+    error = math.sqrt(sum(side[:, 0].var(ddof=1) / len(side) for side in (own, others)))
+    if not own[:, 0].mean() > LEARNED * error:
         return None
     held = _by_step(after, "unit", pl.col("value") - pl.col("limit"))
-    ranked = compare_families(since, values, others, replicates=replicates, seed=seed)
+    ranked = compare_families(since, own, others, replicates=replicates, seed=seed)
     best = ranked.curves[0]
-    both = np.concatenate([values, others])
-    slope = forgetting_slope(both, since, np.arange(len(both)) < len(values))
+    both = np.concatenate([own, others])
+    slope = forgetting_slope(both, since, np.arange(len(both)) < len(own))
     by_rate = None
     if summed is not None and (summed > 0).all():
-        by_rate = forgetting_slope(both, summed, np.arange(len(both)) < len(values))
-    horizon = decay(since, values.mean(0) / values[:, 0].mean()).horizon
+        by_rate = forgetting_slope(both, summed, np.arange(len(both)) < len(own))
+    horizon = decay(since, own.mean(0) / own[:, 0].mean()).horizon
     row: dict[str, object] = {
         "n": len(held),
-        "clusters": len(values),
+        "clusters": len(own),
         "since_first": since[0],
         "since_last": since[-1],
         "family": best.family,

@@ -17,6 +17,7 @@ from palimpsest.analysis.report import (
     design,
     forgetting,
     generated_tables,
+    latent,
     released,
     sections,
 )
@@ -55,6 +56,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
     against = contrasts.arm_contrasts(results.rows.filter(pl.col("step") == results.step), inputs)
     retained = forgetting.retained(results, inputs)
     courses = forgetting.curves(results, inputs)
+    returned = latent.latent(results, inputs)
     always = {"estimates": results.estimates, "ec50": results.ec50, "forgetting": retained}
     where_any = {
         "arms": results.arms,
@@ -62,6 +64,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
         "strata": results.strata,
         "questions": results.questions,
         "forgetting_curves": courses,
+        "latent": returned,
         "generated": _generated_rows(results),
     }
     for name, rows in (always | {name: rows for name, rows in where_any.items() if rows.height}).items():
@@ -78,6 +81,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
         | {
             "contrasts": contrasts.contrasts_table(inputs, against),
             "curves": forgetting.curves_table(inputs, courses),
+            "latent": latent.latent_table(returned),
         },
         **_generated(inputs, results),
         derived=derived.derived_table(inputs),
