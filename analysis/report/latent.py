@@ -28,22 +28,31 @@ SCHEMA = pl.Schema(
     }
 )
 """Columns of :func:`latent`, one row per dose: ``n`` items; how many of them were ``forgotten`` at one of the
-``checkpoints`` after all exposures, having been remembered at an earlier one, and ``came_back`` at a later one;
-``estimate``: share of the forgotten ones that came back, with 95 % limits over clusters; ``p``: one-sided, that it is
-not above that of never-inserted items, null for these."""
+``checkpoints`` after all exposures, though not at the last one, having been remembered at an earlier one, and
+``came_back`` at a later one; ``estimate``: mean over these of the share of later checkpoints at which the item is
+remembered, with 95 % limits over clusters; ``p``: one-sided, that it is not above that of never-inserted items, null
+for these."""
 
 
-def came_back(remembered_NT: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Of items' states at ascending checkpoints, (N, T): were they forgotten after they had been remembered, (N,), and
-    remembered again after that, (N,)?
+def shares_back(remembered_NT: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Share of the checkpoints after an item was forgotten at which it is remembered, (N,); NaN for an item that was
+    not remembered and then forgotten, or at the last checkpoint only.
+
+    Args:
+        remembered_NT: of N items at T ascending checkpoints.
     """
     known = np.logical_or.accumulate(remembered_NT, axis=1)
     lost = np.logical_or.accumulate(known & ~remembered_NT, axis=1)
-    return np.asarray(lost.any(1)), np.asarray((lost & remembered_NT).any(1))
+    later = np.zeros_like(lost)
+    later[:, 1:] = lost[:, :-1]
+    count = later.sum(1)
+    back = (later & remembered_NT).sum(1)
+    shares: NDArray[np.float64] = np.divide(back, count, out=np.full(len(count), np.nan), where=count > 0)
+    return shares
 
 
 def latent(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """Share of the forgotten items that come back, by dose, and of never-inserted items by the same rule.
+    """How much of what was forgotten comes back, by dose, and of never-inserted items by the same rule.
 
     An item is remembered at a checkpoint if its value is above the 95 % quantile of its family's never-inserted items
     there. Only checkpoints after the last exposure of all items count, so that nothing is exposed in between.
@@ -61,27 +70,27 @@ def latent(results: Results, inputs: ReportInputs) -> pl.DataFrame:
     limits = never.group_by("family", "step").agg(limit=pl.col("value").quantile(0.95, "linear"))
     states = after.join(limits, on=["family", "step"]).with_columns(held=pl.col("value") > pl.col("limit"))
     wide = states.pivot("step", index="unit", values="held").drop_nulls().sort("unit")
-    lost, back = came_back(wide.select(map(str, steps)).to_numpy().astype(bool))
+    shares = shares_back(wide.select(map(str, steps)).to_numpy().astype(bool))
     about = after.filter(pl.col("step") == steps[-1]).drop("value").rename({"unit": "item_id"})
     rows = (
         wide.select(item_id="unit")
-        .with_columns(lost=pl.Series(lost, dtype=pl.Boolean), value=pl.Series(back, dtype=pl.Float64))
+        .with_columns(value=pl.Series(shares, dtype=pl.Float64).fill_nan(None))
         .join(about, on="item_id")
         .with_columns(probe_id="item_id")
     )
-    forgotten = rows.filter("lost")
+    forgotten = rows.drop_nulls("value")
     if forgotten.filter(pl.col("dose") > 0).is_empty():
         return pl.DataFrame(schema=SCHEMA)
-    shares = mean_by_dose(forgotten, bounds=SHARE).filter(pl.col("family") == "all")
+    means = mean_by_dose(forgotten, bounds=SHARE).filter(pl.col("family") == "all")
     tested = pl.DataFrame(schema={"dose": pl.Int64(), "p": pl.Float64()})
     if (forgotten["dose"] == 0).any():
         gains = gain_over_control(forgotten, bounds=SHARE, permutations=inputs.permutations, seed=inputs.seed)
         tested = gains.filter(pl.col("family") == "all").select(pl.col("dose").cast(pl.Int64), "p")
     counts = rows.group_by("dose").agg(
-        n=pl.len(), forgotten=pl.col("lost").sum(), came_back=pl.col("value").sum()
+        n=pl.len(), forgotten=pl.col("value").count(), came_back=(pl.col("value") > 0).sum()
     )
     return (
-        counts.join(shares.select("dose", "estimate", "low", "high"), on="dose", how="left")
+        counts.join(means.select("dose", "estimate", "low", "high"), on="dose", how="left")
         .with_columns(pl.col("dose").cast(pl.Int64), checkpoints=pl.lit(len(steps)))
         .join(tested, on="dose", how="left")
         .sort("dose")
@@ -105,11 +114,12 @@ def latent_table(rows: pl.DataFrame) -> Table | None:
         for row in rows.iter_rows(named=True)
     ]
     return Table(
-        ["dose", "n", "forgotten", "came back", "share", "p"],
+        ["dose", "n", "forgotten", "came back", "share of checkpoints", "p"],
         body,
         f"Latent memories (Duan et al., 2024): items that were remembered at one of the {rows['checkpoints'][0]} "
-        "checkpoints after all exposures, forgotten at a later one and remembered again after that, without an exposure "
-        "in between. Remembered: above the 95 % quantile of never-inserted items, so that some of these come back by "
-        "chance; share of the forgotten ones, with 95 % limits, and p by permutation that it is no larger than theirs.",
+        "checkpoints after all exposures, forgotten at a later one, and remembered again after that, without an "
+        "exposure in between. Remembered: above the 95 % quantile of never-inserted items, of which some come back by "
+        "chance. Share: of the checkpoints after it was forgotten, those at which an item is remembered, with 95 % "
+        "limits; p by permutation that it is no larger than that of never-inserted items.",
         deciding=frozenset({4}),
     )

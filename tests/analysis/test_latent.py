@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from palimpsest.analysis.report import ReportInputs, analyse, build
-from palimpsest.analysis.report.latent import came_back, latent
+from palimpsest.analysis.report.latent import latent, shares_back
 from tests.analysis.synthetic import experiment
 
 STEPS = (0, 10, 20, 30, 40, 50)
@@ -36,9 +36,9 @@ def test_states() -> None:
     held = np.array(
         [[1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 1], [1, 1, 1, 1]], dtype=bool
     )
-    lost, back = came_back(held)
-    assert lost.tolist() == [True, True, True, True, False, False]
-    assert back.tolist() == [True, False, False, True, False, False]
+    assert shares_back(held) == pytest.approx([1, 0, np.nan, 1, np.nan, np.nan], nan_ok=True)
+    longer = np.array([[1, 0, 1, 0, 1, 0]], dtype=bool)
+    assert shares_back(longer) == pytest.approx([2 / 4])
 
 
 def test_what_comes_back_is_told_from_what_stays_away(tmp_path: Path) -> None:
