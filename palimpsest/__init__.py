@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from palimpsest.analysis import figures, metrics, statistics, tables
-    from palimpsest.analysis.run import Run, open_run
+    from palimpsest.analysis.run import Run, open_run, open_sweep
     from palimpsest.data.errors import UserError
 
-__all__ = ["Run", "UserError", "figures", "metrics", "open_run", "statistics", "tables"]
+__all__ = ["Run", "UserError", "figures", "metrics", "open_run", "open_sweep", "statistics", "tables"]
 
-_FROM = {"Run": "analysis.run", "open_run": "analysis.run", "UserError": "data.errors"}
+_FROM = {
+    "Run": "analysis.run",
+    "open_run": "analysis.run",
+    "open_sweep": "analysis.run",
+    "UserError": "data.errors",
+}
 
 
 def __getattr__(name: str) -> object:

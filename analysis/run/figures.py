@@ -26,6 +26,14 @@ PRIMARY = "loglik_per_byte"
 """Metric that is drawn by default, which is the report's primary metric."""
 
 
+_OF_A_SWEEP = (
+    "compares several runs: palimpsest.open_sweep(DIRECTORY).figures.{}() draws those of palimpsest sweep"
+)
+SEVERAL: Mapping[str, str] = {
+    **{name: _OF_A_SWEEP.format(name) for name in ("interference", "shapes", "profile_correlation")},
+    "hubble": "compares with published tables; pass the rows of palimpsest.figures.hubble_tables(FILE)",
+}
+"""Figures of more than one run -> what makes their rows."""
 FROM_RUN: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "estimates": lambda run: run.estimates(),
     "training": lambda run: run.training,
@@ -113,6 +121,8 @@ def _frame(name: str, draw: Callable[..., Figure], run: RunFiles, metric: str | 
         return FROM_RUN[name](run)
     if draw.__name__ in ROWS:
         return ROWS[draw.__name__](run)
+    if draw.__name__ in SEVERAL:
+        raise UserError(f"figure {draw.__name__} {SEVERAL[draw.__name__]}")
     columns = figures.FIGURES[draw.__name__].columns
     wanted = ", ".join(f"{column} ({meaning})" for column, meaning in columns.items())
     raise UserError(

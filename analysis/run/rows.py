@@ -220,6 +220,57 @@ def choices(run: RunFiles) -> pl.DataFrame:
     )
 
 
+def memorised_families(run: RunFiles) -> pl.DataFrame:
+    """Families of the texts that the perturbed run reproduces verbatim, as shares of all of them, by checkpoint:
+    ``against``, ``x``, ``category``, ``estimate``, ``n``; without rows if nothing is reproduced.
+    """
+    rows = run.metrics("extracted").filter(
+        (pl.col("run") == "perturbed") & (pl.col("value") == 1) & pl.col("item_id").is_not_null()
+    )
+    counts = rows.group_by("step", "family").len()
+    return (
+        counts.with_columns(n=pl.col("len").sum().over("step"))
+        .select(
+            "n",
+            against=pl.lit("step"),
+            x=pl.col("step").cast(pl.Float64),
+            category="family",
+            estimate=pl.col("len") / pl.col("n"),
+        )
+        .sort("x", "category")
+    )
+
+
+def unlearned(run: RunFiles) -> pl.DataFrame:
+    """Post-trained runs at their last checkpoints: ``method``, ``forget``, the decrease of the forget set's distance
+    from the leave-out twin, and ``utility``, the change on held-out text (nats/byte), with limits; ``retain`` is that
+    twin.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from palimpsest.analysis.report.unlearned import BEFORE, FORGET, HELD_OUT
+
+    places = sorted((run.directory / "posttrained").glob("*/report/estimates.csv"))
+    if not places:
+        raise UserError(f"{run.name} has no post-trained model; palimpsest posttrain makes one")
+    rows = []
+    for place in places:
+        table = pl.read_csv(place, infer_schema_length=None).filter(pl.col("dose").is_null())
+        last = table.filter(pl.col("step") == pl.col("step").max().over("run"))
+        of = {(row["run"], row["group"], row["statistic"]): row for row in last.iter_rows(named=True)}
+        names = [name for name, group, statistic in of if (group, statistic) == (FORGET, "nearer")]
+        for name in sorted(set(names) - {BEFORE}):
+            forget, held_out = of[name, FORGET, "nearer"], of[name, HELD_OUT, "change"]
+            sides = {"forget": forget, "utility": held_out}
+            values = {side: row["estimate"] for side, row in sides.items()}
+            limits = {f"{side}_{end}": row[end] for side, row in sides.items() for end in ("low", "high")}
+            rows.append({"method": name, "n": forget["n"], **values, **limits})
+        before = of[BEFORE, FORGET, "distance"]
+        rows.append({"method": "retain", "n": before["n"], "forget": before["estimate"], "utility": 0.0})
+    return pl.DataFrame(rows, infer_schema_length=None).unique("method", keep="first", maintain_order=True)
+
+
 ROWS: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "roc": attacks,
     "auc_against": areas,
@@ -244,5 +295,7 @@ ROWS: Mapping[str, Callable[[RunFiles], pl.DataFrame]] = {
     "format_transfer": question_rows.format_transfer,
     "limem": question_rows.limem,
     "capacity": question_rows.capacity,
+    "taxonomy": memorised_families,
+    "unlearning": unlearned,
 }
 """Name of a figure -> function that computes its rows from a run."""

@@ -247,10 +247,10 @@ def test_rows_made_for_a_figure(run):
     assert drawn("token_strip").group_by("run").agg(pl.col("token").str.join(""))["token"].n_unique() == 1
     with pytest.raises(UserError, match="has no multiple-choice probes"):
         drawn("personal")
-    with pytest.raises(
-        UserError, match=r"figure interference needs rows that one run does not have; pass them as"
-    ):
+    with pytest.raises(UserError, match=r"figure interference compares several runs: palimpsest\.open_sweep"):
         drawn("interference")
+    with pytest.raises(UserError, match=r"has no post-trained model; palimpsest posttrain makes one"):
+        drawn("unlearning")
 
 
 def test_one_item_token_by_token(run):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import shutil
 from types import SimpleNamespace
 
 import polars as pl
@@ -9,6 +12,9 @@ import pytest
 
 import palimpsest
 from palimpsest.analysis import figures
+from palimpsest.analysis.run import sweep
+from palimpsest.analysis.run.figures import FROM_RUN, SEVERAL, Figures
+from palimpsest.analysis.run.rows import ROWS, memorised_families
 from palimpsest.data.errors import UserError
 from tests.written import GAIN, Written
 
@@ -129,3 +135,88 @@ def test_a_run_without_factors_says_which_setting_a_figure_needs(prepared, tmp_p
         with pytest.raises(UserError, match=said):
             getattr(plain.figures, name)()
     assert figures.FIGURES.keys() >= {"phases", "wordings", "acquisition"}
+
+
+def test_every_figure_is_drawn_from_a_run_or_says_what_makes_its_rows():
+    for name in dir(Figures(None)):
+        first = next(iter(inspect.signature(getattr(figures, name)).parameters))
+        assert first in FROM_RUN or name in ROWS or name in SEVERAL, name
+    assert set(sweep.ROWS) < set(SEVERAL)
+
+
+@pytest.fixture(scope="module")
+def compared(run, tmp_path_factory):
+    """A sweep of the run above and of the same one with the twin's scores in place of its own: nothing is gained."""
+    place = tmp_path_factory.mktemp("sweep") / "runs"
+    lines = []
+    for name in ("gained", "nothing"):
+        directory = place / "small" / f"{name}-0123abcd"
+        shutil.copytree(run.directory, directory, symlinks=True)
+        lines.append({"directory": f"runs/small/{name}-0123abcd", "factors": {"model": name}})
+    shutil.rmtree(directory / "scores" / "perturbed")
+    shutil.copytree(directory / "scores" / "twin", directory / "scores" / "perturbed")
+    (place / "sweeps" / "small-0123abcd").mkdir(parents=True)
+    (place / "sweeps" / "small-0123abcd" / "runs.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    return palimpsest.open_sweep(place / "sweeps" / "small-0123abcd")
+
+
+def test_a_sweeps_figures_compare_its_runs(compared, run):
+    assert list(compared.runs) == ["model=gained", "model=nothing"]
+    shapes = compared.figures.shapes().rows
+    for dose in (1, 4):
+        gained, nothing = (
+            shapes.filter((pl.col("shape") == title) & (pl.col("dose") == dose))["estimate"][0]
+            for title in compared.runs
+        )
+        assert per_byte(run, dose)[0] < gained < per_byte(run, dose)[1]
+        assert nothing == pytest.approx(0, abs=1e-6)
+    by_family = compared.figures.interference().rows
+    assert set(by_family["family"]) == {"fictional_facts"}
+    assert sorted(by_family["estimate"]) == pytest.approx(sorted(shapes["estimate"]))
+    pairs = compared.figures.profile_correlation().rows
+    own = pairs.filter((pl.col("first") == "model=gained") & (pl.col("second") == "model=gained"))
+    assert own["estimate"][0] == pytest.approx(1)
+    assert dir(compared.figures) == ["interference", "profile_correlation", "shapes"]
+    with pytest.raises(AttributeError, match="there is no figure of a sweep 'shape'; did you mean 'shapes'"):
+        compared.figures.shape()
+
+
+def test_what_is_no_sweep_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"is no sweep: it has no runs\.jsonl"):
+        palimpsest.open_sweep(run.directory)
+    (tmp_path / "runs.jsonl").write_text(json.dumps({"directory": "nowhere/x-0", "factors": {}}) + "\n")
+    with pytest.raises(UserError, match=r"no run of .* is scored; palimpsest sweep makes them"):
+        palimpsest.open_sweep(tmp_path)
+
+
+def test_families_of_what_is_reproduced(run):
+    """All that is reproduced at a step is of one family here; the shares at a step add up to 1."""
+    found = memorised_families(run)
+    reproduced = run.metrics("extracted").filter((pl.col("run") == "perturbed") & (pl.col("value") == 1))
+    counts = dict(reproduced.drop_nulls("item_id").group_by("step").len().iter_rows())
+    assert {int(x): n for x, n in found.select("x", "n").iter_rows()} == counts
+    assert found["estimate"].to_list() == pytest.approx([1.0] * found.height)
+
+
+def test_post_trained_runs_beside_the_twin(run, tmp_path):
+    copy = tmp_path / "run-0123abcd"
+    shutil.copytree(run.directory, copy, symlinks=True)
+    report = copy / "posttrained" / "forget-1" / "report"
+    report.mkdir(parents=True)
+    rows = [
+        ("perturbed", 20, "forget set", "distance", 0.5, 0.4, 0.6),
+        ("npo-1", 0, "forget set", "nearer", 0.0, 0.0, 0.0),
+        ("npo-1", 5, "forget set", "nearer", 0.3, 0.2, 0.4),
+        ("npo-1", 5, "held-out text", "change", -0.1, -0.2, 0.0),
+    ]
+    table = pl.DataFrame(
+        rows, schema=["run", "step", "group", "statistic", "estimate", "low", "high"], orient="row"
+    )
+    table.with_columns(dose=pl.lit(None, pl.Int64), n=pl.lit(8)).write_csv(report / "estimates.csv")
+    drawn = palimpsest.open_run(copy).figures.unlearning().rows
+    assert drawn.select("method", "forget", "utility", "forget_low", "utility_high").rows() == [
+        ("npo-1", 0.3, -0.1, 0.2, 0.0),
+        ("retain", 0.5, 0.0, None, None),
+    ]
