@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import palimpsest
 from palimpsest.analysis.report.counterfactual import COINS, Coins, epsilons, memorization, overall, read
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
@@ -138,3 +139,6 @@ def test_a_sweep_over_coins_reports_what_its_runs_say(tmp_path):
     assert row["runs_without"] == len(scores[False])
     assert row["estimate"] == pytest.approx(np.mean(scores[True]) - np.mean(scores[False]), abs=1e-9)
     assert table["estimate"].mean() > 0
+    drawn = palimpsest.open_sweep(page.parent.parent).figures.shapes().rows
+    assert drawn["shape"].n_unique() == len(lines)
+    assert set(drawn["dose"]) == {8}
