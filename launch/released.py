@@ -1,12 +1,14 @@
 """Score and report models that others have trained: ``python launch/released.py +experiment=released``.
 
 ``models.perturbed=NAME items=FILE`` scores a causal model of ``transformers`` on items whose doses its authors have
-published; ``models.standard=NAME`` is its twin. ``shard=k/n`` does one share of the scoring, for a job array.
+published; ``models.standard=NAME`` is its twin. ``generated=true`` also lets it continue items and prompts.
+``shard=k/n`` does one share of the work, for a job array.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from palimpsest.analysis import Run
+from palimpsest.analysis.generation import continuations
 from palimpsest.analysis.metrics import Parameters
 from palimpsest.analysis.report import build as build_report
 from palimpsest.analysis.report.inputs import KIND, VERSION
@@ -91,6 +94,7 @@ def plan(config: ReleasedConfig, name: str, words: Released) -> plans.Plan:
 
 def score(config: ReleasedConfig, name: str) -> plans.Plan:
     """Score a model, or a pair, at every revision; existing scores are reused."""
+    from palimpsest.analysis.generation import store as generation
     from palimpsest.analysis.scoring import store
 
     opened = _located(config, config.pairs[name])
@@ -122,7 +126,27 @@ def score(config: ReleasedConfig, name: str) -> plans.Plan:
         )
         parts = len(store.parts(items_plan.probes))
         say(summary(which, len(items_plan.probes), len(checkpoints), done, parts, config.shard))
+        if config.generated:
+            written = generation.generate_all(
+                config.directory(name) / continuations.KIND / which,
+                items_plan.probes,
+                [replace(one, load=partial(_inner, one.load)) for one in checkpoints],
+                config.generate,
+                begun=reading.bos,
+                items_digest=items_plan.digest,
+                beginning=beginning.id,
+                ends=first.ends,
+                vocab_size=first.vocabulary,
+                decode_text=first.words.decode,
+                share=share,
+            )
+            say(f"{which}: {written} parts of continuations written now")
     return items_plan
+
+
+def _inner(load: Callable[[], Any]) -> Any:
+    """The model of ``transformers`` inside the one that is scored."""
+    return load().model
 
 
 def _load(one: Released, device: torch.device, options: Mapping[str, Any]) -> Model:

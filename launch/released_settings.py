@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
+from palimpsest.analysis.generation.continuations import GenerateConfig
 from palimpsest.analysis.scoring.hub import steps
 from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError, nearest
@@ -70,7 +71,10 @@ class ReleasedConfig:
     """Precision of the weights; None: float32 on CPUs, else that of the files."""
     device_map: str | None = None
     """Distribution of the layers over several devices, as in ``transformers``, such as ``auto``."""
+    generated: bool = False
+    """Continue items and prompts, too."""
     score: ScoreConfig
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     report: ReportConfig
 
     def __post_init__(self) -> None:

@@ -78,6 +78,8 @@ class Released:
     words: tokenizer.Tokenizer
     beginning: Beginning
     """The token that texts begin with."""
+    ends: tuple[int, ...]
+    """Ids of the tokens that end a text."""
     vocabulary: int
     """Rows of the output matrix."""
 
@@ -140,5 +142,13 @@ def locate(model: str, revision: str) -> Released:
         commit=commit,
         words=words,
         beginning=beginning,
+        ends=_ends(config, beginning.id),
         vocabulary=int(config.get_text_config().vocab_size),
     )
+
+
+def _ends(config: Any, beginning: int) -> tuple[int, ...]:
+    """Ids of a configuration's end-of-text tokens, or the one that texts begin with."""
+    given = getattr(config.get_text_config(), "eos_token_id", None)
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    return tuple(sorted({int(one) for one in ids} or {beginning}))

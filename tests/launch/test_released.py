@@ -81,11 +81,31 @@ def test_hubble_ends_in_a_report_of_the_pair(place, environment):
     assert gains["dose"].to_list() == [1, 4, 16]
     assert gains["estimate"].is_sorted()
     assert gains["low"][-1] > 0
+    assert not (where / "generated").exists()
     page = (where / "report" / "report.html").read_text()
     for said in ("What cannot be known", "no ledger", "as declared", "revision main", PERTURBED):
         assert said in page
     for wrong in ("Items were assigned to doses at random", "each exactly once", "insertion.phase"):
         assert wrong not in page
+
+
+def test_released_models_continue_what_they_have_read(place, environment):
+    """The perturbed model writes more of what it read sixteen times than its twin, which never read it."""
+    arguments = (*HUBBLE, "generated=true", "generate.max_tokens=8", "name=written")
+    done = place.ok("released", *arguments, env=environment)
+    assert "perturbed: 1 parts of continuations written now" in done.out
+    where = directory(place, "hubble_released/written-1b_100b-*")
+    told = pl.read_csv(where / "report" / "generated.csv", infer_schema_length=None)
+    means = told.filter(
+        (pl.col("statistic") == "mean")
+        & (pl.col("metric") == "generated_edit_similarity")
+        & (pl.col("question") == "after 4 tokens")
+        & (pl.col("family") == "all")
+        & (pl.col("dose") == 16)
+    )
+    value = dict(means.select("run", "estimate").iter_rows())
+    assert value["perturbed"] > value["twin"] + 0.1
+    assert "0 parts of continuations written now" in place.ok("released", *arguments, env=environment).out
 
 
 def test_its_run_opens_like_one_of_ours(place, environment):
