@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy import stats
 
 from palimpsest.analysis.metrics import compute
 from palimpsest.analysis.metrics.unlearning import forget_quality
@@ -108,9 +109,9 @@ def estimates(rows: pl.DataFrame, scores: pl.DataFrame, relearning: Sequence[str
         _means(extraction.with_columns(value=shift.abs()), FORGET, "extraction_distance"),
         _means(divergences(of_texts.filter(pl.col("group") == FORGET), scores), FORGET, "divergence"),
         _areas(of_texts),
-        _leaks(of_texts),
+        leaks(of_texts),
         _truth(forget.filter(pl.col("metric") == TRUTH)),
-        _half_back(of_texts.filter(pl.col("group") == FORGET), relearning),
+        half_back(of_texts.filter(pl.col("group") == FORGET), relearning),
     ]
     return pl.concat(tables).sort("run", "step", "group", "statistic", "dose")
 
@@ -158,7 +159,7 @@ def _areas(rows: pl.DataFrame) -> pl.DataFrame:
     return _shaped(areas.with_columns(dose=pl.lit(-1, pl.Int64)), FORGET, "auc")
 
 
-def _leaks(rows: pl.DataFrame) -> pl.DataFrame:
+def leaks(rows: pl.DataFrame) -> pl.DataFrame:
     """AUC of the forget set against never-inserted items minus the leave-out twin's, with percentile limits.
 
     Both models are asked about the same items, which are drawn again together.
@@ -214,10 +215,12 @@ def _truth(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([_listed(distances, "truth_distance"), _listed(chances, "truth_p")])
 
 
-def _half_back(rows: pl.DataFrame, relearning: Sequence[str]) -> pl.DataFrame:
-    """Steps until half of the mean log-likelihood that the forget set had lost is back, with percentile limits.
+def half_back(rows: pl.DataFrame, relearning: Sequence[str]) -> pl.DataFrame:
+    """Steps until half of the mean log-likelihood that the forget set had lost is back, with percentile limits over
+    items.
 
-    Linear between checkpoints. Null if it is not back at the last one; 0 if nothing was lost.
+    Linear between checkpoints. Null if it is not back at the last one; 0 if nothing was lost. The percentiles are those
+    beyond which Student's t would leave 5 % at so few items (expanded percentiles; Hesterberg 2015).
     """
     rng = np.random.default_rng(0)
     table = []
@@ -239,7 +242,10 @@ def _half_back(rows: pl.DataFrame, relearning: Sequence[str]) -> pl.DataFrame:
             _crossing(np.array(steps, float), values[rows_].mean(0), float(before[rows_].mean()))
             for rows_ in (np.arange(size), *draws)
         ]
-        low, high = np.quantile(times[1:], [0.025, 0.975], method="inverted_cdf")
+        outside = (
+            stats.norm.sf(stats.t.ppf(0.975, size - 1) * np.sqrt(size / (size - 1))) if size > 1 else 0.0
+        )
+        low, high = np.quantile(times[1:], [outside, 1 - outside], method="inverted_cdf")
         limits = [float(value) if np.isfinite(value) else None for value in (times[0], low, high)]
         table.append((run, steps[-1], *limits, size))
     return _listed(table, "half_back")
