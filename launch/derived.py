@@ -1,9 +1,9 @@
 """Was a model trained from this run's data? ``python launch/derived.py +experiment=derived_nano``.
 
-``derived.models`` names the models: ``perturbed``, or a directory of ``transformers``. Each reads texts of windows that
-the run read, and the order test says whether its log-likelihoods follow the order in which the run read them. The
-report is then written again. ``derived.reference=reference`` trains a model of the same shape on the corpus in another
-order and subtracts its log-likelihoods, because texts differ in difficulty.
+``derived.models`` names the models: ``perturbed``, or one of ``transformers``, by its directory or its name on the hub.
+Each reads texts of windows that the run read, and the order test says whether its log-likelihoods follow the order in
+which the run read them. The report is then written again. ``derived.reference=reference`` trains a model of the same
+shape on the corpus in another order and subtracts its log-likelihoods, because texts differ in difficulty.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from palimpsest.launch.inputs import open_order
 from palimpsest.launch.process import say
 from palimpsest.launch.program import program
 from palimpsest.pretrain import saved
+from palimpsest.pretrain.huggingface import files
 
 
 def checkpoint_of(experiment: Experiment, model: str) -> Path:
-    """Directory of a model to test: a checkpoint of the run, of its reference model, or the path itself.
+    """Directory of a model to test: a checkpoint of the run, of its reference model, or that of a model of
+    ``transformers``, downloaded if it is not here.
 
     Raises:
         UserError: if there is none.
@@ -40,11 +42,7 @@ def checkpoint_of(experiment: Experiment, model: str) -> Path:
     if model == REFERENCE:
         return reference.in_another_order(experiment)
     if model not in (PERTURBED, TWIN):
-        if not Path(model).is_dir():
-            raise UserError(
-                f"derived: there is no directory {model}; give perturbed, twin, reference, or a directory of a model"
-            )
-        return Path(model)
+        return files.find(model, setting="derived.models")
     place = experiment.directory / model / "checkpoints"
     steps = saved.finished(place)
     if not steps:
@@ -119,8 +117,6 @@ def derived(experiment: Experiment) -> None:
 
 def _digest(model: Path) -> str:
     """Digest of a model's weights."""
-    from palimpsest.pretrain.huggingface import files
-
     if (model / artifact.MANIFEST).is_file() and not (model / "config.json").is_file():
         return saved.read(model.parent, int(model.name.removeprefix("step_"))).digest
     return files.digest(model)
@@ -128,8 +124,6 @@ def _digest(model: Path) -> str:
 
 def work(experiment: Experiment) -> int:
     """Make the run if there is none, test the models, then report; status 3 if the audit failed."""
-    from palimpsest.pretrain.huggingface import files
-
     files.require()
     there = experiment.train.end in saved.finished(experiment.directory / PERTURBED / "checkpoints")
     if not there and (status := missing_stages.run_alone("run")):

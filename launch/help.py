@@ -94,7 +94,7 @@ PROGRAMS = {
     "derived": Help(
         "Test whether models were trained from this run's data, by the order of its windows, and write the report.",
         [
-            ("derived.models=[MODEL,...]", "perturbed, or a directory of transformers or a checkpoint"),
+            ("derived.models=[MODEL,...]", "perturbed, or a model of transformers: a directory, or a name on the hub"),
             ("derived.reference=reference", "subtract a model trained on the corpus in another order; default: none"),
             ("derived.windows=N", "windows that are read; derived.seed"),
         ],

@@ -45,8 +45,8 @@ class DerivedConfig:
     """Models that may be derived from a run: the section ``derived`` of a config."""
 
     models: tuple[str, ...] = (PERTURBED,)
-    """Models to test: ``perturbed`` or ``twin`` of the run, ``reference``, or a directory, of ``transformers`` or a
-    checkpoint (``.../step_<number>``)."""
+    """Models to test: ``perturbed`` or ``twin`` of the run, ``reference``, or a model of ``transformers`` by its
+    directory or name on the hub, or a checkpoint (``.../step_<number>``)."""
     reference: str | None = None
     """Model whose log-likelihoods are subtracted, because texts differ in difficulty; it must not have read the windows
     in this order. ``reference``: a model of the same shape is trained on the corpus in another order; or a directory.

@@ -34,13 +34,16 @@ def require() -> None:
         ) from None
 
 
-def find(weights: str, revision: str | None = None, *, whole: bool = True) -> Path:
+def find(
+    weights: str, revision: str | None = None, *, whole: bool = True, setting: str = "model.weights"
+) -> Path:
     """Directory of a model; for a name on the hub, the cache directory, downloading missing files first.
 
     Args:
         weights: a directory, or a name such as ``EleutherAI/pythia-160m``.
         revision: branch, tag or commit on the hub.
         whole: with the weights, not only the small files.
+        setting: that names the model, for error messages.
 
     Raises:
         UserError: if there is no such model, or the hub cannot be reached.
@@ -49,7 +52,7 @@ def find(weights: str, revision: str | None = None, *, whole: bool = True) -> Pa
     if path.is_dir():
         if revision is not None:
             raise UserError(
-                f"model.revision={revision} is for names on the hub, but model.weights={weights} is a directory; set "
+                f"model.revision={revision} is for names on the hub, but {setting}={weights} is a directory; set "
                 "model.revision=null"
             )
         return path
@@ -67,7 +70,7 @@ def find(weights: str, revision: str | None = None, *, whole: bool = True) -> Pa
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at revision {revision}" if revision else ""
         raise UserError(
-            f"model.weights={weights} does not exist here, and the hub does not give such a model{at} ({first}); give "
+            f"{setting}={weights} does not exist here, and the hub does not give such a model{at} ({first}); give "
             "the directory of a model"
         ) from None
     return directory

@@ -13,6 +13,7 @@ from palimpsest.pretrain import saved
 from tests.conftest import Workplace
 
 pytest.importorskip("transformers")
+released_models = pytest.importorskip("tests.launch.released_models", reason="needs transformers")
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +90,32 @@ def test_what_was_tested_is_kept(tested, place):
     assert [line for line in again.lines if "rho" in line] == [line for line in done.lines if "rho" in line]
 
 
+def test_a_model_with_another_tokenizer_reads_the_texts(tested, place):
+    """A random model of its own vocabulary: from its directory, and from the hub's cache by its name."""
+    words = released_models.words()
+    released_models.save(released_models.llama(words), words, place.path / "mine")
+    released_models.cached(
+        place.path / "hub",
+        "authors/model",
+        {"main": lambda d: released_models.save(released_models.llama(words), words, d)},
+    )
+    run = str(tested[0].relative_to(place.path))
+    asked = ("derived.models=[mine,authors/model]", "derived.windows=60")
+    environment = {"HF_HUB_CACHE": str(place.path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = place.ok("derived", run, *asked, env=environment)
+    assert sum(line.startswith(("mine: rho", "authors/model: rho")) for line in done.lines) == 2
+    found = {facts["model"]: (facts, rows) for facts, rows in open_run(tested[0]).derived}
+    own, other = found["mine"], found["authors/model"]
+    assert own[1]["loglik"].to_list() == other[1]["loglik"].to_list()
+    assert own[1]["loglik"].mean() == pytest.approx(
+        -np.log(words.get_vocab_size()), abs=0.5
+    )  # it knows nothing
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["derived.models=[nowhere]"], "derived: there is no directory nowhere; give perturbed"),
+        (["derived.models=[./nowhere]"], "derived.models=./nowhere does not exist here, and the hub"),
         (["derived.models=[]"], "derived.models=[] must be one model or more"),
         (["derived.windows=3"], "derived.windows=3 must be at least 8"),
         (["derived.reference=twin"], "derived.reference=twin has read the windows in this order"),
