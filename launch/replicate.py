@@ -22,7 +22,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -247,7 +247,7 @@ def _provenance(path: Path, runs: Sequence[sweep.Run], minutes: float) -> page.P
         date=datetime.now(UTC).date().isoformat(),
         command=f"palimpsest replicate {path.stem if path.parent == FOLDER else path}",
         hardware=hardware(),
-        design=_design(path),
+        design=_design(path, {str(one["git_commit"]) for one in made}),
         made_by=f"{' and '.join(commits)} (torch {packages['torch']}, megatron-core {packages['megatron-core']})",
         corpus=prepared.digest[:12],
         minutes=minutes,
@@ -265,19 +265,21 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores of {models[0] if models else platform.processor() or platform.machine()}"
 
 
-def _design(path: Path) -> str:
-    """Commit that last changed a file; says so if the file was changed since."""
+def _design(path: Path, made_with: Set[str]) -> str:
+    """Commit that last changed a file, and whether the commits that the runs were made with contain it."""
 
-    def git(*words: str) -> str:
-        done = subprocess.run(
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             ["git", "-C", str(path.parent), *words], check=False, capture_output=True, text=True
         )
-        return done.stdout.strip() if done.returncode == 0 else ""
 
-    commit = git("log", "-1", "--format=%h of %cs", "--", path.name)
+    commit = git("log", "-1", "--format=%h of %cs", "--", path.name).stdout.strip()
     if not commit:
         return "no commit"
-    return commit + (" and changed since" if git("status", "--porcelain", "--", path.name) else "")
+    if git("status", "--porcelain", "--", path.name).stdout.strip():
+        return f"{commit}, and changed since"
+    inside = [git("merge-base", "--is-ancestor", commit.split()[0], one).returncode for one in made_with]
+    return f"{commit}, {'after' if 1 in inside else 'before'} the runs" if set(inside) <= {0, 1} else commit
 
 
 def work(arguments: Sequence[str]) -> int:

@@ -44,7 +44,7 @@ class Provenance:
     command: str
     hardware: str
     design: str
-    """Commit that last changed the file of the replication."""
+    """Commit that last changed the file of the replication, and whether it is before the runs."""
     made_by: str
     """Commit and versions that the runs were made with."""
     corpus: str
@@ -248,7 +248,7 @@ def _markdown(
         "## Provenance",
         "",
         f"{provenance.date}, `{provenance.command}`, on {provenance.hardware}.{took} Design committed in "
-        f"{provenance.design}, before the runs; runs made with {provenance.made_by}. "
+        f"{provenance.design}; runs made with {provenance.made_by}. "
         f"Corpus {provenance.corpus}{expected}. The audit of every run passed: what was planned was consumed.",
         "",
     ]

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 import palimpsest
+from palimpsest.analysis.metrics import METRICS
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan as plans
 from palimpsest.insertion.contrasts import parts
@@ -208,6 +209,12 @@ def test_every_shipped_replication_can_be_planned(name, runs):
             if cell.get("run", run.factors["run"]) == run.factors["run"]
         ]
         assert {cell["family"] for cell in cells if "family" in cell} <= set(items["family"])
+        probes = plans.read(run.experiment.directory / "plan").probes
+        for cell in cells:
+            if "metric" in cell and run.program == "run":
+                kind, *_ = METRICS[cell["metric"]].needs
+                asked = probes.filter(pl.col("kind") == kind)["name"].str.replace(r" #.*$", "")
+                assert cell.get("question", asked[0]) in set(asked), (name, cell)
         names = [parts(arm) for arm in items["arm"].unique()]
         assert all(any(parts(cell["arm"]) <= arm for arm in names) for cell in cells if "arm" in cell)
 
