@@ -462,10 +462,10 @@ def _all_held_out(work: Work) -> UserError:
 
 
 def tokenize(work: Work, number: int) -> Manifest:
-    """Tokenize a shard: its token files, its table of documents and its held-out texts.
+    """Tokenize a shard, and write its token files, its table of documents and its held-out texts.
 
     Raises:
-        UserError: if ready tokens are outside the vocabulary.
+        UserError: if a source of tokens (``token_files``) has one outside the vocabulary.
     """
     tokenizer_manifest = artifact.read(
         work.place / TOKENIZER, kind=f"corpus {TOKENIZER}", schema_version=VERSION

@@ -279,9 +279,9 @@ class Trainer:
         self.optimizer.step_with_ready_grads()
 
     def _losses_by_window(self) -> list[float]:
-        """Sum of losses of each window of the step, in the order of positions, on every rank.
+        """Sum of losses of each window of the step, in training order, on every rank.
 
-        The windows are read again without being recorded.
+        The windows are read a second time; the ledger has them once.
         """
         train, world = self.settings.train, self.world
         with torch.no_grad():

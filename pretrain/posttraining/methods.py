@@ -40,6 +40,10 @@ class Rows:
     """(B, T, V)."""
     hidden: Tensor | None = None
     """(B, T, H) output of the layer ``posttrain.layer``."""
+    segment: Tensor | None = None
+    """(B, T) 1 where a target counts and is in a sensitive segment, of forget rows."""
+    segment_tokens: float = 0.0
+    """Such targets in all rows of this kind in the step."""
 
     def mean(self, values_BT: Tensor) -> Tensor:
         """This micro-batch's share of the mean over the step's counted targets."""
@@ -145,6 +149,22 @@ def gradient_ascent(batch: Batch, settings: Settings) -> Tensor:
 def grad_diff(batch: Batch, settings: Settings) -> Tensor:
     """``-L_f`` against the loss on the retain set (Liu et al. 2022)."""
     return -batch.forget.loss
+
+
+@method(kept=1.0)
+def segments(batch: Batch, settings: Settings) -> Tensor:
+    """Segment-wise unlearning, after CodeEraser (Chu et al. 2025): ``-E L`` over sensitive segments plus ``kept E L``
+    over the rest of the same texts.
+
+    Sensitive are the answers of an item's clozes that stand in its text, such as the last words of a passphrase or
+    the fields of a biography; a text without such is sensitive as a whole.
+    """
+    rows = batch.forget
+    assert rows.segment is not None
+    rest_BT = rows.mask - rows.segment
+    forgotten = (rows.nll * rows.segment).sum() / rows.segment_tokens
+    kept = (rows.nll * rest_BT).sum() / max(1.0, rows.tokens - rows.segment_tokens)
+    return settings["kept"] * kept - forgotten
 
 
 @method(before=True, beta=0.1)

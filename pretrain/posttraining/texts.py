@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,13 +29,16 @@ class Texts:
     """(N,) targets of a text, the first ones."""
     starts: Integers
     """(N,) of them those before the first that counts: a prompt."""
+    segments: npt.NDArray[np.bool_] | None = None
+    """(N, L) targets in sensitive segments; None: none are known."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def take(self, numbers: Integers) -> Texts:
         """The texts of these numbers."""
-        return Texts(self.windows[numbers], self.lengths[numbers], self.starts[numbers])
+        segments = None if self.segments is None else self.segments[numbers]
+        return Texts(self.windows[numbers], self.lengths[numbers], self.starts[numbers], segments)
 
     @property
     def counted(self) -> int:
@@ -48,6 +51,14 @@ class Texts:
         places = np.arange(self.windows.shape[1] - 1)
         inside = (places >= self.starts[:, None]) & (places < self.lengths[:, None])
         return inside.astype(np.float32)
+
+    @property
+    def segment_mask(self) -> npt.NDArray[np.float32]:
+        """(N, L) 1 where a target counts and is in a sensitive segment; a text without one is sensitive as a whole."""
+        if self.segments is None:
+            return self.mask
+        inside = self.mask * self.segments
+        return np.where(inside.any(1, keepdims=True), inside, self.mask)
 
 
 def of_rows(rows: Sequence[tuple[Integers, int]], length: int, eod: int) -> Texts:
@@ -64,7 +75,8 @@ def of_rows(rows: Sequence[tuple[Integers, int]], length: int, eod: int) -> Text
 
 
 def of_items(plan: Plan, chosen: Sequence[str], length: int, eod: int) -> Texts:
-    """The wordings of these items that the plan inserts, one row each.
+    """The wordings of these items that the plan inserts, one row each; answers of clozes that begin like a wording are
+    its sensitive segments.
 
     Args:
         plan: wordings and exposures.
@@ -74,12 +86,27 @@ def of_items(plan: Plan, chosen: Sequence[str], length: int, eod: int) -> Texts:
     """
     inside = plan.items["item_id"].is_in(list(chosen)).gather(plan.wordings["item"])
     inserted = set(plan.exposures["wording"].unique())
-    rows = [
-        np.array(plan.wordings["tokens"][int(row)], dtype=np.int64)
-        for row in np.flatnonzero(inside.to_numpy())
-        if row in inserted
-    ]
-    return of_rows([(tokens, 0) for tokens in rows], length, eod)
+    numbers = [int(row) for row in np.flatnonzero(inside.to_numpy()) if row in inserted]
+    rows = [np.array(plan.wordings["tokens"][row], dtype=np.int64) for row in numbers]
+    texts = of_rows([(tokens, 0) for tokens in rows], length, eod)
+    items = plan.items["item_id"].gather(plan.wordings["item"].gather(numbers)).to_list()
+    return replace(texts, segments=_segments(plan, items, rows, length))
+
+
+def _segments(
+    plan: Plan, items: Sequence[str], rows: Sequence[Integers], length: int
+) -> npt.NDArray[np.bool_]:
+    """Targets of each row that are the answer of one of its item's clozes, (N, length)."""
+    asked: dict[str, list[tuple[Integers, int]]] = {}
+    clozes = plan.probes.filter((pl.col("kind") == "cloze") & pl.col("item_id").is_in(list(items)))
+    for item, tokens, start in clozes.select("item_id", "tokens", "target_start").iter_rows():
+        asked.setdefault(item, []).append((np.array(tokens, dtype=np.int64), start))
+    found = np.zeros((len(rows), length), dtype=np.bool_)
+    for place, item, tokens in zip(found, items, rows, strict=True):
+        for probe, start in asked.get(item, []):
+            if np.array_equal(tokens[: len(probe)], probe):
+                place[start : len(probe)] = True
+    return found
 
 
 def answers(texts: Texts, share: float) -> Texts:
@@ -167,6 +194,8 @@ class MicroBatch:
     """(B, L) int64."""
     loss_mask: Tensor
     """(B, L) float32: 1 where a target counts."""
+    segments: Tensor
+    """(forget rows, L) float32: 1 where a target of a forget row counts and is in a sensitive segment."""
     position_ids: Tensor
     """(B, L) int64."""
     number: int
@@ -197,6 +226,7 @@ class Step:
                 torch.from_numpy(windows[:, :-1].copy()).to(device),
                 torch.from_numpy(labels).to(device),
                 torch.from_numpy(counted).to(device),
+                torch.from_numpy(self.kinds[0].segment_mask[part]).to(device),
                 torch.arange(labels.shape[1], device=device).expand(len(labels), -1),
                 number,
             )

@@ -276,6 +276,8 @@ class Posttrainer:
                     labels=batch.labels[part],
                     logits=None if logits is None else logits[part],
                     hidden=None if states is None else states[part],
+                    segment=None if number else batch.segments,
+                    segment_tokens=0.0 if number else float(kind.segment_mask.sum()),
                 )
             )
         forget, retain = outputs[:2]

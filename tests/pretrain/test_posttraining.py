@@ -52,6 +52,20 @@ def test_a_loss_is_its_formula(name):
     assert loss(name) == pytest.approx(EXPECTED[name], rel=1e-6)
 
 
+def test_segments_are_unlearned_and_the_rest_of_their_texts_is_kept():
+    """Of the four counted losses 1 2 (first row) and 3 4 minus the mask's, those of one segment rise."""
+    segment = torch.zeros_like(MASK)
+    segment[0, 1] = 1.0
+    segment[1] = MASK[1]
+    own = rows(segment=segment, segment_tokens=segment.sum().item())
+    inside = (NLL * segment).sum() / segment.sum()
+    rest = (NLL * (MASK - segment)).sum() / (MASK - segment).sum()
+    batch = Batch(own, rows(RETAIN), rows(BEFORE), rows(RETAIN))
+    assert loss("segments", batch, kept=0.5) == pytest.approx((0.5 * rest - inside).item() + KEPT)
+    whole = rows(segment=MASK, segment_tokens=MASK.sum().item())
+    assert loss("segments", Batch(whole, rows(RETAIN))) == pytest.approx(-10 / 4 + KEPT)
+
+
 def test_npo_of_an_unchanged_model_pulls_like_half_of_gradient_ascent():
     """Its gradient at the start is that of the loss of the row (Zhang et al. 2024, 3.2)."""
     nll = NLL.clone().requires_grad_()
@@ -192,6 +206,15 @@ def test_texts_come_round_each_once_and_ranks_share_a_step():
     (first, *_) = step.micro_batches(2, 0, 1, torch.device("cpu"))
     assert first.loss_mask.sum(1).tolist() == [3] * 4
     assert [kind.counted for kind in step.kinds] == [24, 24]
+
+
+def test_a_text_without_a_sensitive_segment_is_sensitive_as_a_whole():
+    two = texts.of_rows([(np.arange(1, 6), 0), (np.arange(1, 4), 0)], 6, eod=0)
+    assert two.segment_mask.tolist() == two.mask.tolist()
+    marked = texts.Texts(two.windows, two.lengths, two.starts, np.zeros((2, 6), bool))
+    marked.segments[0, 3:6] = True  # the last one is beyond its text
+    assert marked.segment_mask.tolist() == [[0, 0, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0]]
+    assert marked.take(np.array([1, 0])).segment_mask.tolist() == marked.segment_mask[::-1].tolist()
 
 
 def test_a_refusal_takes_the_place_of_the_second_half_of_an_item():
