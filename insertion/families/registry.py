@@ -172,8 +172,8 @@ def check(name: str, settings: Mapping[str, Any]) -> Family:
 
 
 def _check_value(name: str, value: object, default: object) -> None:
-    """Check that a value has the type of its setting's default; a default that is a tuple accepts one value or several, a
-    default of None any value."""
+    """Check that a value has the type of its setting's default; a default that is a tuple accepts one value or
+    several, a default of None any value."""
     if isinstance(default, tuple) and default:
         for part in value if isinstance(value, list | tuple) else [value]:
             _check_value(name, part, default[0])

@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 import torch
 
+from palimpsest.analysis.metrics import compute
+from palimpsest.analysis.scoring import scores as stored
 from palimpsest.data.errors import UserError
 from palimpsest.insertion import plan
 from palimpsest.launch import posttrain, recorded
@@ -147,8 +149,8 @@ def test_mistakes_are_one_line(run, prepared, settings, says):
 EVERY = sorted(path.stem for path in (REPO / "conf" / "posttrain").glob("*.yaml") if path.stem != "base")
 AWAY = {"relearn"}
 """Methods that are to bring the forget set back."""
-OTHER = {"finetune", "instruct", "int8", "retrain"}
-"""Methods that touch the forget set by chance, if at all; retraining has a test of its own."""
+OTHER = {"finetune", "instruct", "int8", "retrain", "segments"}
+"""Methods that touch the forget set by chance, if at all; retraining and segments have tests of their own."""
 EDITS = {"interpolate", "int4", "int8", "prune", "prune_widths", "kfac"}
 HIDDEN = {"rmu", "deviation"}
 
@@ -189,6 +191,27 @@ def test_retraining_is_exact(run, prepared):
     ends = [tensors(checkpoint.path_of(place / one / "checkpoints", 20)) for one in ("retrain", "leave_out")]
     assert equal(*ends)
     assert last_of(place, "retrain")["forget set", "distance"] == 0
+
+
+@pytest.mark.slow
+def test_of_a_text_the_sensitive_segments_are_forgotten_and_the_rest_is_kept(run, prepared):
+    """The last words of the passphrases in the forget set get less likely, what stands before them does not."""
+    place, _ = run
+    directory = made(prepared.ok("posttrain", *given("segments"), timeout=900), place)
+    whole = plan.read(prepared.directory("forget") / "plan")
+    scores, _ = stored.read(place / "scores", ("perturbed", directory.name), plan=whole.digest)
+    last = scores.filter(pl.col("step") == pl.col("step").max().over("run"))
+    without = plan.read(place / "plan")
+    forgotten = whole.items.filter(without.items["dose"] < pl.col("dose"))["item_id"]
+    means = {}
+    for metric in ("cloze_loglik_per_byte", "loglik_per_byte"):
+        rows = compute(whole.items, whole.probes, last, [metric])
+        rows = rows.filter(
+            pl.col("item_id").is_in(forgotten.implode()) & (pl.col("family") == "ghost_sentences")
+        )
+        means[metric] = dict(rows.group_by("run").agg(pl.col("value").mean()).iter_rows())
+    change = {metric: by_run[directory.name] - by_run["perturbed"] for metric, by_run in means.items()}
+    assert change["cloze_loglik_per_byte"] < 0 < change["loglik_per_byte"]
 
 
 def test_an_edit_of_no_steps_changes_nothing_and_one_of_two_is_refused(run, prepared):
