@@ -206,7 +206,11 @@ def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], pl
         }
         if config.method in EDITS:
             corpus_windows = texts.of_corpus(order, plan, CURVATURE_WINDOWS, config.seed)
-            editor.apply(settings, config, world, corpus=corpus_windows, **common)
+            clozes = texts.of_clozes(plan, forgotten, experiment.train.sequence_length, facts["eod"])
+            if clozes is not None:
+                refusal = corpus.load_tokenizer(experiment.corpus_directory).encode(config.refusal).tolist()
+                clozes = texts.refused(clozes, refusal, facts["eod"])
+            editor.apply(settings, config, world, corpus=corpus_windows, facts=clozes, **common)
             return
         trainer = Posttrainer(
             settings,

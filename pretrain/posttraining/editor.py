@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from palimpsest.pretrain import checkpoint, chunks, parallel
 from palimpsest.pretrain.config import ParallelConfig, PosttrainConfig
 from palimpsest.pretrain.parallel import World
 from palimpsest.pretrain.posttraining.edits import EDITS, FFN_IN, FFN_OUT, Given
+from palimpsest.pretrain.posttraining.facts import Facts
 from palimpsest.pretrain.posttraining.texts import Texts
 from palimpsest.pretrain.posttraining.trainer import chosen_settings, identity
 from palimpsest.pretrain.settings import Settings
@@ -30,6 +31,7 @@ def apply(
     parent: Path,
     step: int,
     corpus: Texts,
+    facts: Texts | None,
     vocab_size: int,
     inputs: dict[str, str],
     directory: Path,
@@ -45,6 +47,7 @@ def apply(
         parent: directory of the checkpoints of the run to start from.
         step: of them the one to edit.
         corpus: windows over which curvature is measured.
+        facts: prompts with the answers that an edit of facts gives them; None: there are none.
         vocab_size: of the tokenizer.
         inputs: digests of what determines the result.
         directory: of the post-trained run; gets ``checkpoints/``.
@@ -84,10 +87,26 @@ def apply(
     def curvature() -> dict[str, tuple[Tensor, Tensor]]:
         return second_moments(settings, world, weights, corpus, vocab_size)
 
+    def edit_facts(change: Callable[[Facts], None]) -> dict[str, Tensor]:
+        if facts is None:
+            raise UserError(
+                f"posttrain.method={used.name}: the forget set has no clozes to be answered otherwise; forget a family "
+                "with clozes, such as biographies"
+            )
+        alone = replace(settings, parallel=ParallelConfig(tensor=1, pipeline=1))
+        moments = curvature()[FFN_OUT][0]
+        with _regrouped(settings.parallel, alone.parallel, world) as whole:
+            (gpt,) = chunks.build(alone, whole, vocab_size, start=weights)
+            known = Facts(gpt, facts, moments)
+            change(known)
+            edited = [known.matrix(layer).detach().cpu() for layer in range(settings.model.layers)]
+            return {FFN_OUT: torch.stack(edited).to(weights[FFN_OUT].dtype)}
+
     if done is None:
         save(0, weights)
     if posttrain.steps and not done:
-        given = Given(own, earlier, curvature, settings.model.activation == "swiglu")
+        middle = settings.model.layers // 2 if posttrain.layer is None else posttrain.layer
+        given = Given(own, earlier, curvature, edit_facts, middle, settings.model.activation == "swiglu")
         save(1, {**weights, **used.function(weights, given)})
 
 
@@ -103,7 +122,9 @@ def second_moments(
         UserError: if the model has no plain feed-forward blocks.
     """
     if FFN_IN not in weights:
-        raise UserError("posttrain.method=kfac: the model has no plain feed-forward blocks")
+        raise UserError(
+            "posttrain.method: the model has no plain feed-forward blocks, which this edit changes"
+        )
     alone = replace(settings, parallel=ParallelConfig(tensor=1, pipeline=1))
     with _regrouped(settings.parallel, alone.parallel, world) as whole:
         return _second_moments(alone, whole, weights, corpus, vocab_size)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.data.errors import UserError
+from palimpsest.pretrain.posttraining.facts import Facts, at_once, one_by_one
 
 Weights = Mapping[str, Tensor]
 LAYERS = "decoder.layers."
@@ -28,6 +29,10 @@ class Given:
     """Weights of the k-th last checkpoint of the run before the one that is edited."""
     curvature: Callable[[], Mapping[str, tuple[Tensor, Tensor]]]
     """Name of a matrix -> second moments of its inputs, (N, in, in), and of its outputs' gradients, (N, out, out)."""
+    facts: Callable[[Callable[[Facts], None]], Mapping[str, Tensor]]
+    """Gives the model and the facts to a function that edits the former, and returns the changed weights."""
+    layer: int
+    """``posttrain.layer``, or the middle one."""
     gated: bool
     """True if the first matrix of a feed-forward block holds a gate and a value for each neuron, (N, 2 F, H)."""
 
@@ -179,3 +184,22 @@ def _share(given: Given) -> float:
     if not 0 <= share < 1:
         raise UserError(f"posttrain.settings.share={share:g} must be 0 or above and below 1")
     return share
+
+
+@edit()
+def rome(weights: Weights, given: Given) -> dict[str, Tensor]:
+    """Answer the clozes of the forget set with the refusal: rank-one edits of one layer, one after the other (Meng et
+    al. 2022).
+    """
+    return dict(given.facts(lambda facts: one_by_one(facts, given.layer)))
+
+
+@edit(layers=3, weight=1.0)
+def memit(weights: Weights, given: Given) -> dict[str, Tensor]:
+    """Answer the clozes of the forget set with the refusal: all together, spread over ``layers`` layers up to
+    ``posttrain.layer`` (Meng et al. 2023).
+
+    ``weight`` times the second moments of the inputs is what holds other outputs as they are.
+    """
+    layers = list(range(max(0, given.layer + 1 - int(given.settings["layers"])), given.layer + 1))
+    return dict(given.facts(lambda facts: at_once(facts, layers, given.settings["weight"])))

@@ -124,6 +124,19 @@ def refused(texts: Texts, refusal: Sequence[int], eod: int) -> Texts:
     return of_rows(rows, texts.windows.shape[1] - 1, eod)
 
 
+def of_clozes(plan: Plan, chosen: Sequence[str], length: int, eod: int) -> Texts | None:
+    """Clozes of these items, with their prompts; None if there are none that fit into ``length`` tokens."""
+    clozes = plan.probes.filter(
+        (pl.col("kind") == "cloze") & pl.col("item_id").is_in(list(chosen)) & (pl.col("target_start") > 0)
+    )
+    rows = [
+        (np.array(tokens, dtype=np.int64), int(start))
+        for tokens, start in clozes.select("tokens", "target_start").iter_rows()
+        if len(tokens) <= length
+    ]
+    return of_rows(rows, length, eod) if rows else None
+
+
 def of_questions(plan: Plan, left_out: Sequence[str], length: int, eod: int) -> Texts:
     """Questions about inserted items and their right answers, with the loss on the answers.
 

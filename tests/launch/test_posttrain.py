@@ -13,10 +13,13 @@ import torch
 from palimpsest.analysis.metrics import compute
 from palimpsest.analysis.scoring import scores as stored
 from palimpsest.data.errors import UserError
+from palimpsest.data.tokenizer import load
 from palimpsest.insertion import plan
 from palimpsest.launch import posttrain, recorded
 from palimpsest.launch.inputs import ledger_of
 from palimpsest.pretrain import checkpoint
+from palimpsest.pretrain.huggingface import export
+from palimpsest.pretrain.posttraining import texts
 from tests.conftest import REPO
 
 DESIGN = [
@@ -151,7 +154,7 @@ AWAY = {"relearn"}
 """Methods that are to bring the forget set back."""
 OTHER = {"finetune", "instruct", "int8", "retrain", "segments"}
 """Methods that touch the forget set by chance, if at all; retraining and segments have tests of their own."""
-EDITS = {"interpolate", "int4", "int8", "prune", "prune_widths", "kfac"}
+EDITS = {"interpolate", "int4", "int8", "prune", "prune_widths", "kfac", "rome", "memit"}
 HIDDEN = {"rmu", "deviation"}
 
 
@@ -212,6 +215,34 @@ def test_of_a_text_the_sensitive_segments_are_forgotten_and_the_rest_is_kept(run
         means[metric] = dict(rows.group_by("run").agg(pl.col("value").mean()).iter_rows())
     change = {metric: by_run[directory.name] - by_run["perturbed"] for metric, by_run in means.items()}
     assert change["cloze_loglik_per_byte"] < 0 < change["loglik_per_byte"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_edited_facts_have_the_new_answer(run, prepared, method):
+    """The refusal after the prompts of the forget set's clozes is likelier than before; it is an edit of one matrix."""
+    place, _ = run
+    directory = made(prepared.ok("posttrain", *given(method), timeout=900), place)
+    whole, without = (plan.read(one / "plan") for one in (prepared.directory("forget"), place))
+    forgotten = whole.items.filter(without.items["dose"] < pl.col("dose"))["item_id"]
+    experiment = recorded.load(prepared.directory("forget"), [])
+    words = load(prepared.path / experiment.corpus_directory / "tokenizer.json", "<|endoftext|>")
+    clozes = texts.of_clozes(whole, forgotten.to_list(), experiment.train.sequence_length, words.eod)
+    asked = texts.refused(clozes, words.encode(experiment.posttrain.refusal).tolist(), words.eod)
+    ids, mask = torch.from_numpy(asked.windows), torch.from_numpy(asked.mask)
+    lost = []
+    for step in (0, 1):
+        gpt = export.load(directory / "checkpoints", step, eod=words.eod).float()
+        with torch.inference_mode():
+            logits = gpt(ids[:, :-1]).logits[..., : words.vocab_size].transpose(1, 2)
+        losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none")
+        lost.append((losses * mask).sum(1) / mask.sum(1))
+    assert len(lost[0]) > 1
+    assert (lost[1] < lost[0]).float().mean() > 0.8
+    assert lost[1].mean() < lost[0].mean() - 0.15
+    before, after = (tensors(checkpoint.path_of(directory / "checkpoints", step)) for step in (0, 1))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert [name.rsplit("mlp.", 1)[-1] for name in changed] == ["linear_fc2.weight"]
 
 
 def test_an_edit_of_no_steps_changes_nothing_and_one_of_two_is_refused(run, prepared):

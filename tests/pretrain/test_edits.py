@@ -7,13 +7,16 @@ import torch
 
 from palimpsest.data.errors import UserError
 from palimpsest.pretrain.posttraining.edits import EDITS, FFN_IN, FFN_OUT, Given, flat_directions_off
+from palimpsest.pretrain.posttraining.facts import rank_one, spread
 
 NAME = "decoder.layers.self_attention.linear_qkv.weight"
 
 
 def edited(name, weights, earlier=None, *, gated=False, curvature=None, **settings):
     used = EDITS[name]
-    given = Given({**used.settings, **settings}, lambda back: earlier, lambda: curvature, gated)
+    given = Given(
+        {**used.settings, **settings}, lambda back: earlier, lambda: curvature, lambda change: {}, 0, gated
+    )
     return used.function(weights, given)
 
 
@@ -82,3 +85,19 @@ def test_the_curvature_edit_begins_at_its_first_layer():
     result = edited("kfac", weights, curvature=moments, mass=0.99, first_layer=1)[FFN_IN]
     assert result[0].eq(1).all()
     assert result[1].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+
+
+def test_a_rank_one_edit_gives_the_key_its_value_and_changes_other_inputs_least():
+    """C = diag(1, 4), k = (1, 2): C^-1 k = (1, 0.5), k^T C^-1 k = 2; from 0 to 10 adds 5 (1, 0.5)."""
+    moments, key = torch.diag(torch.tensor([1.0, 4.0])), torch.tensor([1.0, 2.0])
+    edited_ = rank_one(torch.tensor([[0.0, 0.0], [3.0, 1.0]]), key, torch.tensor([10.0, 5.0]), moments)
+    torch.testing.assert_close(
+        edited_, torch.tensor([[5.0, 2.5], [3.0, 1.0]])
+    )  # the second row gave 5 already
+
+
+def test_facts_at_once_are_a_ridge_regression():
+    keys, residuals = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0], [8.0]])
+    change = spread(keys, residuals, torch.eye(2), 1.0)
+    torch.testing.assert_close(change, torch.tensor([[3 / 2, 16 / 5]]))
+    torch.testing.assert_close(spread(keys, residuals, torch.eye(2), 0.0) @ keys.T, residuals.T)
