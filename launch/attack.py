@@ -17,11 +17,9 @@ from palimpsest.analysis.attacks import values
 from palimpsest.data import artifact, tokens
 from palimpsest.data import prepare as corpus
 from palimpsest.insertion import plan as plans
+from palimpsest.launch import exported
 from palimpsest.launch.experiment import Experiment
-from palimpsest.launch.generate import model_of, reported, steps_of
-from palimpsest.launch.process import say
 from palimpsest.launch.program import program, share_of
-from palimpsest.pretrain import saved
 
 COUNTED = 20_000_000
 """Tokens of the corpus, from its beginning, whose frequencies DC-PDD compares with."""
@@ -37,11 +35,7 @@ def frequencies(experiment: Experiment, vocab_size: int) -> NDArray[np.float64]:
 def attack(experiment: Experiment) -> None:
     """Attack the items at the checkpoints of the perturbed run and of its twin; stored values are kept."""
     from palimpsest.analysis.attacks import store
-    from palimpsest.analysis.scoring.store import Checkpoint
-    from palimpsest.pretrain import checkpoint
-    from palimpsest.pretrain.huggingface import files
 
-    files.require()
     plan = plans.read(experiment.directory / "plan")
     facts = artifact.read(
         experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
@@ -49,17 +43,8 @@ def attack(experiment: Experiment) -> None:
     share = (0, 1) if experiment.shard is None else share_of(experiment.shard)
     every = values.texts(plan.items, plan.probes, experiment.attack)
     counted = cache(partial(frequencies, experiment, facts["vocab_size"]))
-    for which in ("perturbed", "twin"):
-        directory = experiment.directory / which / "checkpoints"
-        steps = steps_of(experiment, which)
-        checkpoints = [
-            Checkpoint(
-                step,
-                checkpoint.read(directory, step).digest,
-                partial(model_of, experiment, directory, step, facts["eod"]),
-            )
-            for step in steps
-        ]
+    for which in exported.PAIR:
+        checkpoints = exported.checkpoints_of(experiment, which, facts["eod"])
         done = store.attack_all(
             experiment.directory / values.KIND / which,
             every,
@@ -71,29 +56,20 @@ def attack(experiment: Experiment) -> None:
             frequencies=counted,
             share=share,
         )
-        if steps:
-            shared = f" by shard={experiment.shard}" if experiment.shard else ""
-            say(
-                f"{which}: {len(every)} texts at {'steps' if len(steps) > 1 else 'step'} "
-                f"{', '.join(map(str, steps))}; {done} of {len(store.parts(every)) * len(steps)} parts done now{shared}"
-            )
+        parts, steps = len(store.parts(every)), [one.step for one in checkpoints]
+        exported.announce(experiment, which, steps, f"{len(every)} texts", parts, done, "done")
 
 
 def lines(experiment: Experiment) -> Iterator[str]:
     """Lines of ``dry_run=true``: the attacks that would be made."""
-    for which in ("perturbed", "twin"):
-        at = experiment.directory / values.KIND / which
-        steps = steps_of(experiment, which)
-        there = sum((saved.path_of(at, step) / artifact.MANIFEST).is_file() for step in steps)
-        if steps:
-            yield f"attack {which}: {at}, {len(steps)} checkpoints, {there} of them attacked before"
+    yield from exported.preview(experiment, values.KIND, "attack", "attacked")
     yield f"  {', '.join(experiment.attack.names)}, on the whole text of each item"
 
 
 def work(experiment: Experiment) -> int:
     """Attack, then report; status 3 if the audit failed."""
     attack(experiment)
-    return reported(experiment)
+    return exported.reported(experiment)
 
 
 main = program(work, dry_run=lines)

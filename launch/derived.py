@@ -22,9 +22,8 @@ from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.data.shards import SHUFFLED
 from palimpsest.insertion import plan as plans
-from palimpsest.launch import missing_stages, reference
+from palimpsest.launch import exported, missing_stages, reference
 from palimpsest.launch.experiment import Experiment
-from palimpsest.launch.generate import reported
 from palimpsest.launch.inputs import open_order
 from palimpsest.launch.process import say
 from palimpsest.launch.program import program
@@ -129,7 +128,7 @@ def work(experiment: Experiment) -> int:
     if not there and (status := missing_stages.run_alone("run")):
         return status
     derived(experiment)
-    return reported(experiment)
+    return exported.reported(experiment)
 
 
 main = program(work)
