@@ -98,7 +98,7 @@ PROGRAMS = {
             ("derived.reference=reference", "subtract a model trained on the corpus in another order; default: none"),
             ("derived.windows=N", "windows that are read; derived.seed"),
         ],
-        ["+experiment=derived_nano", f"{RUN} derived.models=[exports/mine]"],
+        ["+experiment=derived_nano", RUN, f"{RUN} derived.models=[exports/mine]"],
     ),
     "report": Help(
         "Write the report: page, figures and tables; print its first sentence.",

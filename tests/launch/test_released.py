@@ -231,6 +231,7 @@ def test_every_default_of_the_file_is_that_of_the_dataclass():
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    from palimpsest.analysis.generation.continuations import GenerateConfig
     from palimpsest.launch.released_settings import ReleasedConfig, build
 
     GlobalHydra.instance().clear()
@@ -241,6 +242,7 @@ def test_every_default_of_the_file_is_that_of_the_dataclass():
         items="b.jsonl",
         report=given.report,
         score=given.score,
+        generate=GenerateConfig(seed=1),  # that of the run
         models={"perturbed": "a", "standard": None},
     )
     assert given == bare
