@@ -93,14 +93,7 @@ def apply(
                 f"posttrain.method={used.name}: the forget set has no clozes to be answered otherwise; forget a family "
                 "with clozes, such as biographies"
             )
-        alone = replace(settings, parallel=ParallelConfig(tensor=1, pipeline=1))
-        moments = curvature()[FFN_OUT][0]
-        with _regrouped(settings.parallel, alone.parallel, world) as whole:
-            (gpt,) = chunks.build(alone, whole, vocab_size, start=weights)
-            known = Facts(gpt, facts, moments)
-            change(known)
-            edited = [known.matrix(layer).detach().cpu() for layer in range(settings.model.layers)]
-            return {FFN_OUT: torch.stack(edited).to(weights[FFN_OUT].dtype)}
+        return _edited(settings, world, weights, facts, curvature()[FFN_OUT][0], vocab_size, change)
 
     if done is None:
         save(0, weights)
@@ -108,6 +101,25 @@ def apply(
         middle = settings.model.layers // 2 if posttrain.layer is None else posttrain.layer
         given = Given(own, earlier, curvature, edit_facts, middle, settings.model.activation == "swiglu")
         save(1, {**weights, **used.function(weights, given)})
+
+
+def _edited(
+    settings: Settings,
+    world: World,
+    weights: Mapping[str, Tensor],
+    facts: Texts,
+    moments: Tensor,
+    vocab_size: int,
+    change: Callable[[Facts], None],
+) -> dict[str, Tensor]:
+    """The output matrices of the feed-forward blocks after a function has edited facts in the whole model."""
+    alone = replace(settings, parallel=ParallelConfig(tensor=1, pipeline=1))
+    with _regrouped(settings.parallel, alone.parallel, world) as whole:
+        (gpt,) = chunks.build(alone, whole, vocab_size, start=weights)
+        known = Facts(gpt, facts, moments)
+        change(known)
+        edited = [known.matrix(layer).detach().cpu() for layer in range(settings.model.layers)]
+    return {FFN_OUT: torch.stack(edited).to(weights[FFN_OUT].dtype)}
 
 
 def second_moments(
