@@ -225,7 +225,9 @@ def ec50(run: Run, cell: Mapping[str, Any]) -> Estimate:
         found = staircase_ec50(inserted["dose"].to_numpy(), hits) if hits.any() and not hits.all() else None
     if found is None:
         return Estimate(float("nan"), reason="all items are remembered, or none")
-    return Estimate(float(np.log2(found.estimate)), float(np.log2(found.high / found.low)) / _WIDTH)
+    bounded = found.low > 0 and np.isfinite(found.high)
+    error = float(np.log2(found.high / found.low)) / _WIDTH if bounded else float("nan")
+    return Estimate(float(np.log2(found.estimate)), error)
 
 
 @quantity

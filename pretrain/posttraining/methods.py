@@ -281,7 +281,8 @@ def deviation(batch: Batch, settings: Settings) -> Tensor:
     """
     assert batch.forget_before is not None
     former = _hidden(batch.forget_before)
-    slanted = former + settings["slant"] * former.norm(dim=-1, keepdim=True) * _direction(former)
+    u_H = torch.randn(former.shape[-1], generator=torch.Generator().manual_seed(0)).to(former)
+    slanted = former + settings["slant"] * former.norm(dim=-1, keepdim=True) * u_H / u_H.norm()
     turned_BT = functional.cosine_similarity(_hidden(batch.forget), slanted, dim=-1)
     return batch.forget.mean(turned_BT)
 
