@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ from palimpsest.launch.process import say
 from palimpsest.launch.program import program
 from palimpsest.pretrain import saved
 from palimpsest.pretrain.huggingface import files
+
+LEAST_WINDOWS = 8
+"""Fewest windows that are tested."""
 
 
 def checkpoint_of(experiment: Experiment, model: str) -> Path:
@@ -82,7 +86,14 @@ def derived(experiment: Experiment) -> None:
     texts = orders.texts_of(
         windows.window, free, config.windows, config.seed, tokenizer.eod, tokenizer.decode
     )
+    if len(texts) < LEAST_WINDOWS:
+        raise UserError(
+            f"the order test needs {LEAST_WINDOWS} windows without insertions and with {orders.LEAST_TOKENS} tokens of a "
+            f"document; this run has {len(texts)}: lower insertion.doses or insertion.items_per_dose"
+        )
+    said = [text for _, text in texts]
     baseline = None if config.reference is None else checkpoint_of(experiment, config.reference)
+    of_baseline = cache(lambda: logliks(experiment, baseline, said) if baseline else None)
     for model in config.models:
         path = checkpoint_of(experiment, model)
         against = None if baseline is None or path == baseline else baseline
@@ -96,11 +107,8 @@ def derived(experiment: Experiment) -> None:
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")[-40:]
         place = experiment.directory / orders.KIND / f"{slug}-{json_digest([settings, inputs])[:8]}"
         if not (place / artifact.MANIFEST).is_file():
-            said = [text for _, text in texts]
             own = logliks(experiment, path, said)
-            rows = orders.table_of(
-                texts, own, None if against is None else logliks(experiment, against, said)
-            )
+            rows = orders.table_of(texts, own, None if against is None else of_baseline())
             with artifact.writing(
                 place, kind=orders.KIND, schema_version=orders.VERSION, config=settings, inputs=inputs
             ) as draft:

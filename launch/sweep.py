@@ -39,6 +39,7 @@ from omegaconf import OmegaConf
 from palimpsest.analysis.report import sweep as pages
 from palimpsest.analysis.report.inputs import KIND as REPORT
 from palimpsest.analysis.report.inputs import VERSION as REPORT_VERSION
+from palimpsest.analysis.run.sweep import MANIFEST, title_of
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.data.artifact import json_digest
@@ -52,7 +53,6 @@ from palimpsest.launch.report import settings as report_settings
 
 KIND = "sweep"
 VERSION = 1
-MANIFEST = "runs.jsonl"
 _OF_THE_SWEEP = re.compile(r"[+~]*(launcher\b|dry_run=)")
 """Arguments of the sweep itself, not of its runs."""
 
@@ -72,7 +72,7 @@ class Run:
     @property
     def title(self) -> str:
         """Printed text of the factors."""
-        return " ".join(f"{key}={value}" for key, value in self.factors.items()) or "the only run"
+        return title_of(self.factors)
 
 
 def expand(arguments: Sequence[str]) -> list[tuple[tuple[str, ...], dict[str, str]]]:

@@ -59,7 +59,7 @@ def membership_table(inputs: ReportInputs, results: Results) -> Table:
         )
     note = f" Not computed: {', '.join(lacking)}; “Not computed” says why." if lacking else ""
     if not asked:
-        note += f" `palimpsest attack` adds {', '.join(attack.label for attack in KNOWN.values())}."
+        note += f" “palimpsest attack” adds {', '.join(attack.label for attack in KNOWN.values())}."
     return Table(
         [
             *("score", *(f"dose {dose}" for dose in doses), f"twin, dose {highest}"),

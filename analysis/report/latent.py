@@ -52,7 +52,7 @@ def shares_back(remembered_NT: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def latent(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """How much of what was forgotten comes back, by dose, and of never-inserted items by the same rule.
+    """Shares of what was forgotten that come back, by dose, and of never-inserted items by the same rule.
 
     An item is remembered at a checkpoint if its value is above the 95 % quantile of its family's never-inserted items
     there. Only checkpoints after the last exposure of all items count, so that nothing is exposed in between.

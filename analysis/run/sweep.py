@@ -38,7 +38,7 @@ class Sweep:
                 f"{directory} is no sweep: it has no {MANIFEST}; give runs/sweeps/<experiment>-<digest>"
             )
         lines = [json.loads(line) for line in (directory / MANIFEST).read_text(encoding="utf-8").splitlines()]
-        found = {_title(line["factors"]): self._place(Path(line["directory"])) for line in lines}
+        found = {title_of(line["factors"]): self._place(Path(line["directory"])) for line in lines}
         self.runs = {title: Run(place) for title, place in found.items() if _scored(place)}
         """Factors, such as ``model=nano seed=1`` -> run, of the scored runs."""
         if not self.runs:
@@ -82,7 +82,8 @@ def open_sweep(path: str | Path) -> Sweep:
     return Sweep(Path(path).expanduser())
 
 
-def _title(factors: Mapping[str, str]) -> str:
+def title_of(factors: Mapping[str, str]) -> str:
+    """Printed text of a run's factors."""
     return " ".join(f"{key}={value}" for key, value in factors.items()) or "the only run"
 
 

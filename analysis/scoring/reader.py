@@ -35,8 +35,8 @@ class Reader:
 
     @property
     def positions(self) -> int:
-        """Most tokens of a text that the model was made for, the first one included."""
-        return int(self.model.config.max_position_embeddings)
+        """Most tokens of a text that the model was made for, the first one included; 2^31 - 1 where it states none."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31 - 1)
 
     def log_softmax(self, ids_BT: Tensor) -> Tensor:
         """Predictions of tokens 1 to T - 1, (B, T - 1, V) float32."""

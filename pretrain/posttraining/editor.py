@@ -19,7 +19,7 @@ from palimpsest.pretrain.parallel import World
 from palimpsest.pretrain.posttraining.edits import EDITS, FFN_IN, FFN_OUT, Given
 from palimpsest.pretrain.posttraining.facts import Facts
 from palimpsest.pretrain.posttraining.texts import Texts
-from palimpsest.pretrain.posttraining.trainer import chosen_settings, identity
+from palimpsest.pretrain.posttraining.trainer import chosen_settings, identity, layer_of
 from palimpsest.pretrain.settings import Settings
 
 
@@ -61,6 +61,7 @@ def apply(
         raise UserError(
             f"posttrain.steps={posttrain.steps}: {used.name} is an edit, which is one step; set 1 or 0"
         )
+    layer = layer_of(settings, posttrain)
     manifest = checkpoint.read(parent, step)
     checkpoint.require_whole(checkpoint.path_of(parent, step), manifest, world)
     weights = checkpoint.tensors(checkpoint.path_of(parent, step), weights_only=True)
@@ -98,8 +99,7 @@ def apply(
     if done is None:
         save(0, weights)
     if posttrain.steps and not done:
-        middle = settings.model.layers // 2 if posttrain.layer is None else posttrain.layer
-        given = Given(own, earlier, curvature, edit_facts, middle, settings.model.activation == "swiglu")
+        given = Given(own, earlier, curvature, edit_facts, layer, settings.model.activation == "swiglu")
         save(1, {**weights, **used.function(weights, given)})
 
 

@@ -201,5 +201,8 @@ def memit(weights: Weights, given: Given) -> dict[str, Tensor]:
 
     ``weight`` times the second moments of the inputs is what holds other outputs as they are.
     """
-    layers = list(range(max(0, given.layer + 1 - int(given.settings["layers"])), given.layer + 1))
-    return dict(given.facts(lambda facts: at_once(facts, layers, given.settings["weight"])))
+    count, weight = given.settings["layers"], given.settings["weight"]
+    if count < 1 or weight <= 0:
+        raise UserError(f"posttrain.settings: layers={count:g} must be at least 1, weight={weight:g} above 0")
+    layers = list(range(max(0, given.layer + 1 - int(count)), given.layer + 1))
+    return dict(given.facts(lambda facts: at_once(facts, layers, weight)))

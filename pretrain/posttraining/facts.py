@@ -65,6 +65,11 @@ class Facts:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self._ids.device
+
     def matrix(self, layer: int) -> Any:
         """Parameter of a layer's output matrix, (H, I)."""
         return self.gpt.decoder.layers[layer].mlp.linear_fc2.weight
@@ -103,7 +108,8 @@ class Facts:
 
         def keep(_module: Any, given: tuple[Tensor, ...], output: Any) -> None:
             value_TFH = given[0] if inputs else _first(output)
-            found.append(value_TFH[self._last[chosen], torch.arange(len(chosen))].detach().float())
+            rows_F = torch.arange(len(chosen), device=self.device)
+            found.append(value_TFH[self._last[chosen], rows_F].detach().float())
 
         hook = module.register_forward_hook(keep)
         try:
@@ -120,7 +126,7 @@ class Facts:
         def change(_module: Any, _given: Any, output: Any) -> Any:
             value_TFH = _first(output)
             place = torch.zeros(value_TFH.shape[:2], device=value_TFH.device)
-            place[self._last[chosen], torch.arange(len(chosen))] = 1.0
+            place[self._last[chosen], torch.arange(len(chosen), device=self.device)] = 1.0
             changed = value_TFH + (place[..., None] * added()).to(value_TFH.dtype)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -134,7 +140,7 @@ class Facts:
 def one_by_one(facts: Facts, layer: int) -> None:
     """ROME (Meng et al. 2022): each fact in turn by :func:`rank_one` at one layer."""
     for number in range(len(facts)):
-        chosen = torch.tensor([number])
+        chosen = torch.tensor([number], device=facts.device)
         wanted = facts.wanted(layer, chosen) - facts.states(layer, chosen)
         key, matrix = facts.keys(layer, chosen)[0], facts.matrix(layer)
         now = matrix.detach().double()
@@ -145,7 +151,7 @@ def one_by_one(facts: Facts, layer: int) -> None:
 
 def at_once(facts: Facts, layers: list[int], weight: float) -> None:
     """MEMIT (Meng et al. 2023): all facts together, what is missing at the last layer spread over several."""
-    chosen = torch.arange(len(facts))
+    chosen = torch.arange(len(facts), device=facts.device)
     wanted = facts.wanted(layers[-1], chosen)
     for done, layer in enumerate(layers):
         missing = (wanted - facts.states(layers[-1], chosen)) / (len(layers) - done)

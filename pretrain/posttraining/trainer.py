@@ -103,7 +103,7 @@ class Posttrainer:
         )
         checkpoint.require_whole(checkpoint.path_of(parent, step), manifest, world)
         self.before = self._former_model(parent, step) if self._compares else None
-        self._layer = self.settings.model.layers // 2 if posttrain.layer is None else posttrain.layer
+        self._layer = layer_of(self.settings, posttrain)
         self.step = self._begin(parent, step if student is None else student)
         """Finished steps."""
 
@@ -330,6 +330,18 @@ def identity(posttrain: PosttrainConfig) -> dict[str, Any]:
     return values
 
 
+def layer_of(settings: Settings, posttrain: PosttrainConfig) -> int:
+    """``posttrain.layer``, or the middle one.
+
+    Raises:
+        UserError: if the model has no such layer.
+    """
+    layers = settings.model.layers
+    if posttrain.layer is not None and not 0 <= posttrain.layer < layers:
+        raise UserError(f"posttrain.layer={posttrain.layer}: the model has layers 0 to {layers - 1}")
+    return layers // 2 if posttrain.layer is None else posttrain.layer
+
+
 def _batch(now: list[Rows], before: list[Rows] | None) -> Batch:
     """Outputs of the rows of all kinds, of the model and of the one before post-training."""
     former: list[Rows | None] = [None] * len(now) if before is None else [*before]
@@ -378,9 +390,7 @@ def _check_topology(settings: Settings, used: Method, posttrain: PosttrainConfig
             f"posttrain.rows={posttrain.rows} is no multiple of posttrain.micro_rows={posttrain.micro_rows} times "
             f"{world.data_size} data-parallel ranks; change one"
         )
-    layers = settings.model.layers
-    if posttrain.layer is not None and not 0 <= posttrain.layer < layers:
-        raise UserError(f"posttrain.layer={posttrain.layer}: the model has layers 0 to {layers - 1}")
+    layer_of(settings, posttrain)
     if "hidden" in used.outputs and (parallel.pipeline > 1 or parallel.sequence):
         raise UserError(
             f"posttrain.method={used.name} reads a layer's output together with the loss: it needs "

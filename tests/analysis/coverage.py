@@ -376,7 +376,7 @@ def orders(rng: np.random.Generator, many: int = MANY) -> Iterator[Row]:
 
 
 def unlearned(rng: np.random.Generator, many: int = 1000) -> Iterator[Row]:
-    """What the comparison of a post-trained model with the leave-out twin says."""
+    """Intervals of the comparison of a post-trained model with the leave-out twin."""
     for n in (8, 24):
         made = design(n, 2)
         shift = rng.normal(0.3, 0.5, (many, len(made.dose)))

@@ -124,7 +124,7 @@ def test_variants(name, line):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_dry_run(name, tmp_path, monkeypatch):
-    """What it would cost, on a machine that has neither its text nor its GPUs."""
+    """The preview of its cost, on a machine that has neither its text nor its GPUs."""
     monkeypatch.chdir(tmp_path)
     experiment = made(f"+experiment={name}", *GIVEN.get(name, []), "dry_run=true")
     lines = list(dry_run(experiment))
@@ -138,7 +138,7 @@ def test_dry_run(name, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where all experiments run, so that those that read the same text prepare it once."""
+    """One place for all experiments, so that those that read the same text prepare it once."""
     return Workplace(tmp_path_factory.mktemp("experiments"), SMALL)
 
 

@@ -139,6 +139,8 @@ def test_a_method_that_was_stopped_ends_with_the_same_weights(run, prepared):
         (["posttrain.forget.doses=[3]"], "no inserted item has the dose 3"),
         (["posttrain.rows=3"], "no multiple"),
         (["posttrain=rmu", "posttrain.layer=2"], "the model has layers 0 to 1"),
+        (["posttrain=rome", "posttrain.layer=2"], "the model has layers 0 to 1"),
+        (["posttrain=memit", "+posttrain.settings.layers=0"], "layers=0 must be at least 1"),
         (["posttrain.after=npo-0"], "no checkpoints"),
     ],
 )
