@@ -88,8 +88,8 @@ def derived(experiment: Experiment) -> None:
     )
     if len(texts) < LEAST_WINDOWS:
         raise UserError(
-            f"the order test needs {LEAST_WINDOWS} windows without insertions and with {orders.LEAST_TOKENS} tokens of a "
-            f"document; this run has {len(texts)}: lower insertion.doses or insertion.items_per_dose"
+            f"the order test needs {LEAST_WINDOWS} windows without insertions and with {orders.LEAST_TOKENS} tokens of "
+            f"a document; this run has {len(texts)}: lower insertion.doses or insertion.items_per_dose"
         )
     said = [text for _, text in texts]
     baseline = None if config.reference is None else checkpoint_of(experiment, config.reference)
