@@ -272,7 +272,78 @@ class Mixture:
         return np.concatenate([[0], np.cumsum(counts)]), np.concatenate(starts)[ranked]
 
 
-Windows = Order | StoredOrder | Mixture
+class Reshuffled:
+    """The windows of another order, with those of one part of training in an order drawn anew.
+
+    It does all that an ``Order`` does.
+
+    Args:
+        windows: the order.
+        begin: first position of the part.
+        end: position after its last one.
+        seed: seed of the draw.
+    """
+
+    def __init__(self, windows: Windows, begin: int, end: int, seed: int) -> None:
+        windows.require(end)
+        self._windows, self._drawn = windows, [begin, end, seed]
+        self.sequence_length: int = windows.sequence_length
+        self.eod: int = windows.eod
+        self.claim: tuple[str, str] = windows.claim
+        self.source = np.arange(end)
+        """Position in the other order of the window at each position, (end,) int64."""
+        self.source[begin:] = begin + np.random.default_rng(seed).permutation(end - begin)
+
+    def __len__(self) -> int:
+        """Number of positions."""
+        return len(self.source)
+
+    @property
+    def prefixes(self) -> list[Path]:
+        """The token files of each corpus, without their endings."""
+        return self._windows.prefixes
+
+    @property
+    def corpus_digest(self) -> str:
+        """Digest of the corpora."""
+        return self._windows.corpus_digest
+
+    @property
+    def identity(self) -> str:
+        """Digest of everything that the order depends on."""
+        return json_digest([self._windows.identity, "reshuffled", self._drawn])
+
+    def verify(self) -> list[str]:
+        """Faults in the index arrays of the other order; see ``Order.verify``."""
+        return self._windows.verify()
+
+    def require(self, windows: int) -> None:
+        """Check that a run ends with the part.
+
+        Raises:
+            UserError: if it does not.
+        """
+        if windows > len(self):
+            raise UserError(
+                f"the run needs {windows:,} windows but those up to {len(self):,} were reshuffled"
+            )
+
+    def locate(self, position: int) -> tuple[int, Order | StoredOrder, int]:
+        """Index of the corpus at a position, the corpus's order, and the position in that order."""
+        return self._windows.locate(int(self.source[position]))
+
+    def window(self, position: int) -> npt.NDArray[np.int64]:
+        """The window at a position: (L + 1,) int64."""
+        return self._windows.window(int(self.source[position]))
+
+    def boundaries(
+        self, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Document starts inside windows; see ``Order.boundaries``."""
+        return self._windows.boundaries(self.source[positions])
+
+
+Windows = Order | StoredOrder | Mixture | Reshuffled
 """Windows in training order, before any insertion."""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from palimpsest.data import artifact
@@ -69,6 +70,20 @@ class Plan:
     def shape(self) -> RunShape:
         """Shape of the run that the plan was made for."""
         return RunShape(**self.manifest.config["run"])
+
+    def reshuffled(self, source: npt.NDArray[np.int64]) -> Plan:
+        """The plan for windows that are read in another order.
+
+        Args:
+            source: position of each window, in the new order, in the order that the plan was made for.
+        """
+        place = np.argsort(source)
+
+        def moved(rows: pl.DataFrame, within: str) -> pl.DataFrame:
+            own = place[rows["position"].to_numpy()]
+            return rows.with_columns(position=pl.Series(own, dtype=pl.Int64)).sort("position", within)
+
+        return replace(self, exposures=moved(self.exposures, "offset"), edits=moved(self.edits, "start"))
 
     def overlay(self) -> Overlay:
         """The overlay that applies the plan."""

@@ -2,20 +2,26 @@
 
 ``derived.models`` names the models: ``perturbed``, or one of ``transformers``, by its directory or its name on the hub.
 Each reads texts of windows that the run read, and the order test says whether its log-likelihoods follow the order in
-which the run read them. The report is then written again. ``derived.reference=reference`` trains a model of the same
-shape on the corpus in another order and subtracts its log-likelihoods, because texts differ in difficulty.
+which the run read them. ``derived.reference=reference`` trains a model of the same shape on the corpus in another order
+and subtracts its log-likelihoods, because texts differ in difficulty.
+
+``derived.texts`` names files of text that such a model may have written. The end of the run is trained again
+``derived.reshuffled`` times with its windows in other orders, and each text's log-likelihood under the run's last
+checkpoint is compared with those under these models. The report is then written again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from palimpsest.analysis.attacks import order as orders
+from palimpsest.analysis.attacks import reshuffled
 from palimpsest.analysis.attacks.order import PERTURBED, REFERENCE, TWIN
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
@@ -23,13 +29,17 @@ from palimpsest.data.artifact import json_digest
 from palimpsest.data.errors import UserError
 from palimpsest.data.shards import SHUFFLED
 from palimpsest.insertion import plan as plans
+from palimpsest.insertion.families import files as files_of_rows
 from palimpsest.launch import exported, missing_stages, reference
 from palimpsest.launch.experiment import Experiment
-from palimpsest.launch.inputs import open_order
+from palimpsest.launch.inputs import epoch_seed, open_order
 from palimpsest.launch.process import say
 from palimpsest.launch.program import program
 from palimpsest.pretrain import saved
 from palimpsest.pretrain.huggingface import files
+
+if TYPE_CHECKING:
+    from palimpsest.analysis.scoring.reader import Reader
 
 LEAST_WINDOWS = 8
 """Fewest windows that are tested."""
@@ -55,19 +65,35 @@ def checkpoint_of(experiment: Experiment, model: str) -> Path:
 
 def logliks(experiment: Experiment, model: Path, texts: Sequence[str]) -> list[float]:
     """Mean log-likelihood of each text's tokens under a model, nats/token; texts are cut to the model's positions."""
-    from palimpsest.analysis.scoring.reader import Reader
-    from palimpsest.pretrain.parallel import pick_device
-    from palimpsest.pretrain.reference import open_reference
-
-    opened = open_reference(str(model), corpus.load_tokenizer(experiment.corpus_directory))
-    reader = Reader(opened.gpt.to(pick_device(experiment.runtime)), opened.start, opened.vocab_size)
-    encoded = opened.backend.encode_batch(list(texts), add_special_tokens=False)
+    reader, backend = _reader(experiment, model)
+    encoded = backend.encode_batch(list(texts), add_special_tokens=False)
     return [
         float(values.mean()) for values in reader.logprobs([one.ids[: reader.positions] for one in encoded])
     ]
 
 
-def derived(experiment: Experiment) -> None:
+def _mean_loglik(experiment: Experiment, model: Path, documents: Sequence[Sequence[int]]) -> float:
+    """Mean log-likelihood of all tokens of some documents under a model of the run's tokenizer, nats/token; long ones
+    are read in parts of the model's positions.
+    """
+    reader, _ = _reader(experiment, model)
+    size = reader.positions
+    parts = [list(ids[at : at + size]) for ids in documents for at in range(0, len(ids), size)]
+    return float(np.concatenate(reader.logprobs(parts)).mean())
+
+
+def _reader(experiment: Experiment, model: Path) -> tuple[Reader, Any]:
+    """A model on this machine's device, and its tokenizer."""
+    from palimpsest.analysis.scoring.reader import Reader
+    from palimpsest.pretrain.parallel import pick_device
+    from palimpsest.pretrain.reference import open_reference
+
+    opened = open_reference(str(model), corpus.load_tokenizer(experiment.corpus_directory))
+    gpt = opened.gpt.to(pick_device(experiment.runtime))
+    return Reader(gpt, opened.start, opened.vocab_size), opened.backend
+
+
+def models(experiment: Experiment) -> None:
     """Test every model; stored tests are kept.
 
     Raises:
@@ -104,8 +130,7 @@ def derived(experiment: Experiment) -> None:
             "model": _digest(path),
             "reference": "" if against is None else _digest(against),
         }
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.")[-40:]
-        place = experiment.directory / orders.KIND / f"{slug}-{json_digest([settings, inputs])[:8]}"
+        place = experiment.directory / orders.KIND / _named(model, settings, inputs)
         if not (place / artifact.MANIFEST).is_file():
             own = logliks(experiment, path, said)
             rows = orders.table_of(texts, own, None if against is None else of_baseline())
@@ -122,6 +147,90 @@ def derived(experiment: Experiment) -> None:
         )
 
 
+def documents(file: str) -> list[str]:
+    """Texts of a file of ``derived.texts``.
+
+    Raises:
+        UserError: for a file that cannot be read, or has no text.
+    """
+    found: list[str] = []
+    if files_of_rows.has_rows(file):
+        for number, row in files_of_rows.numbered(file, "derived.texts"):
+            if not isinstance(row.get("text"), str):
+                raise UserError(
+                    f"derived.texts={file}: row {number} has no text; each row needs a column 'text'"
+                )
+            found.append(row["text"])
+    else:
+        try:
+            found = [Path(file).read_text(encoding="utf-8")]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"derived.texts={file} cannot be read: {error}") from None
+    if not (found := [text for text in found if text.strip()]):
+        raise UserError(f"derived.texts={file} has no text")
+    return found
+
+
+def texts(experiment: Experiment, given: Mapping[str, Sequence[str]]) -> None:
+    """Test every text; stored tests are kept, and so are the models of other orders.
+
+    Args:
+        experiment: the settings of the run.
+        given: texts of each file.
+
+    Raises:
+        UserError: for a step without checkpoint.
+    """
+    config, place = experiment.derived, experiment.directory / PERTURBED / "checkpoints"
+    steps = [step for step in saved.finished(place) if step < experiment.train.end]
+    since = config.since
+    if since is None:
+        half = (experiment.train.begin + experiment.train.end) // 2
+        since = max(step for step in steps if step <= half)
+    elif since not in steps:
+        raise UserError(
+            f"derived.since={since}: {place} has no such checkpoint before its last one; those of steps "
+            f"{', '.join(map(str, steps))} are there"
+        )
+    tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
+    vocabulary = artifact.read(
+        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+    ).facts["vocab_size"]
+    start = saved.path_of(place, since)
+    checkpoints = [saved.path_of(place, experiment.train.end)] + [
+        reference.reshuffled(experiment, start, epoch_seed(config.seed, 1 + k), vocabulary)
+        for k in range(config.reshuffled)
+    ]
+    for file, parts in given.items():
+        ids = [encoded.tolist() for encoded in map(tokenizer.encode, parts)]
+        settings = {"reshuffled": config.reshuffled, "since": since, "seed": config.seed}
+        inputs = {
+            "plan": plans.read(experiment.directory / "plan").digest,
+            "text": json_digest(ids),
+            "models": json_digest([_digest(path) for path in checkpoints]),
+        }
+        kept = experiment.directory / reshuffled.KIND / _named(file, settings, inputs)
+        if not (kept / artifact.MANIFEST).is_file():
+            rows = reshuffled.table_of([_mean_loglik(experiment, path, ids) for path in checkpoints])
+            with artifact.writing(
+                kept, kind=reshuffled.KIND, schema_version=reshuffled.VERSION, config=settings, inputs=inputs
+            ) as draft:
+                rows.write_parquet(draft.path / reshuffled.FILE, compression="zstd")
+                draft.facts.update(text=file, since=since, tokens=sum(map(len, ids)))
+                draft.facts.update(reshuffled.result(rows))
+        facts = artifact.read(kept, kind=reshuffled.KIND, schema_version=reshuffled.VERSION).facts
+        say(
+            f"{file}: {facts['excess']:+.4f} nats/token more than under {facts['models']} models of other orders, "
+            f"p = {facts['p']:.2g} by rank, {facts['p_t']:.2g} by t, {facts['tokens']:,} tokens"
+        )
+
+
+def _named(what: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Name of a test's directory."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", what).strip("-.")[-40:]
+    return f"{slug}-{json_digest([settings, inputs])[:8]}"
+
+
 def _digest(model: Path) -> str:
     """Digest of a model's weights."""
     if (model / artifact.MANIFEST).is_file() and not (model / "config.json").is_file():
@@ -130,12 +239,16 @@ def _digest(model: Path) -> str:
 
 
 def work(experiment: Experiment) -> int:
-    """Make the run if there is none, test the models, then report; status 3 if the audit failed."""
+    """Make the run if there is none, test models and texts, then report; status 3 if the audit failed."""
     files.require()
+    given = {file: documents(file) for file in experiment.derived.texts}
     there = experiment.train.end in saved.finished(experiment.directory / PERTURBED / "checkpoints")
     if not there and (status := missing_stages.run_alone("run")):
         return status
-    derived(experiment)
+    if experiment.derived.models:
+        models(experiment)
+    if given:
+        texts(experiment, given)
     return exported.reported(experiment)
 
 

@@ -92,13 +92,20 @@ PROGRAMS = {
         [QUICK, f"{RUN} attack.names=[recall] attack.shots=8", f"{RUN} step=all"],
     ),
     "derived": Help(
-        "Test whether models were trained from this run's data, by the order of its windows, and write the report.",
+        "Test whether models were trained from this run, or wrote a text, by the order of its windows; then report.",
         [
             ("derived.models=[MODEL,...]", "perturbed, or a model of transformers: a directory, or a name on the hub"),
             ("derived.reference=reference", "subtract a model trained on the corpus in another order; default: none"),
             ("derived.windows=N", "windows that are read; derived.seed"),
+            ("derived.texts=[FILE,...]", "texts to test: .jsonl, .json, .csv or .parquet with 'text', or plain text"),
+            ("derived.reshuffled=19", "times that the run's end is trained again in other orders, for the texts"),
+            ("derived.since=STEP", "from this checkpoint on; default: the last one in the first half"),
         ],
-        ["+experiment=derived_nano", RUN, f"{RUN} derived.models=[exports/mine]"],
+        [
+            "+experiment=derived_nano",
+            f"{RUN} derived.models=[exports/mine]",
+            f"{RUN} derived.models=[] derived.texts=[posts.jsonl]",
+        ],
     ),
     "report": Help(
         "Write the report: page, figures and tables; print its first sentence.",

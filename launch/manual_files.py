@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from palimpsest.analysis.attacks import order as attack_order
+from palimpsest.analysis.attacks import reshuffled as attack_reshuffled
 from palimpsest.analysis.attacks import values as attack_values
 from palimpsest.analysis.generation import continuations
 from palimpsest.analysis.metrics import scored
@@ -123,6 +124,15 @@ ARTEFACTS = (
         "manifest.",
         attack_order,
         {"windows.parquet": (attack_order, "SCHEMA")},
+    ),
+    Artefact(
+        "Order tests of texts",
+        "`reshuffled/<text>-<digest>/`",
+        "derived",
+        "Log-likelihoods of a text under the run's model and under models of other orders, which are in "
+        "`reshuffled/from_<step>/seed_<seed>/`; the result is in the manifest.",
+        attack_reshuffled,
+        {"models.parquet": (attack_reshuffled, "SCHEMA")},
     ),
     Artefact(
         "Report",

@@ -1,4 +1,6 @@
-"""Reference model for copyright traps (``path: trained``) and order tests: trained here, in another order."""
+"""Models that are trained here to compare with: on the corpus in another order, for copyright traps (``path: trained``)
+and order tests, or on the run's own windows in another order.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,15 @@ from pathlib import Path
 
 from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
+from palimpsest.data.mixture import Reshuffled, Windows
 from palimpsest.data.order import Order
 from palimpsest.data.tokenizer import Tokenizer
+from palimpsest.insertion import plan as plans
 from palimpsest.insertion.families import registry
 from palimpsest.launch.experiment import Experiment
-from palimpsest.launch.inputs import epoch_seed, order_of
+from palimpsest.launch.inputs import epoch_seed, open_order, order_of
 from palimpsest.launch.process import locked, say
-from palimpsest.pretrain.config import ParallelConfig
+from palimpsest.pretrain.config import ParallelConfig, TrainConfig
 
 _NO_EPOCH = 1 << 16
 """Constant used instead of an epoch's number in the seed of the reference model's order."""
@@ -32,25 +36,59 @@ def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
     Returns:
         ``reference/checkpoints/step_<number>`` of the run's directory.
     """
+    train = replace(experiment.train, seed=order.seed)
+    directory = experiment.directory / "reference"
+    return _alone(experiment, replace(train, stop_at=None), order, None, vocab_size, directory)
+
+
+def reshuffled(experiment: Experiment, start: Path, seed: int, vocab_size: int) -> Path:
+    """Train the end of the perturbed run again, with the same windows and exposures in another order, or reuse it.
+
+    Args:
+        experiment: the settings.
+        start: checkpoint of the perturbed run from which on the windows are reshuffled.
+        seed: seed of their order.
+        vocab_size: size of the tokenizer's vocabulary.
+
+    Returns:
+        Path of the model's last checkpoint.
+    """
+    train = replace(experiment.train, start_from=str(start))
+    batch = train.global_batch_size
+    order = Reshuffled(open_order(experiment), train.begin * batch, train.end * batch, seed)
+    plan = plans.read(experiment.directory / "plan").reshuffled(order.source)
+    directory = experiment.directory / "reshuffled" / f"from_{train.begin:08d}" / f"seed_{seed}"
+    return _alone(experiment, train, order, plan, vocab_size, directory)
+
+
+def _alone(
+    experiment: Experiment,
+    train: TrainConfig,
+    order: Windows,
+    plan: plans.Plan | None,
+    vocab_size: int,
+    directory: Path,
+) -> Path:
+    """Train one model in this process, which keeps its last checkpoint alone; returns the path of that."""
     from palimpsest.pretrain import checkpoint, interrupts, parallel
     from palimpsest.pretrain.settings import Settings
     from palimpsest.pretrain.telemetry import Live
     from palimpsest.pretrain.trainer import Trainer
 
-    directory, steps = experiment.directory / "reference", experiment.train.steps
-    train = replace(
-        experiment.train, seed=order.seed, checkpoint_every=steps, checkpoint_at=(), checkpoint_after_last=()
+    train = replace(train, checkpoint_every=train.steps, checkpoint_at=(), checkpoint_after_last=())
+    topology = ParallelConfig(tensor=1, pipeline=1)
+    settings = Settings(
+        model=experiment.model, optimizer=experiment.optimizer, train=train, parallel=topology
     )
-    alone = ParallelConfig(tensor=1, pipeline=1)
-    settings = Settings(model=experiment.model, optimizer=experiment.optimizer, train=train, parallel=alone)
-    with parallel.start(alone, experiment.runtime) as world, locked(directory):
-        trainer = Trainer(settings, world, order=order, plan=None, vocab_size=vocab_size, directory=directory)
+    name = str(directory.relative_to(experiment.directory))
+    with parallel.start(topology, experiment.runtime) as world, locked(directory):
+        trainer = Trainer(settings, world, order=order, plan=plan, vocab_size=vocab_size, directory=directory)
         step = trainer.resume()
-        if step < steps:
-            say(f"training the reference model, in {directory}")
+        if step < train.end:
+            say(f"training the {name} model, in {directory}")
             with interrupts.listening() as signals:
-                trainer.run([signals, Live("reference", step, steps)])
-    return checkpoint.path_of(trainer.checkpointer.directory, steps)
+                trainer.run([signals, Live(name, step, train.end)])
+    return checkpoint.path_of(trainer.checkpointer.directory, train.end)
 
 
 def in_another_order(experiment: Experiment) -> Path:

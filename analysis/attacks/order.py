@@ -53,15 +53,30 @@ class DerivedConfig:
     None: nothing is subtracted."""
     windows: int = 2000
     """Number of windows, drawn among those without insertions."""
+    texts: tuple[str, ...] = ()
+    """Files of text that may have been written by a model that was trained from this run: ``.jsonl``, ``.json``,
+    ``.csv`` or ``.parquet`` with a column ``text``, or plain text."""
+    reshuffled: int = 19
+    """Number of models with which a text's log-likelihood under the run's is compared; each is the end of the run,
+    trained again with its windows in another order."""
+    since: int | None = None
+    """Step of the checkpoint from which these are trained. None: the last one in the first half of the run."""
     seed: int = 0
-    """Seed of the draw."""
+    """Seed of the draw of windows, and of the other orders."""
 
     def __post_init__(self) -> None:
         check_seed("derived.seed", self.seed)
-        if not self.models or len(set(self.models)) < len(self.models):
-            raise UserError(f"derived.models={list(self.models)} must be one model or more, each once")
+        for name, given in (("models", self.models), ("texts", self.texts)):
+            if len(set(given)) < len(given):
+                raise UserError(f"derived.{name}={list(given)} must name each once")
+        if not self.models and not self.texts:
+            raise UserError(
+                f"derived.models={list(self.models)} must be one model or more, or give derived.texts"
+            )
         if self.windows < 8:
             raise UserError(f"derived.windows={self.windows} must be at least 8")
+        if self.reshuffled < 2:
+            raise UserError(f"derived.reshuffled={self.reshuffled} must be at least 2")
         if self.reference in (PERTURBED, TWIN):
             raise UserError(
                 f"derived.reference={self.reference} has read the windows in this order; set "

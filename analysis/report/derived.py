@@ -1,8 +1,11 @@
-"""Table and figures of the order tests: which models were trained from this run's data?"""
+"""Tables and figures of the order tests: which models were trained from this run's data, and which texts did they
+write?
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from palimpsest.analysis import figures
 from palimpsest.analysis.figures import Figure
@@ -43,6 +46,51 @@ def derived_table(inputs: ReportInputs) -> Table | None:
         note="Shown: the correlation is above 0, by its interval and by permutation. Not shown does not mean that a "
         "model was trained on other data: one that read the same texts in another order looks like that, too.",
     )
+
+
+def texts_table(inputs: ReportInputs) -> Table | None:
+    """The order test of every text; None where none was tested."""
+    if not inputs.reshuffled:
+        return None
+    body = [
+        [
+            facts["text"],
+            f"{facts['tokens']:,}",
+            number(facts["loglik"], 4),
+            number(facts["excess"], 4, signed=True),
+            str(facts["models"]),
+            p_value(facts["p"]),
+            p_value(facts["p_t"]),
+            _verdict(facts, inputs.alpha),
+        ]
+        for facts in inputs.reshuffled
+    ]
+    return Table(
+        [
+            "text",
+            "tokens",
+            "nats/token",
+            "excess",
+            "models",
+            "p by rank",
+            "p by t",
+            "written by a model of this run",
+        ],
+        body,
+        "Order test of texts: mean log-likelihood under the run's last checkpoint, and its excess over the mean of "
+        "models that read the run's last windows in other orders (Kuditipudi et al., 2025). A text that does not come "
+        "from the run is as likely under the one as under the others.",
+        deciding=frozenset({3, 7}),
+        note="By rank: (1 + models under which the text is at least as likely) / (1 + models), which is exact and "
+        "decides. By t: the place among the models' values, if these are normally distributed.",
+    )
+
+
+def _verdict(facts: Mapping[str, Any], alpha: float) -> str:
+    """What the rank says of a text."""
+    if facts["p"] <= alpha:
+        return "shown"
+    return "too few models" if 1 / (1 + facts["models"]) > alpha else "not shown"
 
 
 def drawn(inputs: ReportInputs) -> Iterator[tuple[str, Figure, str]]:

@@ -69,6 +69,8 @@ class ReportInputs:
     none were made."""
     derived: Sequence[tuple[Mapping[str, Any], pl.DataFrame]] = ()
     """Facts and rows of every model that was tested for being derived from the run (``analysis.attacks.order``)."""
+    reshuffled: Sequence[Mapping[str, Any]] = ()
+    """Facts of every text that was compared under models of other orders (``analysis.attacks.reshuffled``)."""
     parameters: Parameters = field(default_factory=Parameters)
     """Settings of the metrics."""
     primary: str = DECLARED

@@ -85,6 +85,7 @@ def build(inputs: ReportInputs, directory: Path) -> dict[str, Any]:
         },
         **_generated(inputs, results),
         derived=derived.derived_table(inputs),
+        texts=derived.texts_table(inputs),
         forgetting_text=forgetting.forgetting_text(inputs, retained),
         questions=question_tables(inputs, results.questions, results.step),
         named=[(name, sections.gains_table(inputs, results, name)) for name in _named(inputs)],

@@ -201,6 +201,15 @@ class RunFiles:
 
         return order.read(self.directory / order.KIND, plan=self.plan.digest)
 
+    @cached_property
+    def reshuffled(self) -> list[dict[str, Any]]:
+        """Texts that were compared under models of other orders: text, p, p_t, ...
+        (``analysis.attacks.reshuffled.read``); empty before ``palimpsest derived`` with ``derived.texts``.
+        """
+        from palimpsest.analysis.attacks import reshuffled
+
+        return reshuffled.read(self.directory / reshuffled.KIND, plan=self.plan.digest)
+
     @property
     def score_digests(self) -> dict[str, str]:
         """Path of each part of the scores, of the continuations, of the attacks' values and of order tests -> its
@@ -209,7 +218,11 @@ class RunFiles:
         derived = {
             f"derived/{facts['model']}-{k}": facts["digest"] for k, (facts, _) in enumerate(self.derived)
         }
-        return {**self._scored[1], **self._generated[1]["digests"], **self._attacked[1]["digests"], **derived}
+        texts = {
+            f"reshuffled/{facts['text']}-{k}": facts["digest"] for k, facts in enumerate(self.reshuffled)
+        }
+        attacked = self._attacked[1]["digests"]
+        return {**self._scored[1], **self._generated[1]["digests"], **attacked, **derived, **texts}
 
     @cached_property
     def audit(self) -> dict[str, Any] | None:
@@ -399,6 +412,7 @@ class RunFiles:
             "generation": self._generated[1]["settings"],
             "attacked": self.attacked,
             "derived": self.derived,
+            "reshuffled": self.reshuffled,
             "manifests": {"plan": {"digest": self.plan.digest, **self.plan.manifest.made_by}},
             "parameters": self.parameters,
             "signature": self.signature,

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import norm
 
-from palimpsest.analysis.metrics.order import order_test
+from palimpsest.analysis.metrics.order import order_test, reshuffle_test
 from palimpsest.analysis.report.forgetting import retention
 from palimpsest.analysis.report.unlearned import FORGET, NEVER, half_back, leaks
 from palimpsest.analysis.run.rows import single_exposure
@@ -359,6 +359,7 @@ def orders(rng: np.random.Generator, many: int = MANY) -> Iterator[Row]:
                 float(np.mean((low <= truth) & (truth <= high))),
                 float(np.mean(high < truth)),
             )
+    yield from _texts(rng, many)
     times = np.array([1.0, 3.0, 10.0, 30.0, 100.0])
     for treated, controls in ((6, 6), (12, 30)):
         n = treated + controls
@@ -373,6 +374,19 @@ def orders(rng: np.random.Generator, many: int = MANY) -> Iterator[Row]:
             float(np.mean((slope.low <= -0.4) & (slope.high >= -0.4))),
             float(np.mean(slope.high < -0.4)),
         )
+
+
+def _texts(rng: np.random.Generator, many: int) -> Iterator[Row]:
+    """Size of the order test of a text that does not come from the run: how often it is left alone at 5 %."""
+    for models in (9, 19):
+        own, others = rng.normal(size=many), rng.normal(size=(many, models))
+        found = [reshuffle_test(x, y) for x, y in zip(own, others, strict=True)]
+        for name, p in (("rank", [one.p for one in found]), ("t", [one.p_t for one in found])):
+            if name == "t" or models >= 19:  # the least p by rank is 1 / (1 + models)
+                refused = float(np.mean(np.array(p) <= 0.05))
+                yield Row(
+                    f"order test of a text, by {name}", f"normal, {models} models", 1 - refused, refused
+                )
 
 
 def unlearned(rng: np.random.Generator, many: int = 1000) -> Iterator[Row]:
