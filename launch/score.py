@@ -104,7 +104,17 @@ def checkpoints_of(
     *,
     last_only: bool = False,
 ) -> list[Checkpoint]:
-    """Finished checkpoints of a run, or the last one; one model is built and loads the weights of each in turn."""
+    """Completely written checkpoints of a run.
+
+    The model of all of them is one object, which loads the weights of a checkpoint when that is scored.
+
+    Args:
+        experiment: the settings of the run.
+        directory: of the checkpoints.
+        facts: those of the corpus's manifest, of which ``vocab_size`` is read.
+        device: device of the model.
+        last_only: the last checkpoint alone.
+    """
     import torch
 
     from palimpsest.analysis.scoring import models, store

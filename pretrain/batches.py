@@ -91,18 +91,19 @@ def positions_of(step: int, train: TrainConfig, data_rank: int, data_size: int) 
 
 
 class Batches:
-    """Reader of windows that applies the overlay and records the results.
+    """Training batches of one rank: corpus windows with the planned insertions, each recorded for the ledger.
 
     Args:
-        order: windows of the corpus.
-        overlay: overlay of the plan; empty for the twin.
-        recorder: recorder of this rank.
-        groups: groups of targets.
-        train: batch sizes.
+        order: corpus windows in training order.
+        overlay: planned insertions by window; empty for the twin.
+        recorder: checks every window against the plan and records it.
+        groups: gives each predicted token the group whose loss is logged on its own, such as inserted text.
+        train: training settings, of which the batch sizes are read.
         data_rank: index of this data-parallel rank.
         data_size: number of data-parallel ranks.
         device: device of the batches.
-        context: index of this context-parallel rank, and their number; each records the whole window.
+        context: index of this context-parallel rank, and the number of these ranks; they split the tokens of a window,
+            and each records the whole window.
     """
 
     def __init__(

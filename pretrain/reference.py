@@ -158,7 +158,9 @@ def open_reference(path: str, tokenizer: Tokenizer) -> Reference:
 def _checkpoint(directory: Path, tokenizer: Tokenizer) -> Reference:
     match = re.fullmatch(r"step_(\d+)", directory.name)
     if not match:
-        raise UserError(f"{directory} is no checkpoint; give .../checkpoints/step_<number>")
+        raise UserError(
+            f"{directory} is not the directory of a checkpoint; give .../checkpoints/step_<number>"
+        )
     # They need megatron-core, which a model of transformers does without.
     from palimpsest.pretrain import checkpoint
     from palimpsest.pretrain.huggingface import export

@@ -100,11 +100,12 @@ def capacity(
     optional=("run", "low", "high"),
 )
 def order_p(rows: pl.DataFrame, *, alpha: float = 0.05, width: int = 520, height: int = 280) -> Figure:
-    """p-value of an order or watermark test by the number of documents tested, on logarithmic axes.
+    """p-value against the number of documents tested, on logarithmic axes, of tests whether a model was trained on
+    documents: by the order in which it read them (``analysis.metrics.order``), or by their watermark.
 
     Args:
-        rows: one row per test; ``run`` names the tested model; ``low`` and ``high`` are a range over repeated
-            subsamples. A p of 0 is drawn at 1e-300.
+        rows: one row per test: ``samples``, the number of documents, and ``p``; ``run`` names the tested model; ``low``
+            and ``high`` are limits of p over repeated subsamples. A p of 0 is drawn at 1e-300.
         alpha: significance level, drawn as a dashed line.
         width: pixels.
         height: pixels.

@@ -1,7 +1,8 @@
-"""Membership attacks: one score per text, higher = member.
+"""Membership attacks: one score per text; the higher, the more likely the text was in the training data.
 
-All are functions of one teacher-forced pass (ln p, entropy, variance per token), of a second pass behind a
-prefix (ReCaLL), of a reference model, or of altered copies of the text. Shape suffix: T tokens of one text.
+They are computed from one teacher-forced pass (for each token its ln p, and the entropy of the predicted distribution
+and the variance of ln p under it), from a second pass with a prefix before the text (ReCaLL), from a reference model,
+or from altered copies of the text. Shape suffix: T tokens of one text.
 """
 
 from __future__ import annotations

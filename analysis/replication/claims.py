@@ -28,12 +28,14 @@ REPRODUCED, NOT, UNTESTABLE = "reproduced", "not reproduced", "not testable at t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Along:
-    """Values of a cell's field, over which a slope is taken."""
+    """The x-axis of a claim about a slope: where the quantity is estimated, such as at doses 4, 16 and 64."""
 
     field: str
+    """Field of the claim's cell (:data:`CELL`) that varies, such as ``dose`` or ``run``."""
     values: tuple[Any, ...]
+    """Its values."""
     x: tuple[float, ...] = ()
-    """Abscissa of each; none: log2 of the values."""
+    """Place of each value on the x-axis; none: log2 of the values."""
 
     def __post_init__(self) -> None:
         if self.field not in CELL:

@@ -1,12 +1,13 @@
 """Store of scores: Parquet files in parts, each computed once.
 
 A run's scores are directories ``step_<number>`` (``step_<number>-<part>`` from the second part on), each with
-``scores.parquet`` (:data:`analysis.scoring.token_statistics.SCORE_SCHEMA`: one row per probe, lists with one entry per
-token) and a manifest. A part holds a contiguous range of the plan's probes at one checkpoint. The ranges depend only on
-the probes, so that any number of tasks can share the work without computing a part twice. A part is reused if it was
-made from the same checkpoint, the same plan or items (tokenizer included) and by the same code.
+``scores.parquet`` (:data:`analysis.scoring.token_statistics.SCORE_SCHEMA`: one row per probe, whose list columns have
+one entry per token) and a manifest. A part holds a contiguous range of the plan's probes at one checkpoint. The ranges
+depend on the probes, not on the number of tasks, so that any number of tasks can share the work without computing a
+part twice. A part is reused if it was made from the same checkpoint, tokenizer and plan (without a plan: the same
+items) and by the same code.
 
-One line opens a run::
+All scores of a run, or with pandas those of one part, are opened by one line::
 
     pl.read_parquet("scores/perturbed/step_*/scores.parquet")                  # Polars
     duckdb.sql("from 'scores/perturbed/step_*/scores.parquet'")                # DuckDB

@@ -108,15 +108,15 @@ def skewed_limits(
     """Limits of a mean: on each side the outer of Student's t limit and the limit corrected for skewness (Johnson
     1978).
 
-    For a mean of skewness g, the lower quantile of the studentised mean is ``-(t + g (2 t^2 + 1) / 6)`` to first order
-    (Cornish & Fisher 1938; Hall 1992, 3.5). It moves the upper limit outwards if values are skewed to the right, the
-    lower limit if to the left. g is ``third / variance^1.5`` times the factor ``_SKEWNESS``, which is reduced at few
-    degrees of freedom, where the sample's skewness is uninformative.
+    With t the quantile of Student's distribution and g the skewness of the mean, the lower quantile of the studentised
+    mean is ``-(t + g (2 t^2 + 1) / 6)`` to first order (Cornish & Fisher 1938; Hall 1992, 3.5). Values skewed to the
+    right (g > 0) therefore move the upper limit outwards, those skewed to the left the lower one. g is ``third /
+    variance^1.5`` times ``_SKEWNESS (1 - 3 / df)``: at few degrees of freedom the sample's skewness says little.
 
     Args:
         estimate: mean or difference of means.
         variance: variance of the estimate.
-        third: third central moment of the estimate.
+        third: third central moment of the estimate, not of the single values.
         df: degrees of freedom of the variance.
         level: confidence.
     """

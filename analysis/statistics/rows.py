@@ -69,9 +69,15 @@ def per_item(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def difference_to_twin(rows: pl.DataFrame, perturbed: str = "perturbed", twin: str = "twin") -> pl.DataFrame:
-    """Paired metric rows: value in the perturbed run minus value in the twin, probe by probe, same step.
+    """Metric rows of the difference: value in the perturbed run minus that in the twin, of the same probe and step.
 
-    Probes that lack either value are left out. The statistics accept these rows like those of a run.
+    Probes without a value in both are left out. The rows have the columns of a run's, so that every function of
+    ``analysis.statistics`` accepts them.
+
+    Args:
+        rows: metric rows of both runs.
+        perturbed: name of the one run in the column ``run``.
+        twin: name of the other.
     """
     on = ["step", "metric", "probe_id"]
     other = rows.filter((pl.col("run") == twin) & pl.col("value").is_not_null()).select(

@@ -43,7 +43,7 @@ class Explicit:
         self.table = read(setting.insertion.placements)
 
     def assign(self, items: pl.DataFrame) -> Integers:
-        """Number of each item's arm; see ``interface.Placement``."""
+        """Index of each item's arm in ``InsertionConfig.arms``; see ``interface.Placement``."""
         return arms(self.table, items, self.setting.insertion)
 
     def expose(self, items: pl.DataFrame, assigned: Integers, wordings: pl.DataFrame) -> pl.DataFrame:

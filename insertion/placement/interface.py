@@ -42,7 +42,7 @@ class Placement(Protocol):
     """One way of placement."""
 
     def assign(self, items: pl.DataFrame) -> Integers:
-        """Number of each item's arm in ``InsertionConfig.arms``: (items,).
+        """Index of each item's arm in ``InsertionConfig.arms``: (items,).
 
         Args:
             items: ``items.ITEM_SCHEMA`` without arm and dose; ``stratum`` holds the final strata.

@@ -30,7 +30,7 @@ class Randomised:
         self.setting = setting
 
     def assign(self, items: pl.DataFrame) -> Integers:
-        """Number of each item's arm; see ``interface.Placement``."""
+        """Index of each item's arm in ``InsertionConfig.arms``; see ``interface.Placement``."""
         insertion = self.setting.insertion
         rng = np.random.default_rng([insertion.seed, 1])
         families, strata = items["family"].to_numpy(), items["stratum"].to_numpy()

@@ -342,8 +342,8 @@ def read(model: ModelConfig, vocab_size: int) -> Start:
         raise UserError(f"model.weights={model.weights} has another shape; set {' '.join(differences)}")
     if config.vocab_size < vocab_size:
         raise UserError(
-            f"model.weights={model.weights} knows {config.vocab_size} tokens, the corpus {vocab_size}; "
-            f"{files.own_tokenizer(directory)}"
+            f"model.weights={model.weights} has a vocabulary of {config.vocab_size} tokens, fewer than the corpus's "
+            f"{vocab_size}; {files.own_tokenizer(directory)}"
         )
     kind = shapes.ARCHITECTURES[config.model_type].kind
     return Start(files.Tensors(directory), kind, model, model.weights)

@@ -102,10 +102,10 @@ def _beyond_vocabulary(
     tokenizer: TokenizerConfig, directory: Path, config: Any, weights: str, vocab_size: int | None
 ) -> Iterator[str]:
     """Error line if the tokenizer has ids that the model does not know."""
-    known = f"model.weights={weights} knows {config.vocab_size} tokens (vocab_size)"
+    known = f"model.weights={weights} has a vocabulary of {config.vocab_size} tokens"
     if vocab_size is not None:
         if vocab_size > config.vocab_size:
-            yield f"{known}, the prepared corpus {vocab_size}; {files.own_tokenizer(directory)}"
+            yield f"{known}, fewer than the prepared corpus's {vocab_size}; {files.own_tokenizer(directory)}"
     elif tokenizer.kind == "train":
         if tokenizer.vocab_size > config.vocab_size:
             yield (

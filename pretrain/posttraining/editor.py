@@ -91,8 +91,8 @@ def apply(
     def edit_facts(change: Callable[[Facts], None]) -> dict[str, Tensor]:
         if facts is None:
             raise UserError(
-                f"posttrain.method={used.name}: the forget set has no clozes to be answered otherwise; forget a family "
-                "with clozes, such as biographies"
+                f"posttrain.method={used.name}: edits the answers to clozes, and the forget set has none; forget a "
+                "family with clozes, such as biographies"
             )
         return _edited(settings, world, weights, facts, curvature()[FFN_OUT][0], vocab_size, change)
 

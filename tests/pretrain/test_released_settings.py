@@ -130,7 +130,9 @@ def test_an_ill_fitting_tokenizer_or_model_is_refused_before_anything_is_done(ne
     ids = files.largest_id(large)
     assert ids >= 396
     given = ("~corpus.tokenizer.vocab_size", "corpus.tokenizer.kind=file", f"+corpus.tokenizer.path={large}")
-    assert f"has ids up to {ids}, but model.weights={neox} knows 396 tokens" in unfit(started(neox, *given))
+    assert f"has ids up to {ids}, but model.weights={neox} has a vocabulary of 396 tokens" in unfit(
+        started(neox, *given)
+    )
     assert "model.vocab_size=396" in unfit(experiment(f"model.weights={neox}", "+model.vocab_size=500"))
     with pytest.raises(UserError, match=r"needs model.weights=DIRECTORY_OR_NAME"):
         experiment("model=from_huggingface")
@@ -149,7 +151,7 @@ def test_everything_that_does_not_fit_is_named_at_once(neox, tmp_path, monkeypat
     line = unfit(experiment(f"model.weights={neox}", *slurm, *table))
     for finding in (
         f"model.weights={neox} has another shape; set model.layers=2 model.hidden=32",
-        f"corpus.tokenizer.vocab_size=4096, but model.weights={neox} knows 396 tokens",
+        f"corpus.tokenizer.vocab_size=4096, but model.weights={neox} has a vocabulary of 396 tokens",
         "train.global_batch_size=8",
         "insertion.families.table: 50 items are needed, but there are 7",
     ):
