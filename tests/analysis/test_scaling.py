@@ -1,5 +1,6 @@
 """Scaling over the runs of a sweep: known exponents, their limits, and what is said where there is no answer."""
 
+import json
 import math
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 from palimpsest.analysis.report import scaling
 from palimpsest.analysis.report.scaling import Point, axes, point, slopes
 from palimpsest.analysis.report.sweep import SweepRun, build
+from palimpsest.analysis.run import open_run
 from palimpsest.analysis.statistics.ec50 import Ec50
+from palimpsest.pretrain import saved
+from palimpsest.pretrain.huggingface import export
 from tests.analysis.test_sweep_seeds import SUMMARY, run
+from tests.conftest import SMALL, Workplace, write_text
 
 
 def ec50(value: float) -> Ec50:
@@ -121,3 +126,41 @@ def test_the_page_of_a_sweep_has_the_table(tmp_path, monkeypatch):
     assert 'aria-label="Scaling"' in text
     table = pl.read_csv(tmp_path / "page" / "exponents.csv")
     assert table["estimate"][0] == pytest.approx(0.8)
+
+
+@pytest.mark.slow
+def test_a_sweep_over_lengths_and_layers_reports_the_slopes_of_its_runs(tmp_path):
+    """Real runs: the slopes along tokens and parameters, computed from their summaries and weights."""
+    place = Workplace(tmp_path, SMALL)
+    write_text(place.path / "text.jsonl")
+    place.ok(
+        "sweep",
+        "train.steps=12,24",
+        "model.layers=2,4",
+        "insertion.doses=[0,8]",
+        "optimizer.learning_rate=5e-3",
+        "launcher.jobs=2",
+    )
+    (page,) = (place.path / "runs" / "sweeps").glob("*/report/report.html")
+    assert 'aria-label="Scaling"' in page.read_text()
+    rows, gains = [], []
+    for line in map(json.loads, (page.parent.parent / "runs.jsonl").read_text().splitlines()):
+        directory = place.path / line["directory"]
+        gains.append(
+            json.loads((directory / "report" / "summary.json").read_text())["gain_at_highest_dose"][
+                "perturbed - twin"
+            ]["estimate"]
+        )
+        checkpoints = directory / "perturbed" / "checkpoints"
+        end = saved.finished(checkpoints)[-1]
+        weights = sum(one.numel() for one in export.load(checkpoints, end, eod=0).parameters())
+        shape = open_run(directory).plan.shape
+        rows.append([1, np.log2(weights), np.log2(end * shape.global_batch_size * shape.sequence_length)])
+    _, parameters, tokens = np.linalg.lstsq(np.array(rows), np.array(gains), rcond=None)[0]
+    table = pl.read_csv(page.parent / "exponents.csv").filter(
+        pl.col("quantity").str.starts_with("gain at dose 8")
+    )
+    found = {row["axis"]: row for row in table.iter_rows(named=True)}
+    assert found["tokens"]["estimate"] == pytest.approx(tokens, abs=1e-6)
+    assert found["parameters"]["estimate"] == pytest.approx(parameters, abs=1e-3)  # the vocabulary's padding
+    assert all(row["runs"] == 4 and row["low"] < row["estimate"] < row["high"] for row in found.values())
