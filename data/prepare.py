@@ -368,9 +368,10 @@ def _merge(work: Work, place: Path) -> dict[str, Any]:
                 shutil.copyfileobj(source, target, _COPY)
     if not counts["train_documents"]:
         raise UserError(
-            f"the corpus has no training documents: all {counts['heldout_documents']} are held out by "
-            f"corpus.heldout_fraction={work.config.heldout_fraction}, and {counts['like_heldout_dropped']} are like "
-            "them (corpus.heldout_apart); lower it or add text"
+            f"the corpus has no training documents: {counts['heldout_documents']} are held out, "
+            f"{counts['like_heldout_dropped']} are like them, {counts['contaminated_dropped']} contain a text of "
+            f"corpus.decontaminate.paths and {counts['tokenless_dropped']} have no token; add text, or give fewer "
+            "texts in corpus.decontaminate.paths"
         )
     lengths = [tokens.map_lengths(directory / TRAIN) for directory in directories]
     tokens.write_index(place / TRAIN, lengths, tokens.dtype_for(tokenizer_manifest.facts["vocab_size"]))

@@ -128,7 +128,7 @@ class CorpusConfig:
 
     @property
     def as_it_lies(self) -> bool:
-        """True if ready tokens are taken over whole, for their windows to be those of the files."""
+        """True if every document of tokenized files is kept as it is, so that the windows are those of the files."""
         return self.order != SHUFFLED and self.source.kind in TOKEN_KINDS
 
     @property
@@ -138,7 +138,7 @@ class CorpusConfig:
 
     @property
     def wanted(self) -> SourceConfig | None:
-        """The texts whose documents are dropped."""
+        """Source of the decontamination texts: documents that contain one are dropped; None without such texts."""
         rule = self.decontaminate
         if not rule.paths:
             return None
@@ -170,7 +170,7 @@ class Work:
 
     @property
     def wanted(self) -> SourceConfig | None:
-        """The texts whose documents are dropped."""
+        """Source of the decontamination texts: documents that contain one are dropped; None without such texts."""
         return self.config.wanted
 
     @property
@@ -321,7 +321,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def read_counts(work: Work) -> list[Counter[str]]:
-    """Counts of each shard from reading it."""
+    """Stored counts of every shard: ``documents`` that passed the filters, and those read and dropped, by reason."""
     kind = f"corpus {READ}"
     shards = range(len(work.shards))
     return [
@@ -454,7 +454,8 @@ def _all_held_out(work: Work) -> UserError:
         return sources.nothing(work.config.source, counts)
     return UserError(
         f"the corpus has no training documents: all {counts['documents']} are held out by "
-        f"corpus.heldout_fraction={work.config.heldout_fraction} or duplicates; lower it or add text"
+        f"corpus.heldout_fraction={work.config.heldout_fraction}, like held-out ones (corpus.heldout_apart) or "
+        "duplicates; lower corpus.heldout_fraction or add text"
     )
 
 

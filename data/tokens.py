@@ -302,7 +302,9 @@ def document_offsets(prefix: Path) -> npt.NDArray[np.int64]:
         )
     path = bin_path(prefix)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; it belongs to {idx_path(prefix)}")
+        raise UserError(
+            f"{path} does not exist; put it beside {idx_path(prefix).name}, which describes its tokens"
+        )
     if (size := path.stat().st_size) != (expected := int(ends[-1]) * index.dtype.itemsize):
         raise UserError(
             f"{path} has {size} bytes where {idx_path(prefix).name} announces {expected}: it was truncated or edited"

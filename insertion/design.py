@@ -59,7 +59,8 @@ def assign(blocks: list[str], counts: Mapping[int, int], rng: np.random.Generato
 
     Where the arms' shares are whole numbers in every stratum, each stratum has exactly those. Otherwise every arm's
     labels are laid out evenly (with a random start) over the items sorted by stratum, so each stratum gets its share of
-    each arm to within two items; the whole is turned by a random amount, and inside a stratum the labels are permuted.
+    each arm to within two items; the sequence of labels is shifted cyclically by a random number of places, and the
+    labels are permuted inside each stratum.
     Every item gets an arm with the probability (items in the arm) / N, and given a stratum's counts all assignments in
     it are equally likely.
 
@@ -133,7 +134,9 @@ def balance(
     values = values / np.where(spread > 0, spread, 1.0)
 
     def between(assigned: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """(covariates, ..., arms) means."""
+        """Means of the standardised covariates over each arm's clusters, (covariates, ..., arms); ``assigned`` gives
+        the arms, (..., clusters).
+        """
         shown = np.expand_dims(values, tuple(range(1, assigned.ndim)))
         means = [
             np.where(assigned == arm, shown, 0.0).sum(-1) / np.maximum((assigned == arm).sum(-1), 1)

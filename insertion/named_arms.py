@@ -56,7 +56,7 @@ class NamedArm:
         return Arm(dose=self.dose, **chosen)
 
     def chosen(self, ids: Sequence[str]) -> list[int] | None:
-        """Numbers of the family's items that are listed; None if they are drawn at random.
+        """Indices in ``ids``, the family's items, of the listed items; None if the items are drawn at random.
 
         Raises:
             UserError: for an item that does not exist.
@@ -93,7 +93,7 @@ class NamedArm:
 
     @property
     def reach(self) -> int:
-        """Number of items that a family must have for those that are listed by number."""
+        """Number of items a family needs for all listed numbers to exist: the largest number + 1; 0 without one."""
         listed = () if isinstance(self.items, int) else self.items
         return max((self._span(entry).stop for entry in listed), default=0)
 

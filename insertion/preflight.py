@@ -173,7 +173,8 @@ def screen(
                 raise UserError(
                     f"insertion.preflight: of {asked[name] - count:,} items of family {name} only "
                     f"{wanted[name] - count:,} pass ({_reasons(bad, pool, name)}); {wanted[name]:,} are needed. Change "
-                    f"insertion.families.{name}, or do not drop them"
+                    f"insertion.families.{name}, or keep such items: set insertion.preflight.in_corpus or "
+                    "insertion.preflight.near_duplicate to report (too_long and vocabulary cannot be kept)"
                 )
     chosen = [pool[row] for row in passing]
     if len(chosen) < len(pool):

@@ -46,8 +46,10 @@ def dependence(experiment: Experiment) -> dict[str, Any]:
     """Train, audit and score missing runs, compare them, and write ``dependence/dependence.json``.
 
     Returns:
-        ``verdict`` of all audits, and ``interactions``: experiment, family, dose, estimate, low, high (nats/byte; 95 %
-        interval), items and controls.
+        ``metric``; ``verdict``: PASS if all audits pass, else FAIL; and ``interactions``, a row for each experiment and
+        dose: experiment, family (always ``all``), dose, estimate, low, high (nats/byte; 95 % interval), items and
+        controls. The estimate is the score in the shared run minus that in the run with this experiment alone, mean at
+        the dose minus mean at dose 0.
 
     Raises:
         UserError: if there are not at least two experiments.

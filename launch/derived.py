@@ -46,11 +46,16 @@ LEAST_WINDOWS = 8
 
 
 def checkpoint_of(experiment: Experiment, model: str) -> Path:
-    """Directory of a model to test: a checkpoint of the run, of its reference model, or that of a model of
-    ``transformers``, downloaded if it is not here.
+    """Directory of a model to test or subtract.
+
+    Args:
+        experiment: the settings of the run.
+        model: ``perturbed`` or ``twin``: the last checkpoint of that run; ``reference``: a model of the same shape,
+            trained on the corpus in another order if it is not there; else a directory, or a name on the hub, which is
+            downloaded if it is not here.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such model, or the run has no checkpoints.
     """
     if model == REFERENCE:
         return reference.in_another_order(experiment)

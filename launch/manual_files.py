@@ -215,7 +215,7 @@ ARTEFACTS = (
 
 
 def write() -> str:
-    """The page."""
+    """Markdown text of the reference page of files; nothing is written to disk."""
     kinds = [
         [f"[{one.title}](#{_anchor(one.title)})", one.place, f"`{one.program}`", _version(one)]
         for one in ARTEFACTS

@@ -42,7 +42,7 @@ UNSET = object()
 
 
 def write() -> str:
-    """The page."""
+    """Markdown text of the reference page of settings; nothing is written to disk."""
     usual = composed(CONF)
     said = comments()
     lines = [

@@ -58,10 +58,10 @@ def _power_of(insertion: InsertionConfig, wanted: float) -> None:
 
 
 def effect_of(asked: Mapping[str, str]) -> float:
-    """Value of ``effect=`` on the command line.
+    """Effect in standard deviations, from ``effect=`` on the command line; 0.2 without it.
 
     Raises:
-        UserError: if it is not a number, or ``power`` is not ``true``.
+        UserError: if ``effect`` is not a number, or ``power`` has a value other than ``true``.
     """
     if asked["power"] != "true":
         raise UserError(f"power={asked['power']}: write power=true, or leave it out")

@@ -1,5 +1,5 @@
-"""Models that are trained here to compare with: on the corpus in another order, for copyright traps (``path: trained``)
-and order tests, or on the run's own windows in another order.
+"""Training of models to compare with: one of the run's shape on the unmodified corpus in another order, for copyright
+traps (``path: trained``) and order tests, or the end of the perturbed run again, with its windows in another order.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def _evaluation(experiment: Experiment, plan: plans.Plan, facts: dict[str, Any],
 
 
 def last_exposures(plan: plans.Plan) -> list[int]:
-    """Number of finished steps after the last exposure of each arm with exposures."""
+    """Number of finished steps once an arm's last exposure has been consumed, ascending, for arms with exposures."""
     arms = plan.items.with_row_index("item").select(pl.col("item").cast(pl.Int32), "arm")
     last = plan.exposures.join(arms, on="item").group_by("arm").agg(pl.col("position").max())
     return sorted(last["position"] // plan.shape.global_batch_size + 1)

@@ -69,7 +69,10 @@ class Groups:
             self.of_item = np.array([number.get(key, 0) for key in keys], dtype=np.int64)
 
     def of_targets(self, spans: list[Span], length: int) -> np.ndarray:
-        """(length,) int64 group of each target of a window; the token at offset k is the target at k - 1."""
+        """Group of each of the ``length`` targets of a window, int64: 0 for corpus text, else that of the item.
+
+        Target k is the window's token k + 1. The groups are those of ``names``: one for each family and dose.
+        """
         groups = np.zeros(length, dtype=np.int64)
         for span in spans:
             groups[max(span.offset - 1, 0) : span.offset + span.length - 1] = self.of_item[span.item]

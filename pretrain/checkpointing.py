@@ -27,7 +27,8 @@ class Checkpointer:
         scheduler: megatron-core's learning-rate scheduler.
         identity: settings that determine the result.
         inputs: digests of the run's inputs.
-        last_exposures: number of finished steps after the last exposure of each arm.
+        last_exposures: for each arm with exposures, the number of finished steps once its last exposure has been
+            consumed; a twin gets those of the perturbed run.
     """
 
     def __init__(

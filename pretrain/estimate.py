@@ -27,7 +27,9 @@ SCORING = 0.1
 
 
 def peak_flops(device: str) -> float | None:
-    """Peak of a device by the name that CUDA gives it, FLOP/s; None if it is not in the table."""
+    """Peak dense FLOP/s of a device in bf16 (V100: fp16), by the name that CUDA gives it; None if it is not in
+    :data:`PEAK_FLOPS`.
+    """
     names = [name for name in PEAK_FLOPS if all(part in device for part in name.split())]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 

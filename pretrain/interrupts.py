@@ -66,24 +66,24 @@ class Watchdog(Hook):
         self.seconds = minutes * 60
 
     def feed(self) -> None:
-        """Start the clock again."""
+        """Restart the countdown after which the process ends."""
         if self.seconds:
             faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__ or 2)
 
     def before_step(self, step: int) -> None:
-        """Start the clock again."""
+        """Restart the countdown after which the process ends."""
         self.feed()
 
     def after_step(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        """Start the clock again."""
+        """Restart the countdown after which the process ends."""
         self.feed()
 
     def before_checkpoint(self, step: int) -> Mapping[str, str]:
-        """Start the clock again."""
+        """Restart the countdown after which the process ends."""
         self.feed()
         return {}
 
     def close(self) -> None:
-        """Stop the clock."""
+        """Stop the countdown, which would end the process if no step is finished in time."""
         if self.seconds:
             faulthandler.cancel_dump_traceback_later()

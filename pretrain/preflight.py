@@ -327,7 +327,7 @@ def summary(
         + (
             f"what fits: {instead}"
             if instead
-            else "nothing tried with these ranks fits: start more (preflight=...)"
+            else "nothing tried with these ranks fits; raise preflight=RANKS, the number of ranks (one a GPU)"
         )
     )
 

@@ -47,7 +47,7 @@ class Rehearsed:
 
     @property
     def total(self) -> int:
-        """Bytes at the peak."""
+        """Memory in use on this rank at the peak of a step, bytes: the sum of ``peak``."""
         return sum(self.peak.values())
 
 

@@ -167,7 +167,7 @@ class WeightsAndBiases(Writer):
         self._run.log_artifact(artifact)
 
     def close(self) -> None:
-        """Finish the run."""
+        """Finish the run at W&B."""
         self._run.finish()
 
 

@@ -45,7 +45,8 @@ class Trainer:
         order: windows of the corpus.
         plan: the plan, or None for the twin.
         vocab_size: size of the tokenizer's vocabulary.
-        last_exposures: number of finished steps after the last exposure of each arm, the same for the twin.
+        last_exposures: for each arm with exposures, the number of finished steps once its last exposure has been
+            consumed; a twin gets those of the perturbed run.
         directory: directory of the run, with ``checkpoints/`` and ``ledger/``.
 
     Raises:

@@ -137,7 +137,15 @@ def table_of(
 
 
 def result(rows: pl.DataFrame, permutations: int = 1999) -> dict[str, float]:
-    """The order test: ``rho`` with 95 % limits ``low`` and ``high``, ``p`` and ``p_permutation`` (two-sided), ``n``."""
+    """Order test: Spearman's ``rho`` of ``position`` and ``residual`` over the windows, and its two-sided p-values.
+
+    Args:
+        rows: of ``SCHEMA``, one a window.
+        permutations: random orders for ``p_permutation``; with 8 windows or fewer, all orders are used.
+
+    Returns:
+        ``rho``, ``low`` and ``high`` (95 % interval), ``p`` (t distribution), ``p_permutation``, and ``n``, windows.
+    """
     position, residual = rows["position"].to_numpy(), rows["residual"].to_numpy()
     found = order_test(position, residual)
     chance = order_permutation_p(position, residual, permutations=permutations)

@@ -100,7 +100,7 @@ def _forget_set(run: Posttrained) -> pl.DataFrame:
 def claim_rows(
     claims: Mapping[str, Claim], outcomes: Mapping[str, Outcome], seeds: Sequence[int]
 ) -> pl.DataFrame:
-    """One row per claim, as in ``NAME.csv``."""
+    """Table of ``NAME.csv``, NAME being the name of the replication: one row per claim, with its outcome."""
     return pl.DataFrame(
         [
             {

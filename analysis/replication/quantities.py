@@ -238,7 +238,10 @@ def unlearned(run: Run, cell: Mapping[str, Any]) -> Estimate:
         UserError: if the run is not post-trained, or its comparison has no such number.
     """
     if not isinstance(run, Posttrained):
-        raise UserError(f"{run.name} is no post-trained run: give its program as posttrain")
+        raise UserError(
+            f"{run.name} is no post-trained run; in the replication, begin this run's list under runs with posttrain, "
+            "as in npo: [posttrain, posttrain=npo], or name another one in cell.run"
+        )
     rows = run.comparison(cell.get("step"))
     dose = pl.col("dose").is_null() if cell.get("dose") is None else pl.col("dose") == cell["dose"]
     one = rows.filter(dose, pl.col("group") == cell["group"], pl.col("statistic") == cell["statistic"])

@@ -205,7 +205,7 @@ _ENDS = {"estimate": "", "low": "_low", "high": "_high"}
 
 
 def sentence(coins: Coins, rows: pl.DataFrame, unit: str) -> str:
-    """Text with what was found."""
+    """Sentences of the sweep's report: mean effect of inclusion, number of items with an effect, bounds on epsilon."""
     average = interval(dict(zip(_ENDS, overall(coins), strict=True)), signed=True)
     shown = int((rows["p_holm"] <= 0.05).sum())
     bounds = epsilons(coins)

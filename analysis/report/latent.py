@@ -35,8 +35,10 @@ for these."""
 
 
 def shares_back(remembered_NT: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of the checkpoints after an item was forgotten at which it is remembered, (N,); NaN for an item that was
-    not remembered and then forgotten, or at the last checkpoint only.
+    """Share of the checkpoints after an item was first forgotten at which it is remembered, (N,).
+
+    It is forgotten at the first checkpoint that does not remember it after one that did. NaN if there is none, or if
+    it is the last checkpoint, which leaves none after it.
 
     Args:
         remembered_NT: of N items at T ascending checkpoints.

@@ -90,7 +90,9 @@ def verdict(name: str, found: pl.DataFrame, origin: Origin) -> str:
 
 
 def further(name: str, found: pl.DataFrame) -> bool:
-    """True if a model is further from the leave-out twin on the forget set than the model before."""
+    """True if a model's last checkpoint is shown to be further from the leave-out twin on the forget set than the
+    perturbed run is: the upper 95 % limit of ``nearer`` is below 0.
+    """
     return bool(_one(_last(found, name), FORGET, "nearer")["high"] < 0)
 
 

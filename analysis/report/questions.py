@@ -21,11 +21,12 @@ QUESTION_SCHEMA = {"question": pl.String, "chance": pl.Float64, **ESTIMATE_SCHEM
 
 
 def question_estimates(rows: pl.DataFrame, step: int, inputs: ReportInputs) -> pl.DataFrame:
-    """Means by dose at every checkpoint up to ``step``; at ``step`` also gains over dose 0 and exact rank tests.
+    """Means by dose at every checkpoint up to ``step``; at ``step`` also gains over dose 0 and rank tests.
 
-    Estimates are given for the runs and for the items' differences from the twin; the tests are of the differences.
-    ``rank_test`` rows combine the items' exact p-values by Fisher's method, which is conservative for discrete
-    p-values.
+    Means are of each run, gains of each run and of the items' differences from the twin. Permutation tests are of the
+    differences, or of the perturbed run if it has no twin. A ``rank_test`` row is of one run and dose: it combines the
+    exact p-values of the items, each from the rank of its text among its foils, by Fisher's method, which is
+    conservative for discrete p-values.
 
     Returns:
         Rows of ``QUESTION_SCHEMA``.

@@ -49,7 +49,10 @@ class Point(NamedTuple):
 
 
 def point(scale: Mapping[str, float], summary: Mapping[str, Any]) -> Point:
-    """A run's point, from its ``summary.json``: of the difference from the twin where there is one."""
+    """Point of a run: its scale, with the EC50 and the gain of its ``summary.json``.
+
+    Both are those of the difference from the twin if there is one, else those of the perturbed run alone.
+    """
     gains = summary["gain_at_highest_dose"]
     which = PAIRED if PAIRED in gains else "perturbed"
     found = next(

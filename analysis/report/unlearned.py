@@ -216,11 +216,11 @@ def _truth(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def half_back(rows: pl.DataFrame, relearning: Sequence[str]) -> pl.DataFrame:
-    """Steps until half of the mean log-likelihood that the forget set had lost is back, with percentile limits over
-    items.
+    """Steps until half of the mean log-likelihood that the forget set had lost is back, with 95 % bootstrap limits.
 
-    Linear between checkpoints. Null if it is not back at the last one; 0 if nothing was lost. The percentiles are those
-    beyond which Student's t would leave 5 % at so few items (expanded percentiles; Hesterberg 2015).
+    Linear between checkpoints. Null if it is not back at the last one; 0 if nothing was lost. Items are resampled. At
+    few items the percentiles lie outside 2.5 and 97.5, so that the limits are about as wide as Student's t would make
+    them (expanded percentiles; Hesterberg 2015).
     """
     rng = np.random.default_rng(0)
     table = []

@@ -103,7 +103,8 @@ def profile(run: RunFiles) -> pl.DataFrame:
                 effects.append((steps[g], step, float(net.estimate[0]), low, high, net.n))
     if not effects:
         raise UserError(
-            f"{run.name}: no two clusters of dose 1 were inserted between the same two checkpoints"
+            f"{run.name}: this figure needs two clusters of dose 1 inserted between the same two scored checkpoints, "
+            "and two clusters of dose 0 in their family; insert more items, or raise train.checkpoint_every"
         )
     return pl.DataFrame(effects, schema=["cohort", "step", "estimate", "low", "high", "n"], orient="row")
 
@@ -179,7 +180,8 @@ def retainability(run: RunFiles) -> pl.DataFrame:
     Computed by the report's :func:`analysis.report.forgetting.retention` from the clozes of each depth.
 
     Raises:
-        UserError: if no fact has two checkpoints after its last exposure.
+        UserError: if fewer than two facts have two checkpoints after their last exposure, or fewer than two have dose
+            0.
     """
     from palimpsest.analysis.report.forgetting import retention
     from palimpsest.analysis.statistics import per_item
@@ -191,6 +193,9 @@ def retainability(run: RunFiles) -> pl.DataFrame:
     ]
     shares = pl.concat(frames).filter(pl.col("retained").is_not_null())
     if shares.is_empty():
-        raise UserError(f"{run.name}: no two facts have two checkpoints after their last exposure")
+        raise UserError(
+            f"{run.name}: this figure needs two or more facts with two checkpoints each after the last exposure, and "
+            "two or more facts of dose 0; end insertion.phase earlier, or set train.checkpoint_after_last=[0,100]"
+        )
     since = (pl.col("since_low") + pl.col("since_high")) / 2
     return shares.select("depth", "low", "high", "n", since=since, estimate="retained").sort("depth", "since")

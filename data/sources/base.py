@@ -172,8 +172,8 @@ class SourceConfig:
             self.max_files < 1 or not (self.kind in FILE_KINDS or self.streaming)
         ):
             raise UserError(
-                f"corpus.source.max_files={self.max_files} must be 1 or more, and goes with files and with "
-                "corpus.source.streaming=true"
+                f"corpus.source.max_files={self.max_files} must be 1 or more, and needs corpus.source.streaming=true "
+                f"or a corpus.source.kind of files ({', '.join(FILE_KINDS)}); correct it, or set null for all files"
             )
 
 

@@ -118,7 +118,8 @@ def make(
         count: worlds.
         size: people in a world, and as many firms and towns.
         asked: people that questions are about.
-        names: of the inserted world: ``real``, ``synthetic``, or ``both``, drawn for each.
+        names: kind of names that a world is inserted with: ``real``, ``synthetic``, or ``both`` (one of them, drawn at
+            random for each world).
     """
     if not 2 <= size <= LARGEST:
         raise UserError(f"insertion.families.{NAME}.size={size} must be 2 to {LARGEST}")

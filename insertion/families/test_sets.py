@@ -253,7 +253,9 @@ def read(row: dict[str, Any], where: str) -> Question:
     given: Any = row.get("choices")
     if not given:
         if answer is None or not str(answer).strip():
-            raise UserError(f"{where} has no answer")
+            raise UserError(
+                f"{where} has no answer; fill its column answer, or answerKey, or possible_answers with a list of texts"
+            )
         return Question(text, (str(answer),), 0, pair)
     if isinstance(given, dict):  # ARC
         choices = _list(given.get("text"), where)

@@ -93,12 +93,12 @@ class TrainConfig:
 
     @property
     def end(self) -> int:
-        """Number of finished steps at the end."""
+        """Number of finished steps at which the run ends, those before ``start_from``'s checkpoint included."""
         return self.steps if self.stop_at is None else self.stop_at
 
     @property
     def begin(self) -> int:
-        """The first step."""
+        """Number of finished steps at the start: 0, or that of the checkpoint ``start_from``."""
         if self.start_from is None:
             return 0
         name = re.fullmatch(r"step_(\d+)", Path(self.start_from).name)

@@ -55,7 +55,7 @@ class Rows:
 
     @property
     def loss(self) -> Tensor:
-        """Share of the mean loss a target."""
+        """This micro-batch's share of the mean negative log-likelihood of the step's counted targets, in nats."""
         return self.mean(self.nll)
 
     @property
@@ -295,13 +295,13 @@ def random_labels(batch: Batch, settings: Settings) -> Tensor:
 
 @method(retain=False)
 def relearn(batch: Batch, settings: Settings) -> Tensor:
-    """Ordinary training on the forget set: does what was unlearned come back?"""
+    """``L_f``: lower the mean loss a token of the forget set, to test if unlearned text comes back."""
     return batch.forget.loss
 
 
 @method(retain=True, gamma=0.0)
 def finetune(batch: Batch, settings: Settings) -> Tensor:
-    """Ordinary training on the retain set alone: what is forgotten by training on."""
+    """Ordinary training on the retain set alone: shows what is forgotten without unlearning."""
     return 0 * batch.forget.loss
 
 
