@@ -87,7 +87,7 @@ def texts_table(inputs: ReportInputs) -> Table | None:
 
 
 def _verdict(facts: Mapping[str, Any], alpha: float) -> str:
-    """What the rank says of a text."""
+    """Verdict of a text's rank among the models."""
     if facts["p"] <= alpha:
         return "shown"
     return "too few models" if 1 / (1 + facts["models"]) > alpha else "not shown"
