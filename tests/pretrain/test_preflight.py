@@ -274,7 +274,7 @@ def test_the_nearest_setting_that_fits():
         list(preflight.summary(given, 128, 1, limit))
     assert re.search(r"stage 0 needs .* most of it activations, and a GPU has gpu_gib=", str(told.value))
     assert "what fits: train.micro_batch_size=16 (" in str(told.value)
-    with pytest.raises(UserError, match="start more"):
+    with pytest.raises(UserError, match="raise preflight=RANKS"):
         list(preflight.summary(given, 128, 1, preflight.RUNTIME_GIB + 0.001))
 
 
