@@ -302,7 +302,7 @@ def _figure(arms: pl.DataFrame) -> Any:
     """Gain by dose: a panel for each metric and family, a colour for each run and set of other levels."""
     doses = sorted(arms["dose"].unique().to_list())
     several = arms["run"].n_unique() > 1
-    other = pl.col("arm").str.replace(r"(^|, )dose \d+", "").str.strip_prefix(", ")
+    other = pl.col("arm").str.replace(r"(^|, |: )dose \d+", "").str.strip_prefix(", ")
     rows = arms.filter(pl.col("dose") > 0).with_columns(
         line=pl.concat_str(
             [pl.when(several).then(pl.col("run")).otherwise(pl.lit("")), other], separator=" "
