@@ -75,7 +75,8 @@ class Plan:
         """The plan for windows that are read in another order.
 
         Args:
-            source: position of each window, in the new order, in the order that the plan was made for.
+            source: for each position of the new order, the position of its window in the order that the plan was made
+                for, (positions,).
         """
         place = np.argsort(source)
 

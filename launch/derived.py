@@ -198,22 +198,17 @@ def texts(experiment: Experiment, given: Mapping[str, Sequence[str]]) -> None:
             f"{', '.join(map(str, steps))} are there"
         )
     tokenizer = corpus.load_tokenizer(experiment.corpus_directory)
-    vocabulary = artifact.read(
-        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
-    ).facts["vocab_size"]
     start = saved.path_of(place, since)
     checkpoints = [saved.path_of(place, experiment.train.end)] + [
-        reference.reshuffled(experiment, start, epoch_seed(config.seed, 1 + k), vocabulary)
+        reference.reshuffled(experiment, start, epoch_seed(config.seed, 1 + k))
         for k in range(config.reshuffled)
     ]
+    settings = {"reshuffled": config.reshuffled, "since": since, "seed": config.seed}
+    plan = plans.read(experiment.directory / "plan").digest
+    compared = json_digest([_digest(path) for path in checkpoints])
     for file, parts in given.items():
         ids = [encoded.tolist() for encoded in map(tokenizer.encode, parts)]
-        settings = {"reshuffled": config.reshuffled, "since": since, "seed": config.seed}
-        inputs = {
-            "plan": plans.read(experiment.directory / "plan").digest,
-            "text": json_digest(ids),
-            "models": json_digest([_digest(path) for path in checkpoints]),
-        }
+        inputs = {"plan": plan, "text": json_digest(ids), "models": compared}
         kept = experiment.directory / reshuffled.KIND / _named(file, settings, inputs)
         if not (kept / artifact.MANIFEST).is_file():
             rows = reshuffled.table_of([_mean_loglik(experiment, path, ids) for path in checkpoints])

@@ -24,31 +24,29 @@ _NO_EPOCH = 1 << 16
 """Constant used instead of an epoch's number in the seed of the reference model's order."""
 
 
-def trained(experiment: Experiment, order: Order, vocab_size: int) -> Path:
+def trained(experiment: Experiment, order: Order) -> Path:
     """Train a model of the experiment's shape on the unmodified corpus, or reuse it; returns the path of its
     checkpoint.
 
     Args:
         experiment: the settings; the model trains for as many steps as the runs.
         order: windows for the model, in another order than the pair's.
-        vocab_size: size of the tokenizer's vocabulary.
 
     Returns:
         ``reference/checkpoints/step_<number>`` of the run's directory.
     """
     train = replace(experiment.train, seed=order.seed)
     directory = experiment.directory / "reference"
-    return _alone(experiment, replace(train, stop_at=None), order, None, vocab_size, directory)
+    return _alone(experiment, replace(train, stop_at=None), order, None, directory)
 
 
-def reshuffled(experiment: Experiment, start: Path, seed: int, vocab_size: int) -> Path:
+def reshuffled(experiment: Experiment, start: Path, seed: int) -> Path:
     """Train the end of the perturbed run again, with the same windows and exposures in another order, or reuse it.
 
     Args:
         experiment: the settings.
         start: checkpoint of the perturbed run from which on the windows are reshuffled.
         seed: seed of their order.
-        vocab_size: size of the tokenizer's vocabulary.
 
     Returns:
         Path of the model's last checkpoint.
@@ -58,7 +56,7 @@ def reshuffled(experiment: Experiment, start: Path, seed: int, vocab_size: int) 
     order = Reshuffled(open_order(experiment), train.begin * batch, train.end * batch, seed)
     plan = plans.read(experiment.directory / "plan").reshuffled(order.source)
     directory = experiment.directory / "reshuffled" / f"from_{train.begin:08d}" / f"seed_{seed}"
-    return _alone(experiment, train, order, plan, vocab_size, directory)
+    return _alone(experiment, train, order, plan, directory)
 
 
 def _alone(
@@ -66,7 +64,6 @@ def _alone(
     train: TrainConfig,
     order: Windows,
     plan: plans.Plan | None,
-    vocab_size: int,
     directory: Path,
 ) -> Path:
     """Train one model in this process, which keeps its last checkpoint alone; returns the path of that."""
@@ -77,6 +74,9 @@ def _alone(
 
     train = replace(train, checkpoint_every=train.steps, checkpoint_at=(), checkpoint_after_last=())
     topology = ParallelConfig(tensor=1, pipeline=1)
+    vocab_size = artifact.read(
+        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
+    ).facts["vocab_size"]
     settings = Settings(
         model=experiment.model, optimizer=experiment.optimizer, train=train, parallel=topology
     )
@@ -95,10 +95,7 @@ def in_another_order(experiment: Experiment) -> Path:
     """The checkpoint of :func:`trained`, on the corpus in an order that no epoch of the run has."""
     seed = epoch_seed(experiment.train.seed, _NO_EPOCH)
     order = order_of(experiment.corpus_directory, experiment.train.sequence_length, seed)
-    facts = artifact.read(
-        experiment.corpus_directory, kind=corpus.KIND, schema_version=corpus.SCHEMA_VERSION
-    ).facts
-    return trained(experiment, order, facts["vocab_size"])
+    return trained(experiment, order)
 
 
 def references(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[str], registry.Reference]:

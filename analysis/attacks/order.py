@@ -8,7 +8,7 @@ manifest that has the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,11 +162,21 @@ def read(directory: Path, *, plan: str) -> list[tuple[dict[str, Any], pl.DataFra
         directory: ``derived`` of the run.
         plan: digest of the plan; tests of another one are left out.
     """
-    found = []
+    tests = stored(directory, kind=KIND, version=VERSION, plan=plan)
+    return [(facts, pl.read_parquet(place / FILE)) for place, facts in tests]
+
+
+def stored(directory: Path, *, kind: str, version: int, plan: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Directory of every stored test of a plan, and its facts with ``digest``; its files are as they were written.
+
+    Args:
+        directory: the tests' common directory.
+        kind: kind of the artefacts.
+        version: version of their schema.
+        plan: digest of the plan.
+    """
     for place in sorted(path.parent for path in directory.glob(f"*/{artifact.MANIFEST}")):
-        manifest = artifact.read(place, kind=KIND, schema_version=VERSION)
+        manifest = artifact.read(place, kind=kind, schema_version=version)
         if manifest.inputs["plan"] == plan:
             artifact.verify(place, manifest)
-            facts = {**manifest.facts, "digest": manifest.digest}
-            found.append((facts, pl.read_parquet(place / FILE)))
-    return found
+            yield place, {**manifest.facts, "digest": manifest.digest}

@@ -13,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
+from palimpsest.analysis.attacks import order
 from palimpsest.analysis.metrics.order import reshuffle_test
-from palimpsest.data import artifact
 
 KIND = "reshuffled"
 VERSION = 1
@@ -53,10 +53,4 @@ def read(directory: Path, *, plan: str) -> list[dict[str, Any]]:
         directory: ``reshuffled`` of the run.
         plan: digest of the plan; tests of another one are left out.
     """
-    found = []
-    for place in sorted(path.parent for path in directory.glob(f"*/{artifact.MANIFEST}")):
-        manifest = artifact.read(place, kind=KIND, schema_version=VERSION)
-        if manifest.inputs["plan"] == plan:
-            artifact.verify(place, manifest)
-            found.append({**manifest.facts, "digest": manifest.digest})
-    return found
+    return [facts for _, facts in order.stored(directory, kind=KIND, version=VERSION, plan=plan)]

@@ -293,8 +293,8 @@ def _decoded(document: Document, ids: npt.NDArray[np.int64], tokenizer: Tokenize
     if whole and not (len(ids) and document.fields["ended"]):
         lacks = "is not ended by corpus.source.eod_id" if len(ids) else "has no tokens"
         raise UserError(
-            f"{where}: {lacks}; the windows of files that are read as they are stored need documents that have "
-            "tokens and end with the end-of-document id"
+            f"{where}: {lacks}; unless corpus.order=shuffled, every document needs tokens, and the end-of-document id "
+            "as its last one"
         )
     if not whole and (ids == tokenizer.eod).any():
         raise UserError(
