@@ -14,6 +14,7 @@ from palimpsest.data.sources.base import FILE_KINDS, files
 from palimpsest.data.tokenizer import Tokenizer, TokenizerConfig, build
 from palimpsest.insertion.families import registry
 from palimpsest.insertion.families.files import TooFewItems
+from palimpsest.insertion.placement.windows import no_room
 from palimpsest.launch.experiment import Experiment
 from palimpsest.pretrain import saved
 from palimpsest.pretrain.huggingface import files as files_of_model
@@ -22,11 +23,11 @@ from palimpsest.pretrain.huggingface import settings as released
 
 def unfit(experiment: Experiment) -> list[str]:
     """Error lines for settings and files that would stop the experiment later: the model against its weights and
-    tokenizer, the topology, and the user's own items.
+    tokenizer, the topology, the user's own items, and the windows for all exposures.
     """
     lines = [*_of_topology(experiment)]
     if _untrained(experiment):
-        lines += [*_of_shape(experiment), *_of_items(experiment)]
+        lines += [*_of_shape(experiment), *_of_items(experiment), *_of_room(experiment)]
     return lines
 
 
@@ -186,6 +187,38 @@ def _that_fits(items: int, arms: int, prefix: str) -> str:
     if each < 2:
         return f" ({arms} arms take at least {2 * arms} rows)"
     return f" ({prefix}.items_per_dose={each} fits: {arms} arms take {each * arms} rows)"
+
+
+def _of_room(experiment: Experiment) -> Iterator[str]:
+    """Error lines about designs with more exposures than their windows can take, in a phase or in all.
+
+    Needs no corpus. Designs whose doses are decided elsewhere (by coins, a policy, another plan, a file) are left to the
+    plan.
+    """
+    shape = experiment.shape
+    batch = shape.global_batch_size
+    for name, design in experiment.insertion.designs():
+        if design.coin_seed is not None or design.adaptive or design.paired_with or design.placements:
+            continue
+        sizes = [design.arm_sizes(family) for family in design.families]
+        exposures: dict[tuple[int, int], int] = {}
+        try:
+            for number, (_, arm) in enumerate(design.arms):
+                if arm.dose:
+                    span = arm.phase.steps(shape.steps, batch * shape.sequence_length, shape.begin)
+                    wanted = arm.dose * sum(size[number] for size in sizes)
+                    exposures[span] = exposures.get(span, 0) + wanted
+        except UserError as error:
+            yield str(error)
+            continue
+        whole = (shape.begin, shape.steps), sum(exposures.values())
+        for (first, end), wanted in (*exposures.items(), whole):
+            windows = (end - first) * batch // design.window_slice.of
+            if wanted > windows * design.per_window:
+                yield (f"insertion.experiments.{name}: " if name else "") + no_room(
+                    wanted, windows, design.per_window
+                )
+                break
 
 
 _BYTES = TokenizerConfig(vocab_size=257)

@@ -70,11 +70,7 @@ def place(
     """Pairs of group and step, as one number, of exposures that must stay apart, sorted."""
     room = (int(high.max(initial=0)) - int(low.min(initial=0))) * slots
     if len(low) > room:
-        raise UserError(
-            f"the plan has {len(low):,} exposures but there are only {room // slots:,} windows for them, and a window "
-            f"takes {slots}; lower insertion.doses, widen insertion.phase, train more steps, or raise "
-            "insertion.per_window"
-        )
+        raise UserError(no_room(len(low), room // slots, slots))
     for _ in range(_ROUNDS):
         if not len(waiting):
             return windows.position(chosen)
@@ -93,6 +89,14 @@ def place(
         taken = _merge(taken, np.sort(drawn[free]))
         waiting = waiting[~free]
     return windows.position(_fill(chosen, waiting, low, high, slots, batch, apart, rng, windows))
+
+
+def no_room(exposures: int, windows: int, slots: int) -> str:
+    """Error line for more exposures than windows with ``slots`` places each can take."""
+    return (
+        f"the plan has {exposures:,} exposures but there are only {windows:,} windows for them, and a window takes "
+        f"{slots}; lower insertion.doses, widen insertion.phase, train more steps, or raise insertion.per_window"
+    )
 
 
 def _member(values: Integers, ordered: Integers) -> Flags:

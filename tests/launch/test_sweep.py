@@ -5,6 +5,7 @@ import json
 import pytest
 
 from palimpsest.data.errors import UserError
+from palimpsest.launch import preconditions
 from palimpsest.launch.compose import CONF
 from palimpsest.launch.sweep import composed, expand, gpus, gpus_of, lines_of
 from tests.conftest import Workplace
@@ -63,6 +64,7 @@ def test_named_sweeps(name):
     assert {tuple(run.factors) for run in runs} == {(name, *own, "seed")}
     families = 3 if own else 16
     assert all(len(run.experiment.insertion.families) == families for run in runs)
+    assert not any(preconditions.unfit(run.experiment) for run in runs)
 
 
 def test_phases_and_tokens_of_hubble():
@@ -112,6 +114,21 @@ def test_unset_account_and_absent_slurm(tmp_path):
     )
     assert done.status == 2
     assert "there is no sbatch on this machine" in done.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["train.steps=450,225"], "the plan has 2,550 exposures but there are only 1,800 windows"),
+        (["insertion.phase=[{end: 1.0}],[{end: 0.5}]"], "the plan has 2,550 exposures but there are only 1,800"),
+        (["insertion.phase=[{unit: step, end: 450}],[{unit: step, end: 460}]"], "ends at step 460, but the run has"),
+    ],
+)
+def test_a_run_that_has_no_room_stops_the_sweep_first(tmp_path, settings, told):
+    done = Workplace(tmp_path).run("sweep", QUICK, *settings)
+    assert done.status == 2
+    assert told in done.lines[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
