@@ -192,8 +192,8 @@ def _that_fits(items: int, arms: int, prefix: str) -> str:
 def _of_room(experiment: Experiment) -> Iterator[str]:
     """Error lines about designs with more exposures than their windows can take, in a phase or in all.
 
-    Needs no corpus. Designs whose doses are decided elsewhere (by coins, a policy, another plan, a file) are left to the
-    plan.
+    Needs no corpus. Designs whose doses are decided elsewhere (by coins, a policy, another plan, a file) are left to
+    the plan.
     """
     shape = experiment.shape
     batch = shape.global_batch_size

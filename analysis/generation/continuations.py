@@ -17,7 +17,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.pretrain.config import check_seed
 
 KIND = "generated"
-VERSION = 1
+VERSION = 2
 FILE = "generated.parquet"
 
 SCHEMA = pl.Schema(
@@ -30,12 +30,14 @@ SCHEMA = pl.Schema(
         "text": pl.String(),
         "reference_text": pl.String(),
         "reference_loglik": pl.Float64(),
+        "similarity": pl.Float64(),
     }
 )
 """Columns of continuations, one row per continuation. ``prefix``: number of the probe's tokens in the prompt.
 ``sample``: 0 for greedy decoding, 1, 2, ... for samples. ``tokens``: the generated tokens up to the end of the text, at
 most as many as ``reference``, the probe's own continuation. ``reference_loglik``: sum of ln g over the reference's
-tokens, nats, where g is the distribution that is sampled from."""
+tokens, nats, where g is the distribution that is sampled from. ``similarity``: of the two texts in meaning, the cosine
+of their sentence embeddings; null without ``embeddings``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +58,9 @@ class GenerateConfig:
     """Sample from this number of most likely tokens only; None: from all."""
     top_p: float | None = None
     """Sample from the most likely tokens that together have this probability only; None: from all."""
+    embeddings: str | None = None
+    """Model of ``sentence-transformers``, by name or directory, that says how like a continuation is to its reference
+    in meaning; None: none."""
     seed: int = 0
     """Seed of sampling."""
 

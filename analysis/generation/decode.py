@@ -49,7 +49,8 @@ def continued(
         decode: text of token ids.
 
     Returns:
-        Rows of ``SCHEMA``, in the order of the prompts, the greedy continuation of each before its samples.
+        Rows of ``SCHEMA``, in the order of the prompts, the greedy continuation of each before its samples;
+        ``similarity`` is null.
 
     Raises:
         UserError: if the model has not enough positions for a prompt and what follows.
@@ -75,7 +76,7 @@ def continued(
             written[i] = [_cut(way, len(references[i]), ends) for way in ways[row]]
             logliks[i] = loglik[row]
     rows = [
-        (probe, prefix, sample, tokens, reference, decode(tokens), decode(reference), loglik)
+        (probe, prefix, sample, tokens, reference, decode(tokens), decode(reference), loglik, None)
         for (probe, prefix), ways, reference, loglik in zip(
             prompts.select("probe_id", "prefix").iter_rows(), written, references, logliks, strict=True
         )

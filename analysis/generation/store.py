@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from palimpsest.analysis.generation import continuations, decode
+from palimpsest.analysis.generation import continuations, decode, embeddings
 from palimpsest.analysis.generation.continuations import FILE, KIND, VERSION, GenerateConfig
 from palimpsest.analysis.scoring.store import Checkpoint, make_parts
 from palimpsest.data.errors import UserError
@@ -75,7 +75,12 @@ def generate_all(
 
     Returns:
         How many parts were made now.
+
+    Raises:
+        UserError: as :func:`parts` and :func:`~analysis.generation.embeddings.load` do, before anything is written.
     """
+    cut = parts(probes, config, begun=begun)
+    sentences = None if config.embeddings is None else embeddings.load(config.embeddings)
 
     def make(model: Any, chosen: pl.DataFrame, directory: Path) -> int:
         continued = decode.continued(
@@ -87,12 +92,17 @@ def generate_all(
             vocab_size=vocab_size,
             decode=decode_text,
         )
+        if sentences is not None:
+            alike = embeddings.similarity(
+                sentences.to(model.device), continued["text"].to_list(), continued["reference_text"].to_list()
+            )
+            continued = continued.with_columns(similarity=alike)
         continued.write_parquet(directory / FILE, compression="zstd")
         return len(chosen)
 
     return make_parts(
         place,
-        parts(probes, config, begun=begun),
+        cut,
         checkpoints,
         make,
         kind=KIND,
@@ -111,6 +121,6 @@ def generate_all(
 def _code() -> str:
     """Digest of the code that decodes."""
     digest = hashlib.sha256()
-    for module in (continuations, decode):
+    for module in (continuations, decode, embeddings):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]

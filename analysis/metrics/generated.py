@@ -49,6 +49,8 @@ OF_ONE: Mapping[str, Measure] = {
 _WORDS = ("word_recall", "prefix_match")
 FORMULAS: Mapping[str, str] = {
     **{f"generated_{name}": f"{one.formula}; greedy" for name, one in OF_ONE.items()},
+    "generated_semantic_similarity": "cosine of the sentence embeddings of the two texts (generate.embeddings), "
+    "below 0 as 0; greedy",
     "sampled_verbatim": "share of the samples whose ids are the reference's",
     "sampled_any_verbatim": "1 if any of the k samples is verbatim",
     "sampled_best_edit_similarity": "largest edit similarity of the k samples",
@@ -113,6 +115,8 @@ def _of_prompt(part: pl.DataFrame, whole: bool, queries: int) -> dict[str, float
         if not (whole and name in _WORDS)
         and not (name == "word_recall" and not greedy["reference_text"].split())
     }
+    if greedy["similarity"] is not None:
+        values["generated_semantic_similarity"] = max(0.0, greedy["similarity"])
     values["sampled_np_discoverable"] = float(extraction_probability(greedy["reference_loglik"], queries))
     if samples:
         hits = [_one("verbatim", sample) for sample in samples]

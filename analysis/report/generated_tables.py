@@ -16,6 +16,7 @@ ASKED = (
     "generated_verbatim",
     "generated_prefix_match",
     "generated_word_recall",
+    "generated_semantic_similarity",
     "sampled_any_verbatim",
     "sampled_np_discoverable",
 )
@@ -30,6 +31,7 @@ def whole_table(inputs: ReportInputs, generated: Generated) -> Table:
         "near-verbatim": "generated_near_verbatim",
         "edit similarity": "generated_edit_similarity",
         "ROUGE-L": "generated_rouge_l",
+        "semantic similarity": "generated_semantic_similarity",
         f"{inputs.parameters.queries} samples (n,p)": "sampled_np_discoverable",
         "any of the drawn": "sampled_any_verbatim",
     }

@@ -1,11 +1,13 @@
 """``generate``: what checkpoints write, from one command to its section of the report."""
 
+import re
 import shutil
 
 import polars as pl
 import pytest
 
 from palimpsest.analysis.run import open_run
+from tests.analysis.generation.sentences import write_model
 from tests.browser import opened
 from tests.conftest import Workplace
 
@@ -87,9 +89,59 @@ def test_continuations_stand_beside_the_item(generated, chromium):
     assert found.complaints == []
 
 
+def test_likeness_in_meaning_is_stored_and_reported(generated, place, finished):
+    """Texts of other words of the items are less alike, and a continuation that is the reference is wholly alike."""
+    pytest.importorskip("sentence_transformers")
+    run = place.path / "runs" / "small" / finished.name
+    texts = open_run(run).plan.items["text"].to_list()
+    write_model(
+        place.path / "sentences", sorted({word for text in texts for word in re.findall(r"\w+", text)})
+    )
+    before = open_run(run).generated
+    asked = ("generate.samples=2", "generate.max_tokens=12", "generate.embeddings=sentences")
+    place.ok("generate", f"runs/small/{finished.name}", *asked)
+    written = open_run(run).generated
+    assert before["similarity"].null_count() == before.height
+    assert written.drop("similarity").equals(before.drop("similarity"))
+    exact = written.filter(
+        (pl.col("tokens") == pl.col("reference")) & (pl.col("text").str.contains(r"\w{3}"))
+    )
+    for text, reference, value in written.select("text", "reference_text", "similarity").iter_rows():
+        one, other = (set(re.findall(r"\w+", each)) for each in (text, reference))
+        if not one & other:
+            assert value == pytest.approx(0, abs=1e-6)
+    assert exact["similarity"].is_between(0.999, 1.001).all() or exact.is_empty()
+    told = pl.read_csv(run / "report" / "generated.csv", infer_schema_length=None)
+    mean = told.filter(
+        (pl.col("metric") == "generated_semantic_similarity")
+        & (pl.col("run") == "perturbed")
+        & (pl.col("statistic") == "mean")
+        & (pl.col("question") == "after 4 tokens")
+        & (pl.col("family") == "all")
+    )
+    whole = (
+        pl.col("probe_id").str.contains("/verbatim/")
+        & (pl.col("run") == "perturbed")
+        & (pl.col("sample") == 0)
+    )
+    values = written.filter(whole).join(
+        open_run(run).plan.probes.select("probe_id", "item_id"), on="probe_id"
+    )
+    values = values.join(open_run(run).plan.items.select("item_id", "dose"), on="item_id")
+    for dose, estimate in mean.select("dose", "estimate").iter_rows():
+        of_dose = values.filter(pl.col("dose") == dose)["similarity"].clip(0, 1)
+        assert estimate == pytest.approx(of_dose.mean(), abs=1e-6)
+    assert mean.height
+    assert "semantic similarity<" in (run / "report" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
+        (
+            ["generate.embeddings=nowhere"],
+            "generate.embeddings=nowhere: no sentence-embedding model could be read",
+        ),
         (["step=7000"], "step=7000: there is no such checkpoint in "),
         (["generate.prefix_tokens=[0]"], "generate.prefix_tokens: 0 must be above 0"),
         (["generate.temperature=0"], "generate.temperature=0.0 must be above 0"),

@@ -120,8 +120,14 @@ def test_unset_account_and_absent_slurm(tmp_path):
     ("settings", "told"),
     [
         (["train.steps=450,225"], "the plan has 2,550 exposures but there are only 1,800 windows"),
-        (["insertion.phase=[{end: 1.0}],[{end: 0.5}]"], "the plan has 2,550 exposures but there are only 1,800"),
-        (["insertion.phase=[{unit: step, end: 450}],[{unit: step, end: 460}]"], "ends at step 460, but the run has"),
+        (
+            ["insertion.phase=[{end: 1.0}],[{end: 0.5}]"],
+            "the plan has 2,550 exposures but there are only 1,800",
+        ),
+        (
+            ["insertion.phase=[{unit: step, end: 450}],[{unit: step, end: 460}]"],
+            "ends at step 460, but the run has",
+        ),
     ],
 )
 def test_a_run_that_has_no_room_stops_the_sweep_first(tmp_path, settings, told):
