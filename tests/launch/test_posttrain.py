@@ -1,5 +1,6 @@
 """``launch/posttrain.py``: from one command to the comparison with the leave-out twin."""
 
+import functools
 import json
 import shutil
 import signal
@@ -294,22 +295,35 @@ def test_a_killed_method_ends_with_the_same_weights(run, prepared, method):
     assert equal(tensors(checkpoint.path_of(whole / "checkpoints", end)), expected)
 
 
+@pytest.fixture(scope="module")
+def on_one_rank(run, prepared):
+    """Settings, directory, last step and weights of a method on one rank, each made once; the directory is gone."""
+    place, _ = run
+
+    @functools.cache
+    def of(method):
+        asked = [*given(method, steps=3), "posttrain.seed=6"]
+        directory = made(prepared.ok("posttrain", *asked, timeout=900), place)
+        end = checkpoint.finished(directory / "checkpoints")[-1]
+        whole = tensors(checkpoint.path_of(directory / "checkpoints", end))
+        shutil.rmtree(directory)
+        return asked, directory, end, whole
+
+    return of
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("method", [name for name in EVERY if name != "retrain"])
 @pytest.mark.parametrize(
     "topology", [["parallel.tensor=2"], ["parallel.pipeline=2"], []], ids=["tp", "pp", "dp"]
 )
-def test_two_ranks_end_with_the_weights_of_one(run, prepared, method, topology):
-    place, _ = run
+def test_two_ranks_end_with_the_weights_of_one(on_one_rank, prepared, method, topology):
     if method in HIDDEN and "parallel.pipeline=2" in topology:
         pytest.skip("it reads a layer's output beside the loss, and refuses a pipeline")
-    asked = [*given(method, steps=3), "posttrain.seed=6"]
-    one = made(prepared.ok("posttrain", *asked, timeout=900), place)
-    end = checkpoint.finished(one / "checkpoints")[-1]
-    whole = tensors(checkpoint.path_of(one / "checkpoints", end))
-    shutil.rmtree(one)
+    asked, directory, end, whole = on_one_rank(method)
     prepared.ok("posttrain", *asked, *topology, ranks=2, timeout=900)
-    shared = tensors(checkpoint.path_of(one / "checkpoints", end))
+    shared = tensors(checkpoint.path_of(directory / "checkpoints", end))
+    shutil.rmtree(directory)
     apart = max(
         (whole[name] - shared[name]).abs().max().item() for name in whole if whole[name].is_floating_point()
     )
