@@ -151,24 +151,37 @@ def table(rows: pl.DataFrame) -> Table:
     )
 
 
-def figure(points: Sequence[Point], axis: str) -> theme.Figure:
-    """EC50 of every run against an axis, on logarithmic axes, with the runs' own limits."""
+def figure(points: Sequence[Point], axis: str, dose: int) -> theme.Figure:
+    """EC50 of every run against an axis, on logarithmic axes, with the runs' own limits.
+
+    An EC50 above ``dose``, the highest one, is extrapolated, and its mark is hollow. A limit that does not exist is
+    null in the rows, and its bar goes to the edge of the figure, as does one that is more than a thousandfold away.
+    Runs at the same place stand side by side.
+    """
     rows = pl.DataFrame(
         [
             {
                 axis: one.scale[axis],
                 "ec50": one.ec50.estimate,
-                "low": max(one.ec50.low, one.ec50.estimate / 1e3),
-                "high": min(one.ec50.high, one.ec50.estimate * 1e3),
+                "low": one.ec50.low or None,
+                "high": _finite(one.ec50.high),
+                "extrapolated": one.ec50.estimate > dose,
             }
             for one in points
             if one.ec50 is not None
-        ]
+        ],
+        schema_overrides={"low": pl.Float64, "high": pl.Float64},
     )
+    near = [
+        limit
+        for row in rows.iter_rows(named=True)
+        for limit in (row["ec50"], row["low"], row["high"])
+        if limit is not None and row["ec50"] / 1e3 <= limit <= row["ec50"] * 1e3
+    ]
     ends = [float(rows[axis].min()) / 1.3, float(rows[axis].max()) * 1.3]  # type: ignore[arg-type]
-    bounds = [float(rows["low"].min()) / 1.2, float(rows["high"].max()) * 1.2]  # type: ignore[arg-type]
+    bounds = [min(near) / 1.5, max(near) * 1.5]
     x = alt.X(
-        f"{axis}:Q",
+        "place:Q",
         title=f"{axis} (log scale)",
         scale=alt.Scale(type="log", domain=ends, nice=False),
         axis=pieces.log_axis(*ends),
@@ -179,9 +192,18 @@ def figure(points: Sequence[Point], axis: str) -> theme.Figure:
         scale=alt.Scale(type="log", domain=bounds, nice=False),
         axis=pieces.log_axis(*bounds),
     )
-    base = alt.Chart(theme.values(rows)).encode(x)
+    turn = pl.int_range(pl.len()) - (pl.len() - 1) / 2
+    placed = rows.with_columns(place=pl.col(axis) * (pl.lit(1.02) ** turn).over(axis))
+    base = alt.Chart(theme.values(placed)).encode(x)
+    bars = placed.with_columns(
+        pl.col("low").fill_null(bounds[0]).clip(*bounds), pl.col("high").fill_null(bounds[1]).clip(*bounds)
+    )
     chart = alt.layer(
-        base.mark_rule(strokeWidth=1.6, color=theme.PALETTE[0]).encode(pieces.same(y, "low"), alt.Y2("high")),
-        base.mark_point(filled=True, size=60, opacity=1, color=theme.PALETTE[0]).encode(y),
+        alt.Chart(theme.values(bars))
+        .mark_rule(strokeWidth=1.6, color=theme.PALETTE[0])
+        .encode(x, pieces.same(y, "low"), alt.Y2("high")),
+        base.mark_point(size=60, opacity=1, stroke=theme.PALETTE[0], strokeWidth=1.6).encode(
+            y, fill=alt.condition("datum.extrapolated", alt.value("white"), alt.value(theme.PALETTE[0]))
+        ),
     ).properties(width=620, height=280)
     return theme.Figure(theme.styled(chart), rows)

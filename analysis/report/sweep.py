@@ -351,12 +351,13 @@ def build(title: str, runs: Sequence[SweepRun], planned: int, directory: Path) -
         figures["tail"] = counterfactual.figure(memorised, unit)
         captions["tail"] = "Counterfactual memorization of every item"
     points = [scaling.point(run.scale, run.summary) for run in audited if run.scale]
-    slopes = scaling.slopes(points, int(rows["dose"].max() or 0)) if audited else None  # type: ignore[arg-type]
+    highest = int(rows["dose"].max() or 0) if audited else 0  # type: ignore[arg-type]
+    slopes = scaling.slopes(points, highest) if audited else None
     if slopes is not None and slopes.height:
         write(directory / "exponents.csv", csv_of(slopes).encode())
         if any(one.ec50 is not None for one in points):
             axis = scaling.axes(points)[0]
-            figures["scaling"] = scaling.figure(points, axis)
+            figures["scaling"] = scaling.figure(points, axis, highest)
             captions["scaling"] = f"EC50 against {axis}"
     page = render(
         "sweep.html",

@@ -94,7 +94,7 @@ def test_an_ec50_that_was_not_reached_is_left_out():
     made += [Point({"tokens": tokens}, ec50(tokens / 1e6), 0.1) for tokens in (2e6, 4e6)]
     rows = slopes(made, dose=64)
     assert rows["runs"].to_list() == [2, 3]
-    assert scaling.figure(made, axes(made)[0]).rows.height == 2
+    assert scaling.figure(made, axes(made)[0], 64).rows.height == 2
 
 
 def test_the_page_of_a_sweep_has_the_table(tmp_path, monkeypatch):
@@ -126,6 +126,31 @@ def test_the_page_of_a_sweep_has_the_table(tmp_path, monkeypatch):
     assert 'aria-label="Scaling"' in text
     table = pl.read_csv(tmp_path / "page" / "exponents.csv")
     assert table["estimate"][0] == pytest.approx(0.8)
+    assert pl.read_csv(tmp_path / "page" / "scaling.csv")["high"].null_count() == 3
+
+
+def test_limits_far_outside_are_kept_in_the_rows_and_cut_in_the_figure():
+    limits = ((0.0, np.inf), (2.0, 30.0), (1e-9, 1e9))
+    made = [
+        Point({"tokens": 1e6 * 2**number}, ec50(4.0)._replace(low=low, high=high), 0.1)
+        for number, (low, high) in enumerate(limits)
+    ]
+    found = scaling.figure(made, "tokens", 3)
+    assert found.rows.select("low", "high").rows() == [(None, None), (2.0, 30.0), (1e-9, 1e9)]
+    assert found.rows["extrapolated"].all()
+    bars, marks = (layer["data"]["values"] for layer in found.chart.to_dict()["layer"])
+    assert marks[0]["high"] is None
+    assert [(one["low"], one["high"]) for one in bars] == [
+        pytest.approx((2.0 / 1.5, 30.0 * 1.5)),
+        (2.0, 30.0),
+        pytest.approx((2.0 / 1.5, 30.0 * 1.5)),
+    ]
+
+
+def test_runs_at_the_same_place_stand_side_by_side():
+    made = [Point({"tokens": tokens}, ec50(4.0), 0.1) for tokens in (1e6, 2e6, 1e6)]
+    marks = scaling.figure(made, "tokens", 64).chart.to_dict()["layer"][1]["data"]["values"]
+    assert [one["place"] for one in marks] == pytest.approx([1e6 / 1.02**0.5, 2e6, 1e6 * 1.02**0.5])
 
 
 @pytest.mark.slow
