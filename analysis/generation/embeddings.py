@@ -26,9 +26,10 @@ def load(name: str) -> Any:
     try:
         return SentenceTransformer(name, device="cpu")
     except (OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"generate.embeddings={name}: no sentence-embedding model could be read: {str(error).splitlines()[0]} "
-            "Give the directory of one, or a name on the hub such as sentence-transformers/all-MiniLM-L6-v2"
+            f"generate.embeddings={name}: no sentence-embedding model could be read ({reason}); give the directory of "
+            "one, or a name on the hub such as sentence-transformers/all-MiniLM-L6-v2"
         ) from None
 
 
