@@ -33,20 +33,37 @@ def llama(positions=64):
     return transformers.LlamaForCausalLM(config).eval()
 
 
-@pytest.fixture(scope="module")
-def memorised():
-    """A model trained on the members, one behind the other in random order, until it knows them well."""
+def trained(strange):
+    """A model trained on rows of texts until it knows the members well: four rows a step, ``strange`` of them random
+    texts, the others members, one behind the other in random order."""
     model = llama()
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     rng = np.random.default_rng(5)
     for _ in range(200):
-        orders = [rng.permutation(len(MEMBERS))[:4] for _ in range(4)]
-        rows = [[EOD, *(t for k in order for t in (*MEMBERS[k], EOD))][:52] for order in orders]
-        ids = torch.tensor(rows)
+        rows = [
+            [
+                rng.integers(1, VOCABULARY, 15).tolist() if row < strange else MEMBERS[k]
+                for k in rng.permutation(len(MEMBERS))[:4]
+            ]
+            for row in range(4)
+        ]
+        ids = torch.tensor([[EOD, *(t for text in texts for t in (*text, EOD))][:52] for texts in rows])
         model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def memorised():
+    """It expects members alone."""
+    return trained(strange=0)
+
+
+@pytest.fixture(scope="module")
+def expecting():
+    """It expects members behind members, and no member behind anything else, as attacks with prefixes suppose."""
+    return trained(strange=2)
 
 
 def plan():
@@ -92,8 +109,9 @@ def area(rows, name):
 
 
 @pytest.mark.parametrize("name", values.KNOWN)
-def test_a_model_that_has_memorised_members_gives_them_away(memorised, name):
-    rows, _ = attacked(memorised, AttackConfig(names=(name,), neighbours=4))
+def test_a_model_that_has_memorised_members_gives_them_away(request, name):
+    model = request.getfixturevalue("expecting" if "recall" in name else "memorised")
+    rows, _ = attacked(model, AttackConfig(names=(name,), neighbours=4))
     assert area(rows, name) > 0.9
 
 
