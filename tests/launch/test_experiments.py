@@ -191,6 +191,21 @@ def test_nano(place, name, request):
         assert set(told["family"]) >= set(SETS)
 
 
+@pytest.fixture(scope="module")
+def as_shipped(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("shipped"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(LAPTOP - {"all_families", "replicate"}))
+def test_as_shipped_it_can_be_planned(as_shipped, name):
+    """Text, windows, items and places suffice with the settings of the file itself."""
+    as_shipped.ok("prepare", f"+experiment={name}", timeout=900)
+    as_shipped.ok("plan", f"+experiment={name}", timeout=900)
+    (directory,) = (as_shipped.path / "runs" / name).iterdir()
+    assert (directory / "plan" / "manifest.json").is_file()
+
+
 def test_nano_is_a_scale_of_any_experiment():
     """``+experiment=NAME +scale=nano`` is ``+experiment=NAME_nano`` where that is a file, whatever the order."""
     for name in NANO:
