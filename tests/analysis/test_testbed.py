@@ -16,7 +16,7 @@ BACK = {"far": (4.0, 5.0, 6.0), "near": (4.0, None, 6.0)}
 
 
 def estimates(methods: list[str], seed: int, _runs: Path) -> pl.DataFrame:
-    """What the runs of a seed say: two checkpoints, the first of them twice as far."""
+    """Estimates of a seed's runs: two checkpoints, the first of them twice as far."""
     rows = []
     for method in methods:
         distance, change = DISTANCES[method][seed - 1], CHANGES[method][seed - 1]
