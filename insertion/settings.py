@@ -286,7 +286,7 @@ class RunShape:
 
     @property
     def windows(self) -> int:
-        """End of the run's positions."""
+        """Number of windows that all steps up to the last one read, those before a start from a checkpoint included."""
         return self.steps * self.global_batch_size
 
     @property

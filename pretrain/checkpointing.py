@@ -92,6 +92,7 @@ class Checkpointer:
         *,
         background: bool = False,
         facts: Mapping[str, Any] = MappingProxyType({}),
+        weights_only: bool = False,
     ) -> None:
         """Write a checkpoint after ``step`` finished steps; every rank calls this.
 
@@ -100,12 +101,13 @@ class Checkpointer:
             digests: digests of the hooks' files of this step, for the manifest.
             background: return while other processes write.
             facts: further facts for the manifest.
+            weights_only: leave out the optimizer and the schedule; training cannot go on from such a checkpoint.
         """
         self.finish(wait=True)
         self._saving = checkpoint.Saving(
             self.directory,
             step,
-            self._state(step),
+            self._state(0 if weights_only else step),
             self.world,
             config=self.identity,
             inputs={**self.inputs, **digests},

@@ -188,7 +188,9 @@ def summary(
         UserError: for a device that is not in the table.
     """
     if device not in PEAK_FLOPS:
-        raise UserError(f"the peak of {device!r} is unknown{nearest(device, list(PEAK_FLOPS))}")
+        raise UserError(
+            f"device={device}: its peak FLOP/s is not in the table{nearest(device, list(PEAK_FLOPS))}"
+        )
     weights = model.parameters(vocab_size, train.sequence_length)
     tokens = train.windows * train.sequence_length
     flops = flops_per_token(model, vocab_size, train.sequence_length) * tokens

@@ -12,10 +12,11 @@ from palimpsest.pretrain.config.checks import check_seed, not_negative, positive
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForgetConfig:
-    """The forget set: a random share of the inserted items of each arm and family."""
+    """The forget set: a random share of the inserted items of each arm and family; clusters are drawn as a whole."""
 
     share: float = 0.1
-    """Share of the items of each arm and family; at least one item. 1: all of them; the leave-out twin is the twin."""
+    """Share of the items, or of their clusters, of each arm and family; at least one. 1: all of them; the leave-out
+    twin is the twin."""
     families: tuple[str, ...] = ()
     """Families to draw from; none: all."""
     doses: tuple[int, ...] = ()
@@ -51,6 +52,8 @@ class PosttrainConfig:
     """Number of texts of the forget set per forward pass on one rank, and of the retain set."""
     learning_rate: float | None = None
     """Constant learning rate of AdamW; None: that of the end of training (``optimizer.min_learning_rate``)."""
+    rank: int | None = None
+    """Rank of updates of the layers' matrices that are trained in place of all weights (LoRA); None: all weights."""
     retain: Literal["corpus", "items", "questions"] = "corpus"
     """Retain set: windows of the corpus without exposures, the other inserted items, or questions about them with the
     loss on the answers."""
@@ -64,7 +67,7 @@ class PosttrainConfig:
     refusal: str = " I do not know."
     """Answer that DPO prefers to the second half of an item."""
     checkpoint_every: int = 5
-    """Steps between checkpoints; step 0, the model before unlearning, and the last step are also saved."""
+    """Steps between checkpoints; steps 0 (the model before), 1, 2, 4, 8, ... and the last are also saved."""
     seed: int = 0
     """Seed of the order of the texts, and of random labels."""
     settings: Mapping[str, float] = field(default_factory=dict)
@@ -76,6 +79,8 @@ class PosttrainConfig:
             "posttrain", rows=self.rows, micro_rows=self.micro_rows, checkpoint_every=self.checkpoint_every
         )
         not_negative("posttrain", steps=self.steps)
+        if self.rank is not None:
+            positive("posttrain", rank=self.rank)
         if self.learning_rate is not None:
             positive("posttrain", learning_rate=self.learning_rate)
         check_seed("posttrain.seed", self.seed)

@@ -46,8 +46,8 @@ class Rows:
     """Such targets in all rows of this kind in the step."""
 
     def mean(self, values_BT: Tensor) -> Tensor:
-        """This micro-batch's share of the mean over the step's counted targets."""
-        return (values_BT * self.mask).sum() / self.tokens
+        """This micro-batch's share of the mean over the step's counted targets; 0 without rows."""
+        return (values_BT * self.mask).sum() / max(1.0, self.tokens)
 
     def of_rows(self, values_B: Tensor) -> Tensor:
         """This micro-batch's share of the mean over the step's rows."""
@@ -301,12 +301,12 @@ def relearn(batch: Batch, settings: Settings) -> Tensor:
 
 @method(retain=True, gamma=0.0)
 def finetune(batch: Batch, settings: Settings) -> Tensor:
-    """Ordinary training on the retain set alone: shows what is forgotten without unlearning."""
-    return 0 * batch.forget.loss
+    """Ordinary training on the retain set alone, ``gamma`` being 0: shows what is forgotten without unlearning."""
+    return batch.forget.loss
 
 
 def step_loss(used: Method, retain_loss: str, batch: Batch, settings: Settings) -> Tensor:
-    """The micro-batch's share of ``gamma loss(forget) + alpha loss(retain)``.
+    """The micro-batch's share of ``gamma loss(forget) + alpha loss(retain)``; a loss of no weight is not computed.
 
     Args:
         used: the method.
@@ -314,7 +314,9 @@ def step_loss(used: Method, retain_loss: str, batch: Batch, settings: Settings) 
         batch: outputs.
         settings: ``gamma``, ``alpha``, and the method's own.
     """
-    total = settings["gamma"] * used.loss(batch, settings)
+    total = batch.forget.nll.new_zeros(())
+    if settings["gamma"]:
+        total = settings["gamma"] * used.loss(batch, settings)
     if not settings["alpha"]:
         return total
     if "hidden" in used.outputs:

@@ -217,23 +217,28 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """All rows of a step, on every rank: F of the forget set, F of the retain set, and F refusals if asked for."""
+    """All rows of a step, on every rank: F of the forget set, F of the retain set, and F refusals if asked for; none of
+    a set whose loss has no weight.
+    """
 
     kinds: tuple[Texts, ...]
     """Forget set, retain set, refusals."""
     labels: Integers
     """(F, L) targets of the forget rows."""
+    rows: int
+    """Rows of each kind that has any, F."""
 
     def micro_batches(
         self, micro_rows: int, data_rank: int, data_size: int, device: torch.device
     ) -> Iterator[MicroBatch]:
         """This data-parallel rank's share, ``micro_rows`` of each kind at a time."""
         block = micro_rows * data_size
-        for number, start in enumerate(range(data_rank * micro_rows, len(self.labels), block)):
+        for number, start in enumerate(range(data_rank * micro_rows, self.rows, block)):
             part = slice(start, start + micro_rows)
             windows = np.concatenate([texts.windows[part] for texts in self.kinds])
             labels = windows[:, 1:].copy()
-            labels[:micro_rows] = self.labels[part]
+            own = self.labels[part]
+            labels[: len(own)] = own
             counted = np.concatenate([texts.mask[part] for texts in self.kinds])
             yield MicroBatch(
                 torch.from_numpy(windows[:, :-1].copy()).to(device),
@@ -255,6 +260,7 @@ def of_step(
     seed: int,
     labels: Literal["own", "random"],
     vocabulary: int,
+    used: tuple[bool, bool] = (True, True),
 ) -> Step:
     """The rows of a step.
 
@@ -267,11 +273,13 @@ def of_step(
         seed: of the order and of random labels.
         labels: targets of the forget rows: their own, or random ids below ``vocabulary``.
         vocabulary: of the tokenizer.
+        used: false for the forget or the retain set if it gets no rows.
     """
     numbers, others = (drawn(len(texts), step, rows, seed + k) for k, texts in enumerate((forget, retain)))
+    numbers, others = numbers[: rows * used[0]], others[: rows * used[1]]
     ours = forget.take(numbers)
     kinds = (ours, retain.take(others), *(() if refusals is None else (refusals.take(numbers),)))
     targets = ours.windows[:, 1:]
     if labels == "random":
         targets = np.random.default_rng([seed, step, 1]).integers(0, vocabulary, targets.shape)
-    return Step(kinds, targets)
+    return Step(kinds, targets, rows)

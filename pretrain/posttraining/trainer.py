@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,7 +23,7 @@ from palimpsest.pretrain import checkpoint, chunks, optim
 from palimpsest.pretrain.checkpointing import Checkpointer
 from palimpsest.pretrain.config import PosttrainConfig
 from palimpsest.pretrain.parallel import World
-from palimpsest.pretrain.posttraining import methods, texts
+from palimpsest.pretrain.posttraining import low_rank, methods, texts
 from palimpsest.pretrain.posttraining.methods import Batch, Method, Rows
 from palimpsest.pretrain.posttraining.texts import MicroBatch, Step, Texts
 from palimpsest.pretrain.settings import Settings
@@ -75,13 +75,19 @@ class Posttrainer:
         self.weights = method_settings(self.method, posttrain)
         self.posttrain, self.world = posttrain, world
         self.forget, self.retain, self.vocab_size = forget, retain, vocab_size
-        self.refusals = refusals if self.method.refuses else None
-        self._kinds = 2 if self.refusals is None else 3
+        self._used = used_sets(self.method, self.weights)
+        self.refusals = refusals if self.method.refuses and self._used[0] else None
+        self._kinds = sum(self._used) + (self.refusals is not None)
         self.settings = _settings(settings, posttrain, self._kinds)
         _check_topology(self.settings, self.method, self.posttrain, world)
-        self.chunks = chunks.distributed(
-            chunks.build(self.settings, world, vocab_size, drawn=False), self.settings, world
-        )
+        own = chunks.build(self.settings, world, vocab_size, drawn=False)
+        manifest = checkpoint.read(parent, step)
+        checkpoint.require_whole(checkpoint.path_of(parent, step), manifest, world)
+        _load_weights(own, parent, step if student is None else student)
+        if posttrain.rank is not None:
+            for gpt in own:
+                low_rank.adapt(gpt, posttrain.rank, posttrain.seed, world)
+        self.chunks = chunks.distributed(own, self.settings, world)
         self.optimizer, self.scheduler = optim.build(
             self.chunks,
             self.settings.optimizer,
@@ -89,7 +95,6 @@ class Posttrainer:
             distributed=self.settings.shards_optimizer(world.data_size),
         )
         self.forward_backward = chunks.schedule(self.chunks, self.optimizer, self.settings, world)
-        manifest = checkpoint.read(parent, step)
         self.checkpointer = Checkpointer(
             directory / "checkpoints",
             self.settings,
@@ -101,10 +106,9 @@ class Posttrainer:
             inputs={**inputs, "parent": manifest.digest, "ledger": ""},
             last_exposures=(),
         )
-        checkpoint.require_whole(checkpoint.path_of(parent, step), manifest, world)
         self.before = self._former_model(parent, step) if self._compares else None
         self._layer = layer_of(self.settings, posttrain)
-        self.step = self._begin(parent, step if student is None else student)
+        self.step = self._begin()
         """Finished steps."""
 
     @property
@@ -122,13 +126,25 @@ class Posttrainer:
         _load_weights(former, directory, step)
         return [gpt.requires_grad_(False) for gpt in former]
 
-    def _begin(self, directory: Path, step: int) -> int:
-        """Load the newest checkpoint of this post-training, or the parent, which is saved as step 0."""
+    def _begin(self) -> int:
+        """Load the newest checkpoint of this post-training, or save the parent as step 0.
+
+        With updates of low rank checkpoints hold their sum with the weights alone, so that steps begin anew.
+        """
         done = checkpoint.newest(self.checkpointer.directory, self.world)
-        if done is not None:
+        if done == self.posttrain.steps:
+            return done
+        if done is not None and self.posttrain.rank is None:
             self.weights["alpha"] = self.checkpointer.load(done).facts.get("alpha", self.weights["alpha"])
             return done
-        _load_weights([chunk.module for chunk in self.chunks], directory, step)
+        if done is not None:
+            log.info("updates of low rank are not in checkpoints: the steps begin anew")
+            self.world.barrier()
+            if self.world.main:
+                checkpoint.remove(
+                    self.checkpointer.directory, checkpoint.finished(self.checkpointer.directory)
+                )
+            self.world.barrier()
         self.optimizer.reload_model_params()
         self._save(0)
         return 0
@@ -138,7 +154,8 @@ class Posttrainer:
 
         Args:
             write: gets the record of each step: ``step``, ``loss`` (the method's), ``loss_forget`` and
-                ``loss_retain`` (nats a token), ``gradient_norm``, ``seconds``.
+                ``loss_retain`` (nats a token; None for a set whose loss has no weight: it is not read),
+                ``gradient_norm``, ``seconds``.
 
         Raises:
             UserError: if loss or gradient is not finite; the step is not taken.
@@ -153,9 +170,12 @@ class Posttrainer:
         self.world.barrier()
 
     def _save(self, step: int) -> None:
-        self.checkpointer.save(step, {}, facts={"alpha": self.weights["alpha"]})
+        facts = {"alpha": self.weights["alpha"]}
+        self.checkpointer.gather_weights()
+        with low_rank.merged([chunk.module for chunk in self.chunks]):
+            self.checkpointer.save(step, {}, facts=facts, weights_only=self.posttrain.rank is not None)
 
-    def _take_step(self) -> dict[str, float]:
+    def _take_step(self) -> dict[str, float | None]:
         rows = texts.of_step(
             *(self.forget, self.retain, self.step),
             refusals=self.refusals,
@@ -163,6 +183,7 @@ class Posttrainer:
             seed=self.posttrain.seed,
             labels=self.method.labels,
             vocabulary=self.vocab_size,
+            used=self._used,
         )
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -189,8 +210,8 @@ class Posttrainer:
         self.weights["alpha"] = methods.multiplier(self.method, self.weights, retain, retain_before)
         return {
             "loss": loss,
-            "loss_forget": forget,
-            "loss_retain": retain,
+            "loss_forget": forget if self._used[0] else None,
+            "loss_retain": retain if self._used[1] else None,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "gradient_norm": norm,
         }
@@ -264,9 +285,11 @@ class Posttrainer:
             losses = output.float()
         count = len(batch.tokens) // self._kinds
         states = hidden[0].transpose(0, 1) if hidden else None
-        outputs = []
+        outputs: list[Rows] = []
+        end = 0
         for number, kind in enumerate(rows.kinds):
-            part = slice(number * count, (number + 1) * count)
+            part = slice(end, end + (count if len(kind) else 0))
+            end = part.stop
             outputs.append(
                 Rows(
                     nll=losses[part],
@@ -299,6 +322,24 @@ class Posttrainer:
         return self.settings.model.rows(self.vocab_size)
 
 
+def used_sets(used: Method, weights: Mapping[str, float]) -> tuple[bool, bool]:
+    """True for each of forget and retain set if its loss has a weight, or may get one.
+
+    Args:
+        used: the method.
+        weights: its settings.
+
+    Raises:
+        UserError: if neither has.
+    """
+    both = weights["gamma"] != 0, weights["alpha"] != 0 or "dual_step" in used.settings
+    if not any(both):
+        raise UserError(
+            "posttrain.settings: gamma and alpha, the weights of the two losses, are both 0; set one"
+        )
+    return both
+
+
 def method_settings(used: Method, posttrain: PosttrainConfig) -> dict[str, float]:
     """A method's settings: its defaults with those that were given.
 
@@ -327,6 +368,8 @@ def identity(posttrain: PosttrainConfig) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps(asdict(posttrain)))
     for name in ("micro_rows", "checkpoint_every", "after"):  # the parent is named by its digest
         del values[name]
+    if values["rank"] is None:  # names of runs that had no such setting stay
+        del values["rank"]
     return values
 
 
@@ -391,6 +434,8 @@ def _check_topology(settings: Settings, used: Method, posttrain: PosttrainConfig
             f"{world.data_size} data-parallel ranks; change one"
         )
     layer_of(settings, posttrain)
+    if posttrain.rank is not None and parallel.sequence:
+        raise UserError(f"posttrain.rank={posttrain.rank}: updates of low rank need parallel.sequence=false")
     if "hidden" in used.outputs and (parallel.pipeline > 1 or parallel.sequence):
         raise UserError(
             f"posttrain.method={used.name} reads a layer's output together with the loss: it needs "

@@ -10,6 +10,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.pretrain.config import PosttrainConfig
 from palimpsest.pretrain.posttraining import methods, texts, trainer
 from palimpsest.pretrain.posttraining.methods import METHODS, Batch, Rows
+from tests import warm
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
 NLL = torch.tensor([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0]])
@@ -208,6 +209,31 @@ def test_texts_come_round_each_once_and_ranks_share_a_step():
     assert [kind.counted for kind in step.kinds] == [24, 24]
 
 
+@pytest.mark.parametrize("used", [(True, False), (False, True)])
+def test_a_set_whose_loss_has_no_weight_gets_no_rows(used):
+    forget, retain = (
+        texts.Texts(first + np.arange(8 * 5).reshape(8, 5), np.full(8, 3), np.zeros(8, int))
+        for first in (0, 100)
+    )
+    step = texts.of_step(forget, retain, 0, rows=8, seed=0, labels="random", vocabulary=9, used=used)
+    batches = list(step.micro_batches(2, 0, 1, torch.device("cpu")))
+    assert [batch.tokens.shape for batch in batches] == [(2, 4)] * 4
+    read = torch.cat([batch.tokens[:, 0] for batch in batches])
+    assert sorted(read.tolist()) == (forget if used[0] else retain).windows[:, 0].tolist()
+    labels = torch.cat([batch.labels for batch in batches])
+    assert (labels < 9).all() if used[0] else (labels >= 100).all()  # random ones are the forget rows' alone
+
+
+def test_one_of_the_two_losses_has_a_weight():
+    none = PosttrainConfig(method="npo", settings={"gamma": 0.0, "alpha": 0.0})
+    with pytest.raises(UserError, match="gamma and alpha, the weights of the two losses, are both 0"):
+        trainer.used_sets(METHODS["npo"], trainer.method_settings(METHODS["npo"], none))
+    # A multiplier that is 0 now may rise.
+    assert trainer.used_sets(METHODS["pdu"], {"gamma": 1.0, "alpha": 0.0}) == (True, True)
+    assert trainer.used_sets(METHODS["relearn"], {"gamma": 1.0, "alpha": 0.0}) == (True, False)
+    assert trainer.used_sets(METHODS["finetune"], {"gamma": 0.0, "alpha": 1.0}) == (False, True)
+
+
 def test_a_text_without_a_sensitive_segment_is_sensitive_as_a_whole():
     two = texts.of_rows([(np.arange(1, 6), 0), (np.arange(1, 4), 0)], 6, eod=0)
     assert two.segment_mask.tolist() == two.mask.tolist()
@@ -227,3 +253,57 @@ def test_a_refusal_takes_the_place_of_the_second_half_of_an_item():
     step = texts.of_step(halved, halved, 0, refusals=refusal, rows=1, seed=0, labels="own", vocabulary=100)
     (batch,) = step.micro_batches(1, 0, 1, torch.device("cpu"))
     assert batch.tokens[:, 4].tolist() == [4, 4, 50]
+
+
+LOW_RANK = """
+import torch
+from palimpsest.pretrain import chunks, parallel
+from palimpsest.pretrain.config import ModelConfig, OptimizerConfig, ParallelConfig, RuntimeConfig, TrainConfig
+from palimpsest.pretrain.posttraining import low_rank
+from palimpsest.pretrain.settings import Settings
+
+
+def main():
+    settings = Settings(
+        model=ModelConfig(name="m", layers=2, hidden=16, heads=2, ffn=24),
+        optimizer=OptimizerConfig(learning_rate=1e-3, min_learning_rate=1e-3, warmup_steps=0, schedule="constant"),
+        train=TrainConfig(
+            steps=1, global_batch_size=2, micro_batch_size=2, sequence_length=12, seed=1, checkpoint_every=1,
+            precision="fp32",
+        ),
+        parallel=ParallelConfig(),
+    )
+    ids = torch.randint(0, 100, (2, 12), generator=torch.Generator().manual_seed(0))
+    places = torch.arange(12).expand(2, -1)
+    with parallel.start(ParallelConfig(), RuntimeConfig(device="cpu")) as world, torch.no_grad():
+        (gpt,) = chunks.build(settings, world, 100)
+        own = gpt(ids, places, None)
+        low_rank.adapt(gpt, 3, 0, world)
+        assert torch.equal(gpt(ids, places, None), own)
+        trained = [name for name, weight in gpt.named_parameters() if weight.requires_grad]
+        assert len(trained) == 2 * 4 * 2
+        for name, weight in gpt.named_parameters():
+            if name.endswith(low_rank.B):
+                weight.normal_(std=0.1)
+        changed = gpt(ids, places, None)
+        with low_rank.merged([gpt]):
+            state = {name: value.clone() for name, value in gpt.state_dict().items() if value is not None}
+        (plain,) = chunks.build(settings, world, 100)
+        plain.load_state_dict(state)
+        assert (changed - own).abs().max() > 0.01
+        torch.testing.assert_close(plain(ids, places, None), changed, rtol=1e-4, atol=1e-5)
+        assert torch.equal(gpt(ids, places, None), changed)
+        print("same")
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_an_update_of_low_rank_adds_what_is_saved_and_nothing_before_the_first_step(tmp_path):
+    script = tmp_path / "low_rank.py"
+    script.write_text(LOW_RANK)
+    status, out = warm.run([str(script)], tmp_path)
+    assert status == 0, out
+    assert out.splitlines()[-1] == "same"
