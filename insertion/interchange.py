@@ -182,7 +182,10 @@ def _read_ledger(ledger: Path, texts: Mapping[str, list[str]]) -> tuple[pl.DataF
         )
     kinds = {row["overwrite"] for row in rows}
     if len(kinds) > 1:
-        raise UserError(f"{ledger} mixes insertions that shift with ones that overwrite")
+        raise UserError(
+            f"{ledger}: some insertions shift the corpus's text behind them, others overwrite it; a plan displaces "
+            "text in one way: inject all with the same overwrite"
+        )
     placements = pl.DataFrame([row | {"item_id": item_id(row["text"])} for row in rows])
     places = placements.select(explicit.SCHEMA.keys()).cast(explicit.SCHEMA)
     return places, "overwrite" if kinds == {True} else "around"

@@ -11,6 +11,7 @@ import polars as pl
 from palimpsest.data import artifact
 from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion.assemble import totals
+from palimpsest.insertion.design import clusters
 from palimpsest.insertion.plan import KIND, VERSION, Plan, read
 
 
@@ -18,7 +19,8 @@ def forget_set(
     plan: Plan, seed: int, share: float, families: Sequence[str] = (), doses: Sequence[int] = ()
 ) -> pl.Series:
     """Ids of the items to forget: a random ``share`` of the inserted items of each combination of arm and
-    family, at least one of each.
+    family, at least one of each. Items of a cluster, such as those about one person, are forgotten together or not at
+    all; the share is then of clusters.
 
     Args:
         plan: items and arms.
@@ -42,12 +44,12 @@ def forget_set(
             inserted = inserted.filter(pl.col(name).is_in(list(wanted)))
     if inserted.is_empty():
         raise UserError("the plan inserts no item, so there is nothing to forget")
-    key = pl.Series(np.random.default_rng(seed).random(inserted.height))
-    ranked = inserted.with_columns(key=key).with_columns(
-        rank=pl.col("key").rank("ordinal").over("arm", "family"), size=pl.len().over("arm", "family")
-    )
-    drawn = (share * pl.col("size")).round().clip(1)
-    return ranked.filter(pl.col("rank") <= drawn)["item_id"].sort()
+    unit, first = clusters(inserted)
+    key = pl.Series(np.random.default_rng(seed).random(inserted.height)).gather(first)
+    units = inserted[first].select("arm", "family", key=key, unit=pl.int_range(pl.len()))
+    drawn = (share * pl.len().over("arm", "family")).round().clip(1)
+    chosen = units.filter(pl.col("key").rank("ordinal").over("arm", "family") <= drawn)["unit"]
+    return inserted.filter(pl.Series(unit).is_in(chosen.implode()))["item_id"].sort()
 
 
 def without(plan: Plan, left_out: Collection[str]) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -84,8 +84,8 @@ def recall_score(loglik: ArrayLike, loglik_after_nonmembers: ArrayLike) -> NDArr
     """ReCaLL (Xie et al. 2024): ``LL(x | P_non) / LL(x)``, P_non a prefix of non-members.
 
     Foreign context lowers the log-likelihood of members more than that of others, so that their ratio of two negative
-    numbers is higher. The prefix must come from reserved texts: if scored texts are used for it, the AUC is biased
-    upwards by at least ``(s/n)(1 - A)``.
+    numbers is higher. The prefix must come from reserved texts: if s of the n non-members that are scored stand in it,
+    the AUC is near ``A + (s/n)(1 - A)`` instead of A, because a text is likely after itself.
     """
     total = np.asarray(loglik, np.float64)
     if np.any(total >= 0):

@@ -187,11 +187,11 @@ class Replication:
 
 
 def judge(claims: Mapping[str, Claim], measured: Mapping[str, Sequence[Estimate]]) -> dict[str, Outcome]:
-    """Test every claim; Holm's correction is over the claims of the page.
+    """Test every claim, with Holm's correction over all of ``claims``.
 
     Args:
         claims: name -> claim.
-        measured: name -> the claim's number in each seed, at least two.
+        measured: name -> estimate of the claim's quantity in each seed, at least two.
     """
     tests = {name: t_test(claim, measured[name]) for name, claim in claims.items()}
     corrected = dict(zip(tests, holm([test[3] for test in tests.values()]), strict=True))

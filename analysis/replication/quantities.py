@@ -146,8 +146,10 @@ def mean(run: Run, cell: Mapping[str, Any]) -> Estimate:
 
 @quantity
 def gain(run: Run, cell: Mapping[str, Any]) -> Estimate:
-    """Mean of the cell's items minus that of the never-inserted items of the same family; families count by their
-    items.
+    """Mean of the metric over the cell's items minus that over the never-inserted items of the same family.
+
+    Values are differences from the twin where the run has one. Several families are averaged, weighted by their numbers
+    of the cell's items.
     """
     return _gain(run.name, items(run, cell), cell)
 
@@ -206,10 +208,11 @@ def crossing(dose_D: NDArray[np.float64], gain_D: NDArray[np.float64], level: fl
 
 @quantity
 def ec50(run: Run, cell: Mapping[str, Any]) -> Estimate:
-    """log2 of the number of exposures after which half of the items are remembered: are above the mean of the
-    never-inserted ones by ``level`` or more, in the perturbed run.
+    """log2 of the dose at which half of the items are remembered.
 
-    Of an adaptive run it follows from the decisions, for fixed doses from the items of each.
+    Remembered is an item whose value of the cell's metric in the perturbed run is at least ``cell["level"]`` above the
+    mean of the never-inserted items. In an adaptive run the dose is estimated from the policy's decisions to insert an
+    item again; with fixed doses a logistic curve is fitted to which items are remembered.
     """
     path = run.directory / "adaptive" / "decisions.json"
     if path.is_file():
@@ -250,7 +253,10 @@ def unlearned(run: Run, cell: Mapping[str, Any]) -> Estimate:
         known = sorted(
             f"{group}: {name}" for group, name in rows.select("group", "statistic").unique().rows()
         )
-        raise UserError(f"{run.method} has no {cell['statistic']} of {cell['group']}{nearest(wanted, known)}")
+        raise UserError(
+            f"group={cell['group']}, statistic={cell['statistic']}: the comparison of {run.method} has no such row"
+            f"{nearest(wanted, known)}"
+        )
     value, low, high = one.select("estimate", "low", "high").row(0)
     if value is None:
         return Estimate(float("nan"), reason=f"{cell['statistic']} is not reached in {rows['step'][0]} steps")

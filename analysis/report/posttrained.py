@@ -158,7 +158,8 @@ def _table(found: pl.DataFrame, names: Sequence[str], origins: Mapping[str, Orig
             *("other inserted items: distance", "never inserted: change", "held-out text: change"),
         ],
         body,
-        "Distance to the leave-out twin and changes since before, nats a byte, with 95 % intervals over items",
+        "Distance to the leave-out twin and changes since before, nats a byte, with 95 % intervals over clusters of "
+        "items",
         deciding=frozenset({2, 3}),
         note="Distance: mean absolute difference from the leave-out twin. Change below 0: less likely than before. The "
         "AUC to reach is the leave-out twin's.",
@@ -191,7 +192,7 @@ def _membership(found: pl.DataFrame, names: Sequence[str]) -> Table:
     return Table(
         ["model", *columns],
         body,
-        "The forget set by other measures, each against the leave-out twin, with 95 % intervals over items",
+        "The forget set by other measures, each against the leave-out twin, with 95 % intervals over clusters of items",
         note="Extraction strength: 1 minus the share of an item that has to be given before greedy decoding yields the "
         "rest. D: Kolmogorov-Smirnov distance between the truth ratios of the model and of the twin (0: alike), over "
         "the questions of the forget set. AUC minus the twin's: 0 is right; above it the forget set can still be told "

@@ -383,7 +383,7 @@ def values_of(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def item_gains(results: Results, inputs: ReportInputs) -> pl.DataFrame:
-    """Inserted items with their texts, sorted by ``gain``, highest first; see :func:`item_values`."""
+    """Inserted items with their texts, sorted by ``gain`` (defined at :func:`item_values`), highest first."""
     return (
         item_values(results, inputs)
         .filter(pl.col("dose") > 0)

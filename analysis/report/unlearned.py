@@ -17,6 +17,8 @@ from palimpsest.analysis.metrics import compute
 from palimpsest.analysis.metrics.unlearning import forget_quality
 from palimpsest.analysis.report.inputs import DECLARED
 from palimpsest.analysis.statistics import auc, mean_by_dose
+from palimpsest.analysis.statistics.clusters import resampled_weights
+from palimpsest.analysis.statistics.rows import cluster_of
 from palimpsest.insertion.plan import Plan
 
 BEFORE, LEAVE_OUT = "perturbed", "leave_out"
@@ -110,7 +112,7 @@ def estimates(rows: pl.DataFrame, scores: pl.DataFrame, relearning: Sequence[str
         _means(divergences(of_texts.filter(pl.col("group") == FORGET), scores), FORGET, "divergence"),
         _areas(of_texts),
         leaks(of_texts),
-        _truth(forget.filter(pl.col("metric") == TRUTH)),
+        truth(forget.filter(pl.col("metric") == TRUTH)),
         half_back(of_texts.filter(pl.col("group") == FORGET), relearning),
     ]
     return pl.concat(tables).sort("run", "step", "group", "statistic", "dose")
@@ -140,7 +142,9 @@ def divergences(rows: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
 
 def _means(rows: pl.DataFrame, group: str, statistic: str, *, by_dose: bool = False) -> pl.DataFrame:
     """Means over all texts, and by dose if asked for."""
-    wanted = rows.with_columns(metric=pl.lit(statistic), family=pl.lit("texts"), stratum=pl.lit("texts"))
+    wanted = rows.with_columns(cluster=cluster_of(rows)).with_columns(
+        metric=pl.lit(statistic), family=pl.lit("texts"), stratum=pl.lit("texts")
+    )
     whole = wanted.with_columns(dose=pl.lit(-1, pl.Int64))
     tables = []
     for part in (whole, wanted) if by_dose else (whole,):
@@ -160,9 +164,10 @@ def _areas(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def leaks(rows: pl.DataFrame) -> pl.DataFrame:
-    """AUC of the forget set against never-inserted items minus the leave-out twin's, with percentile limits.
+    """Each post-trained model's AUC of the forget set against never-inserted items, minus the leave-out twin's.
 
-    Both models are asked about the same items, which are drawn again together.
+    Limits are 95 % bootstrap percentiles. Clusters of items are drawn with replacement, and both models are judged on
+    the items drawn.
     """
     rng = np.random.default_rng(0)
     table = []
@@ -170,26 +175,21 @@ def leaks(rows: pl.DataFrame) -> pl.DataFrame:
         if run == LEAVE_OUT:
             continue
         total, weight = np.zeros(REPLICATES + 1), 0
-        for family in own.partition_by("family", maintain_order=True):
-            sides = [
-                family.filter(pl.col("group") == group).select("value", "twin").drop_nulls().to_numpy()
+        for family in own.with_columns(cluster=cluster_of(own)).partition_by("family", maintain_order=True):
+            members, others = (
+                family.filter(pl.col("group") == group).select("value", "twin", "cluster").drop_nulls()
                 for group in (FORGET, NEVER)
-            ]
-            n, m = map(len, sides)
-            if min(n, m) < 2:
+            )
+            if min(members["cluster"].n_unique(), others["cluster"].n_unique()) < 2:
                 continue
-            wins = [_wins(sides[0][:, column], sides[1][:, column]) for column in (0, 1)]
-            counts = [
-                np.vstack(
-                    [
-                        np.full(size, 1 / size),
-                        rng.multinomial(size, np.full(size, 1 / size), REPLICATES) / size,
-                    ]
-                )
-                for size in (n, m)
+            now, twin = (
+                _wins(members[name].to_numpy(), others[name].to_numpy()) for name in ("value", "twin")
+            )
+            weights = [
+                resampled_weights(side["cluster"].to_numpy(), REPLICATES, rng) for side in (members, others)
             ]
-            total += n * np.einsum("ri,ij,rj->r", counts[0], wins[0] - wins[1], counts[1])
-            weight += n
+            total += len(members) * np.einsum("ri,ij,rj->r", weights[0], now - twin, weights[1])
+            weight += len(members)
         if weight:
             low, high = np.quantile(total[1:] / weight, [0.025, 0.975])
             table.append((run, step, total[0] / weight, low, high, weight))
@@ -202,15 +202,20 @@ def _wins(members: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[
     return np.asarray((apart > 0) + 0.5 * (apart == 0), np.float64)
 
 
-def _truth(rows: pl.DataFrame) -> pl.DataFrame:
-    """Distance of the truth ratios of a model from those of the leave-out twin, and the p of their being equal."""
+def truth(rows: pl.DataFrame) -> pl.DataFrame:
+    """Distance of the truth ratios of a model from those of the leave-out twin, and the p of their being equal.
+
+    Args:
+        rows: metric rows of the forget set, ``value`` and ``twin`` the logarithms of truth ratios, at each checkpoint.
+    """
     distances, chances = [], []
     for (run, step), own in rows.partition_by(["run", "step"], as_dict=True, maintain_order=True).items():
-        known = own.select("value", "twin").drop_nulls()
+        known = own.select("value", "twin", cluster=cluster_of(own)).drop_nulls()
         if run == LEAVE_OUT or known.height < 2:
             continue
-        quality = forget_quality(known["value"].to_numpy(), known["twin"].to_numpy())
-        distances.append((run, step, quality.distance, quality.low, quality.high, known.height))
+        quality = forget_quality(known["value"], known["twin"], known["cluster"])
+        limits = (quality.low, quality.high) if known["cluster"].n_unique() > 1 else (None, None)
+        distances.append((run, step, quality.distance, *limits, known.height))
         chances.append((run, step, quality.p, None, None, known.height))
     return pl.concat([_listed(distances, "truth_distance"), _listed(chances, "truth_p")])
 
@@ -218,36 +223,35 @@ def _truth(rows: pl.DataFrame) -> pl.DataFrame:
 def half_back(rows: pl.DataFrame, relearning: Sequence[str]) -> pl.DataFrame:
     """Steps until half of the mean log-likelihood that the forget set had lost is back, with 95 % bootstrap limits.
 
-    Linear between checkpoints. Null if it is not back at the last one; 0 if nothing was lost. Items are resampled. At
-    few items the percentiles lie outside 2.5 and 97.5, so that the limits are about as wide as Student's t would make
-    them (expanded percentiles; Hesterberg 2015).
+    Linear between checkpoints. Null if it is not back at the last one; 0 if nothing was lost. Clusters of items are
+    drawn with replacement. With few of them the percentiles lie outside 2.5 and 97.5, so that the limits are about as
+    wide as Student's t would make them (expanded percentiles; Hesterberg 2015).
     """
     rng = np.random.default_rng(0)
     table = []
     for run in relearning:
         own = rows.filter(pl.col("run") == run)
         wide = (
-            own.pivot("step", index="probe_id", values="value", sort_columns=False)
-            .drop("probe_id")
+            own.with_columns(cluster=cluster_of(own))
+            .pivot("step", index=["probe_id", "cluster", "before"], values="value", sort_columns=False)
             .drop_nulls()
         )
-        steps = sorted(int(name) for name in wide.columns)
+        steps = sorted(own["step"].unique())
         if len(steps) < 2 or not wide.height:
             continue
-        values = wide.select(map(str, steps)).to_numpy()
-        before = own.unique("probe_id", maintain_order=True)["before"].to_numpy()
-        size = len(values)
-        draws = rng.integers(size, size=(REPLICATES, size))
+        weights = resampled_weights(wide["cluster"].to_numpy(), REPLICATES, rng)
+        means, before = weights @ wide.select(map(str, steps)).to_numpy(), weights @ wide["before"].to_numpy()
+        size = wide["cluster"].n_unique()
         times = [
-            _crossing(np.array(steps, float), values[rows_].mean(0), float(before[rows_].mean()))
-            for rows_ in (np.arange(size), *draws)
+            _crossing(np.array(steps, float), mean, float(was))
+            for mean, was in zip(means, before, strict=True)
         ]
-        outside = (
-            stats.norm.sf(stats.t.ppf(0.975, size - 1) * np.sqrt(size / (size - 1))) if size > 1 else 0.0
-        )
-        low, high = np.quantile(times[1:], [outside, 1 - outside], method="inverted_cdf")
+        low = high = np.nan
+        if size > 1:
+            outside = stats.norm.sf(stats.t.ppf(0.975, size - 1) * np.sqrt(size / (size - 1)))
+            low, high = np.quantile(times[1:], [outside, 1 - outside], method="inverted_cdf")
         limits = [float(value) if np.isfinite(value) else None for value in (times[0], low, high)]
-        table.append((run, steps[-1], *limits, size))
+        table.append((run, steps[-1], *limits, wide.height))
     return _listed(table, "half_back")
 
 

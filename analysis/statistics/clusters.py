@@ -59,6 +59,22 @@ def cluster_mean(values: ArrayLike, cluster_N: ArrayLike, level: float = 0.95) -
     return _interval(mean, variance, np.full(mean.shape, clusters - 1.0), level)
 
 
+def resampled_weights(cluster_N: ArrayLike, replicates: int, rng: np.random.Generator) -> Floats:
+    """Weights of items when clusters are drawn with replacement, (1 + replicates, N); equal in the first row, where
+    each counts once. Rows sum to 1.
+
+    Args:
+        cluster_N: label of each item's cluster.
+        replicates: number of draws.
+        rng: source of the draws.
+    """
+    codes = np.unique(np.asarray(cluster_N), return_inverse=True)[1]
+    clusters = int(codes.max()) + 1
+    drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), replicates)
+    counts = np.vstack([np.ones(clusters), drawn])[:, codes]
+    return np.asarray(counts / counts.sum(1, keepdims=True))
+
+
 def cluster_contrast(
     values: ArrayLike, treated_N: ArrayLike, cluster_N: ArrayLike | None = None, level: float = 0.95
 ) -> Contrast:

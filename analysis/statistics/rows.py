@@ -48,6 +48,14 @@ def estimates(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def cluster_of(rows: pl.DataFrame) -> pl.Expr:
+    """Cluster of each metric row's item, of one family; the item itself if it has none, the probe of no item."""
+    own = pl.lit(None, pl.String)
+    if "cluster" in rows.columns:
+        own = pl.when(pl.col("cluster") != "").then(pl.concat_str("family", "cluster", separator="\0"))
+    return pl.coalesce(own, "item_id", "probe_id")
+
+
 def per_item(rows: pl.DataFrame) -> pl.DataFrame:
     """One row per item with the mean value over its probes.
 
@@ -56,12 +64,9 @@ def per_item(rows: pl.DataFrame) -> pl.DataFrame:
     an item.
     """
     unit = pl.coalesce("item_id", "probe_id")
-    own = pl.lit(None, pl.String)
-    if "cluster" in rows.columns:
-        own = pl.when(pl.col("cluster") != "").then(pl.concat_str("family", "cluster", separator="\0"))
     return (
         rows.filter(pl.col("value").is_not_null())
-        .with_columns(unit=unit, cluster=pl.coalesce(own, unit))
+        .with_columns(unit=unit, cluster=cluster_of(rows))
         .group_by([*BY, "unit", "cluster", "family", "stratum", "dose"])
         .agg(pl.col("value").cast(pl.Float64).mean())
         .sort([*BY, "unit"])

@@ -35,7 +35,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of any layout."""
+    """A question of a test set: the common form of the rows of all file formats."""
 
     text: str
     """Text of the question, with ``_`` at the blank if there is one."""

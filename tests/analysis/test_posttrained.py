@@ -79,6 +79,37 @@ def test_estimates_have_the_known_answers(scored):
     assert one(found, "relearn", "half_back")["estimate"] == pytest.approx(2.0, abs=0.1)
 
 
+@pytest.mark.parametrize("statistic", ["leak", "half_back", "truth_distance"])
+def test_copies_of_an_item_in_one_cluster_say_no_more_than_the_item(scored, statistic):
+    """Limits are over clusters: four probes of each item that all have its value leave them as they are."""
+    values, _, _ = scored
+    values = values.filter((pl.col("metric") == unlearned.LOGLIK) & pl.col("item_id").is_not_null())
+    noise = pl.Series(np.random.default_rng(1).normal(0, 0.1, len(values)))
+    values = values.with_columns(value=pl.col("value") + noise)
+
+    def limits(rows):
+        if statistic == "half_back":
+            found = unlearned.half_back(rows.filter(pl.col("group") == "forget set"), ["relearn"])
+        elif statistic == "leak":
+            found = unlearned.leaks(rows)
+        else:
+            found = unlearned.truth(rows.filter(pl.col("group") == "forget set"))
+        return found.filter(pl.col("statistic") == statistic).select("estimate", "low", "high").to_numpy()
+
+    copies = [
+        values.with_columns(pl.col("probe_id") + f"-{copy}", item=pl.col("item_id") + f"-{copy}")
+        .with_columns(cluster=pl.col("item_id"), item_id="item")
+        .drop("item")
+        for copy in range(4)
+    ]
+    once = limits(values)
+    assert len(once) > 0
+    assert limits(pl.concat(copies)) == pytest.approx(once, abs=1e-9)
+    alone = pl.concat(copies).with_columns(cluster=pl.lit(""))
+    narrower = limits(alone)
+    assert (narrower[:, 2] - narrower[:, 1] < 0.8 * (once[:, 2] - once[:, 1])).any()
+
+
 def test_divergence_is_that_of_the_true_token(scored):
     _, found, _ = scored
     q, p = np.exp(-3.0), np.exp(-5.0)

@@ -1,5 +1,8 @@
 """The leave-out twin's plan differs from the plan in the forget set's windows alone."""
 
+from collections import Counter
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -64,3 +67,16 @@ def test_a_forget_set_is_of_the_families_and_doses_that_were_named(crowded):
         leave_out.forget_set(crowded, 0, 1.0, doses=[8])
     with pytest.raises(UserError, match="no inserted item has the family poems"):
         leave_out.forget_set(crowded, 0, 1.0, families=["poems"])
+
+
+def test_items_of_a_cluster_are_forgotten_together():
+    people = [f"person {number // 4}" for number in range(80)]
+    items = pl.DataFrame({"item_id": [f"i{n:02}" for n in range(80)], "family": "lives", "cluster": people})
+    items = items.with_columns(dose=pl.when(pl.int_range(80) < 40).then(0).otherwise(4))
+    items = items.with_columns(arm=pl.format("dose {}", "dose"))
+    drawn = [leave_out.forget_set(SimpleNamespace(items=items), seed, 0.2).to_list() for seed in range(30)]
+    owners = dict(items.select("item_id", "cluster").iter_rows())
+    for chosen in drawn:
+        # Two of the ten people that were inserted, each with all four texts.
+        assert sorted(Counter(owners[item] for item in chosen).values()) == [4, 4]
+    assert {owners[item] for chosen in drawn for item in chosen} == set(people[40:])

@@ -219,7 +219,10 @@ def test_a_statistic_of_a_post_trained_run(posttrained):
     never = QUANTITIES["unlearned"](posttrained, {**cell, "statistic": "half_back"})
     assert math.isnan(never.value)
     assert never.reason == "half_back is not reached in 20 steps"
-    with pytest.raises(UserError, match="npo-1 has no shft of forget set; did you mean 'forget set: shift'"):
+    with pytest.raises(
+        UserError,
+        match="statistic=shft: the comparison of npo-1 has no such row; did you mean 'forget set: shift'",
+    ):
         QUANTITIES["unlearned"](posttrained, {**cell, "statistic": "shft"})
     with pytest.raises(UserError, match="a run is no post-trained run"):
         QUANTITIES["unlearned"](run_of({0: [1.0]}), cell)
