@@ -18,7 +18,7 @@ from palimpsest.data import artifact, tokens
 from palimpsest.data import prepare as corpus
 from palimpsest.insertion import plan as plans
 from palimpsest.launch import exported
-from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.experiment import PAIR, Experiment
 from palimpsest.launch.program import program, share_of
 
 COUNTED = 20_000_000
@@ -43,7 +43,7 @@ def attack(experiment: Experiment) -> None:
     share = (0, 1) if experiment.shard is None else share_of(experiment.shard)
     every = values.texts(plan.items, plan.probes, experiment.attack)
     counted = cache(partial(frequencies, experiment, facts["vocab_size"]))
-    for which in exported.PAIR:
+    for which in PAIR:
         checkpoints = exported.checkpoints_of(experiment, which, facts["eod"])
         done = store.attack_all(
             experiment.directory / values.KIND / which,

@@ -116,6 +116,9 @@ class ReportConfig:
     is enough."""
 
 
+PAIR = ("perturbed", "twin")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
     """All settings of an experiment."""
@@ -123,7 +126,8 @@ class Experiment:
     experiment: str
     name: str
     seed: int
-    run: Literal["perturbed", "twin"]
+    run: str
+    """The run that is trained, perturbed or twin; of export also ``leave_out`` or a post-trained one."""
     runs: Path
     estimated_duration: str
     shard: str | None

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest.data.artifact import MANIFEST
 from palimpsest.data.errors import UserError
-from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.experiment import PAIR, Experiment
 from palimpsest.launch.process import INTEGRITY, say
 from palimpsest.launch.report import place, report
 from palimpsest.pretrain import saved
 
 if TYPE_CHECKING:
     from palimpsest.analysis.scoring.store import Checkpoint
-
-PAIR = ("perturbed", "twin")
 
 
 def steps_of(experiment: Experiment, which: str) -> list[int]:

@@ -13,7 +13,7 @@ from palimpsest.data import artifact
 from palimpsest.data import prepare as corpus
 from palimpsest.insertion import plan as plans
 from palimpsest.launch import exported
-from palimpsest.launch.experiment import Experiment
+from palimpsest.launch.experiment import PAIR, Experiment
 from palimpsest.launch.program import program, share_of
 
 
@@ -30,7 +30,7 @@ def generate(experiment: Experiment) -> None:
     share = (0, 1) if experiment.shard is None else share_of(experiment.shard)
     begun = beginnings.of_run(tokenizer).reading(experiment.score.bos, experiment.score.long_texts).bos
     cut = store.parts(plan.probes, experiment.generate, begun=begun)
-    for which in exported.PAIR:
+    for which in PAIR:
         checkpoints = exported.checkpoints_of(experiment, which, tokenizer.eod)
         done = store.generate_all(
             experiment.directory / KIND / which,

@@ -124,6 +124,7 @@ PROGRAMS = {
             ("posttrain.retain=X", "retain set: corpus, items or questions"),
             ("posttrain.forget.share=X", "share of each arm's and family's inserted items to forget; 1: all of them"),
             ("posttrain.steps=N", "steps of the method; posttrain.learning_rate=X: of AdamW, constant"),
+            ("posttrain.rank=N", "train updates of rank N (LoRA) in place of all weights"),
             ("+posttrain.settings.KEY=X", "setting of the method: beta, ...; gamma, alpha: weights of the two losses"),
         ],
         [QUICK, f"{QUICK} posttrain=simnpo posttrain.steps=40", f"{RUN} posttrain.forget.share=1"],
@@ -131,7 +132,7 @@ PROGRAMS = {
     "export": Help(
         "Write a checkpoint for transformers, with tokenizer and model card.",
         [
-            ("run=twin", "export the twin's checkpoint"),
+            ("run=twin", "export the twin's checkpoint; run=npo, run=leave_out: of a post-trained run, or its twin"),
             ("step=S", "finished steps of the checkpoint, or all; default: the last checkpoint"),
         ],
         [QUICK, f"{RUN} step=all", f"{RUN} run=twin"],

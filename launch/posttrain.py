@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from palimpsest.data.errors import UserError, nearest
 from palimpsest.insertion import audit as audits
 from palimpsest.insertion import leave_out
 from palimpsest.insertion import plan as plans
+from palimpsest.insertion.design import clusters
 from palimpsest.launch import missing_stages
 from palimpsest.launch import train as training
 from palimpsest.launch.experiment import Experiment
@@ -37,6 +38,7 @@ from palimpsest.pretrain import saved
 
 if TYPE_CHECKING:
     from palimpsest.data.mixture import Windows
+    from palimpsest.pretrain.config import PosttrainConfig
     from palimpsest.pretrain.posttraining.texts import Texts
 
 LEAVE_OUT, RETRAIN = "leave_out", "retrain"
@@ -45,9 +47,20 @@ CURVATURE_WINDOWS = 256
 
 
 def forget_set(experiment: Experiment, plan: plans.Plan) -> list[str]:
-    """Ids of the items that ``posttrain.forget`` draws."""
+    """Ids of the items that ``posttrain.forget`` draws.
+
+    Raises:
+        UserError: if they are one cluster, about which no interval can be given.
+    """
     forget = experiment.posttrain.forget
-    return leave_out.forget_set(plan, forget.seed, forget.share, forget.families, forget.doses).to_list()
+    drawn = leave_out.forget_set(plan, forget.seed, forget.share, forget.families, forget.doses)
+    units, _ = clusters(plan.items.filter(pl.col("item_id").is_in(drawn.implode())))
+    if len(set(units.tolist())) < 2:
+        raise UserError(
+            f"posttrain.forget.share={forget.share:g} draws one item, or one cluster of items; an interval needs two: "
+            "raise it"
+        )
+    return drawn.to_list()
 
 
 def place_of(experiment: Experiment, forgotten: list[str]) -> Path:
@@ -63,6 +76,25 @@ def name_of(experiment: Experiment) -> str:
     return f"{experiment.posttrain.method}-{json_digest(settings)[:8]}"
 
 
+def full_name(place: Path, given: str, setting: str) -> str:
+    """Name of a run in a forget set's directory, of which only the method may be given; ``given`` if there is none.
+
+    Raises:
+        UserError: if several runs are of that method.
+    """
+    if (place / given).is_dir():
+        return given
+    meant = [name for name in names_in(place) if name.rpartition("-")[0] == given]
+    if len(meant) > 1:
+        raise UserError(f"{setting}={given}: there are {', '.join(meant)}; give the whole name of one")
+    return meant[0] if meant else given
+
+
+def names_in(place: Path) -> list[str]:
+    """The runs in a forget set's directory: the leave-out twin and the post-trained ones."""
+    return sorted(path.parent.name for path in place.glob("*/checkpoints"))
+
+
 def with_parent(experiment: Experiment, place: Path) -> Experiment:
     """The experiment with the full name of ``posttrain.after``, where only its method is given.
 
@@ -70,15 +102,35 @@ def with_parent(experiment: Experiment, place: Path) -> Experiment:
         UserError: if several runs are of that method.
     """
     after = experiment.posttrain.after
-    if after is None or (place / after).is_dir():
+    if after is None:
         return experiment
-    known = sorted(path.parent.name for path in place.glob("*/checkpoints"))
-    meant = [name for name in known if name.rpartition("-")[0] == after]
-    if len(meant) > 1:
-        raise UserError(f"posttrain.after={after}: there are {', '.join(meant)}; give the whole name of one")
-    if not meant:
-        return experiment
-    return replace(experiment, posttrain=replace(experiment.posttrain, after=meant[0]))
+    name = full_name(place, after, "posttrain.after")
+    return replace(experiment, posttrain=replace(experiment.posttrain, after=name))
+
+
+def directory_of(experiment: Experiment, plan: plans.Plan) -> Path:
+    """Directory of the run that ``run`` names, which is not one of the pair: ``leave_out``, or a post-trained run.
+
+    Raises:
+        UserError: if the forget set has no such run, or several are of the method that is given.
+    """
+    forgotten = forget_set(experiment, plan)
+    if experiment.run == LEAVE_OUT and _everything(plan, forgotten):
+        return experiment.directory / "twin"
+    place = place_of(experiment, forgotten)
+    name = full_name(place, experiment.run, "run")
+    if not (place / name / "checkpoints").is_dir():
+        known = nearest(experiment.run, ["perturbed", "twin", *names_in(place)])
+        raise UserError(
+            f"run={experiment.run}: there is no such run{known} (in {place}; of another forget set: repeat its "
+            "posttrain.forget)"
+        )
+    return place / name
+
+
+def _everything(plan: plans.Plan, forgotten: list[str]) -> bool:
+    """True if all inserted items are to be forgotten, so that the twin is the leave-out twin."""
+    return set(forgotten) == set(plan.items.filter(plan.items["dose"] > 0)["item_id"])
 
 
 def train_twin(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> Path:
@@ -87,7 +139,7 @@ def train_twin(experiment: Experiment, plan: plans.Plan, forgotten: list[str], p
     Returns:
         Directory of the run.
     """
-    if set(forgotten) == set(plan.items.filter(plan.items["dose"] > 0)["item_id"]):
+    if _everything(plan, forgotten):
         if not _trained(experiment, experiment.directory / "twin"):
             training.train(experiment, "twin")
         return experiment.directory / "twin"
@@ -165,6 +217,7 @@ def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], pl
     from palimpsest.pretrain.posttraining import editor, texts
     from palimpsest.pretrain.posttraining.edits import EDITS
     from palimpsest.pretrain.posttraining.trainer import Posttrainer
+    from palimpsest.pretrain.telemetry import JsonLines
 
     directory = place / name_of(experiment)
     before = experiment.directory / "perturbed"
@@ -222,17 +275,10 @@ def posttrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], pl
             student=steps[0] if config.student == "first" else None,
             **common,
         )
-        with contextlib.ExitStack() as files:
-            log = None
-            if world.main:
-                log = files.enter_context((directory / "metrics.jsonl").open("a", encoding="utf-8"))
-
-            def write(record: dict[str, Any]) -> None:
-                if log is not None:
-                    log.write(json.dumps(record) + "\n")
-                    log.flush()
-
-            trainer.run(write)
+        written = JsonLines(directory / "metrics.jsonl", trainer.step) if world.main else None
+        if written is not None:
+            stack.callback(written.close)
+        trainer.run(lambda record: None if written is None else written.write(record))
 
 
 def retrain(experiment: Experiment, plan: plans.Plan, forgotten: list[str], place: Path) -> None:
@@ -272,7 +318,7 @@ def compare(
 ) -> dict[str, Any]:
     """Score every run of the forget set, and write the comparison to ``report/`` beside them; its summary."""
     runs = {"perturbed": experiment.directory / "perturbed", LEAVE_OUT: twin}
-    methods = [path.parent for path in sorted(place.glob("*/checkpoints")) if path.parent.name != LEAVE_OUT]
+    methods = [place / name for name in names_in(place) if name != LEAVE_OUT]
     runs |= {path.name: path for path in methods}
     last = ("perturbed", LEAVE_OUT)
     score_runs(
@@ -284,27 +330,55 @@ def compare(
         },
         place / "scores",
     )
-    origins = {path.name: _origin(path, runs) for path in methods}
+    ends = ends_of(runs)
+    origins = {path.name: origin(path, ends) for path in methods}
     return posttrained.write_report(place, plan, forgotten, origins, asdict(experiment.posttrain))
 
 
-def _origin(run: Path, runs: dict[str, Path]) -> posttrained.Origin:
-    """Lineage of a post-trained run, by the digest of the checkpoint that it started from."""
+def ends_of(runs: Mapping[str, Path]) -> dict[str, str]:
+    """Digest of each run's last checkpoint -> the run's name."""
+    ends = {
+        name: (path / "checkpoints", saved.finished(path / "checkpoints")[-1:]) for name, path in runs.items()
+    }
+    # Where two runs have the same checkpoint, the first one is its origin.
+    return {saved.read(at, steps[0]).digest: name for name, (at, steps) in reversed(ends.items()) if steps}
+
+
+def origin(run: Path, ends: Mapping[str, str]) -> posttrained.Origin:
+    """Lineage of a post-trained run, by the digest of the checkpoint that it started from.
+
+    Args:
+        run: its directory.
+        ends: of the runs that it may have started from, see :func:`ends_of`.
+    """
     checkpoints = run / "checkpoints"
     steps = saved.finished(checkpoints)
     manifest = saved.read(checkpoints, steps[0])
-    parents = [
-        name
-        for name, path in runs.items()
-        for step in saved.finished(path / "checkpoints")[-1:]
-        if saved.read(path / "checkpoints", step).digest == manifest.inputs.get("parent")
-    ]
-    parent = parents[0] if parents else "a run that is gone"
     if run.name == RETRAIN:
         return posttrained.Origin(RETRAIN, "perturbed", steps[-1] - steps[0])
+    parent = ends.get(manifest.inputs.get("parent", ""), "a run that is gone")
     method = manifest.config["posttrain"]["method"]
     # An edit takes no gradient steps.
     return posttrained.Origin(method, parent, 0 if manifest.config["posttrain"].get("edit") else steps[-1])
+
+
+def lineage(experiment: Experiment, run: Path) -> tuple[str, ...]:
+    """Post-trainings that led to a post-trained run, the last one first, such as ``npo, 20 steps, from perturbed``."""
+    place = run.parent
+    ends = ends_of(
+        {
+            "perturbed": experiment.directory / "perturbed",
+            **{name: place / name for name in names_in(place)},
+        }
+    )
+    found: list[str] = []
+    while True:
+        last = origin(run, ends)
+        taken = f"{last.cost} step{'' if last.cost == 1 else 's'}" if last.cost else "an edit"
+        found.append(f"{last.method}, {taken}, from {last.parent}")
+        if last.parent in ("perturbed", LEAVE_OUT, RETRAIN) or last.parent not in ends.values():
+            return tuple(found)
+        run = place / last.parent
 
 
 def dry_run(experiment: Experiment) -> Iterator[str]:
@@ -315,17 +389,18 @@ def dry_run(experiment: Experiment) -> Iterator[str]:
         f"forget set: {config.forget.share:.0%} of the inserted items of each arm and family"
         + ("" if config.forget.share < 1 else "; the twin is the leave-out twin")
     )
-    yield f"{config.method}: {config.steps} steps of {config.rows} texts of either set"
+    low = f", by updates of rank {config.rank}" if config.rank is not None else ""
+    yield f"{config.method}: {config.steps} steps of {config.rows} texts of either set that it reads{low}"
 
 
 def work(experiment: Experiment) -> int:
     """Make what is missing, post-train, score and compare; status of the comparison."""
-    _check_method(experiment.posttrain.method)
+    _check_method(experiment.posttrain)
     missing_stages.make(experiment)
-    if not _trained(experiment, experiment.directory / "perturbed"):
-        training.train(experiment, "perturbed")
     plan = plans.read(experiment.directory / "plan")
     forgotten = forget_set(experiment, plan)
+    if not _trained(experiment, experiment.directory / "perturbed"):
+        training.train(experiment, "perturbed")
     place = place_of(experiment, forgotten)
     experiment = with_parent(experiment, place)
     say(f"forget set: {len(forgotten)} items, in {place}")
@@ -348,14 +423,19 @@ def work(experiment: Experiment) -> int:
     return 0
 
 
-def _check_method(name: str) -> None:
-    """Raise a ``UserError`` unless there is a method of this name: before anything is trained."""
+def _check_method(config: PosttrainConfig) -> None:
+    """Raise a ``UserError`` unless there is such a method, and it takes ``rank``: before anything is trained."""
     from palimpsest.pretrain.posttraining.edits import EDITS
     from palimpsest.pretrain.posttraining.methods import METHODS
 
     known = [*METHODS, *EDITS, RETRAIN]
-    if name not in known:
-        raise UserError(f"posttrain.method={name}: there is no such method{nearest(name, known)}")
+    if config.method not in known:
+        raise UserError(
+            f"posttrain.method={config.method}: there is no such method{nearest(config.method, known)}"
+        )
+    if config.rank is not None and config.method not in METHODS:
+        why = "trains all weights" if config.method == RETRAIN else "is an edit, which trains nothing"
+        raise UserError(f"posttrain.rank={config.rank}: {config.method} {why}; leave it out")
 
 
 def _trained(experiment: Experiment, run: Path) -> bool:

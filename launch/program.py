@@ -21,6 +21,7 @@ from palimpsest.data.errors import UserError
 from palimpsest.insertion.ledger import PlanViolation
 from palimpsest.launch import help, recorded
 from palimpsest.launch.compose import CONF, build, one_line, scaled
+from palimpsest.launch.experiment import PAIR
 from palimpsest.launch.process import INTEGRITY, end, say
 from palimpsest.pretrain.interrupts import REQUEUE, Interrupted
 
@@ -41,6 +42,7 @@ def program(
     *,
     kind: Callable[[DictConfig], Settings] = build,  # type: ignore[assignment]
     conf: Path = CONF,
+    pair: bool = True,
 ) -> Callable[[], None]:
     """Program from a function, with Hydra's command line and an exit status. 0: success. 1: a bug (with a traceback).
     2: an error that the user can fix, in one line. 3: the experiment differs from its plan. 75: stopped by a signal
@@ -51,6 +53,7 @@ def program(
         dry_run: function that returns the lines of a preview; without it ``dry_run=true`` is refused.
         kind: function that checks a composed configuration and returns the settings.
         conf: directory of the configuration.
+        pair: true if ``run`` can only be one of the pair.
     """
 
     def start() -> None:
@@ -74,6 +77,9 @@ def program(
             return max((one(kind(config)) for config in composed), default=0)  # none after --help or --cfg
 
         def one(experiment: Settings) -> int:
+            run = getattr(experiment, "run", PAIR[0])
+            if pair and run not in PAIR:
+                raise UserError(f"run={run}: here it is {' or '.join(PAIR)}; palimpsest export takes others")
             if not experiment.dry_run:
                 if dry_run is not None and (line := _unsubmitted(experiment)):
                     raise UserError(line)

@@ -21,7 +21,7 @@ from palimpsest.launch.inputs import ledger_of
 from palimpsest.pretrain import checkpoint
 from palimpsest.pretrain.huggingface import export
 from palimpsest.pretrain.posttraining import texts
-from tests.conftest import REPO
+from tests.conftest import REPO, copied
 
 DESIGN = [
     "name=forget",
@@ -42,8 +42,9 @@ def tensors(directory):
 
 def made(done, place):
     """Directory of the post-trained run that a program says it made."""
-    (line,) = (line for line in done.lines if line.endswith(" steps"))
-    return place / line.split(":")[0]
+    names = [line.split(":")[0] for line in done.lines if line.endswith(" steps")]
+    (name,) = (name for name in names if (place / name).is_dir())
+    return place / name
 
 
 def equal(one, other):
@@ -132,16 +133,60 @@ def test_a_method_that_was_stopped_ends_with_the_same_weights(run, prepared):
     assert equal(tensors(last), before)
 
 
+def test_what_came_of_post_training_can_be_exported(run, prepared):
+    """A method's last checkpoint by the method's name, the leave-out twin by its own; the cards say which they are."""
+    transformers = pytest.importorskip("transformers")
+    place, _ = run
+    (directory,) = place.glob("grad_diff-*")
+    plans = [plan.read(one / "plan") for one in (prepared.directory("forget"), place)]
+    for name, source, step, inserted in (
+        ("grad_diff", directory, 6, plans[0]),
+        ("leave_out", place / "leave_out", 20, plans[1]),
+    ):
+        prepared.ok("export", *DESIGN, f"run={name}", timeout=300)
+        written = source / "export" / f"step_{step:08d}"
+        model = transformers.AutoModelForCausalLM.from_pretrained(written)
+        weights = tensors(checkpoint.path_of(source / "checkpoints", step))
+        vocabulary = model.get_input_embeddings().weight
+        assert torch.equal(
+            vocabulary, weights["embedding.word_embeddings.weight"][: len(vocabulary)].to(vocabulary)
+        )
+        card = (written / "README.md").read_text()
+        assert f"{source.name} run at step {step}" in card
+        assert f"{len(inserted.exposures):,} planned exposures" in card
+        assert "20 of 20 steps" in card
+        forgotten = (plans[0].items["dose"] > plans[1].items["dose"]).sum()
+        assert ("grad_diff, 6 steps, from perturbed" in card) == (name == "grad_diff")
+        assert (f"without the exposures of {forgotten} of the items" in card) == (name == "leave_out")
+        assert f"{forgotten} of the items" in card
+    assert len(plans[0].exposures) > len(plans[1].exposures)
+    for program, says in (
+        ("export", "did you mean 'grad_diff"),
+        ("train", "here it is perturbed or twin"),
+    ):
+        done = prepared.run(program, *DESIGN, "run=grad_dif", timeout=300)
+        assert done.status == 2
+        assert says in done.lines[-1]
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         (["posttrain.method=ngo"], "did you mean 'npo'"),
         (["+posttrain.settings.bta=1"], "npo has no such setting"),
         (["posttrain.forget.doses=[3]"], "no inserted item has the dose 3"),
+        (
+            [
+                *("posttrain.forget.doses=[8]", "posttrain.forget.families=[ghost_sentences]"),
+                "posttrain.forget.share=0.01",
+            ],
+            "draws one item, or one cluster of items",
+        ),
         (["posttrain.rows=3"], "no multiple"),
         (["posttrain=rmu", "posttrain.layer=2"], "the model has layers 0 to 1"),
         (["posttrain=rome", "posttrain.layer=2"], "the model has layers 0 to 1"),
         (["posttrain=memit", "+posttrain.settings.layers=0"], "layers=0 must be at least 1"),
+        (["posttrain=int4", "posttrain.rank=4"], "quantise is an edit, which trains nothing"),
         (["posttrain.after=npo-0"], "no checkpoints"),
     ],
 )
@@ -188,6 +233,24 @@ def test_the_forget_set_moves_where_it_is_to(run, prepared, method):
     assert change > 0 if method in AWAY else change < 0
     said = [line for line in done.lines if line.startswith(directory.name)]
     assert any(("half of what was lost" if method in AWAY else "the forget set is") in line for line in said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "other"), [("relearn", "alpha"), ("finetune", "gamma"), ("dpo", "gamma")])
+def test_a_set_that_is_not_read_has_no_part_in_the_weights(run, prepared, method, other):
+    """With a weight too small to matter its rows are read, and the weights end the same."""
+    place, _ = run
+    ends = []
+    for weight in (0, 1e-12):
+        more = [f"+posttrain.settings.{other}={weight}"]
+        directory = made(prepared.ok("posttrain", *given(method, steps=3), *more, timeout=900), place)
+        ends.append(tensors(checkpoint.path_of(directory / "checkpoints", 3)))
+        (*_, record) = (json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines())
+        unread = record["loss_retain" if other == "alpha" else "loss_forget"] is None
+        assert unread == (weight == 0)
+        shutil.rmtree(directory)
+    for name, one in ends[0].items():
+        torch.testing.assert_close(one, ends[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_retraining_is_exact(run, prepared):
@@ -261,6 +324,58 @@ def test_an_edit_of_no_steps_changes_nothing_and_one_of_two_is_refused(run, prep
     assert "is an edit, which is one step" in done.lines[-1]
 
 
+LOW_RANK = [
+    *(
+        *DESIGN,
+        "posttrain=grad_diff",
+        "posttrain.steps=3",
+        "posttrain.checkpoint_every=2",
+        "posttrain.seed=7",
+    ),
+    *("posttrain.rank=2", "posttrain.learning_rate=1e-2"),
+]
+
+
+@pytest.mark.slow
+def test_updates_of_low_rank_are_trained_alone_and_on_any_ranks(run, prepared):
+    place, _ = run
+    done = prepared.ok("posttrain", *LOW_RANK, timeout=600)
+    directory = made(done, place)
+    before, middle, after = (
+        tensors(checkpoint.path_of(directory / "checkpoints", step)) for step in (0, 2, 3)
+    )
+    matrices = {name for name in before if ".linear_" in name and name.endswith(".weight")}
+    assert before.keys() == after.keys()
+    assert len(matrices) == 4
+    for name in before:
+        if name not in matrices:
+            assert torch.equal(before[name], after[name])
+            continue
+        for end in (middle, after):
+            change = (end[name] - before[name]).double()
+            assert torch.linalg.matrix_rank(change, rtol=1e-3).max() <= 2
+            assert change.flatten(1).norm(dim=1).min() > 1e-4
+    assert last_of(place, directory.name)["forget set", "change"] < 0
+    # Stopped after the second step, it begins anew.
+    shutil.rmtree(checkpoint.path_of(directory / "checkpoints", 3))
+    assert "the steps begin anew" in prepared.ok("posttrain", *LOW_RANK, timeout=600).out
+    assert equal(tensors(checkpoint.path_of(directory / "checkpoints", 3)), after)
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3]
+    for ranks, more in (
+        (1, "train.recompute=true"),
+        (2, "parallel.tensor=2"),
+        (2, "parallel.pipeline=2"),
+        (2, "parallel.overlap=true"),
+    ):
+        shutil.rmtree(directory)
+        prepared.ok("posttrain", *LOW_RANK, more, ranks=ranks, timeout=600)
+        shared = tensors(checkpoint.path_of(directory / "checkpoints", 3))
+        for name in after:
+            torch.testing.assert_close(shared[name], after[name], rtol=0, atol=2e-4)
+    shutil.rmtree(directory)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("method", [name for name in EVERY if name != "retrain"])
 def test_no_steps_change_nothing(run, prepared, method):
@@ -326,10 +441,36 @@ def test_two_ranks_end_with_the_weights_of_one(on_one_rank, prepared, method, to
     if method in HIDDEN and "parallel.pipeline=2" in topology:
         pytest.skip("it reads a layer's output beside the loss, and refuses a pipeline")
     asked, directory, end, whole = on_one_rank(method)
-    prepared.ok("posttrain", *asked, *topology, ranks=2, timeout=900)
+    prepared.ok("posttrain", *asked, *topology, ranks=2)
     shared = tensors(checkpoint.path_of(directory / "checkpoints", end))
     shutil.rmtree(directory)
     apart = max(
         (whole[name] - shared[name]).abs().max().item() for name in whole if whole[name].is_floating_point()
     )
     assert apart < 2e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "olmo2", "mixtral"])
+def test_a_run_that_starts_from_a_released_model_can_be_post_trained(pristine, tmp_path_factory, kind):
+    """A loss and an edit, each by one command, on a model with the blocks of its class."""
+    pytest.importorskip("transformers")
+    from tests.pretrain.released_models import make
+
+    place = copied(pristine, tmp_path_factory)
+    model = make(kind, place.path / "released")
+    shutil.copy(next((place.path / "runs" / "corpora").glob("*/tokenizer.json")), model)
+    start = [*DESIGN, "model=from_huggingface", "model.weights=released", "train.precision=fp32"]
+    for method in (["posttrain=npo", "posttrain.steps=2"], ["posttrain=int4"]):
+        done = place.ok("posttrain", *start, *method, timeout=900)
+        (report,) = (line.removeprefix("report: ") for line in done.lines if line.startswith("report: "))
+        forgotten = (place.path / report).parent.parent
+        ends = [
+            tensors(checkpoint.path_of(one / "checkpoints", checkpoint.finished(one / "checkpoints")[-1]))
+            for one in (forgotten.parent.parent / "perturbed", made(done, forgotten))
+        ]
+        assert ends[0].keys() == ends[1].keys()
+        assert not equal(*ends)
+    refused = place.run("posttrain", *start, "posttrain=kfac", timeout=300)
+    assert refused.status == (2 if kind == "mixtral" else 0)
+    assert kind != "mixtral" or "no plain feed-forward blocks" in refused.lines[-1]
