@@ -46,6 +46,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from palimpsest.launch.compose import CONF, build
+from palimpsest.launch.replicate import hardware
 from palimpsest.pretrain import estimate
 from palimpsest.pretrain.config import (
     ModelConfig,
@@ -427,16 +428,14 @@ def options() -> argparse.Namespace:
 def main() -> None:
     given = options()
     load = os.getloadavg()[0]
-    import torch
-
-    device_name = torch.cuda.get_device_name() if given.device == "cuda" else platform.machine()
+    device_name = hardware()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
     packages = ["torch", "megatron-core", "transformers"]
     lines = [
         f"# A training step, {time.strftime('%Y-%m-%d')}",
         "",
         f"`PYTHONPATH=. python benchmarks/training.py {' '.join(sys.argv[1:])}` at commit {commit.strip()}, on "
-        f"{os.cpu_count()} cores, {device_name}, load average {load:.1f} before, Python "
+        f"{device_name}, load average {load:.1f} before, Python "
         f"{platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}. "
         f"{given.rounds} rounds of {given.steps} steps.",
         "",
