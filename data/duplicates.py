@@ -116,7 +116,13 @@ def like_heldout(
 
 
 def write_near(path: Path, keys: npt.NDArray[np.uint64], documents: npt.NDArray[np.int64]) -> None:
-    """Write all near keys of a shard, sorted: uint64 (3, K) as ``write_keys`` does, but with every occurrence."""
+    """Write the keys of near-duplicates of a shard, sorted, every occurrence of each.
+
+    Args:
+        path: of the ``.npy`` to write: uint64 (3, K), rows as of :func:`write_keys`.
+        keys: (K, 2), high and low halves.
+        documents: (K,) index of each key's document in the shard.
+    """
     order = np.lexsort((documents, keys[:, 1], keys[:, 0]))
     np.save(path, np.stack([keys[order, 0], keys[order, 1], documents[order].astype(np.uint64) * 2]))
 

@@ -163,7 +163,7 @@ class Mixture:
             values = {getattr(order, name) for epochs in self._epochs for order in epochs}
             if len(values) > 1:
                 raise UserError(
-                    f"the corpora of a mixture differ in {name}: {sorted(values)}; make them alike"
+                    f"the corpora of a mixture differ in {name}: {sorted(values)}; prepare them with the same settings"
                 )
         first = self._epochs[0][0]
         self.sequence_length, self.eod = first.sequence_length, first.eod

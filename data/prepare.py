@@ -154,7 +154,7 @@ def prepare_share(
 
 
 def work_directory(directory: Path) -> Path:
-    """Directory of a corpus's finished shards until they are joined."""
+    """Path, beside a corpus's ``directory``, of its finished shards until they are joined."""
     return directory.with_name(f".{directory.name}.work")
 
 

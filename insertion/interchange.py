@@ -50,7 +50,8 @@ def write_tokens(plan: Plan, order: Windows, directory: Path) -> pl.DataFrame:
         directory: directory for the two files.
 
     Returns:
-        The exceptions (``EXCEPTION_SCHEMA``), ascending.
+        One row for each token at which a window of the file differs from the window with its insertions
+        (``EXCEPTION_SCHEMA``), by ascending position and offset.
     """
     layout = Layout(order)
     order = layout.order

@@ -228,8 +228,8 @@ class Layout:
     def __init__(self, order: Windows) -> None:
         if not isinstance(order, Order):
             raise UserError(
-                "insertion.interventions and token files of launch/write_corpus.py are made of one corpus that is "
-                "shuffled and read once; set corpus.order=shuffled, mixture.epochs=1 and no mixture.corpora"
+                "insertion.interventions and launch/write_corpus.py need one corpus that is shuffled and read once; "
+                "set corpus.order=shuffled and mixture.epochs=1, and leave out mixture.corpora"
             )
         self.order = order
         dataset: Any = order.dataset

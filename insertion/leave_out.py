@@ -19,15 +19,15 @@ def forget_set(
     plan: Plan, seed: int, share: float, families: Sequence[str] = (), doses: Sequence[int] = ()
 ) -> pl.Series:
     """Ids of the items to forget: a random ``share`` of the inserted items of each combination of arm and
-    family, at least one of each. Items of a cluster, such as those about one person, are forgotten together or not at
-    all; the share is then of clusters.
+    family (kind of item), at least one of each. Items of a cluster, such as those about one person, are forgotten
+    together or not at all; the share is then of clusters.
 
     Args:
         plan: items and arms.
         seed: of the draw.
         share: above 0, at most 1.
-        families: to draw from; none: all.
-        doses: to draw from; none: all above 0.
+        families: to draw from; empty: all.
+        doses: to draw from; empty: all above 0.
 
     Raises:
         UserError: if a family or dose has no inserted item.

@@ -215,7 +215,8 @@ class InsertionConfig:
         for name in FACTORS:
             if len(getattr(self, name)) != 1:
                 raise UserError(
-                    f"{setting}: items get their doses from the file, so insertion.{name} takes one level"
+                    f"{setting}: items get their doses from the file, so insertion.{name} must have one "
+                    f"value for all of them, not {len(getattr(self, name))}"
                 )
 
     @property

@@ -169,7 +169,11 @@ def replay(experiment: Experiment, recorded: list[dict[str, Any]]) -> list[str]:
 
 
 def prove(experiment: Experiment, recorded: list[dict[str, Any]]) -> dict[str, Any]:
-    """Audit every segment, and replay the decisions.
+    """Audit every segment (the training between two decisions), and check that the stored scores lead to the decisions.
+
+    Args:
+        experiment: the adaptive experiment.
+        recorded: its decisions on doses, in order.
 
     Returns:
         The result; see ``insertion.audit.Audit.result``.

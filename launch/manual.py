@@ -30,7 +30,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def work(arguments: Sequence[str]) -> int:
-    """Write every page into the directory."""
+    """Write every page of the reference into the directory that ``arguments`` names; exit status."""
     if len(arguments) != 1:
         raise UserError("one directory is needed to write into: palimpsest manual docs/reference")
     place = Path(arguments[0])

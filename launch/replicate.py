@@ -130,7 +130,10 @@ def composed(replication: Replication, seeds: Sequence[int], overrides: Sequence
         for name in replication.runs:
             program, own = replication.program_of(name)
             if program not in PROGRAMS:
-                raise UserError(f"runs.{name}: {program} is no program of a run{nearest(program, PROGRAMS)}")
+                raise UserError(
+                    f"runs.{name}: there is no program {program} to make a run with{nearest(program, PROGRAMS)}; give "
+                    f"one of {', '.join(PROGRAMS)}"
+                )
             line = (*replication.arguments, *own, *overrides, f"seed={seed}")
             lines.setdefault(program, []).append((line, {"run": name, "seed": str(seed)}))
     made = [run for program, own in lines.items() for run in sweep.composed(own, program)]

@@ -66,7 +66,7 @@ def size(stored: float) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Cost of one run, which is a pair of trainings."""
+    """GPU hours and bytes that one experiment is estimated to take: two trainings, perturbed and twin, and scoring."""
 
     gpus: int
     """GPUs of one training."""

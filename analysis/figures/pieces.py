@@ -73,7 +73,12 @@ class DoseAxis:
         )
 
     def place(self, rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-        """The rows with ``x``, the place at which each is drawn, with series side by side."""
+        """Add a column ``x``: the place on the dose axis at which each row is drawn, with runs side by side.
+
+        Args:
+            rows: rows with ``dose`` and ``run``.
+            names: the runs, from left to right.
+        """
         middle = (len(names) - 1) / 2
         aside = {name: (i - middle) * 2 * self.dodge for i, name in enumerate(names)}
         return rows.with_columns(

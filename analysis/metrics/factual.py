@@ -55,7 +55,7 @@ def retainability(loglik_T: ArrayLike, before: float, t_lam: int) -> NDArray[np.
 
 
 class Decay(NamedTuple):
-    """Semi-log fit ``R(t) = intercept - a log10 t`` (not a power law)."""
+    """Semi-log fit ``R(t) = intercept - a log10 t`` of the share R retained after a time t (not a power law)."""
 
     per_decade: float
     """Decay constant ``a = -dR / d log10 t``, per decade."""

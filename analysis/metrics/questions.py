@@ -457,12 +457,12 @@ def cloze_bits_leaked(scored: Scored, parameters: Parameters) -> Values:
     by_question=True,
 )
 def cloze_bits_known(scored: Scored, parameters: Parameters) -> Values:
-    """Known bits of a cloze's target: the bits that the cloze claims for a reader who knows only the format, minus the
-    target's surprisal in bits.
+    """Known bits of a cloze's target: the bits that the probe states for it (its surprisal to a reader who knows only
+    the format), minus its surprisal under the model.
 
-    Negative for a model that does not know the format. The sum over fields of the mean over people, cut at 0, times the
-    number of people is ``N log2(S0 / e^p2)`` of :func:`~analysis.metrics.capacity.bio_s_capacity` (Allen-Zhu & Li
-    2024).
+    Negative for a model that does not know the format. The mean over people of each field, at least 0, summed over
+    fields and multiplied by the number of people, is ``N log2(S0 / e^p2)`` of
+    :func:`~analysis.metrics.capacity.bio_s_capacity` (Allen-Zhu & Li 2024).
     """
     bits = scored.extra["probe_bits"]
     valid = np.isfinite(bits)

@@ -118,7 +118,9 @@ class Claim:
     def _at(self, runs: Mapping[str, Run], cell: Mapping[str, Any]) -> Estimate:
         name = cell.get("run", next(iter(runs)))
         if name not in runs:
-            raise UserError(f"cell.run={name} is no run of this replication{nearest(name, runs)}")
+            raise UserError(
+                f"cell.run={name} is not under runs{nearest(name, runs)}; give one of {', '.join(runs)}"
+            )
         return QUANTITIES[self.quantity](runs[name], cell)
 
     def power(self, seeds: int, claims: int) -> float:
@@ -176,7 +178,10 @@ class Replication:
         if len(set(self.seeds)) < 3:
             raise UserError(f"seeds={list(self.seeds)} must be at least three different ones")
         if not self.claims or not self.runs:
-            raise UserError("a replication has at least one run and one claim")
+            raise UserError(
+                f"a replication needs at least one run and one claim; it has {len(self.runs)} under runs and "
+                f"{len(self.claims)} under claims"
+            )
 
     def program_of(self, name: str) -> tuple[str, tuple[str, ...]]:
         """Program that makes a run, and the run's own arguments for it."""

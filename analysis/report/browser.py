@@ -97,12 +97,12 @@ def fair_limit(sizes: NDArray[np.int64], largest: int, total: int) -> int:
 
 
 def embed(inputs: ReportInputs, results: Results, limits: Limits | None = None) -> Embedded:
-    """Data of the item browser.
+    """Items, texts and token scores for the item browser of the report, thinned to ``limits``.
 
     Args:
         inputs: inputs of the report.
         results: numbers of the report.
-        limits: limits on the embedded data.
+        limits: most items, tokens and bytes; None: the defaults of :class:`Limits`.
     """
     limits = limits or Limits()
     left_out: list[str] = []

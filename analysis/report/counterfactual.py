@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 
 
 class Coins(NamedTuple):
-    """Scores of the runs of a sweep over coins."""
+    """Scores of the R runs of a sweep, each of which includes every one of N items or not by the toss of a coin."""
 
     items: pl.DataFrame
     """``item_id`` and ``family``, one row an item."""
@@ -89,12 +89,14 @@ def read(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> Coins | None:
 
 
 def memorization(coins: Coins) -> pl.DataFrame:
-    """Counterfactual memorization of every item that at least two runs include and two do not.
+    """Counterfactual memorization of every item that at least two runs include and two do not: its mean score in the
+    runs that include it minus that in those that do not.
 
     Returns:
-        ``item_id``, ``family``, ``estimate``, ``low``, ``high`` (Welch's 95 % interval), ``p`` (one-sided), ``p_holm``,
-        ``runs_with``, ``runs_without``, and ``influence``: the same difference in the mean likelihood of the held-out
-        documents, with ``influence_low`` and ``influence_high``; the largest estimate first.
+        ``item_id``, ``family``, ``estimate``, ``low``, ``high`` (Welch's 95 % interval), ``p`` (one-sided: above 0),
+        ``p_holm`` (corrected over the items), ``runs_with``, ``runs_without``, and ``influence``: the same difference
+        in the mean log-likelihood of the held-out documents, nats/byte, with ``influence_low`` and
+        ``influence_high``; the largest estimate first.
     """
     rows = []
     for number, (item, family) in enumerate(coins.items.iter_rows()):
@@ -155,7 +157,12 @@ def overall(coins: Coins) -> tuple[float, float, float]:
 
 
 def figure(rows: pl.DataFrame, unit: str) -> theme.Figure:
-    """Items from the most to the least memorised, with intervals: the long tail."""
+    """Draw the estimate of every item with its 95 % interval, the most memorised first: a long tail.
+
+    Args:
+        rows: rows of :func:`memorization`.
+        unit: unit of the estimates, for the axis.
+    """
     ranked = rows.with_row_index("rank", offset=1)
     x = alt.X(
         "rank:Q",

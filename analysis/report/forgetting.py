@@ -76,14 +76,14 @@ def last_exposures(inputs: ReportInputs) -> pl.DataFrame:
 def retention(items: pl.DataFrame, last: pl.DataFrame) -> pl.DataFrame:
     """Retained share: later gain divided by the gain at the first checkpoint after the last exposure.
 
-    An item's gain is its value minus the mean of its family's never-inserted items at the same checkpoint. The limits
-    include that mean's error, and are over clusters. Both gains are of the same items. Delays double from row to row;
-    an item with several checkpoints in a row's range enters with their mean.
+    An item's gain is its value minus the mean of its family's never-inserted items at the same checkpoint. 95 % limits
+    include that mean's error, and are over clusters of items. Both gains are of the same items. The range of delays
+    (steps) doubles from row to row; an item with several checkpoints in a row's range enters with their mean.
 
     Args:
         items: rows of :func:`~analysis.statistics.rows.per_item`, of one metric and run.
-        last: frame with ``unit`` and ``after``, the smallest number of finished steps that includes the item's last
-            exposure.
+        last: frame with ``unit`` (item id) and ``after``, the smallest number of finished steps that includes the
+            item's last exposure.
 
     Returns:
         A table of ``RETAINED_SCHEMA``, empty if no item has a later checkpoint.

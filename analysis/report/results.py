@@ -42,7 +42,7 @@ ATTACKS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Results:
-    """Metric rows and the estimates from them."""
+    """Metric rows of a run's checkpoints (of the perturbed run and the twin), and the estimates made from them."""
 
     rows: pl.DataFrame
     """Metric rows, including those without a value."""
@@ -135,7 +135,8 @@ def _of_metric(rows: pl.DataFrame, name: str, step: int, inputs: ReportInputs) -
 
 
 def effective_dose(results: Results, metric: str, family: str = "all", alpha: float = 0.05) -> int | None:
-    """Minimum effective dose at the last checkpoint.
+    """Minimum effective dose at the last checkpoint: the lowest that is significant together with all higher ones, by
+    :func:`~analysis.statistics.dose_response.minimum_effective_dose`; None if not even the highest is.
 
     The test uses the items' differences from the twin if there is one, because these are not affected by differences in
     difficulty between items.

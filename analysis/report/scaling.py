@@ -71,7 +71,7 @@ def point(scale: Mapping[str, float], summary: Mapping[str, Any]) -> Point:
 
 
 def axes(points: Sequence[Point]) -> list[str]:
-    """Axes along which the runs differ."""
+    """Names of the scales (:attr:`Point.scale`) in which the runs differ."""
     names = points[0].scale if points else ()
     return [name for name in names if len({one.scale[name] for one in points}) > 1]
 

@@ -45,7 +45,7 @@ _MOST_DOTS = 400
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A figure in the page."""
+    """A figure of the report's page, drawn."""
 
     name: str
     svg: Markup

@@ -164,7 +164,8 @@ def _areas(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def leaks(rows: pl.DataFrame) -> pl.DataFrame:
-    """Each post-trained model's AUC of the forget set against never-inserted items, minus the leave-out twin's.
+    """Each post-trained model's AUC of the forget set against never-inserted items, minus the leave-out twin's (the run
+    trained without the forget set). Above 0: the model still gives the set away. Items are ranked by ``value``.
 
     Limits are 95 % bootstrap percentiles. Clusters of items are drawn with replacement, and both models are judged on
     the items drawn.

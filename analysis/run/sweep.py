@@ -22,7 +22,7 @@ PRIMARY = "loglik_per_byte"
 
 
 class Sweep:
-    """A sweep on disk: its scored runs by their factors, and the figures that compare several runs.
+    """A sweep on disk: its scored runs by their factors (the settings that differ), and plots that compare them.
 
     Args:
         directory: the sweep's directory, ``runs/sweeps/<experiment>-<digest>``.

@@ -14,7 +14,7 @@ def gains(run: RunFiles, metric: str, step: int | None = None) -> pl.DataFrame:
     """Gain of every item over the twin, highest first.
 
     Args:
-        run: which.
+        run: files of the run.
         metric: name of the metric.
         step: checkpoint; the last one if None.
 
@@ -42,7 +42,7 @@ def reproduced(run: RunFiles, step: int | None = None) -> pl.DataFrame:
     """Verbatim reproduction of every item by greedy decoding after the report's prompt, at a checkpoint.
 
     Args:
-        run: which.
+        run: files of the run.
         step: checkpoint; the last one if None.
 
     Returns:
@@ -70,13 +70,14 @@ def exposures_of(run: RunFiles, item_id: str) -> pl.DataFrame:
     """The exposures of an item, in training order.
 
     Args:
-        run: which.
+        run: files of the run.
         item_id: of the item.
 
     Returns:
         step (from 0), checkpoint (number of finished steps of the first checkpoint on disk after the exposure; null if
-        there is none), position (of the window in training order), offset (of the first token in the window), tokens
-        (length), and consumed (true if the ledger of the perturbed run records the exposure; null without a ledger).
+        there is none), position (of the window in training order, from 0), offset (in the window, from 0, of its first
+        token), tokens (length), and consumed (true if the ledger of the perturbed run records the exposure; null
+        without a ledger).
 
     Raises:
         UserError: if the plan has no such item.

@@ -44,11 +44,12 @@ class Reader:
         return logits[..., : self.vocab_size].float().log_softmax(-1)
 
     def logprobs(self, texts: Sequence[Ids], before: Sequence[Ids] | None = None) -> list[Floats]:
-        """ln p of every token of each text, (T,) float64.
+        """ln p of every token of each text, its first one included: (T,) float64 for each.
 
         Args:
             texts: token ids.
-            before: what each stands behind, between the first token and it; None: nothing.
+            before: tokens that each text follows, which are not scored; they stand behind the beginning-of-document
+                token. None: the texts follow that token alone.
         """
         fronts = [[self.beginning, *(before[i] if before else ())] for i in range(len(texts))]
         found: list[Floats] = [np.empty(0)] * len(texts)

@@ -229,7 +229,8 @@ def rows(
     """
     if name not in SETS:
         raise UserError(
-            f"{what}={name}: there is no such set{nearest(name, SETS)}; give it, or a file of your own"
+            f"{what}={name} is no set that comes with palimpsest{nearest(name, SETS)}; give one of {', '.join(SETS)}, "
+            "or a file of your own"
         )
 
     def made(part: str, index: int) -> dict[str, Any]:

@@ -165,7 +165,10 @@ class ModelConfig:
                 f"model.attention_biases={self.attention_biases} is part of model.biases=true; set one of them"
             )
         if self.attention_biases == "all" and (self.activation != "swiglu" or self.experts is not None):
-            raise UserError("model.attention_biases=all needs model.activation=swiglu and no model.experts")
+            raise UserError(
+                "model.attention_biases=all needs model.activation=swiglu and model.experts=null, not "
+                f"{self.activation} and {self.experts}"
+            )
         if self.post_norm and (self.parallel_residual or self.biases):
             raise UserError(
                 "model.post_norm cannot be combined with model.parallel_residual or "

@@ -121,7 +121,10 @@ def prune_widths(weights: Weights, given: Given) -> dict[str, Tensor]:
     reads the checkpoint does so as before.
     """
     if FFN_IN not in weights or FFN_OUT not in weights:
-        raise UserError("posttrain.method=prune_widths: the model has no plain feed-forward blocks")
+        raise UserError(
+            "posttrain.method=prune_widths: the model has no plain feed-forward blocks, because it is a mixture of "
+            "experts; choose posttrain.method=prune"
+        )
     inward, outward = weights[FFN_IN], weights[FFN_OUT]
     width = outward.shape[-1]
     parts = inward.unflatten(1, (2 if given.gated else 1, width))  # (N, gate and value, F, H)

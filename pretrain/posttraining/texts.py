@@ -36,7 +36,7 @@ class Texts:
         return len(self.lengths)
 
     def take(self, numbers: Integers) -> Texts:
-        """The texts of these numbers."""
+        """The texts at these indices (from 0), in their order."""
         segments = None if self.segments is None else self.segments[numbers]
         return Texts(self.windows[numbers], self.lengths[numbers], self.starts[numbers], segments)
 

@@ -125,7 +125,10 @@ def test_repeated_texts(prepared, duplicated, tmp_path):
             "insertion.items_per_dose=[2,2,1]",
             "gives 1 items of table the dose 1, but insertion.items_per_dose says 2",
         ),
-        ("insertion.phase=[{end: 0.5}, {start: 0.5}]", "insertion.phase takes one level"),
+        (
+            "insertion.phase=[{end: 0.5}, {start: 0.5}]",
+            "insertion.phase must have one value for all of them, not 2",
+        ),
         ("insertion.doses=[0,1,5]", "has items with 4 exposures"),
         ("insertion.placements=none", "insertion.placements=none: there is no such file"),
     ):
