@@ -169,7 +169,9 @@ def test_a_program_that_makes_no_runs_is_refused(tmp_path):
     text = MINE.format(arguments="+experiment=replicate").replace("few: [", "few: [posttrian, ")
     (tmp_path / "mine.yaml").write_text(text)
     one = load(str(tmp_path / "mine.yaml"))
-    with pytest.raises(UserError, match=r"runs\.few: posttrian is no program .*; did you mean 'posttrain'"):
+    with pytest.raises(
+        UserError, match=r"runs\.few: there is no program posttrian .*; did you mean 'posttrain'"
+    ):
         composed(one, one.seeds, [])
 
 

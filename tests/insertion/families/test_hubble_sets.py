@@ -289,7 +289,10 @@ def test_mistakes_name_row_and_field(tmp_path):
             read(tmp_path, [(text, {**meta, **changed})])
     with pytest.raises(UserError, match="2 items are needed, but there are 1"):
         read(tmp_path, [ROWS["piqa"], ROWS["piqa"]])
-    with pytest.raises(UserError, match=r"families\.mine\.stand_in=mlu: .* did you mean 'mmlu'"):
+    with pytest.raises(
+        UserError,
+        match=r"families\.mine\.stand_in=mlu is no set .*; did you mean 'mmlu'\?; give one of gutenberg_popular, ",
+    ):
         make("mine", family_context(100), 2, {"family": "hubble_sets", "stand_in": "mlu"})
     with pytest.raises(
         UserError, match=r"families\.mine\.family: there is no family 'hubble_set'; did you mean"
