@@ -166,8 +166,8 @@ class ModelConfig:
             )
         if self.attention_biases == "all" and (self.activation != "swiglu" or self.experts is not None):
             raise UserError(
-                "model.attention_biases=all needs model.activation=swiglu and model.experts=null, not "
-                f"{self.activation} and {self.experts}"
+                "model.attention_biases=all needs model.activation=swiglu and model.experts=null; it has "
+                f"{self.activation} and {'null' if self.experts is None else self.experts}"
             )
         if self.post_norm and (self.parallel_residual or self.biases):
             raise UserError(

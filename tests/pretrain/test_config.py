@@ -185,3 +185,16 @@ def test_only_regular_checkpoints_are_ever_deleted():
 def test_impossible_checkpoints(change, told):
     with pytest.raises(UserError, match=told):
         replace(TRAIN, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"activation": "gelu"}, "it has gelu and null"),
+        ({"experts": 4}, "it has swiglu and 4"),
+    ],
+)
+def test_biases_of_attention_alone_need_gated_dense_blocks(change, told):
+    llama = replace(MODEL, activation="swiglu", attention_biases="all")
+    with pytest.raises(UserError, match=f"needs model.activation=swiglu and model.experts=null; {told}"):
+        replace(llama, **change)

@@ -127,3 +127,11 @@ def test_a_mistake_is_named(settings, part):
     with pytest.raises(UserError) as error:
         claim(**settings)
     assert part in str(error.value)
+
+
+def test_a_cell_is_of_one_of_the_runs():
+    runs = {"few": None, "many": None}
+    with pytest.raises(
+        UserError, match=r"cell\.run=fw is not under runs; did you mean 'few'.*give one of few, many"
+    ):
+        claim(cell={"run": "fw"}).measure(runs)
